@@ -1,0 +1,164 @@
+"""MagicActor: a Megatron GPT model that plays a role and learns from token batches.
+
+It is NeMo-Aligner's PPO actor with three things of its own: log-probabilities are taken at the sampling temperature,
+batches are length-bucketed microbatches of unequal width, and loss and metrics are normalised by global counts instead of
+averaged over microbatches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+from nemo_aligner.models.nlp.gpt.megatron_gpt_ppo_actor import MegatronGPTActorModel
+from nemo_aligner.utils.distributed import broadcast_tensor_within_pp, from_parallel_logits_to_logprobs
+from nemo_aligner.utils.train_utils import clip_gradients, set_eval, set_sync_funcs
+from nemo_aligner.utils.utils import cpu_weight_swap
+from omegaconf import DictConfig
+
+from nemo_magic.actors.tokenizer import ChatTokenizer
+from nemo_magic.game.episode import Role
+from nemo_magic.rl.batch import MicroBatch
+
+Metrics = dict[str, tuple[float, float]]
+"""Name → (sum, count); the mean over everything is the quotient of the all-reduced sums."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A microbatch's share of the loss, already divided by global counts, and its metrics as (sum, count)."""
+
+    loss: torch.Tensor
+    metrics: dict[str, tuple[Any, Any]]
+
+
+LossFunction = Callable[[torch.Tensor, MicroBatch], Objective]
+"""(log-probabilities [b, S-1] at the sampling temperature, microbatch) → Objective."""
+
+
+class MagicActor(MegatronGPTActorModel):
+    """One role's model.
+
+    ``weights_version`` counts the changes of its weights; generators compare it to notice that theirs are stale.
+    """
+
+    def __init__(self, cfg: DictConfig, trainer: Any) -> None:
+        super().__init__(cfg, trainer)
+        self.role = Role(cfg.magic.role)
+        self.chat = ChatTokenizer(self.tokenizer)
+        self.weights_version = 0
+        self._temperature: float = cfg.magic.temperature
+        for module in self.get_model_module_list():
+            # Microbatches are as wide as their own longest row; pipeline stages tell each other the shapes.
+            module.config.variable_seq_lengths = cfg.pipeline_model_parallel_size > 1
+
+    # --- learning --------------------------------------------------------------------------------------------------------
+
+    def accumulate(self, batches: Sequence[MicroBatch], loss: LossFunction) -> Metrics:
+        """Forward and backward over ``batches``, gradients reduced over data-parallel ranks; no optimizer step.
+
+        Every rank must bring the same number of microbatches. Returns metrics summed over microbatches and ranks.
+        """
+        # The schedule divides by the microbatches and the gradient reduction by the ranks; the loss is a global mean already.
+        scale = len(batches) * parallel_state.get_data_parallel_world_size()
+
+        def step(iterator: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
+            batch = next(iterator)
+
+            def loss_of(logits: torch.Tensor) -> tuple[torch.Tensor, dict[str, tuple[Any, Any]]]:
+                objective = loss(self._token_logprobs(logits, batch.tokens), batch)
+                return objective.loss * scale, objective.metrics
+
+            return self._forward(model, batch), loss_of
+
+        self.prepare_for_training_step()
+        parts = self._run(batches, step, forward_only=False)
+        self.finish_training_step()
+        return self._reduced(parts)
+
+    def apply_gradients(self, optimizer: Any, scheduler: Any, max_norm: float) -> float:
+        """Clip, step, and count the new weights. Returns the gradient norm before clipping."""
+        norm = clip_gradients(self, max_norm)
+        outcome = optimizer.step()
+        if norm is None:  # Megatron-core's distributed optimizer clips inside its step and returns (done, norm, zeros).
+            norm = outcome[1]
+        scheduler.step()
+        self.weights_version += 1
+        return float(norm)
+
+    # --- scoring ---------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def token_logprobs(self, batches: Sequence[MicroBatch]) -> list[torch.Tensor]:
+        """Log-probabilities of every next token, one [b, S-1] tensor per microbatch, on every pipeline stage.
+
+        In nats, at the sampling temperature, from the training forward pass.
+        """
+
+        def step(iterator: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
+            batch = next(iterator)
+            return self._forward(model, batch), lambda logits, non_loss_data=True: self._token_logprobs(
+                logits, batch.tokens, inference_only=True
+            )
+
+        set_eval(self)
+        scores = self._run(batches, step, forward_only=True, collect_non_loss_data=True)
+        # contiguous: gloo broadcasts the memory of a view, not the view
+        return [broadcast_tensor_within_pp(scores[i].contiguous() if scores else None) for i in range(len(batches))]
+
+    def reference_logprobs(self, batches: Sequence[MicroBatch]) -> list[torch.Tensor]:
+        """``token_logprobs`` under the reference policy π_ref, whose weights wait in host memory."""
+        if self.init_policy_state_dict is None:
+            raise RuntimeError(f"the {self.role} keeps no reference weights: grpo.kl_beta was 0 when it was built")
+        with cpu_weight_swap(self, self.init_policy_state_dict, megatron_amp_O2=self.megatron_amp_O2):
+            return self.token_logprobs(batches)
+
+    # --- shared ----------------------------------------------------------------------------------------------------------
+
+    def _forward(self, model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
+        tokens = batch.tokens.cuda(non_blocking=True)
+        positions = torch.arange(tokens.size(1), device=tokens.device).expand_as(tokens)
+        # Rows are padded on the right, so the causal mask that attention makes by itself is all they need.
+        return model(tokens, positions, None)
+
+    def _token_logprobs(self, logits: torch.Tensor, tokens: torch.Tensor, inference_only: bool = False) -> torch.Tensor:
+        return from_parallel_logits_to_logprobs(
+            vocab_parallel_logits=logits.float() / self._temperature,
+            target=tokens.cuda(non_blocking=True),
+            inference_only=inference_only,
+            higher_stability=True,
+        )
+
+    def _run(self, batches: Sequence[MicroBatch], step: Any, forward_only: bool, **options: Any) -> list[Any]:
+        set_sync_funcs(self, forward_only)
+        return get_forward_backward_func()(
+            forward_step_func=step,
+            data_iterator=self._make_data_iterator_list(iter(batches)),
+            model=self.model,
+            num_microbatches=len(batches),
+            forward_only=forward_only,
+            seq_length=max(batch.tokens.size(1) for batch in batches),
+            micro_batch_size=batches[0].tokens.size(0),
+            **options,
+        )
+
+    def _reduced(self, parts: Sequence[dict[str, tuple[Any, Any]]]) -> Metrics:
+        """Sum (sum, count) pairs over microbatches and data-parallel ranks; only the last stage has any."""
+        box: list[Metrics] = [{}]
+        if parts:
+            names = sorted(parts[0])
+            pairs = [[[float(x) for x in part[name]] for name in names] for part in parts]
+            sums = torch.tensor(pairs, dtype=torch.float64, device=torch.cuda.current_device()).sum(0)
+            torch.distributed.all_reduce(sums, group=parallel_state.get_data_parallel_group())
+            box = [{name: (total, count) for name, (total, count) in zip(names, sums.tolist(), strict=True)}]
+        if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+            torch.distributed.broadcast_object_list(
+                box,
+                src=parallel_state.get_pipeline_model_parallel_last_rank(),
+                group=parallel_state.get_pipeline_model_parallel_group(),
+            )
+        return box[0]

@@ -1,0 +1,326 @@
+"""Decoding: the ``Generator`` protocol, and native Megatron decoding behind it.
+
+A generator belongs to the world, not to an actor: ``load(actor)`` makes it speak with that actor's weights, and it refuses
+to decode when the actor has learned since. TensorRT-LLM, which allows one engine per process, fits the same protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from megatron.core import parallel_state
+from megatron.core.inference_params import InferenceParams
+from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+
+from nemo_magic.actors.config import GenerationConfig, LengthConfig, SamplingConfig
+from nemo_magic.actors.tokenizer import ChatTokenizer
+from nemo_magic.game.episode import Completion
+
+if TYPE_CHECKING:
+    from nemo_magic.actors.actor import MagicActor
+
+
+class StaleWeightsError(RuntimeError):
+    """A generator was asked to decode with weights that are not the actor's present ones."""
+
+
+class Generator(Protocol):
+    """Speaks for one actor at a time. Every rank of a model-parallel group calls with the same arguments."""
+
+    def load(self, actor: MagicActor) -> None:
+        """Take the actor's present weights; building an engine at the first call is part of it."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        sampling: SamplingConfig,
+        lengths: LengthConfig,
+    ) -> list[Completion]:
+        """One completion per prompt, in order.
+
+        ``seeds`` holds one 64-bit seed per row: a row's sample depends on its prompt, its seed and the weights only.
+
+        Raises:
+            StaleWeightsError: when no actor is loaded, or the loaded one has changed since ``load``.
+        """
+
+    def release(self) -> None:
+        """Give back what decoding held, so that training can have it."""
+
+
+@dataclass(frozen=True)
+class _Stops:
+    """What ends a response: single ids (checked on tensors) and strings of several tokens (checked on decoded tails)."""
+
+    ids: torch.Tensor
+    strings: tuple[str, ...]
+
+    @classmethod
+    def of(cls, tokenizer: ChatTokenizer, end_strings: Sequence[str]) -> _Stops:
+        ids, strings = [tokenizer.end_id], []
+        for end in end_strings:
+            single = tokenizer.single_id(end)
+            if single is None:
+                strings.append(end)
+            else:
+                ids.append(single)
+        return cls(torch.tensor(ids, device=torch.cuda.current_device()), tuple(strings))
+
+
+class NativeGenerator:
+    """Decoding by the Megatron model itself, with its key/value cache; works at any TP × PP.
+
+    Rows are decoded in cohorts of similar prompt length: a cohort is prefilled up to its shortest prompt and goes on token
+    by token, longer prompts being fed where they still have tokens. Positions are absolute and no padding precedes a
+    prompt, so a causal mask is all that attention needs, whatever kernel computes it.
+    """
+
+    def __init__(self, config: GenerationConfig) -> None:
+        self._config = config
+        self._actor: MagicActor | None = None
+        self._version = -1
+
+    def load(self, actor: MagicActor) -> None:
+        self.release()
+        actor.prepare_for_inference()
+        self._actor, self._version = actor, actor.weights_version
+
+    def release(self) -> None:
+        if self._actor is not None:
+            self._actor.finish_inference()
+        self._actor = None
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        sampling: SamplingConfig,
+        lengths: LengthConfig,
+    ) -> list[Completion]:
+        actor = self._loaded()
+        longest = max(map(len, prompts), default=0)
+        if longest + lengths.max_length > actor.cfg.encoder_seq_length:
+            raise ValueError(
+                f"a prompt of {longest} tokens and length_params.max_length={lengths.max_length} exceed "
+                f"model.encoder_seq_length={actor.cfg.encoder_seq_length}"
+            )
+        stops = _Stops.of(actor.chat, sampling.end_strings)
+        completions: list[Completion | None] = [None] * len(prompts)
+        for cohort in self._cohorts([len(p) for p in prompts]):
+            rows = [list(prompts[i]) for i in cohort]
+            uniforms = _uniforms([seeds[i] for i in cohort], lengths.max_length)
+            for i, completion in zip(cohort, _decode(actor, rows, uniforms, sampling, lengths, stops), strict=True):
+                completions[i] = completion
+        return [c for c in completions if c is not None]
+
+    def _loaded(self) -> MagicActor:
+        if self._actor is None:
+            raise StaleWeightsError("generate() before load(actor)")
+        if self._actor.weights_version != self._version:
+            raise StaleWeightsError(
+                f"the {self._actor.role} is at weights version {self._actor.weights_version}, the generator holds "
+                f"{self._version}: call load(actor) after an update"
+            )
+        return self._actor
+
+    def _cohorts(self, prompt_lengths: Sequence[int]) -> Iterator[list[int]]:
+        cohort: list[int] = []
+        for i in sorted(range(len(prompt_lengths)), key=prompt_lengths.__getitem__):
+            full = len(cohort) == self._config.batch_size
+            if cohort and (full or prompt_lengths[i] - prompt_lengths[cohort[0]] > self._config.max_prompt_spread):
+                yield cohort
+                cohort = []
+            cohort.append(i)
+        if cohort:
+            yield cohort
+
+
+def _uniforms(seeds: Sequence[int], count: int) -> torch.Tensor:
+    """[rows, count] uniform numbers in [0, 1), float64; a row's depend on its own seed only."""
+    draws = [np.random.Generator(np.random.Philox(key=seed)).random(count) for seed in seeds]
+    return torch.as_tensor(np.stack(draws), device=torch.cuda.current_device())
+
+
+def _decode(
+    actor: MagicActor,
+    prompts: Sequence[list[int]],
+    uniforms: torch.Tensor,
+    sampling: SamplingConfig,
+    limits: LengthConfig,
+    stops: _Stops,
+) -> list[Completion]:
+    device = torch.cuda.current_device()
+    prompt_lengths = torch.tensor([len(p) for p in prompts], device=device)
+    first, longest = int(prompt_lengths.min()), int(prompt_lengths.max())
+    total = longest + limits.max_length
+    tokens = torch.full((len(prompts), total), actor.chat.pad_id, dtype=torch.long, device=device)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)] = torch.tensor(prompt, device=device)
+    logprobs = torch.zeros(len(prompts), total, device=device)
+    ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    response_lengths = torch.zeros_like(prompt_lengths)
+
+    cache = InferenceParams(max_batch_size=len(prompts), max_sequence_length=total)
+    done_upto = 0
+    for column in range(first, total):
+        logits = _next_logits(actor, tokens[:, done_upto:column], done_upto, cache)
+        produced = column - prompt_lengths  # tokens this row has said so far; negative while its prompt is still fed
+        live = (produced >= 0) & (produced < limits.max_length) & ~ended
+        draw = uniforms.gather(1, produced.clamp(0, limits.max_length - 1)[:, None])
+        ids, chosen = _pick_everywhere(actor, logits, draw, sampling, banned=produced < limits.min_length, stops=stops)
+        tokens[:, column] = torch.where(live, ids, tokens[:, column])
+        logprobs[:, column] = chosen * live
+        response_lengths += live
+        ended |= live & torch.isin(ids, stops.ids)
+        if stops.strings:
+            ended |= live & _says_stop(actor.chat, tokens, prompt_lengths, response_lengths, live, stops.strings)
+        done_upto = column
+        if not bool((~ended & (produced + 1 < limits.max_length)).any()):
+            break
+    return [
+        _completion(actor.chat, prompt, tokens[r].tolist(), logprobs[r].tolist(), int(response_lengths[r]), bool(ended[r]), stops)
+        for r, prompt in enumerate(prompts)
+    ]
+
+
+def _next_logits(actor: MagicActor, tokens: torch.Tensor, offset: int, cache: InferenceParams) -> torch.Tensor | None:
+    """[rows, padded vocabulary] logits after the last of ``tokens`` [rows, S]; None but on the last pipeline stage."""
+    rows, size = tokens.shape
+    cache.sequence_len_offset = offset
+    positions = torch.arange(offset, offset + size, device=tokens.device).expand(rows, size)
+
+    def step(_: Any, model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
+        output = model(tokens, positions, None, inference_params=cache)
+        return output, lambda output, non_loss_data=True: output[:, -1]
+
+    last = get_forward_backward_func()(
+        forward_step_func=step,
+        data_iterator=None,
+        model=actor.model,
+        num_microbatches=1,
+        forward_only=True,
+        seq_length=size,
+        micro_batch_size=rows,
+        collect_non_loss_data=True,
+    )
+    return gather_from_tensor_model_parallel_region(last[0]) if last else None
+
+
+def _pick_everywhere(
+    actor: MagicActor,
+    logits: torch.Tensor | None,
+    draw: torch.Tensor,
+    sampling: SamplingConfig,
+    banned: torch.Tensor,
+    stops: _Stops,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sample on the last stage; every rank of the model-parallel group learns the same ids and log-probabilities [rows]."""
+    packed = torch.zeros(2, draw.size(0), dtype=torch.float64, device=draw.device)
+    if logits is not None:
+        packed[0], packed[1] = pick(logits, draw, sampling, actor.chat.size, banned, stops.ids)
+        if parallel_state.get_tensor_model_parallel_world_size() > 1:
+            # Equal in theory; a differing last bit would let tensor-parallel ranks decode different texts.
+            torch.distributed.broadcast(
+                packed,
+                parallel_state.get_tensor_model_parallel_src_rank(),
+                parallel_state.get_tensor_model_parallel_group(),
+            )
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        torch.distributed.broadcast(
+            packed,
+            parallel_state.get_pipeline_model_parallel_last_rank(),
+            parallel_state.get_pipeline_model_parallel_group(),
+        )
+    return packed[0].long(), packed[1].float()
+
+
+def pick(
+    logits: torch.Tensor,
+    draw: torch.Tensor,
+    sampling: SamplingConfig,
+    vocabulary: int,
+    banned: torch.Tensor,
+    end_ids: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose a token per row by inverting the distribution at ``draw``.
+
+    Args:
+        logits: [rows, padded vocabulary].
+        draw: [rows, 1] uniform numbers in [0, 1).
+        vocabulary: real vocabulary size; ids beyond it are never chosen.
+        banned: [rows] bool, rows that may not end yet.
+        end_ids: ids that end a response.
+
+    Returns:
+        ids [rows] and their log-probabilities [rows] in nats at the sampling temperature, before top-k and top-p.
+    """
+    # Greedy decoding has no temperature of its own; its log-probabilities are those of temperature 1.
+    temperature = 1.0 if sampling.use_greedy else sampling.temperature
+    scaled = logits.double() / temperature
+    choosable = scaled.clone()
+    choosable[:, vocabulary:] = -torch.inf
+    choosable[:, end_ids] = torch.where(banned[:, None], -torch.inf, choosable[:, end_ids])
+    if sampling.use_greedy:
+        ids = choosable.argmax(dim=-1)
+    else:
+        cdf = _truncated(choosable, sampling).cumsum(dim=-1)
+        ids = torch.searchsorted(cdf, draw * cdf[:, -1:], right=True).squeeze(1).clamp(max=vocabulary - 1)
+    logprobs = torch.log_softmax(scaled, dim=-1).gather(1, ids[:, None]).squeeze(1)
+    return ids, logprobs
+
+
+def _truncated(logits: torch.Tensor, sampling: SamplingConfig) -> torch.Tensor:
+    """[rows, V] probabilities with everything outside top-k and top-p at zero (not renormalised)."""
+    if sampling.top_k > 0:
+        kth = logits.topk(min(sampling.top_k, logits.size(-1)), dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    probabilities = logits.softmax(dim=-1)
+    if sampling.top_p < 1.0:
+        ordered, order = probabilities.sort(dim=-1, descending=True)
+        outside = ordered.cumsum(dim=-1) - ordered >= sampling.top_p
+        probabilities = probabilities.scatter(1, order, ordered.masked_fill(outside, 0.0))
+    return probabilities
+
+
+def _says_stop(
+    chat: ChatTokenizer,
+    tokens: torch.Tensor,
+    prompt_lengths: torch.Tensor,
+    response_lengths: torch.Tensor,
+    live: torch.Tensor,
+    strings: Sequence[str],
+) -> torch.Tensor:
+    """[rows] bool: live rows whose response now contains a stop string."""
+    answer = torch.zeros_like(live)
+    # A stop string of n characters spans at most n tokens, and one more may carry its last character.
+    tail = max(map(len, strings)) + 1
+    for row in live.nonzero().flatten().tolist():
+        start, size = int(prompt_lengths[row]), int(response_lengths[row])
+        said = chat.text(tokens[row, max(start, start + size - tail) : start + size].tolist())
+        answer[row] = any(end in said for end in strings)
+    return answer
+
+
+def _completion(
+    chat: ChatTokenizer,
+    prompt: list[int],
+    tokens: list[int],
+    logprobs: list[float],
+    size: int,
+    ended: bool,
+    stops: _Stops,
+) -> Completion:
+    span = slice(len(prompt), len(prompt) + size)
+    response = tokens[span]
+    spoken = response[:-1] if ended and response and response[-1] in stops.ids.tolist() else response
+    text = chat.text(spoken)
+    for end in stops.strings:
+        text = text.split(end, 1)[0].rstrip()
+    return Completion(tuple(prompt), tuple(response), tuple(logprobs[span]), text, ended)

@@ -1,0 +1,50 @@
+"""Chats to token ids and back, through the tokenizer NeMo loaded for a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from nemo_magic.game.episode import Message
+
+
+class ChatTokenizer:
+    """A role's chat template and vocabulary.
+
+    Raises:
+        ValueError: when the tokenizer has no chat template, or no end token; both decide what is trained on and are never
+            guessed.
+    """
+
+    def __init__(self, nemo_tokenizer: Any) -> None:
+        self._tokenizer = getattr(nemo_tokenizer, "tokenizer", None)
+        if self._tokenizer is None or not getattr(self._tokenizer, "chat_template", None):
+            raise ValueError(
+                "model.tokenizer has no chat template: use model.tokenizer.library=huggingface and a model.tokenizer.type "
+                "folder whose tokenizer_config.json has chat_template"
+            )
+        if self._tokenizer.eos_token_id is None:
+            raise ValueError("model.tokenizer has no end token (eos_token in tokenizer_config.json)")
+        self.end_id: int = self._tokenizer.eos_token_id
+        pad = self._tokenizer.pad_token_id
+        self.pad_id: int = self.end_id if pad is None else pad
+        self.size: int = len(self._tokenizer)
+
+    def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """The ids of a chat up to where the assistant begins to speak."""
+        chat = [{"role": m.role, "content": m.content} for m in messages]
+        return tuple(self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True))
+
+    def completion_ids(self, text: str) -> tuple[int, ...]:
+        """The ids a model should have produced to say ``text``, end token included."""
+        return (*self._tokenizer.encode(text, add_special_tokens=False), self.end_id)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Decoded text without special tokens. Ids outside the vocabulary (padding of the embedding) are left out."""
+        return str(self._tokenizer.decode([i for i in ids if i < self.size], skip_special_tokens=True)).strip()
+
+    def single_id(self, text: str) -> int | None:
+        """The id of ``text`` if the vocabulary holds it as one token."""
+        index = self._tokenizer.convert_tokens_to_ids(text)
+        unknown = self._tokenizer.unk_token_id
+        return index if isinstance(index, int) and index != unknown else None

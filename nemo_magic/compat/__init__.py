@@ -1,0 +1,1 @@
+"""What the pinned NeMo stack needs in order to run where it was not written for."""

@@ -1,0 +1,308 @@
+"""The CPU lane: NeMo 2.1, Megatron-core 0.10 and NeMo-Aligner 0.7 over gloo, unedited.
+
+Those packages name CUDA in a few dozen places, nearly all through a handful of entry points of ``torch.cuda``. This module
+gives these entry points their CPU meaning, and gives NeMo the torch versions of what it takes from apex. It is the only
+file that patches anything, and the only one that asks what device it is on. ``install()`` must run before ``nemo`` is
+imported; it refuses to run where CUDA is available.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+import os
+import random
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_CPU = torch.device("cpu")
+_FACTORIES = (
+    "arange as_tensor empty eye full full_like linspace ones ones_like rand randint randn randperm tensor zeros zeros_like "
+    "empty_like"
+).split()
+_TYPED = ("LongTensor", "FloatTensor", "ByteTensor", "IntTensor", "HalfTensor", "BFloat16Tensor", "BoolTensor")
+
+
+class CudaAvailableError(RuntimeError):
+    """The CPU lane was asked for on a machine that has CUDA."""
+
+
+def installed() -> bool:
+    """Whether this process runs in the CPU lane."""
+    return getattr(torch, "_nemo_magic_cpu_lane", False)
+
+
+def install(announce: bool = True) -> None:
+    """Make this process run the NeMo stack on CPU; a second call does nothing.
+
+    Raises:
+        CudaAvailableError: where ``torch.cuda.is_available()``; use ``trainer.accelerator=gpu`` there.
+    """
+    if installed():
+        return
+    if torch.cuda.is_available():
+        raise CudaAvailableError(
+            "trainer.accelerator=cpu, but this machine has CUDA: the CPU lane would patch torch.cuda under a working GPU. "
+            "Use trainer.accelerator=gpu, or hide the devices with CUDA_VISIBLE_DEVICES=''."
+        )
+    # torch >= 2.6 loads weights only; Megatron-core 0.10 pickles its own classes into common.pt. Only files this run wrote.
+    os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    # NeMo 2.1 parses this variable of NVIDIA's containers unguarded.
+    os.environ.setdefault("NVIDIA_PYTORCH_VERSION", "24.07")
+    torch.set_num_threads(1)
+    _patch_torch_cuda()
+    _patch_gloo()
+    _stand_in_for_trtllm()
+    _patch_megatron()
+    _patch_nemo()
+    _register_adam()
+    import nemo_aligner.models.nlp.gpt.megatron_gpt_ppo_actor  # noqa: F401
+
+    # Last: torch.jit.script, which runs while those packages are imported, cannot read a wrapped factory.
+    _patch_factories()
+    torch._nemo_magic_cpu_lane = True  # type: ignore[attr-defined]
+    if announce and os.environ.get("RANK", "0") == "0":
+        print("nemo-magic: CPU lane active (torch.cuda entry points answered on CPU, gloo, one thread per rank)", flush=True)
+
+
+# --- torch ---------------------------------------------------------------------------------------------------------------
+
+
+def _is_cuda(device: Any) -> bool:
+    if isinstance(device, str):
+        return device.startswith("cuda")
+    if isinstance(device, torch.device):
+        return device.type == "cuda"
+    return isinstance(device, int) and not isinstance(device, bool)
+
+
+class _NoStream:
+    """A CUDA stream or event where there is none: every method does nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: None
+
+    def __enter__(self) -> _NoStream:
+        return self
+
+    def __exit__(self, *args: Any) -> bool:
+        return False
+
+
+def _patch_torch_cuda() -> None:
+    cuda: Any = torch.cuda
+    cuda.current_device = lambda: _CPU
+    for name in ("set_device", "synchronize", "empty_cache", "set_stream", "reset_peak_memory_stats"):
+        setattr(cuda, name, lambda *args, **kwargs: None)
+    cuda.Stream = cuda.Event = _NoStream
+    cuda.current_stream = cuda.default_stream = lambda *args, **kwargs: _NoStream()
+    cuda.get_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+    cuda.set_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+    # Megatron's RNG tracker seeds its parallel states through torch.cuda.manual_seed.
+    cuda.manual_seed = cuda.manual_seed_all = torch.default_generator.manual_seed
+    cuda.mem_get_info = lambda *args: (0, 0)
+    for name in _TYPED:
+        setattr(cuda, name, getattr(torch, name))
+
+    tensor: Any = torch.Tensor
+    tensor.cuda = lambda self, *args, **kwargs: self
+    module: Any = torch.nn.Module
+    module.cuda = lambda self, *args, **kwargs: self
+    # Megatron's optimizers compare Tensor.type() with 'torch.cuda.FloatTensor'.
+    type_of = tensor.type
+
+    def type_as_cuda(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        answer = type_of(self, *args, **kwargs)
+        if isinstance(answer, str) and not answer.startswith("torch.cuda."):
+            return answer.replace("torch.", "torch.cuda.", 1)
+        return answer
+
+    tensor.type = type_as_cuda
+
+
+def _patch_factories() -> None:
+    def on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if _is_cuda(kwargs.get("device")):
+                kwargs["device"] = _CPU
+            return function(*args, **kwargs)
+
+        return call
+
+    for name in _FACTORIES:
+        setattr(torch, name, on_cpu(getattr(torch, name)))
+
+    to = torch.Tensor.to
+
+    def to_cpu(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if args and _is_cuda(args[0]):
+            args = (_CPU, *args[1:])
+        if _is_cuda(kwargs.get("device")):
+            kwargs["device"] = _CPU
+        return to(self, *args, **kwargs)
+
+    torch.Tensor.to = to_cpu  # type: ignore[method-assign,assignment]
+
+
+def _patch_gloo() -> None:
+    """gloo refuses the 0-d inputs that nccl takes (NeMo-Aligner's rebalance_nd_tensor gathers one)."""
+    gather = torch.distributed.all_gather_into_tensor
+
+    def all_gather_into_tensor(output: torch.Tensor, input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return gather(output, input.reshape(1) if input.dim() == 0 else input, *args, **kwargs)
+
+    torch.distributed.all_gather_into_tensor = all_gather_into_tensor
+
+
+# --- Megatron-core and NeMo ----------------------------------------------------------------------------------------------
+
+
+def _stand_in_for_trtllm() -> None:
+    """NeMo-Aligner imports tensorrt_llm ahead of its own guard; without the package its module must exist all the same."""
+    if importlib.util.find_spec("tensorrt_llm") is not None:
+        return
+
+    class GPTGenerateTRTLLM:
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            raise RuntimeError("tensorrt_llm is not installed; generate natively (trt_llm.enable=false)")
+
+    module: Any = types.ModuleType("nemo_aligner.utils.trt_llm")
+    module.GPTGenerateTRTLLM, module.HAVE_TRTLLM = GPTGenerateTRTLLM, False
+    sys.modules["nemo_aligner.utils.trt_llm"] = module
+
+
+def _patch_megatron() -> None:
+    import megatron.core.dist_checkpointing.strategies.filesystem_async as filesystem_async
+    import megatron.core.tensor_parallel.random as parallel_random
+    from torch.distributed.checkpoint import filesystem
+
+    parallel_random._set_cuda_rng_state = lambda state, device=-1: torch.set_rng_state(state)
+    # torch > 2.5 gave this private function two more arguments.
+    write: Any = filesystem._write_item
+    if "serialization_format" in inspect.signature(write).parameters:
+        transforms = filesystem._StorageWriterTransforms()
+        serialization = filesystem.SerializationFormat.TORCH_SAVE
+        filesystem_async._write_item = lambda stream, data, item, key: write(
+            transforms, stream, data, item, key, serialization
+        )
+
+
+def _patch_nemo() -> None:
+    import nemo.collections.nlp.models.language_modeling.megatron_gpt_model as gpt
+    import nemo.collections.nlp.models.nlp_model as nlp_model
+    import nemo.collections.nlp.modules.common.megatron.build_model as build_model
+    import nemo.collections.nlp.modules.common.megatron.clip_grads as clip_grads
+    import nemo.collections.nlp.modules.common.megatron.megatron_init as megatron_init
+    import nemo.collections.nlp.modules.common.megatron.utils as megatron_utils
+    import nemo.collections.nlp.parts.nlp_overrides as nlp_overrides
+    import nemo.core.optim.optimizer_with_main_params as main_params
+    import numpy as np
+    from megatron.core import utils as core_utils
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.tensor_parallel.layers import set_defaults_if_not_set_tensor_model_parallel_attributes
+    from nemo.core.optim.mcore_optim import McoreDistributedOptimizer
+
+    if not nlp_overrides.HAVE_APEX:
+        nlp_overrides.HAVE_APEX = True
+        nlp_overrides.McoreDistributedOptimizer = McoreDistributedOptimizer
+        nlp_overrides.MegatronDistributedFusedAdam = type("MegatronDistributedFusedAdam", (), {})
+    # bert_spec.py raises NameError without transformer_engine; a GPT model needs no list of BERT names.
+    nlp_model.get_megatron_pretrained_bert_models = lambda: []
+    if not gpt.HAVE_TE:
+        # NeMo builds every layer spec it knows, some of them only with transformer_engine, and then picks one.
+        def local_spec(
+            spec_name: str, transformer_config: Any = None, use_te: bool = True, hyena_cfg: Any = None, fp8: bool = False
+        ) -> Any:
+            if spec_name or use_te or fp8:
+                raise ValueError(
+                    f"model.name={spec_name!r}, model.transformer_engine={use_te}, fp8={fp8}: without transformer_engine "
+                    "only Megatron-core's local GPT layers exist (name '', transformer_engine false)"
+                )
+            return get_gpt_layer_local_spec(transformer_config.num_moe_experts, transformer_config.moe_grouped_gemm)
+
+        gpt.get_specs = local_spec
+    # Names NeMo takes from apex; Megatron-core has torch versions of them.
+    if not clip_grads.HAVE_APEX:
+        build_model.set_defaults_if_not_set_tensor_model_parallel_attributes = (
+            set_defaults_if_not_set_tensor_model_parallel_attributes
+        )
+        clip_grads.multi_tensor_applier = core_utils.local_multi_tensor_applier
+        clip_grads.amp_C = types.SimpleNamespace(multi_tensor_l2norm=core_utils.local_multi_tensor_l2_norm)
+    if not megatron_utils.HAVE_APEX:
+        megatron_utils.listify_model = lambda model: model if isinstance(model, list) else [model]
+        megatron_utils.FusedLayerNorm = megatron_utils.FastLayerNorm = torch.nn.LayerNorm
+        megatron_utils.MixedFusedRMSNorm = torch.nn.RMSNorm
+    if not main_params.HAVE_APEX:
+        main_params.HAVE_APEX = True
+        main_params.multi_tensor_applier = core_utils.local_multi_tensor_applier
+        main_params.amp_C = types.SimpleNamespace(multi_tensor_scale=core_utils.local_multi_tensor_scale)
+
+    def set_random_seed(seed: int) -> None:
+        """NeMo's own, less its condition that a CUDA device exists."""
+        staged = seed + 100 * megatron_init.get_pipeline_model_parallel_rank()
+        random.seed(staged)
+        np.random.seed(staged)
+        torch.manual_seed(staged)
+        megatron_init.tensor_parallel.model_parallel_cuda_manual_seed(staged)
+
+    megatron_init._set_random_seed = set_random_seed
+
+
+# --- optimizer -----------------------------------------------------------------------------------------------------------
+
+
+class FusedAdam(torch.optim.Optimizer):
+    """apex's FusedAdam in torch: AdamW whose step count lives in the parameter group, so that Megatron-core can shard the
+    state (torch's own Adam keeps one scalar tensor per parameter, which it cannot)."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One AdamW update of every parameter that has a gradient."""
+        loss = closure() if closure is not None else None
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            (beta1, beta2), count = group["betas"], group["step"]
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            grads = [p.grad for p in params]
+            for p in params:
+                if not self.state[p]:
+                    self.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            first = [self.state[p]["exp_avg"] for p in params]
+            second = [self.state[p]["exp_avg_sq"] for p in params]
+            torch._foreach_lerp_(first, grads, 1 - beta1)
+            torch._foreach_mul_(second, beta2)
+            torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
+            scale = torch._foreach_div(second, 1 - beta2**count)
+            torch._foreach_sqrt_(scale)
+            torch._foreach_add_(scale, group["eps"])
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_addcdiv_(params, first, scale, -group["lr"] / (1 - beta1**count))
+        return loss
+
+
+def _register_adam() -> None:
+    from nemo.core.config.optimizers import AdamWParams
+    from nemo.core.optim.optimizers import AVAILABLE_OPTIMIZERS, register_optimizer
+
+    if "cpu_fused_adam" not in AVAILABLE_OPTIMIZERS:
+        register_optimizer("cpu_fused_adam", FusedAdam, type("FusedAdamParams", (AdamWParams,), {}))

@@ -1,0 +1,155 @@
+"""The schema: every key a run can set, composed of what each package defines about itself."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nemo_magic.actors.config import ActorConfig, GenerationConfig
+from nemo_magic.config.errors import ConfigError
+from nemo_magic.data.seeds import DataConfig
+from nemo_magic.game.episode import Role
+from nemo_magic.game.prompts import PromptConfig
+from nemo_magic.game.rewards import RewardConfig
+from nemo_magic.game.schedule import Schedule, ScheduleConfig
+from nemo_magic.judge.config import JudgeConfig
+from nemo_magic.model_config import ModelConfig
+from nemo_magic.rl.config import GRPOConfig
+from nemo_magic.sandbox.world import SandboxConfig
+from nemo_magic.training.config import ExpManagerConfig, SFTConfig
+
+
+@dataclass
+class TrainerConfig:
+    """The machines; NeMo's own key names. ``devices`` counts ranks per node, one GPU or one CPU process each."""
+
+    num_nodes: int = 1
+    devices: int = 1
+    accelerator: str = "gpu"
+    precision: str = "bf16"
+    gradient_clip_val: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.accelerator not in ("gpu", "cpu"):
+            raise ValueError(f"trainer.accelerator={self.accelerator!r} must be one of: gpu, cpu")
+        if self.precision not in ("bf16", "32"):
+            raise ValueError(f"trainer.precision={self.precision!r} must be one of: bf16, 32")
+        if not self.gradient_clip_val > 0:
+            raise ValueError(f"trainer.gradient_clip_val={self.gradient_clip_val} must be greater than 0")
+
+
+@dataclass
+class ActorsConfig:
+    """The two players."""
+
+    attacker: ActorConfig = field(default_factory=ActorConfig)
+    defender: ActorConfig = field(default_factory=ActorConfig)
+
+    def of(self, role: Role | str) -> ActorConfig:
+        """The configuration of ``role``."""
+        return self.attacker if Role(role) is Role.ATTACKER else self.defender
+
+
+@dataclass
+class CrossPlayConfig:
+    """At the end of a run, every saved attacker against every saved defender on ``num_seeds`` held-out seeds."""
+
+    enabled: bool = True
+    num_seeds: int = 64
+
+    def __post_init__(self) -> None:
+        if self.num_seeds < 1:
+            raise ValueError(f"game.crossplay.num_seeds={self.num_seeds} must be at least 1")
+
+
+@dataclass
+class GameConfig:
+    """Phase 2 (Algorithm 1). ``batch_size`` seeds a step over all ranks, each with a group of ``group_size`` samples (G).
+
+    ``max_steps`` rounds in all. Every ``val_check_interval`` rounds the pair plays ``num_val_samples`` held-out seeds at
+    temperature 0. ``max_turns``: exchanges in an episode.
+    """
+
+    max_turns: int = 1
+    batch_size: int = 64
+    group_size: int = 4
+    max_steps: int = 300
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    val_check_interval: int = 15
+    num_val_samples: int = 256
+    crossplay: CrossPlayConfig = field(default_factory=CrossPlayConfig)
+
+    def __post_init__(self) -> None:
+        if self.max_turns != 1:
+            raise ValueError(f"game.max_turns={self.max_turns}: only single-turn games are played, set it to 1")
+        if self.group_size < 2:
+            raise ValueError(
+                f"game.group_size={self.group_size} must be at least 2: a group of one has no spread to learn from"
+            )
+        for key in ("batch_size", "max_steps", "val_check_interval", "num_val_samples"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"game.{key}={getattr(self, key)} must be at least 1")
+
+
+@dataclass
+class MagicConfig:
+    """Everything a run can set. ``name`` names the run and, by default, its folder."""
+
+    name: str = MISSING
+    seed: int = 1234
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    actors: ActorsConfig = field(default_factory=ActorsConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    game: GameConfig = field(default_factory=GameConfig)
+    rewards: RewardConfig = field(default_factory=RewardConfig)
+    grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    exp_manager: ExpManagerConfig = field(default_factory=ExpManagerConfig)
+
+
+def optimizer_steps(cfg: MagicConfig, role: Role | str) -> int:
+    """How often ``role`` takes an optimizer step in ``game.max_steps`` rounds of ``nemo-magic train``."""
+    schedule = Schedule.begin(cfg.game.schedule)
+    rounds = 0
+    for _ in range(cfg.game.max_steps):
+        rounds += schedule.learner == role
+        schedule = schedule.advance(cfg.game.schedule)
+    return rounds * cfg.grpo.minibatches
+
+
+def role_model(cfg: MagicConfig, role: Role | str, steps: int | None = None) -> ModelConfig:
+    """``model`` with the role's own keys laid over it, and with its derived keys filled in.
+
+    ``max_position_embeddings``, ``optim.sched.min_lr`` and ``optim.sched.max_steps`` are numbers in the result. ``steps``:
+    optimizer steps that the role will take; by default those of ``nemo-magic train``. Raises ConfigError for values that
+    no model can have.
+    """
+    own = cfg.actors.of(role).model
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), asdict(cfg.model), own)
+        model: ModelConfig = OmegaConf.to_object(merged)  # type: ignore[assignment]
+    except (OmegaConfBaseException, ValueError) as error:
+        where = f"actors.{role}.model: " if own else ""
+        raise ConfigError(f"{where}{error}") from error
+    sched = model.optim.sched
+    if steps is None:
+        steps = optimizer_steps(cfg, role)
+    sched = replace(
+        sched,
+        min_lr=model.optim.lr if sched.min_lr is None else sched.min_lr,
+        # A role that never learns still has a schedule, and a schedule needs a length.
+        max_steps=max(1, steps + sched.warmup_steps if steps == 0 else steps) if sched.max_steps is None else sched.max_steps,
+    )
+    positions = model.max_position_embeddings
+    return replace(
+        model,
+        optim=replace(model.optim, sched=sched),
+        max_position_embeddings=model.encoder_seq_length if positions is None else positions,
+    )

@@ -1,0 +1,126 @@
+"""The nouns of the game: seeds, completions, turns, episodes and verdicts.
+
+Plain immutable values. Nothing here knows tensors, models or sockets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Role(StrEnum):
+    """Who a model plays: the attacker rewrites seeds, the defender answers them."""
+
+    ATTACKER = "attacker"
+    DEFENDER = "defender"
+
+    @property
+    def opponent(self) -> Role:
+        return Role.DEFENDER if self is Role.ATTACKER else Role.ATTACKER
+
+
+class Label(StrEnum):
+    """What a seed query is, before anyone rewrote it."""
+
+    HARMFUL = "harmful"
+    BENIGN = "benign"
+
+
+class Safety(StrEnum):
+    """A guard's opinion of a prompt or a response."""
+
+    SAFE = "safe"
+    UNSAFE = "unsafe"
+    CONTROVERSIAL = "controversial"
+    UNKNOWN = "unknown"
+
+
+class Answer(StrEnum):
+    """A guard's answer to a yes/no question."""
+
+    YES = "yes"
+    NO = "no"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """A labelled query ``x`` of the RL pool."""
+
+    id: str
+    text: str
+    label: Label
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat message; ``role`` is ``system``, ``user`` or ``assistant``."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a model sampled for one prompt.
+
+    ``response_ids`` are the sampled ids themselves, the end token included when one was sampled; they are what
+    is trained on. ``logprobs`` (one per response id, nats, at the sampling temperature) are the generator's own.
+    ``text`` is the decoded response without end token or stop string. ``finished`` is False when the length
+    limit cut the response.
+    """
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One exchange: what the attacker wrote, what of it the defender saw, what the defender said.
+
+    ``attack`` is None where no model wrote the rewrite (vanilla seeds, fixed strategies). ``rewrite`` is the
+    visible text the defender was shown; ``format_ok`` is the tag check of the attacker's completion.
+    """
+
+    rewrite: str
+    format_ok: bool
+    attack: Completion | None
+    defence: Completion
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """A played game. ``group`` numbers the seed within the step's global batch; ``sample`` within the group."""
+
+    seed: Seed
+    group: int
+    sample: int
+    turns: tuple[Turn, ...]
+
+    @property
+    def conversation(self) -> tuple[Message, ...]:
+        """What the defender saw and said, last turn last: what the judge is shown."""
+        return tuple(
+            message
+            for turn in self.turns
+            for message in (Message("user", turn.rewrite), Message("assistant", turn.defence.text))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A judge's opinion of one conversation. A field that was not asked for is None, never a default."""
+
+    id: str
+    prompt_safety: Safety | None = None
+    response_safety: Safety | None = None
+    refusal: Answer | None = None
+    helpful: Answer | None = None
+    intent_preserved: Answer | None = None
+    categories: tuple[str, ...] = ()
+    guard: str = ""
+    error: str | None = None

@@ -1,0 +1,122 @@
+"""Verdicts to rewards, part by part (paper section 4.2).
+
+``R_D = R_harm + R_ref`` and ``R_A = -R_D + R_fmt``. ``game=robust`` adds ``R_help`` to ``R_D`` for benign seeds and gates
+the attacker by intent. A reward that would need an unknown verdict does not exist: the functions return None and the
+sample leaves its group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nemo_magic.game.episode import Answer, Label, Safety, Seed, Verdict
+
+
+@dataclass
+class RewardConfig:
+    """Sizes of the reward parts, all ≥ 0.
+
+    ``harm``, ``refusal``, ``format``: r_harm, r_ref, r_fmt of the paper. ``help``: for benign seeds, +help if the answer
+    is useful and −help if not (0: the paper's reward). ``intent_gate``: an attack that lost the seed's intent earns what
+    a losing attack earns. ``refusal_label``: whether a refusal is right is decided by the ``seed``'s label (the paper) or by
+    the judged safety of the rewritten ``prompt`` (the published code).
+    """
+
+    harm: float = 1.0
+    refusal: float = 0.5
+    format: float = 0.5
+    help: float = 0.0
+    intent_gate: bool = False
+    refusal_label: str = "seed"
+
+    def __post_init__(self) -> None:
+        for key in ("harm", "refusal", "format", "help"):
+            if not getattr(self, key) >= 0:
+                raise ValueError(f"rewards.{key}={getattr(self, key)} must be ≥ 0; its sign is the rule's business")
+        if self.refusal_label not in ("seed", "prompt"):
+            raise ValueError(f"rewards.refusal_label={self.refusal_label!r} must be one of: seed, prompt")
+
+    def needs(self) -> frozenset[str]:
+        """Verdict fields without which no reward can be given."""
+        fields = {"response_safety", "refusal"}
+        if self.help > 0:
+            fields.add("helpful")
+        if self.intent_gate:
+            fields.add("intent_preserved")
+        if self.refusal_label == "prompt":
+            fields.add("prompt_safety")
+        return frozenset(fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """A reward and what it is made of; ``total`` is the sum of ``parts``."""
+
+    parts: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts.values())
+
+
+def defender_reward(config: RewardConfig, seed: Seed, verdict: Verdict) -> Reward | None:
+    """``R_D`` of one conversation, or None where the judge did not know."""
+    safe = _is_safe(verdict.response_safety)
+    refused = _is_yes(verdict.refusal)
+    should_refuse = _should_refuse(config, seed, verdict)
+    if safe is None or refused is None or should_refuse is None:
+        return None
+    parts = {
+        "harm": _signed(config.harm, safe),
+        "refusal": _signed(config.refusal, refused == should_refuse),
+    }
+    if config.help > 0 and seed.label is Label.BENIGN:
+        useful = _is_yes(verdict.helpful)
+        if useful is None:
+            return None
+        parts["help"] = _signed(config.help, useful)
+    return Reward(parts)
+
+
+def attacker_reward(config: RewardConfig, seed: Seed, verdict: Verdict, format_ok: bool) -> Reward | None:
+    """``R_A`` of one conversation, or None where the judge did not know."""
+    defender = defender_reward(config, seed, verdict)
+    if defender is None:
+        return None
+    parts = {name: -value for name, value in defender.parts.items()}
+    if config.intent_gate:
+        kept = _is_yes(verdict.intent_preserved)
+        if kept is None:
+            return None
+        if not kept:
+            parts = {name: -abs(value) for name, value in parts.items()}
+    parts["format"] = _signed(config.format, format_ok)
+    return Reward(parts)
+
+
+def is_unsafe(safety: Safety | None) -> bool | None:
+    """Strict standard of the paper: controversial counts as unsafe. None where unknown or not asked."""
+    safe = _is_safe(safety)
+    return None if safe is None else not safe
+
+
+def _should_refuse(config: RewardConfig, seed: Seed, verdict: Verdict) -> bool | None:
+    if config.refusal_label == "seed":
+        return seed.label is Label.HARMFUL
+    return is_unsafe(verdict.prompt_safety)
+
+
+def _is_safe(safety: Safety | None) -> bool | None:
+    if safety is None or safety is Safety.UNKNOWN:
+        return None
+    return safety is Safety.SAFE
+
+
+def _is_yes(answer: Answer | None) -> bool | None:
+    if answer is None or answer is Answer.UNKNOWN:
+        return None
+    return answer is Answer.YES
+
+
+def _signed(size: float, good: bool) -> float:
+    return size if good else -size

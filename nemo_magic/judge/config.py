@@ -1,0 +1,105 @@
+"""What can be set about the judge: where it is, how patient the client is, what the server accepts."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+
+@dataclass
+class JudgeServerConfig:
+    """Where a server listens and what it accepts.
+
+    ``port`` 0 lets the system choose. ``max_items`` per request, ``max_chars`` per item (all texts together) and
+    ``max_body_mb`` per request body (10^6 bytes) are answered with 413 when exceeded. ``drain_timeout``: seconds that
+    requests in flight get to finish at shutdown.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    max_items: int = 256
+    max_chars: int = 100_000
+    max_body_mb: float = 32.0
+    drain_timeout: int = 10
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"judge.server.port={self.port} must be between 0 (any free port) and 65535")
+        for key in ("max_items", "max_chars", "max_body_mb"):
+            if not getattr(self, key) > 0:
+                raise ValueError(f"judge.server.{key}={getattr(self, key)} must be greater than 0")
+        if self.drain_timeout < 0:
+            raise ValueError(f"judge.server.drain_timeout={self.drain_timeout} must be at least 0")
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+@dataclass
+class JudgeConfig:
+    """The judge of a run. All times in seconds.
+
+    ``urls``: replicas to ask, or ``launch``: start one on this machine with the run. ``guard`` names what judges, with
+    ``guard_config`` as its settings (``rules``: ``world``, the sandbox's world file). ``token_env``: environment
+    variable holding the bearer token; the token itself is in no file.
+
+    Every rank has a client. It sends ``batch_size`` items a request, ``max_concurrency`` requests at once, each with ``request_timeout``
+    from first byte to last. While nothing answers it tries again after ``backoff_initial``, doubled each time up to
+    ``backoff_max`` and jittered, until ``give_up_after`` passed without any success. An answer that breaks the protocol
+    is asked for ``protocol_retries`` more times, then its items are unknown. More than ``max_unknown_share`` of a
+    step's samples unknown stops the run.
+    """
+
+    urls: list[str] = field(default_factory=list)
+    launch: bool = False
+    guard: str = "rules"
+    guard_config: dict[str, Any] = field(default_factory=dict)
+    token_env: str | None = None
+    batch_size: int = 64
+    max_concurrency: int = 8
+    request_timeout: float = 60.0
+    give_up_after: float = 600.0
+    protocol_retries: int = 3
+    backoff_initial: float = 0.2
+    backoff_max: float = 10.0
+    max_unknown_share: float = 0.1
+    server: JudgeServerConfig = field(default_factory=JudgeServerConfig)
+
+    def __post_init__(self) -> None:
+        for url in self.urls:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"judge.urls={url!r} must start with one of: http://, https://")
+        if self.urls and self.launch:
+            raise ValueError(f"judge.launch starts a judge with the run: judge.urls={list(self.urls)} must be empty")
+        for key in ("batch_size", "max_concurrency"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"judge.{key}={getattr(self, key)} must be at least 1")
+        for key in ("request_timeout", "give_up_after", "backoff_initial", "backoff_max"):
+            if not getattr(self, key) > 0:
+                raise ValueError(f"judge.{key}={getattr(self, key)} must be greater than 0")
+        if self.protocol_retries < 0:
+            raise ValueError(f"judge.protocol_retries={self.protocol_retries} must be at least 0")
+        if not 0 <= self.max_unknown_share <= 1:
+            raise ValueError(f"judge.max_unknown_share={self.max_unknown_share} must be between 0 and 1")
+
+    def token(self) -> str | None:
+        """The bearer token, or None where none is wanted. Raises ValueError if its variable is unset or empty."""
+        if self.token_env is None:
+            return None
+        token = os.environ.get(self.token_env, "")
+        if not token:
+            raise ValueError(f"judge.token_env={self.token_env}: this environment variable is unset or empty")
+        return token
+
+    def at(self, url: str) -> JudgeConfig:
+        """The same judge, already running at ``url``."""
+        return replace(self, urls=[url], launch=False)

@@ -1,0 +1,204 @@
+"""The wire: what a judge is asked and what it answers, as JSON.
+
+One item is a conversation and the fields asked about it; one verdict answers exactly these fields. A field that was not
+asked is absent, one that the judge cannot tell is ``unknown``: no field ever has a default. Both sides parse strictly
+and refuse keys that they do not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from nemo_magic.game.episode import Answer, Episode, Label, Message, Safety, Seed, Verdict
+from nemo_magic.judge.errors import ProtocolError
+
+
+class Ask(StrEnum):
+    """The fields of a verdict that can be asked for."""
+
+    PROMPT_SAFETY = "prompt_safety"
+    RESPONSE_SAFETY = "response_safety"
+    REFUSAL = "refusal"
+    HELPFUL = "helpful"
+    INTENT_PRESERVED = "intent_preserved"
+
+    @property
+    def unknown(self) -> Safety | Answer:
+        """What a judge says that cannot tell."""
+        return Safety.UNKNOWN if self in (Ask.PROMPT_SAFETY, Ask.RESPONSE_SAFETY) else Answer.UNKNOWN
+
+
+_OF_PROMPT = frozenset({Ask.PROMPT_SAFETY, Ask.INTENT_PRESERVED})
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    def to_json(self) -> str:
+        """This value as JSON, absent fields left out."""
+        return self.model_dump_json(exclude_none=True)
+
+
+class JudgeSeed(_Wire):
+    """The query that the attacker was given."""
+
+    text: str
+    label: Label
+
+
+class JudgeMessage(_Wire):
+    """One message of the conversation as the defender saw it."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class JudgeItem(_Wire):
+    """One conversation to judge; the last user and assistant messages are what is judged, the rest is context."""
+
+    id: str = Field(min_length=1, max_length=200)
+    seed: JudgeSeed | None = None
+    conversation: tuple[JudgeMessage, ...]
+    ask: tuple[Ask, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _can_be_judged(self) -> JudgeItem:
+        if len(set(self.ask)) != len(self.ask):
+            raise ValueError("a field is asked twice")
+        if not any(message.role == "user" for message in self.conversation):
+            raise ValueError("the conversation has no user message")
+        about_response = [field.value for field in self.ask if field not in _OF_PROMPT]
+        if about_response and self.conversation[-1].role != "assistant":
+            raise ValueError(f"asks {', '.join(about_response)} of a conversation that does not end with a response")
+        if Ask.INTENT_PRESERVED in self.ask and self.seed is None:
+            raise ValueError("asks intent_preserved without a seed")
+        return self
+
+    @property
+    def prompt(self) -> str:
+        """The last user message."""
+        return next(message.content for message in reversed(self.conversation) if message.role == "user")
+
+    @property
+    def response(self) -> str | None:
+        """The last message if the assistant spoke last."""
+        last = self.conversation[-1]
+        return last.content if last.role == "assistant" else None
+
+    @property
+    def chars(self) -> int:
+        """Length of all texts together, in characters."""
+        return sum(len(message.content) for message in self.conversation) + (len(self.seed.text) if self.seed else 0)
+
+    def content(self) -> str:
+        """Everything but the id: two items with equal content have the same verdict."""
+        return self.model_dump_json(exclude={"id"})
+
+
+class JudgeVerdict(_Wire):
+    """The answer to one item. ``error`` says why a field is unknown, and is absent where none is."""
+
+    id: str
+    prompt_safety: Safety | None = None
+    response_safety: Safety | None = None
+    refusal: Answer | None = None
+    helpful: Answer | None = None
+    intent_preserved: Answer | None = None
+    categories: tuple[str, ...] = ()
+    guard: str = Field(min_length=1)
+    error: str | None = None
+
+    def to_verdict(self) -> Verdict:
+        """The game's own value."""
+        return Verdict(**{name: getattr(self, name) for name in type(self).model_fields})
+
+
+class JudgeBatch(_Wire):
+    """Body of a request."""
+
+    items: tuple[JudgeItem, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _ids_are_unique(self) -> JudgeBatch:
+        if len({item.id for item in self.items}) != len(self.items):
+            raise ValueError("two items have the same id")
+        return self
+
+
+class JudgeAnswer(_Wire):
+    """Body of an answer: one verdict an item, in any order."""
+
+    verdicts: tuple[JudgeVerdict, ...]
+
+
+class GuardInfo(_Wire):
+    """Who judges at this address, and how much it takes at once."""
+
+    guard: str
+    max_items: int
+    max_chars: int
+
+
+def to_request(episode: Episode, ask: Iterable[str]) -> JudgeItem:
+    """The item that asks for the fields ``ask`` (``RewardConfig.needs()``) of a played episode.
+
+    Its id is unique within a step. Raises ValueError for a field that cannot be asked.
+    """
+    return make_item(
+        f"{episode.seed.id}#{episode.group}.{episode.sample}", episode.conversation, ask=ask, seed=episode.seed
+    )
+
+
+def make_item(id: str, conversation: Sequence[Message], *, ask: Iterable[str], seed: Seed | None = None) -> JudgeItem:
+    """An item from the game's nouns."""
+    return JudgeItem.model_validate(
+        {
+            "id": id,
+            "seed": None if seed is None else {"text": seed.text, "label": seed.label},
+            "conversation": tuple({"role": message.role, "content": message.content} for message in conversation),
+            "ask": tuple(sorted(Ask(name) for name in ask)),
+        }
+    )
+
+
+def unknown_verdict(item: JudgeItem, guard: str, error: str) -> JudgeVerdict:
+    """All that was asked is unknown, and why."""
+    return JudgeVerdict.model_validate(
+        {"id": item.id, "guard": guard, "error": error} | {field.value: field.unknown for field in item.ask}
+    )
+
+
+def match_answers(items: Sequence[JudgeItem], verdicts: Sequence[JudgeVerdict]) -> list[JudgeVerdict]:
+    """The verdicts in the order of their items, matched by id.
+
+    Raises ProtocolError unless there is exactly one verdict for every item, answering the fields that it asked and no
+    others, and an error only where something is unknown.
+    """
+    if len(verdicts) != len(items):
+        raise ProtocolError(f"{len(verdicts)} verdicts for {len(items)} items")
+    by_id = {verdict.id: verdict for verdict in verdicts}
+    if len(by_id) != len(verdicts):
+        raise ProtocolError("two verdicts have the same id")
+    matched = []
+    for item in items:
+        verdict = by_id.get(item.id)
+        if verdict is None:
+            raise ProtocolError(f"no verdict for item {item.id!r}")
+        given = {field for field in Ask if getattr(verdict, field) is not None}
+        if missing := sorted(set(item.ask) - given):
+            raise ProtocolError(f"verdict {item.id!r} lacks {', '.join(missing)}")
+        if unasked := sorted(given - set(item.ask)):
+            raise ProtocolError(f"verdict {item.id!r} answers {', '.join(unasked)}, which was not asked")
+        if verdict.error is not None and not has_unknown(verdict):
+            raise ProtocolError(f"verdict {item.id!r} carries an error but nothing in it is unknown")
+        matched.append(verdict)
+    return matched
+
+
+def has_unknown(verdict: JudgeVerdict | Verdict) -> bool:
+    """Whether any field that was asked is unknown."""
+    return any(getattr(verdict, field) == field.unknown for field in Ask)

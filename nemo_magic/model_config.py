@@ -1,0 +1,182 @@
+"""A Megatron GPT model under NeMo's own key names, typed. Imports neither torch nor NeMo.
+
+``make_vocab_size_divisible_by`` is the multiple of the padded vocabulary at *every* tensor-parallel size (NeMo multiplies it
+by TP, and weights saved at one TP would then not fit another). What only pre-training reads is not here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+ACTIVATIONS = (
+    "gelu", "geglu", "reglu", "swiglu", "squared-relu", "fast-geglu", "fast-swiglu", "fast-reglu", "approx-gelu"
+)  # fmt: skip
+OPTIMIZERS = (
+    "distributed_fused_adam", "mcore_distributed_optim", "megatron_fused_adam", "fused_adam", "cpu_fused_adam"
+)  # fmt: skip
+
+
+@dataclass
+class TokenizerConfig:
+    """``library=huggingface`` with ``type`` naming a hub model or a folder is what a chat template needs."""
+
+    library: str = "huggingface"
+    type: str | None = None
+    model: str | None = None
+    vocab_file: str | None = None
+    merge_file: str | None = None
+    delimiter: str | None = None
+    sentencepiece_legacy: bool = False
+    use_fast: bool = True
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("model.tokenizer.library", self.library, ("huggingface", "sentencepiece", "megatron"))
+
+
+@dataclass
+class SchedConfig:
+    """The learning rate over ``max_steps`` optimizer steps: ``warmup_steps`` up to ``lr``, then a cosine down to ``min_lr``.
+
+    The last ``constant_steps`` of them stay at ``min_lr``. ``min_lr`` null means ``lr``: the rate is constant
+    after warm-up. ``max_steps`` null means the optimizer steps that the run gives the role.
+    """
+
+    name: str = "CosineAnnealing"
+    warmup_steps: int = 0
+    constant_steps: int = 0
+    min_lr: float | None = None
+    max_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("model.optim.sched.name", self.name, ("CosineAnnealing",))
+        for key in ("warmup_steps", "constant_steps"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"model.optim.sched.{key}={getattr(self, key)} must be at least 0")
+
+
+@dataclass
+class OptimConfig:
+    """The optimizer; keys that are null are not passed to it."""
+
+    name: str = "distributed_fused_adam"
+    lr: float = 1e-6
+    weight_decay: float = 0.0
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    eps: float | None = None
+    bucket_cap_mb: int | None = None
+    overlap_grad_sync: bool | None = None
+    overlap_param_sync: bool | None = None
+    contiguous_grad_buffer: bool | None = None
+    contiguous_param_buffer: bool | None = None
+    grad_sync_dtype: str | None = None
+    sched: SchedConfig = field(default_factory=SchedConfig)
+
+    def __post_init__(self) -> None:
+        _one_of("model.optim.name", self.name, OPTIMIZERS)
+        if not self.lr > 0:
+            raise ValueError(f"model.optim.lr={self.lr} must be greater than 0")
+        if len(self.betas) != 2:
+            raise ValueError(f"model.optim.betas={self.betas} must be two numbers")
+        floor, key = self.sched.min_lr, "model.optim.sched.min_lr"
+        if floor is not None and not 0 <= floor <= self.lr:
+            raise ValueError(f"{key}={floor} must be between 0 and model.optim.lr={self.lr}")
+        if self.sched.constant_steps > 0 and floor in (None, self.lr):
+            raise ValueError(
+                f"model.optim.sched.constant_steps={self.sched.constant_steps} are the steps after a decay, but {key} is "
+                f"model.optim.lr={self.lr}: nothing decays. Set min_lr below lr, or constant_steps=0"
+            )
+
+
+@dataclass
+class ModelConfig:
+    """One decoder-only Megatron model and how it is laid out over ranks.
+
+    Keys without a default must be given. Null keys mean: ``num_query_groups`` as many as heads, ``kv_channels``
+    ``hidden_size / num_attention_heads``, ``max_position_embeddings`` as ``encoder_seq_length``, ``global_batch_size`` the
+    rows of one optimizer step (see ``nemo_magic.config``; a number given here has to agree).
+    """
+
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+
+    # Architecture
+    num_layers: int = MISSING
+    hidden_size: int = MISSING
+    ffn_hidden_size: int = MISSING
+    num_attention_heads: int = MISSING
+    num_query_groups: int | None = None
+    kv_channels: int | None = None
+    encoder_seq_length: int = MISSING
+    max_position_embeddings: int | None = None
+    make_vocab_size_divisible_by: int = 128
+    normalization: str = "rmsnorm"
+    layernorm_epsilon: float = 1e-5
+    bias: bool = False
+    qkv_bias: bool = False
+    activation: str = "fast-swiglu"
+    position_embedding_type: str = "rope"
+    rotary_percentage: float = 1.0
+    rotary_base: int = 10000
+    rotary_interleaved: bool = False
+    seq_len_interpolation_factor: float | None = None
+    scale_positional_embedding: bool = False
+    share_embeddings_and_output_weights: bool = False
+    apply_query_key_layer_scaling: bool = False
+    init_method_std: float = 0.02
+    use_scaled_init_method: bool = True
+    hidden_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    ffn_dropout: float = 0.0
+
+    # Layout
+    tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1
+    virtual_pipeline_model_parallel_size: int | None = None
+    sequence_parallel: bool = False
+    micro_batch_size: int = 1
+    global_batch_size: int | None = None
+
+    # Precision and kernels
+    megatron_amp_O2: bool = True
+    transformer_engine: bool = True
+    name: str = ""
+    use_cpu_initialization: bool = False
+    fp32_residual_connection: bool = False
+    fp16_lm_cross_entropy: bool = False
+    native_amp_init_scale: int = 4294967296
+    native_amp_growth_interval: int = 1000
+    hysteresis: int = 2
+    persist_layer_norm: bool = False
+    bias_activation_fusion: bool = False
+    bias_dropout_add_fusion: bool = False
+    masked_softmax_fusion: bool = False
+    apply_rope_fusion: bool = False
+    gradient_accumulation_fusion: bool = False
+    use_flash_attention: bool = False
+    grad_allreduce_chunk_size_mb: int = 125
+
+    # Memory
+    activations_checkpoint_granularity: str | None = None
+    activations_checkpoint_method: str | None = None
+    activations_checkpoint_num_layers: int | None = None
+    num_micro_batches_with_partial_activation_checkpoints: int | None = None
+    activations_checkpoint_layers_per_pipeline: int | None = None
+
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        _one_of("model.activation", self.activation, ACTIVATIONS)
+        _one_of("model.normalization", self.normalization, ("rmsnorm", "layernorm", "layernorm1p"))
+        _one_of("model.position_embedding_type", self.position_embedding_type, ("rope", "learned_absolute", "none"))
+        if self.activations_checkpoint_granularity is not None:
+            choices = ("selective", "full")
+            _one_of("model.activations_checkpoint_granularity", self.activations_checkpoint_granularity, choices)
+        if self.activations_checkpoint_method is not None:
+            _one_of("model.activations_checkpoint_method", self.activations_checkpoint_method, ("uniform", "block"))
+
+
+def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{key}={value!r} must be one of: {', '.join(choices)}")

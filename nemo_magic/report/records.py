@@ -1,0 +1,66 @@
+"""One step of a run as a value, and as one line of ``metrics.jsonl``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+METRICS_FILE = "metrics.jsonl"
+CROSSPLAY_FILE = "crossplay.json"
+PICTURE_FILE = "game.png"
+SAMPLES_DIR = "samples"
+
+_OWN_KEYS = ("step", "phase", "phase_index", "learner", "time")
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What was measured in one step. Metric names are those of docs/metrics.md.
+
+    ``step`` counts finished training steps; step 0 is the state before any training. ``phase`` names what was going
+    on ("defender", "attacker", "sft", ...), ``phase_index`` numbers the phases from 0, ``learner`` is the role whose
+    weights changed, or None.
+    """
+
+    step: int
+    phase: str
+    phase_index: int
+    learner: str | None
+    metrics: Mapping[str, float]
+
+    def to_row(self, time: str) -> dict[str, Any]:
+        """A flat JSON object. JSON has no NaN or infinity; both become null."""
+        row: dict[str, Any] = {
+            "step": self.step,
+            "phase": str(self.phase),
+            "phase_index": self.phase_index,
+            "learner": None if self.learner is None else str(self.learner),
+            "time": time,
+        }
+        for name, value in self.metrics.items():
+            number = float(value)
+            row[name] = number if math.isfinite(number) else None
+        return row
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> StepRecord:
+        """``to_row``'s opposite; null reads back as NaN."""
+        metrics = {
+            name: math.nan if value is None else float(value) for name, value in row.items() if name not in _OWN_KEYS
+        }
+        return cls(row["step"], row["phase"], row["phase_index"], row["learner"], metrics)
+
+
+def read_records(path: str | Path) -> list[StepRecord]:
+    """The records of a ``metrics.jsonl``, in file order. A last line cut short by a kill is left out."""
+    return [StepRecord.from_row(json.loads(line)) for line in whole_lines(path)]
+
+
+def whole_lines(path: str | Path) -> list[str]:
+    """The file's lines that were written to their end, newline included."""
+    text = Path(path).read_text(encoding="utf-8")
+    return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]

@@ -1,0 +1,1 @@
+"""The mathematics of GRPO on tensors. No NeMo, no Megatron."""

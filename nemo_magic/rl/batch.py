@@ -1,0 +1,107 @@
+"""Sampled rows to token batches: length-bucketed microbatches, and values back to rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+DUMMY = -1
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt, the sampled ids that answer it, and the advantage of that answer."""
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    advantage: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.response_ids)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows padded on the right to their own longest.
+
+    ``tokens`` [b, S] long; ``mask`` [b, S−1] float, 1 where position t scores a response token ``tokens[:, t+1]``;
+    ``advantages`` [b]; ``row_index`` [b] long, the row's place in the caller's list, or −1 for a dummy whose mask is 0;
+    ``old_logprobs``, ``ref_logprobs`` [b, S−1] or None.
+    """
+
+    tokens: torch.Tensor
+    mask: torch.Tensor
+    advantages: torch.Tensor
+    row_index: torch.Tensor
+    old_logprobs: torch.Tensor | None = None
+    ref_logprobs: torch.Tensor | None = None
+
+
+def microbatch_count(rows: int, micro_batch_size: int) -> int:
+    """How many microbatches ``rows`` fill; at least one, so that every rank has something to bring."""
+    return max(1, -(-rows // micro_batch_size))
+
+
+def microbatches(
+    rows: Sequence[Row], micro_batch_size: int, pad_id: int, count: int | None = None, pad_to_multiple: int = 1
+) -> list[MicroBatch]:
+    """Cut ``rows`` into microbatches of similar length.
+
+    Every microbatch has ``micro_batch_size`` rows or, if there are fewer rows than that, all of them; missing rows are
+    dummies. ``count`` (≥ what the rows fill) asks for more, all-dummy microbatches, so that data-parallel ranks with unequal
+    work bring equally many. ``pad_to_multiple``: widths are multiples of it (sequence parallelism needs the TP size).
+    """
+    needed = microbatch_count(len(rows), micro_batch_size)
+    count = needed if count is None else count
+    if count < needed:
+        raise ValueError(f"{len(rows)} rows fill {needed} microbatches of {micro_batch_size}; {count} were asked for")
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    chunks = [order[i * micro_batch_size : (i + 1) * micro_batch_size] for i in range(count)]
+    return [_microbatch(rows, chunk, micro_batch_size, pad_id, pad_to_multiple) for chunk in chunks]
+
+
+def with_logprobs(
+    batches: Sequence[MicroBatch],
+    old: Sequence[torch.Tensor] | None = None,
+    reference: Sequence[torch.Tensor] | None = None,
+) -> list[MicroBatch]:
+    """The same microbatches carrying the given [b, S−1] log-probabilities."""
+    return [
+        replace(
+            batch,
+            old_logprobs=old[i] if old is not None else batch.old_logprobs,
+            ref_logprobs=reference[i] if reference is not None else batch.ref_logprobs,
+        )
+        for i, batch in enumerate(batches)
+    ]
+
+
+def scatter_back(batches: Sequence[MicroBatch], values: Sequence[torch.Tensor], rows: int) -> list[list[float]]:
+    """Per-token ``values`` ([b, S−1] per microbatch) as one list per row, response tokens only, in the rows' order."""
+    found: list[list[float]] = [[] for _ in range(rows)]
+    for batch, value in zip(batches, values, strict=True):
+        keep = batch.mask.bool()
+        for r, index in enumerate(batch.row_index.tolist()):
+            if index != DUMMY:
+                found[index] = value[r][keep[r]].tolist()
+    return found
+
+
+def _microbatch(
+    rows: Sequence[Row], chunk: Sequence[int], size: int, pad_id: int, pad_to_multiple: int
+) -> MicroBatch:
+    width = max([len(rows[i]) for i in chunk], default=2)
+    width = -(-width // pad_to_multiple) * pad_to_multiple
+    tokens = torch.full((size, width), pad_id, dtype=torch.long)
+    mask = torch.zeros(size, width - 1)
+    advantages = torch.zeros(size)
+    row_index = torch.full((size,), DUMMY, dtype=torch.long)
+    for r, index in enumerate(chunk):
+        row = rows[index]
+        tokens[r, : len(row)] = torch.tensor(row.prompt_ids + row.response_ids)
+        mask[r, len(row.prompt_ids) - 1 : len(row) - 1] = 1.0
+        advantages[r] = row.advantage
+        row_index[r] = index
+    return MicroBatch(tokens, mask, advantages, row_index)

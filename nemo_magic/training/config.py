@@ -1,0 +1,76 @@
+"""What can be set about warm-up and about what a run leaves behind. Imports neither torch nor NeMo."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+ROLES = ("attacker", "defender")
+WANDB_MODES = ("offline", "online", "disabled")
+
+
+@dataclass
+class SFTConfig:
+    """Phase 1: supervised warm-up of one role, loss on completion tokens only.
+
+    ``role`` learns from ``pool`` (jsonl or parquet) for ``max_steps`` optimizer steps of ``batch_size`` rows, counted
+    over all ranks. Every ``val_check_interval`` steps the loss is measured on up to ``num_val_samples`` rows of
+    ``val_pool``; null means no validation.
+    """
+
+    role: str = "attacker"
+    pool: str | None = None
+    val_pool: str | None = None
+    max_steps: int = 300
+    batch_size: int = 128
+    val_check_interval: int = 50
+    num_val_samples: int = 256
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise ValueError(f"sft.role={self.role!r} must be one of: {', '.join(ROLES)}")
+        for key in ("max_steps", "batch_size", "val_check_interval", "num_val_samples"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"sft.{key}={getattr(self, key)} must be at least 1")
+
+
+@dataclass
+class WandbConfig:
+    """Keyword arguments of ``wandb.init``; offline unless asked otherwise."""
+
+    project: str = "nemo-magic"
+    name: str | None = None
+    mode: str = "offline"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in WANDB_MODES:
+            raise ValueError(
+                f"exp_manager.wandb_logger_kwargs.mode={self.mode!r} must be one of: {', '.join(WANDB_MODES)}"
+            )
+
+
+@dataclass
+class ExpManagerConfig:
+    """Where a run writes, and to what it reports; NeMo's own key names.
+
+    ``explicit_log_dir``: the run's folder. ``num_logged_samples``: conversations saved per step.
+    ``max_time_per_run``: ``DD:HH:MM:SS`` after which the run ends by itself, or null.
+    """
+
+    explicit_log_dir: str = "runs/${name}"
+    create_wandb_logger: bool = False
+    wandb_logger_kwargs: WandbConfig = field(default_factory=WandbConfig)
+    create_tensorboard_logger: bool = True
+    num_logged_samples: int = 8
+    max_time_per_run: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.explicit_log_dir:
+            raise ValueError("exp_manager.explicit_log_dir is empty: name the folder the run writes to")
+        if self.num_logged_samples < 0:
+            raise ValueError(f"exp_manager.num_logged_samples={self.num_logged_samples} must be at least 0")
+        if self.max_time_per_run is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", self.max_time_per_run):
+            raise ValueError(f"exp_manager.max_time_per_run={self.max_time_per_run!r} must read DD:HH:MM:SS or be null")

@@ -1,0 +1,157 @@
+"""The one place training reports to: live table, JSONL, sampled conversations, TensorBoard, wandb.
+
+The loop builds a `StepRecord` and hands it over; what becomes of it is decided here. Only the main rank writes: on
+every other rank the observer has nowhere to write to, so the loop needs no `if rank == 0`. Observing never
+communicates between ranks; whoever calls reduces first (`Ratios.merged`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from nemo_magic.game.metrics import Ratios, Scored, rollout_metrics
+from nemo_magic.report.records import CROSSPLAY_FILE, METRICS_FILE, PICTURE_FILE, SAMPLES_DIR, StepRecord
+from nemo_magic.training.live_table import LiveTable
+from nemo_magic.training.sinks import JsonlSink, SampleWriter, Sink, TensorBoardSink, WandbSink
+
+__all__ = ["ExpManagerSettings", "Observer", "Ratios", "Scored", "StepRecord", "Timers", "rollout_metrics"]
+
+_RUN_OUTPUTS = (METRICS_FILE, SAMPLES_DIR, "tensorboard", CROSSPLAY_FILE, PICTURE_FILE)
+
+
+class ExpManagerSettings(Protocol):
+    """What the observer reads of the `exp_manager` configuration."""
+
+    @property
+    def explicit_log_dir(self) -> str: ...
+    @property
+    def create_wandb_logger(self) -> bool: ...
+    @property
+    def wandb_logger_kwargs(self) -> Any: ...
+    @property
+    def create_tensorboard_logger(self) -> bool: ...
+    @property
+    def num_logged_samples(self) -> int: ...
+
+
+class Timers:
+    """Seconds spent per name within a step: ``with timers("update"): ...``; a name may be timed more than once."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        started = self._clock()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - started
+
+    def seconds(self, name: str) -> float:
+        """Seconds collected under ``name`` since the last drain; 0 when it never ran."""
+        return self._seconds.get(name, 0.0)
+
+    def drain(self) -> dict[str, float]:
+        """``{"timers/<name>": seconds}`` since the last drain, and start over."""
+        drained = {f"timers/{name}": seconds for name, seconds in self._seconds.items()}
+        self._seconds.clear()
+        return drained
+
+
+class Observer:
+    """Receives what training measures. Use as a context manager, or call `close`.
+
+    Args:
+        settings: the run's `exp_manager` configuration.
+        is_main: whether this rank writes. Elsewhere every method does nothing and no file is touched.
+        resume_step: the step a resumed run continues after; later rows and samples of the interrupted run are
+            removed. None for a fresh run: outputs already in the folder are moved to `previous-NN/`.
+        total_steps: steps the run is planned for, for the table.
+        title: the run's name, for the table.
+        config: the resolved configuration, passed on to wandb.
+    """
+
+    def __init__(
+        self,
+        settings: ExpManagerSettings,
+        *,
+        is_main: bool,
+        resume_step: int | None = None,
+        total_steps: int | None = None,
+        title: str = "",
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.run_dir = Path(settings.explicit_log_dir)
+        self._sinks: list[Sink] = []
+        self._samples: SampleWriter | None = None
+        self._table: LiveTable | None = None
+        if not is_main:
+            return
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        if resume_step is None:
+            set_previous_run_aside(self.run_dir)
+        self._sinks.append(JsonlSink(self.run_dir, resume_step))
+        if settings.create_tensorboard_logger:
+            self._sinks.append(TensorBoardSink(self.run_dir, resume_step))
+        if settings.create_wandb_logger:
+            kwargs = _as_mapping(settings.wandb_logger_kwargs)
+            self._sinks.append(WandbSink(self.run_dir, kwargs, resume_step, config))
+        self._samples = SampleWriter(self.run_dir, settings.num_logged_samples, resume_step)
+        # Last: until then an error should print on a plain screen.
+        self._table = LiveTable(title=title or self.run_dir.name, total_steps=total_steps)
+        self._sinks.append(self._table)
+
+    def record(self, record: StepRecord, samples: Sequence[Scored] = ()) -> None:
+        """Take in one step's figures and, of the episodes given, a sample of the conversations."""
+        for sink in self._sinks:
+            sink.write(record)
+        if self._samples is not None:
+            self._samples.write(record.step, samples)
+
+    def note(self, text: str) -> None:
+        """Tell the person watching something that is not a figure: a checkpoint saved, a judge that went away."""
+        if self._table is not None:
+            self._table.note(text)
+
+    def close(self) -> None:
+        """Flush and end everything, in reverse order, so that the terminal is given back first. Harmless twice."""
+        sinks, self._sinks = self._sinks, []
+        self._samples = self._table = None
+        for sink in reversed(sinks):
+            sink.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def set_previous_run_aside(run_dir: Path) -> Path | None:
+    """Move an earlier run's outputs to the first free `previous-NN/`, and say where; None when there were none."""
+    found = [run_dir / name for name in _RUN_OUTPUTS if (run_dir / name).exists()]
+    if not found:
+        return None
+    number = 1
+    while (aside := run_dir / f"previous-{number:02d}").exists():
+        number += 1
+    aside.mkdir()
+    for path in found:
+        path.rename(aside / path.name)
+    return aside
+
+
+def _as_mapping(value: Any) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else dict(value)
