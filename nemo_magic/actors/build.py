@@ -31,7 +31,7 @@ from nemo_magic.rl.batch import MicroBatch
 
 if TYPE_CHECKING:
     from nemo_magic.actors.config import ActorConfig
-    from nemo_magic.config import TrainerConfig
+    from nemo_magic.config.schema import TrainerConfig
     from nemo_magic.model_config import ModelConfig
 
 

@@ -37,7 +37,11 @@ class ChatTokenizer:
 
     def completion_ids(self, text: str) -> tuple[int, ...]:
         """The ids a model should have produced to say ``text``, end token included."""
-        return (*self._tokenizer.encode(text, add_special_tokens=False), self.end_id)
+        return (*self.encode(text), self.end_id)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """The ids of plain text, nothing added."""
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
     def text(self, ids: Sequence[int]) -> str:
         """Decoded text without special tokens. Ids outside the vocabulary (padding of the embedding) are left out."""

@@ -21,6 +21,11 @@ from nemo_magic.sandbox.world import SandboxConfig
 from nemo_magic.training.config import ExpManagerConfig, SFTConfig
 
 
+VERDICT_FIELDS = ("prompt_safety", "response_safety", "refusal", "helpful", "intent_preserved")
+
+OBSERVABLE = ("prompt_safety", "response_safety", "refusal", "helpful", "intent_preserved")
+
+
 @dataclass
 class TrainerConfig:
     """The machines; NeMo's own key names. ``devices`` counts ranks per node, one GPU or one CPU process each."""
@@ -69,7 +74,8 @@ class GameConfig:
     """Phase 2 (Algorithm 1). ``batch_size`` seeds a step over all ranks, each with a group of ``group_size`` samples (G).
 
     ``max_steps`` rounds in all. Every ``val_check_interval`` rounds the pair plays ``num_val_samples`` held-out seeds at
-    temperature 0. ``max_turns``: exchanges in an episode.
+    temperature 0. ``max_turns``: exchanges in an episode. ``observe``: verdict fields to ask for the record, beside those
+    the rewards need. ``probe``: ``sandbox`` ends the run with the defender against every strategy of the sandbox.
     """
 
     max_turns: int = 1
@@ -81,8 +87,15 @@ class GameConfig:
     val_check_interval: int = 15
     num_val_samples: int = 256
     crossplay: CrossPlayConfig = field(default_factory=CrossPlayConfig)
+    observe: list[str] = field(default_factory=list)
+    probe: str | None = None
 
     def __post_init__(self) -> None:
+        for name in self.observe:
+            if name not in VERDICT_FIELDS:
+                raise ValueError(f"game.observe={name!r} must be one of: {', '.join(VERDICT_FIELDS)}")
+        if self.probe not in (None, "sandbox"):
+            raise ValueError(f"game.probe={self.probe!r} must be sandbox or null")
         if self.max_turns != 1:
             raise ValueError(f"game.max_turns={self.max_turns}: only single-turn games are played, set it to 1")
         if self.group_size < 2:
@@ -138,14 +151,14 @@ def role_model(cfg: MagicConfig, role: Role | str, steps: int | None = None) -> 
     except (OmegaConfBaseException, ValueError) as error:
         where = f"actors.{role}.model: " if own else ""
         raise ConfigError(f"{where}{error}") from error
-    sched = model.optim.sched
     if steps is None:
         steps = optimizer_steps(cfg, role)
+    sched = model.optim.sched
     sched = replace(
         sched,
         min_lr=model.optim.lr if sched.min_lr is None else sched.min_lr,
-        # A role that never learns still has a schedule, and a schedule needs a length.
-        max_steps=max(1, steps + sched.warmup_steps if steps == 0 else steps) if sched.max_steps is None else sched.max_steps,
+        # A role that never learns has a schedule too, and a schedule has a length.
+        max_steps=max(1, steps) if sched.max_steps is None else sched.max_steps,
     )
     positions = model.max_position_embeddings
     return replace(

@@ -1,1 +1,1 @@
-"""The remote judge: wire protocol, reward server, client. Import from the modules; this file stays free of dependencies."""
+"""The remote judge: wire protocol, reward server, client. Import from the modules; this file has no dependencies."""

@@ -63,7 +63,7 @@ class _Counters:
 
 
 class JudgeClient:
-    """Asks the judges at ``cfg.urls`` from a thread of its own; ``clock`` gives the seconds that patience is counted in.
+    """Asks the judges at ``cfg.urls`` from a thread of its own; ``clock`` (seconds) is what patience is counted by.
 
     Raises ValueError if there are no urls, or if the token's environment variable is empty.
     """
@@ -157,7 +157,7 @@ class JudgeClient:
 
     async def _score(self, items: Sequence[JudgeItem]) -> list[Verdict]:
         contents = [item.content() for item in items]
-        unique = {content: item for content, item in reversed(list(zip(contents, items, strict=True)))}
+        unique = dict(zip(contents, items, strict=True))
         distinct = list(unique.values())
         size = self._batch_size
         by_id = await self._judge_all(distinct[start : start + size] for start in range(0, len(distinct), size))

@@ -52,11 +52,11 @@ class JudgeConfig:
     ``guard_config`` as its settings (``rules``: ``world``, the sandbox's world file). ``token_env``: environment
     variable holding the bearer token; the token itself is in no file.
 
-    Every rank has a client. It sends ``batch_size`` items a request, ``max_concurrency`` requests at once, each with ``request_timeout``
-    from first byte to last. While nothing answers it tries again after ``backoff_initial``, doubled each time up to
-    ``backoff_max`` and jittered, until ``give_up_after`` passed without any success. An answer that breaks the protocol
-    is asked for ``protocol_retries`` more times, then its items are unknown. More than ``max_unknown_share`` of a
-    step's samples unknown stops the run.
+    Every rank has a client. It sends ``batch_size`` items a request, ``max_concurrency`` requests at once, each with
+    ``request_timeout`` from first byte to last. While nothing answers it tries again after ``backoff_initial``, doubled
+    each time up to ``backoff_max`` and jittered, until ``give_up_after`` passed without any success. An answer that
+    breaks the protocol is asked for ``protocol_retries`` more times, then its items are unknown. More than
+    ``max_unknown_share`` of a step's samples unknown stops the run.
     """
 
     urls: list[str] = field(default_factory=list)

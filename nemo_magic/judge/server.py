@@ -48,7 +48,8 @@ WATCH_INTERVAL = 0.5
 def create_app(guard: Guard, cfg: JudgeConfig) -> FastAPI:
     """The application; the guard starts with it and is closed with it.
 
-    Raises ValueError if the token is missing, or if none is configured and ``judge.server.host`` is no loopback address.
+    Raises ValueError if the token is missing, or if none is configured although ``judge.server.host`` is no loopback
+    address.
     """
     limits = cfg.server
     token = cfg.token()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -12,11 +12,16 @@ DUMMY = -1
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt, the sampled ids that answer it, and the advantage of that answer."""
+    """A prompt, the sampled ids that answer it, the advantage of that answer, and what the loss compares it with.
+
+    ``old_logprobs``, ``ref_logprobs``: one number per response id, in nats, or None where the loss needs none.
+    """
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     advantage: float = 0.0
+    old_logprobs: tuple[float, ...] | None = None
+    ref_logprobs: tuple[float, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)
@@ -62,30 +67,14 @@ def microbatches(
     return [_microbatch(rows, chunk, micro_batch_size, pad_id, pad_to_multiple) for chunk in chunks]
 
 
-def with_logprobs(
-    batches: Sequence[MicroBatch],
-    old: Sequence[torch.Tensor] | None = None,
-    reference: Sequence[torch.Tensor] | None = None,
-) -> list[MicroBatch]:
-    """The same microbatches carrying the given [b, S−1] log-probabilities."""
-    return [
-        replace(
-            batch,
-            old_logprobs=old[i] if old is not None else batch.old_logprobs,
-            ref_logprobs=reference[i] if reference is not None else batch.ref_logprobs,
-        )
-        for i, batch in enumerate(batches)
-    ]
-
-
-def scatter_back(batches: Sequence[MicroBatch], values: Sequence[torch.Tensor], rows: int) -> list[list[float]]:
-    """Per-token ``values`` ([b, S−1] per microbatch) as one list per row, response tokens only, in the rows' order."""
-    found: list[list[float]] = [[] for _ in range(rows)]
+def scatter_back(batches: Sequence[MicroBatch], values: Sequence[torch.Tensor], rows: int) -> list[tuple[float, ...]]:
+    """Per-token ``values`` ([b, S−1] per microbatch) as one tuple per row, response tokens only, in the rows' order."""
+    found: list[tuple[float, ...]] = [() for _ in range(rows)]
     for batch, value in zip(batches, values, strict=True):
         keep = batch.mask.bool()
         for r, index in enumerate(batch.row_index.tolist()):
             if index != DUMMY:
-                found[index] = value[r][keep[r]].tolist()
+                found[index] = tuple(value[r][keep[r]].tolist())
     return found
 
 
@@ -98,10 +87,16 @@ def _microbatch(
     mask = torch.zeros(size, width - 1)
     advantages = torch.zeros(size)
     row_index = torch.full((size,), DUMMY, dtype=torch.long)
+    old = torch.zeros(size, width - 1) if any(row.old_logprobs is not None for row in rows) else None
+    reference = torch.zeros(size, width - 1) if any(row.ref_logprobs is not None for row in rows) else None
     for r, index in enumerate(chunk):
         row = rows[index]
+        response = slice(len(row.prompt_ids) - 1, len(row) - 1)
         tokens[r, : len(row)] = torch.tensor(row.prompt_ids + row.response_ids)
-        mask[r, len(row.prompt_ids) - 1 : len(row) - 1] = 1.0
+        mask[r, response] = 1.0
         advantages[r] = row.advantage
         row_index[r] = index
-    return MicroBatch(tokens, mask, advantages, row_index)
+        for target, values in ((old, row.old_logprobs), (reference, row.ref_logprobs)):
+            if target is not None and values is not None:
+                target[r, response] = torch.tensor(values)
+    return MicroBatch(tokens, mask, advantages, row_index, old, reference)

@@ -7,9 +7,7 @@ communicates between ranks; whoever calls reduces first (`Ratios.merged`).
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,10 +17,11 @@ from nemo_magic.game.metrics import Ratios, Scored, rollout_metrics
 from nemo_magic.report.records import CROSSPLAY_FILE, METRICS_FILE, PICTURE_FILE, SAMPLES_DIR, StepRecord
 from nemo_magic.training.live_table import LiveTable
 from nemo_magic.training.sinks import JsonlSink, SampleWriter, Sink, TensorBoardSink, WandbSink
+from nemo_magic.training.timers import Timers
 
 __all__ = ["ExpManagerSettings", "Observer", "Ratios", "Scored", "StepRecord", "Timers", "rollout_metrics"]
 
-_RUN_OUTPUTS = (METRICS_FILE, SAMPLES_DIR, "tensorboard", CROSSPLAY_FILE, PICTURE_FILE)
+_RUN_OUTPUTS = (METRICS_FILE, SAMPLES_DIR, "tensorboard", CROSSPLAY_FILE, PICTURE_FILE, "snapshots", "strategies.json")
 
 
 class ExpManagerSettings(Protocol):
@@ -38,32 +37,6 @@ class ExpManagerSettings(Protocol):
     def create_tensorboard_logger(self) -> bool: ...
     @property
     def num_logged_samples(self) -> int: ...
-
-
-class Timers:
-    """Seconds spent per name within a step: ``with timers("update"): ...``; a name may be timed more than once."""
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
-        self._seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        started = self._clock()
-        try:
-            yield
-        finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - started
-
-    def seconds(self, name: str) -> float:
-        """Seconds collected under ``name`` since the last drain; 0 when it never ran."""
-        return self._seconds.get(name, 0.0)
-
-    def drain(self) -> dict[str, float]:
-        """``{"timers/<name>": seconds}`` since the last drain, and start over."""
-        drained = {f"timers/{name}": seconds for name, seconds in self._seconds.items()}
-        self._seconds.clear()
-        return drained
 
 
 class Observer:

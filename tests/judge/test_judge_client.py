@@ -34,7 +34,8 @@ def test_verdicts_come_in_the_order_of_their_items_across_batches(client, item):
     ]
     assert verdicts[4].helpful is Answer.UNKNOWN
     assert {verdict.guard for verdict in verdicts} == {"keyword@1"}
-    assert client.stats()["requests"] == 3 and client.stats()["unknown"] == 1
+    assert client.stats()["requests"] == 3
+    assert client.stats()["unknown"] == 1
 
 
 def test_identical_items_are_judged_once_and_answered_each(client, item):
@@ -43,7 +44,8 @@ def test_identical_items_are_judged_once_and_answered_each(client, item):
     assert [(v.id, v.response_safety) for v in verdicts] == [(str(n), Safety.UNSAFE) for n in range(4)] + [
         ("other", Safety.SAFE)
     ]
-    assert client.stats()["duplicates"] == 3 and client.stats()["requests"] == 1
+    assert client.stats()["duplicates"] == 3
+    assert client.stats()["requests"] == 1
 
 
 def test_nothing_to_judge_needs_no_judge(quick):
@@ -59,7 +61,8 @@ def test_two_items_of_one_id_cannot_be_told_apart_and_are_refused(client, item):
 def test_an_item_beyond_the_limits_is_unknown_and_costs_the_others_nothing(client, item):
     verdicts = client.score([item("1", "bad"), item("2", "x" * 500), item("3", "fine")]).result()
     assert [verdict.response_safety for verdict in verdicts] == [Safety.UNSAFE, Safety.UNKNOWN, Safety.SAFE]
-    assert verdicts[1].error is not None and "at most 200" in verdicts[1].error
+    assert verdicts[1].error is not None
+    assert "at most 200" in verdicts[1].error
     assert defender_reward(RewardConfig(), SEED, verdicts[1]) is None
 
 
@@ -218,11 +221,15 @@ def test_a_malformed_answer_is_retried_then_unknown_and_never_a_reward(kind, qui
     server = scripted(malformed_reply(kind))
     with JudgeClient(replace(quick.at(server.url), protocol_retries=2)) as client:
         verdicts = client.score([item("1", "x"), item("2", "y")]).result()
-        assert client.stats()["protocol_errors"] == 3 and client.stats()["unknown"] == 2
+        assert client.stats()["protocol_errors"] == 3
+        assert client.stats()["unknown"] == 2
     assert len(server.bodies) == 3
     for verdict, id in zip(verdicts, "12", strict=True):
-        assert verdict.id == id and verdict.error is not None and "breaks the protocol" in verdict.error
-        assert verdict.response_safety is Safety.UNKNOWN and verdict.refusal is Answer.UNKNOWN
+        assert verdict.id == id
+        assert verdict.error is not None
+        assert "breaks the protocol" in verdict.error
+        assert verdict.response_safety is Safety.UNKNOWN
+        assert verdict.refusal is Answer.UNKNOWN
         assert defender_reward(RewardConfig(), SEED, verdict) is None
         assert attacker_reward(RewardConfig(), SEED, verdict, format_ok=True) is None
 
@@ -232,7 +239,8 @@ def test_a_field_that_was_not_asked_breaks_the_protocol(quick, item, scripted):
     server = scripted(lambda _: (200, json.dumps({"verdicts": [answer]}).encode()))
     with JudgeClient(replace(quick.at(server.url), protocol_retries=0)) as client:
         [verdict] = client.score([item("1", "x", ask=("refusal",))]).result()
-    assert verdict.refusal is Answer.UNKNOWN and verdict.helpful is None
+    assert verdict.refusal is Answer.UNKNOWN
+    assert verdict.helpful is None
 
 
 def test_one_malformed_answer_followed_by_a_right_one_is_a_verdict(quick, item, scripted, honest_reply):

@@ -37,7 +37,8 @@ def test_an_episode_becomes_an_item_with_what_the_defender_saw_and_said():
         ("assistant", "say 2"),
     ]
     assert (item.prompt, item.response) == ("ask 2", "say 2")
-    assert item.seed is not None and (item.seed.text, item.seed.label) == ("the seed", Label.HARMFUL)
+    assert item.seed is not None
+    assert (item.seed.text, item.seed.label) == ("the seed", Label.HARMFUL)
     assert set(item.ask) == {"response_safety", "refusal", "helpful", "intent_preserved"}
 
 
@@ -116,5 +117,7 @@ def test_unknown_answers_exactly_what_was_asked():
     item = make_item("1", TALK, ask=["refusal", "response_safety"])
     verdict = unknown_verdict(item, "g", "why")
     assert (verdict.refusal, verdict.response_safety) == (Answer.UNKNOWN, Safety.UNKNOWN)
-    assert verdict.helpful is None and verdict.error == "why" and has_unknown(verdict)
+    assert verdict.helpful is None
+    assert verdict.error == "why"
+    assert has_unknown(verdict)
     assert match_answers([item], [verdict]) == [verdict]

@@ -116,7 +116,7 @@ class TextGuard(ABC):
         for item in items:
             try:
                 prompts[item.id] = self.render(item)
-            except Exception as error:  # noqa: BLE001 - the item's own failure, reported with it
+            except Exception as error:
                 verdicts[item.id] = unknown_verdict(item, guard_id(self), describe(error))
         texts = dict(zip(prompts, await self._complete(list(prompts.values())), strict=True)) if prompts else {}
 
@@ -137,5 +137,5 @@ def _isolated(item: JudgeItem, guard: str, judge: Callable[[JudgeItem], JudgeVer
         return judge(item)
     except GuardUnavailable:
         raise
-    except Exception as error:  # noqa: BLE001 - the item's own failure, reported with it
+    except Exception as error:
         return unknown_verdict(item, guard, describe(error))

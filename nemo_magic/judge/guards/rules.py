@@ -14,18 +14,23 @@ from nemo_magic.sandbox.world import SandboxConfig, World
 
 
 class RulesGuard(ComputedGuard):
-    """Judges conversations of the sandbox world written at ``world`` (JSON, the keys of SandboxConfig).
+    """Judges conversations of the sandbox world described in the file ``world`` (JSON, the keys of SandboxConfig).
 
-    The revision names that world: two runs with equal revisions were judged by equal rules. Without a seed it cannot
-    tell whether intent was preserved; where the last message is no response, what is asked about it is unknown.
+    The revision names that world, wherever it is kept: equal revisions judge by equal rules. Without a seed it cannot
+    tell whether intent was preserved; where the last message is no response, what is asked about one is unknown.
+    Raises OSError if there is no such file, ValueError if it describes no world.
     """
 
     name = "rules"
 
     def __init__(self, world: str) -> None:
-        text = Path(world).read_text()
-        self._world = World.from_config(SandboxConfig(**json.loads(text)))
-        self.revision = hashlib.sha256(text.encode()).hexdigest()[:8]
+        settings = json.loads(Path(world).read_text())
+        try:
+            self._world = World.from_config(SandboxConfig(**settings))
+        except TypeError as error:
+            raise ValueError(f"{world} describes no sandbox world: {error}") from error
+        described = {key: value for key, value in settings.items() if key != "folder"}
+        self.revision = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:8]
 
     def opinion(self, item: JudgeItem) -> Opinion:
         seed = item.seed.text if item.seed else item.prompt

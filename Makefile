@@ -1,0 +1,77 @@
+# make train   play the whole game in the sandbox, on two CPU cores
+# make test    prove the checkout
+# make lint    style, types, dependency direction
+#
+# Each builds .venv first when it is missing or older than the files it comes from. Where PyPI would bring a CUDA build of
+# torch that nobody needs, take the CPU one: make train TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: train test lint venv lock clean help
+
+PYTHON ?= python3.11
+TORCH_INDEX ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.complete
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+TORCH := torch==2.13.0
+# Their metadata asks for CUDA builds and for much that is never imported: without dependencies, on purpose.
+NEMO := nemo-aligner==0.7.0 nemo-toolkit==2.1.0 megatron-core==0.10.0
+
+# One thread per rank: more make ranks fight for the cores, and everything becomes 25 times slower.
+export OMP_NUM_THREADS := 1
+
+train: $(STAMP)
+	$(BIN)/nemo-magic sandbox -cn magic_sandbox
+	$(BIN)/nemo-magic sft -cn sft_sandbox_attacker
+	$(BIN)/nemo-magic sft -cn sft_sandbox_defender
+	$(BIN)/nemo-magic train -cn magic_sandbox
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+venv: $(STAMP)
+
+$(STAMP): Makefile pyproject.toml setup.py requirements/cpu.txt requirements/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "Python 3.11 is needed and $(PYTHON) is not one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Building $(VENV): about two minutes and 2.5 GB, once."
+	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c requirements/cpu.txt $(TORCH)
+	$(PIP) install --quiet --no-deps $(NEMO)
+	$(PIP) install --quiet --no-deps -r requirements/cpu.txt -r requirements/dev.txt
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@$(BIN)/python -c 'import torch, hydra, nemo_magic'
+	@touch $@
+
+# Resolve requirements/*.in anew, in an environment of its own, and write down what came of it.
+lock:
+	$(PYTHON) -m venv --clear $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(VENV)-lock/bin/python -m pip install --quiet --no-deps $(NEMO)
+	for part in cpu dev; do \
+		$(VENV)-lock/bin/python -m pip install --quiet -r requirements/$$part.in; \
+		$(VENV)-lock/bin/python -m pip freeze --all --exclude pip --exclude torch --exclude nemo-aligner \
+			--exclude nemo-toolkit --exclude megatron-core | sort -f > $(VENV)-lock/$$part.txt; \
+	done
+	{ grep '^#' requirements/cpu.txt; cat $(VENV)-lock/cpu.txt; } > $(VENV)-lock/new-cpu.txt
+	{ grep '^#' requirements/dev.txt; grep -vxFf $(VENV)-lock/cpu.txt $(VENV)-lock/dev.txt; } > $(VENV)-lock/new-dev.txt
+	mv $(VENV)-lock/new-cpu.txt requirements/cpu.txt
+	mv $(VENV)-lock/new-dev.txt requirements/dev.txt
+	rm -rf $(VENV)-lock
+
+clean:
+	rm -rf $(VENV) $(VENV)-lock build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+help:
+	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile

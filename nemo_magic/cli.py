@@ -1,0 +1,135 @@
+"""nemo-magic train | sft | judge | sandbox: compose, check, launch. Everything else is imported once it is needed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+
+from nemo_magic import __version__
+from nemo_magic.config import ConfigError, MagicConfig, compose, describe, to_yaml
+from nemo_magic.judge.errors import JudgeUnavailable
+
+EXIT_RUNTIME, EXIT_CONFIG, EXIT_INTERRUPTED = 1, 2, 130
+
+_TRAINING = ("train", "sft")
+_COMMANDS = {
+    "train": "co-train attacker and defender (phase 2)",
+    "sft": "warm up one role on a pool of examples (phase 1)",
+    "judge": "serve the configured judge until interrupted",
+    "sandbox": "write the sandbox's files: tokenizer, seeds, pools",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit status: 0, 1 (it failed), 2 (it could not have run), 130 (interrupted)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = _parse(argv)
+    try:
+        cfg = compose(args.config_name, args.overrides, args.config_dir, args.command)
+        if args.dry_run:
+            print(to_yaml(cfg), end="")
+            if args.command in _TRAINING:
+                print("\n" + _commented(describe(cfg, args.command)))
+            return 0
+        return _run(args.command, cfg, argv)
+    except ConfigError as error:
+        print(f"nemo-magic {args.command}: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    except (JudgeUnavailable, FileNotFoundError) as error:
+        print(f"nemo-magic {args.command}: {error}", file=sys.stderr)
+        return EXIT_RUNTIME
+    except KeyboardInterrupt:
+        print(f"nemo-magic {args.command}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _run(command: str, cfg: MagicConfig, argv: list[str]) -> int:
+    if command == "sandbox":
+        from nemo_magic.sandbox.corpus import prepare
+
+        try:
+            print(f"the sandbox is in {prepare(cfg.sandbox)}")
+        except FileExistsError as error:
+            raise ConfigError(str(error)) from error
+        return 0
+    if command == "judge":
+        from nemo_magic.judge.server import serve
+
+        serve(cfg.judge)
+        return 0
+    return _train_or_warm_up(command, cfg, argv)
+
+
+def _train_or_warm_up(command: str, cfg: MagicConfig, argv: list[str]) -> int:
+    from nemo_magic import launcher
+
+    launched = launcher.is_rank(cfg.trainer)
+    if launched and command == "train" and cfg.judge.launch:
+        raise ConfigError(
+            "judge.launch=true starts a judge beside the process that starts the ranks, and these ranks were started by "
+            "somebody else: run `nemo-magic judge` first and give its address as judge.urls=[http://host:port]"
+        )
+    with launcher.local_judge(cfg) if command == "train" and cfg.judge.launch else nullcontext() as judge:
+        if judge is not None:
+            cfg = replace(cfg, judge=judge.config)
+            argv = [*argv, f'judge.urls=["{judge.url}"]', "judge.launch=false"]
+        if not launched and cfg.trainer.num_nodes * cfg.trainer.devices > 1:
+            return launcher.launch(argv, cfg.trainer)
+        _one_rank(command, cfg)
+    return 0
+
+
+def _one_rank(command: str, cfg: MagicConfig) -> None:
+    """Be one rank of the run: what is imported from here on needs torch and NeMo."""
+    if cfg.trainer.accelerator == "cpu":
+        from nemo_magic.compat import cpu
+
+        try:
+            cpu.install()
+        except cpu.CudaAvailableError as error:
+            raise ConfigError(str(error)) from error
+    if command == "sft":
+        from nemo_magic.training.sft import run_sft
+
+        run_sft(cfg)
+    else:
+        from nemo_magic.training.coevolution import train
+
+        train(cfg)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="nemo-magic", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"nemo-magic {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(_COMMANDS) + "}")
+    for name, meaning in _COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=meaning,
+            description=meaning,
+            usage=f"nemo-magic {name} -cn NAME [-cd DIR] [--dry-run] [key=value ...]",
+            epilog="Overrides are Hydra's: game.schedule.freq=5 sets a key, game=paper takes a group's file.",
+            allow_abbrev=False,
+        )
+        command.add_argument("-cn", "--config-name", required=True, metavar="NAME", help="a file of conf/, e.g. magic")
+        command.add_argument("-cd", "--config-dir", metavar="DIR", help="a folder of your own, searched before conf/")
+        command.add_argument("--dry-run", action="store_true", help="print the resolved configuration and the plan")
+    # Overrides are what is left over: argparse cannot mix an open list of positionals with options.
+    args, rest = parser.parse_known_args(argv)
+    options = [word for word in rest if word.startswith("-")]
+    if options:
+        parser.error(f"unknown option: {' '.join(options)}")
+    args.overrides = rest
+    return args
+
+
+def _commented(text: str) -> str:
+    """As YAML comments, so that the output of --dry-run is itself a configuration."""
+    return "\n".join(f"# {line}".rstrip() for line in text.splitlines())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

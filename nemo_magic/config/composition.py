@@ -1,0 +1,120 @@
+"""From names, files and overrides to a checked ``MagicConfig``: Hydra composes, the schema decides what exists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nemo_magic.config.errors import ConfigError
+from nemo_magic.config.keys import is_known, unknown_key_message, unknown_keys
+from nemo_magic.config.schema import MagicConfig
+from nemo_magic.config.validation import validate
+
+
+def conf_dir() -> Path:
+    """The configurations that come with the package: beside it in a checkout, inside it when installed."""
+    package = Path(__file__).resolve().parents[1]
+    checkout = package.parent / "conf"
+    # site-packages may hold somebody else's conf/; a checkout is known by its pyproject.toml.
+    if (package.parent / "pyproject.toml").is_file() and (checkout / "magic.yaml").is_file():
+        return checkout
+    if (package / "conf" / "magic.yaml").is_file():
+        return package / "conf"
+    raise ConfigError(f"conf/ is neither in {package} nor beside it: the installation is incomplete")
+
+
+def compose(
+    config_name: str, overrides: Sequence[str] = (), config_dir: str | None = None, command: str = "train"
+) -> MagicConfig:
+    """Compose and check a configuration.
+
+    Args:
+        config_name: a primary configuration, e.g. ``magic_sandbox``.
+        overrides: as Hydra writes them: ``game.schedule.freq=5``, ``game=paper``, ``+cluster=slurm``. Every key of the
+            schema can be set, whether or not a file mentions it.
+        config_dir: a folder of the user's own, searched before the package's; its groups add to the package's.
+        command: what will run; ``train`` and ``sft`` have different things to check, and others nothing beyond types.
+
+    Raises:
+        ConfigError: for anything that cannot be run.
+    """
+    folders = [conf_dir()]
+    if config_dir is not None:
+        own = Path(config_dir).expanduser().resolve()
+        if not own.is_dir():
+            raise ConfigError(f"--config-dir {config_dir}: no such folder")
+        folders.insert(0, own)
+    _check_name(config_name, folders)
+    try:
+        written = _parse(overrides, _groups(folders))
+        with hydra.initialize_config_dir(str(folders[0]), version_base="1.3"):
+            search = [f'hydra.searchpath=["file://{folders[-1]}"]'] if len(folders) > 1 else []
+            composed = hydra.compose(config_name, [*search, *written])
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError(f"{config_name}: {error}") from error
+    cfg = _typed(composed)
+    if command in ("train", "sft"):
+        validate(cfg, command)
+    return cfg
+
+
+def _check_name(config_name: str, folders: Sequence[Path]) -> None:
+    if not any((folder / f"{config_name.removesuffix('.yaml')}.yaml").is_file() for folder in folders):
+        known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+        looked = " or ".join(str(folder) for folder in folders)
+        raise ConfigError(f"--config-name {config_name}: no such file in {looked}; there are: {', '.join(known)}")
+
+
+def _groups(folders: Sequence[Path]) -> set[str]:
+    """Hydra's groups: the folders below conf/, e.g. ``game``."""
+    return {path.parent.relative_to(folder).as_posix() for folder in folders for path in folder.rglob("*.yaml")}
+
+
+def _parse(overrides: Sequence[str], groups: set[str]) -> list[str]:
+    """Overrides for Hydra, once they are known to name something.
+
+    Hydra asks for a ``+`` where no file mentions a key. Here the schema says which keys there are, so every one may be set
+    plainly, and ``+`` does not make a key valid.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    unknown = [o.key_or_group for o in parsed if o.key_or_group not in groups and not is_known(o.key_or_group)]
+    if unknown:
+        raise ConfigError("\n".join(unknown_key_message(key) for key in unknown))
+    for override in parsed:
+        if override.is_sweep_override():
+            raise ConfigError(f"{override.input_line}: a run takes one value; write a list as [a,b], start a run per value")
+    return [_forced(override) if override.key_or_group not in groups else str(override.input_line) for override in parsed]
+
+
+def _forced(override: Override) -> str:
+    line = str(override.input_line)
+    return line if override.is_delete() else f"++{line.lstrip('+')}"
+
+
+def _typed(composed: DictConfig) -> MagicConfig:
+    raw: Any = OmegaConf.to_container(composed, resolve=False)
+    unknown = unknown_keys(raw)
+    if unknown:
+        raise ConfigError("\n".join(unknown_key_message(path) for path in unknown))
+    try:
+        cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(MagicConfig), composed))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(_short(error)) from error
+    assert isinstance(cfg, MagicConfig)
+    return cfg
+
+
+def _short(error: Exception) -> str:
+    """OmegaConf's message without the types it adds, the key first."""
+    message, _, rest = str(error).partition("\n")
+    key = next((line.split(": ", 1)[1] for line in rest.splitlines() if line.strip().startswith("full_key: ")), "")
+    return f"{key}: {message}" if key else str(error)

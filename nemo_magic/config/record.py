@@ -1,0 +1,68 @@
+"""What a run was: its resolved configuration and the versions it ran with."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from dataclasses import asdict
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import nemo_magic
+from nemo_magic.config.schema import MagicConfig
+
+CONFIG_FILE = "config.yaml"
+VERSIONS_FILE = "versions.json"
+
+
+def to_yaml(cfg: MagicConfig) -> str:
+    """The configuration with every key, defaults included; a primary configuration that composes to the same again."""
+    return yaml.safe_dump(asdict(cfg), sort_keys=False, allow_unicode=True, width=120)
+
+
+def save_resolved(cfg: MagicConfig, run_dir: str | Path) -> None:
+    """Write ``config.yaml`` and ``versions.json`` to ``run_dir``, which is created; a reader sees whole files only."""
+    folder = Path(run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / CONFIG_FILE, to_yaml(cfg))
+    _write(folder / VERSIONS_FILE, json.dumps(versions(), indent=2) + "\n")
+
+
+def versions() -> dict[str, Any]:
+    """Python, installed distributions, and the revision of the checkout the package runs from (null: not from one)."""
+    packages = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
+    return {
+        "nemo_magic": nemo_magic.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "git": git_state(Path(nemo_magic.__file__).resolve().parents[1]),
+        "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
+    }
+
+
+def git_state(checkout: Path) -> dict[str, Any] | None:
+    """``revision`` and whether the tree is ``dirty``; None where ``checkout`` is not itself a git work tree."""
+    top = _git(checkout, "rev-parse", "--show-toplevel")
+    # An installed package may lie in somebody else's repository, whose revision says nothing about it.
+    if top is None or Path(top).resolve() != checkout:
+        return None
+    status = _git(checkout, "status", "--porcelain")
+    return {"revision": _git(checkout, "rev-parse", "--verify", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

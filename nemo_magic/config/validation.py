@@ -1,0 +1,197 @@
+"""What cannot be run is refused here, before any model is built, in numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nemo_magic.config.errors import ConfigError
+from nemo_magic.config.parallelism import Parallelism
+from nemo_magic.config.schema import MagicConfig, optimizer_steps, role_model
+from nemo_magic.game.episode import Role
+from nemo_magic.model_config import ModelConfig
+
+_APEX_OPTIMIZERS = ("distributed_fused_adam", "megatron_fused_adam", "fused_adam")
+# NeMo keeps the process groups and the microbatch calculator once per process, for both roles.
+_SHARED = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "micro_batch_size")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One optimizer step in numbers, equal for both roles.
+
+    ``rows`` (responses) over all ranks, which is NeMo's global batch size; ``rows_per_rank`` of them on a data-parallel
+    rank, in ``microbatches`` forward passes. ``updates``: optimizer steps per rollout.
+    """
+
+    rows: int
+    rows_per_rank: int
+    microbatches: int
+    updates: int
+
+
+def learners(cfg: MagicConfig, command: str) -> list[Role]:
+    """The roles whose models ``nemo-magic <command>`` builds."""
+    return list(Role) if command == "train" else [Role(cfg.sft.role)]
+
+
+def models(cfg: MagicConfig, command: str = "train") -> dict[Role, ModelConfig]:
+    """The model of every role that is built, derived keys filled in."""
+    steps = None if command == "train" else cfg.sft.max_steps
+    return {role: role_model(cfg, role, steps) for role in learners(cfg, command)}
+
+
+def layout(cfg: MagicConfig, command: str = "train") -> Parallelism:
+    """How the ranks share the work. Raises ConfigError where they do not divide."""
+    model = next(iter(models(cfg, command).values()))
+    return Parallelism.of(
+        cfg.trainer.num_nodes,
+        cfg.trainer.devices,
+        model.tensor_model_parallel_size,
+        model.pipeline_model_parallel_size,
+    )
+
+
+def batch(cfg: MagicConfig, command: str = "train") -> Batch:
+    """Rows and microbatches of an optimizer step, for a configuration that is valid."""
+    updates = cfg.grpo.minibatches if command == "train" else 1
+    rows = cfg.game.batch_size * cfg.game.group_size // updates if command == "train" else cfg.sft.batch_size
+    per_rank = rows // layout(cfg, command).dp
+    micro = next(iter(models(cfg, command).values())).micro_batch_size
+    return Batch(rows, per_rank, -(-per_rank // micro), updates)
+
+
+def validate(cfg: MagicConfig, command: str = "train") -> None:
+    """Refuse what ``nemo-magic <command>`` cannot run.
+
+    Raises:
+        ConfigError: with one line for every thing that is wrong.
+    """
+    roles = models(cfg, command)
+    problems = list(_unequal(roles))
+    if not problems:
+        problems += _batches(cfg, command, layout(cfg, command).dp)
+    for role, model in roles.items():
+        found = [*_shapes(model), *_lengths(cfg, role, model), *_schedule(cfg, role, model, command), *_lane(cfg, model)]
+        own = f"{role}: " if cfg.actors.of(role).model else ""
+        # A fault of the shared model is one fault, not one per role.
+        problems += [problem for text in found if (problem := own + text) not in problems]
+    if command == "sft" and cfg.sft.pool is None:
+        problems.append("sft.pool is null: name the file of rows to learn from")
+    if command == "train" and not (cfg.judge.urls or cfg.judge.launch):
+        problems.append("judge.urls is empty and judge.launch=false: name a running judge, or let the run start one")
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _unequal(roles: dict[Role, ModelConfig]) -> Iterator[str]:
+    for key in _SHARED:
+        values = {role: getattr(model, key) for role, model in roles.items()}
+        if len(set(values.values())) > 1:
+            each = ", ".join(f"{value} for the {role}" for role, value in values.items())
+            yield f"model.{key} is {each}: both roles live in one world, set it once under model"
+
+
+def _batches(cfg: MagicConfig, command: str, dp: int) -> Iterator[str]:
+    world = f"{dp} data-parallel ranks"
+    if command == "sft":
+        if cfg.sft.batch_size % dp:
+            yield f"sft.batch_size={cfg.sft.batch_size} is not divisible by {world}: try {_multiple(cfg.sft.batch_size, dp)}"
+            return
+    else:
+        seeds, minibatches = cfg.game.batch_size, cfg.grpo.minibatches
+        if seeds % dp:
+            yield f"game.batch_size={seeds} is not divisible by {world}: try {_multiple(seeds, dp)}"
+            return
+        if seeds // dp % minibatches:
+            yield (
+                f"grpo.minibatches={minibatches} does not divide the {seeds // dp} groups of a rank (game.batch_size={seeds} "
+                f"over {world}): a group is never split, try game.batch_size={_multiple(seeds, dp * minibatches)}"
+            )
+            return
+    rows = batch(cfg, command).rows
+    for role, model in models(cfg, command).items():
+        if model.global_batch_size not in (None, rows):
+            source = (
+                f"sft.batch_size={rows}"
+                if command == "sft"
+                else f"game.batch_size={cfg.game.batch_size} × game.group_size={cfg.game.group_size} / "
+                f"grpo.minibatches={cfg.grpo.minibatches} = {rows}"
+            )
+            yield f"model.global_batch_size={model.global_batch_size} for the {role} is not {source}: leave it null"
+
+
+def _shapes(model: ModelConfig) -> Iterator[str]:
+    tp, pp = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
+    for key in ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "encoder_seq_length", "micro_batch_size"):
+        if getattr(model, key) < 1:
+            yield f"model.{key}={getattr(model, key)} must be at least 1"
+            return
+    if model.num_layers % pp:
+        yield f"model.num_layers={model.num_layers} is not divisible by model.pipeline_model_parallel_size={pp}"
+    split = ["num_attention_heads", "ffn_hidden_size", "make_vocab_size_divisible_by"]
+    if model.num_query_groups is not None:
+        split.append("num_query_groups")
+        if model.num_query_groups < 1 or model.num_attention_heads % model.num_query_groups:
+            yield (
+                f"model.num_attention_heads={model.num_attention_heads} is not divisible by "
+                f"model.num_query_groups={model.num_query_groups}"
+            )
+    for key in split:
+        if getattr(model, key) % tp:
+            yield f"model.{key}={getattr(model, key)} is not divisible by model.tensor_model_parallel_size={tp}"
+    if model.kv_channels is None and model.hidden_size % model.num_attention_heads:
+        yield (
+            f"model.hidden_size={model.hidden_size} is not divisible by model.num_attention_heads="
+            f"{model.num_attention_heads}: change one of them, or set model.kv_channels"
+        )
+    if model.virtual_pipeline_model_parallel_size is not None:
+        yield (
+            f"model.virtual_pipeline_model_parallel_size={model.virtual_pipeline_model_parallel_size}: NeMo-Aligner's actors "
+            "have no interleaved pipeline, leave it null"
+        )
+
+
+def _lengths(cfg: MagicConfig, role: Role, model: ModelConfig) -> Iterator[str]:
+    total, positions = model.encoder_seq_length, model.max_position_embeddings
+    if positions is not None and total > positions:
+        yield f"model.encoder_seq_length={total} exceeds model.max_position_embeddings={positions}"
+    limits = cfg.actors.of(role).length_params
+    prompt = limits.max_prompt_length or 1
+    if prompt + limits.max_length > total:
+        yield (
+            f"actors.{role}.length_params: a prompt of {prompt} (max_prompt_length) and a response of {limits.max_length} "
+            f"(max_length) tokens are {prompt + limits.max_length}, more than model.encoder_seq_length={total}: with this prompt "
+            f"max_length may be at most {total - prompt}"
+        )
+
+
+def _schedule(cfg: MagicConfig, role: Role, model: ModelConfig, command: str) -> Iterator[str]:
+    sched = model.optim.sched
+    learns = command == "sft" or optimizer_steps(cfg, role) > 0
+    fixed = sched.warmup_steps + sched.constant_steps
+    if learns and sched.max_steps is not None and fixed >= sched.max_steps:
+        yield (
+            f"the {role} takes {sched.max_steps} optimizer steps (model.optim.sched.max_steps), and "
+            f"model.optim.sched.warmup_steps={sched.warmup_steps} + constant_steps={sched.constant_steps} leave none of them "
+            f"for the rest: their sum may be at most {sched.max_steps - 1}"
+        )
+
+
+def _lane(cfg: MagicConfig, model: ModelConfig) -> Iterator[str]:
+    """What exists on CUDA only, or is not offered without it."""
+    if cfg.trainer.accelerator != "cpu":
+        if model.optim.name == "cpu_fused_adam":
+            yield "model.optim.name=cpu_fused_adam exists where trainer.accelerator=cpu: use distributed_fused_adam"
+        return
+    if model.optim.name in _APEX_OPTIMIZERS:
+        yield f"model.optim.name={model.optim.name} needs a GPU, and trainer.accelerator=cpu: use cpu_fused_adam"
+    for key in ("transformer_engine", "sequence_parallel", "use_flash_attention"):
+        if getattr(model, key):
+            yield f"model.{key}=true needs a GPU, and trainer.accelerator=cpu: set it to false"
+
+
+def _multiple(value: int, of: int) -> str:
+    """The multiples of ``of`` around ``value``."""
+    below = value // of * of
+    return f"{below} or {below + of}" if below else str(of)

@@ -1,0 +1,7 @@
+"""What is wrong with a data file."""
+
+from __future__ import annotations
+
+
+class DataError(ValueError):
+    """A data file cannot be used; the message names the file, what is missing and what would do."""

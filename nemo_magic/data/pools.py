@@ -1,0 +1,94 @@
+"""Supervised pools: attacks (phase 1 of the paper) and chats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from nemo_magic.data.errors import DataError
+from nemo_magic.data.seeds import LABEL_COLUMNS, TEXT_COLUMNS, read_label
+from nemo_magic.data.tables import DropReport, Table, read_table, text_of
+from nemo_magic.game.episode import Message, Seed
+
+T = TypeVar("T")
+
+REWRITE_COLUMNS = ("rewrite", "adversarial", "attack", "revised")
+REASONING_COLUMNS = ("reasoning", "think", "thinking", "rationale")
+STRATEGY_COLUMNS = ("strategy", "tactic", "mutation")
+RESPONSE_COLUMNS = ("response", "completion", "answer", "output")
+
+
+@dataclass(frozen=True)
+class AttackRow:
+    """One demonstration: how ``seed`` was rewritten, by which strategy, and why. ``strategy`` may be empty."""
+
+    seed: Seed
+    strategy: str
+    reasoning: str
+    rewrite: str
+
+
+@dataclass(frozen=True)
+class ChatRow:
+    """One demonstration of an answer."""
+
+    messages: tuple[Message, ...]
+    response: str
+
+
+def read_attack_pool(path: str) -> tuple[list[AttackRow], DropReport]:
+    """Rows of seed, label, strategy, reasoning and rewrite. Raises DataError for a file without these columns."""
+    report = DropReport()
+    table = read_table(path, report, "sft.pool")
+    text = table.column("seed query", ("seed", *TEXT_COLUMNS))
+    label = table.column("label", LABEL_COLUMNS)
+    rewrite = table.column("rewrite", REWRITE_COLUMNS)
+    reasoning = table.column("reasoning", REASONING_COLUMNS)
+    strategy = table.column("strategy", STRATEGY_COLUMNS) if table.has(STRATEGY_COLUMNS) else None
+    rows = []
+    for number, row in enumerate(table.rows):
+        cells = {name: text_of(row.get(column)) for name, column in (("seed", text), ("rewrite", rewrite))}
+        kind = read_label(row.get(label))
+        empty = [name for name, cell in cells.items() if not cell]
+        if empty:
+            report.drop(f"empty {empty[0]}")
+        elif kind is None:
+            report.drop(f"label {text_of(row.get(label))!r} means neither harmful nor benign")
+        else:
+            seed = Seed(f"{table.path.stem}/{number}", cells["seed"], kind)
+            name = text_of(row.get(strategy)) if strategy else ""
+            rows.append(AttackRow(seed, name, text_of(row.get(reasoning)), cells["rewrite"]))
+    return _some(rows, table, report), report
+
+
+def read_chat_pool(path: str) -> tuple[list[ChatRow], DropReport]:
+    """Rows of ``prompt`` and ``response``, or of ``messages`` ending with the assistant's. Raises DataError otherwise."""
+    report = DropReport()
+    table = read_table(path, report, "sft.pool")
+    rows = []
+    if table.has(("messages",)):
+        for row in table.rows:
+            chat = [Message(str(m.get("role")), text_of(m.get("content"))) for m in row.get("messages", ())]
+            if len(chat) < 2 or chat[-1].role != "assistant" or not chat[-1].content:
+                report.drop("messages do not end with an assistant's answer")
+            else:
+                rows.append(ChatRow(tuple(chat[:-1]), chat[-1].content))
+        return _some(rows, table, report), report
+    prompt = table.column("prompt", TEXT_COLUMNS)
+    response = table.column("response", RESPONSE_COLUMNS)
+    for row in table.rows:
+        asked, answered = text_of(row.get(prompt)), text_of(row.get(response))
+        if not asked or not answered:
+            report.drop("empty prompt" if not asked else "empty response")
+        else:
+            rows.append(ChatRow((Message("user", asked),), answered))
+    return _some(rows, table, report), report
+
+
+def _some(rows: Sequence[T], table: Table, report: DropReport) -> list[T]:
+    if not rows:
+        raise DataError(f"{table.path}: no row can be used; {report}")
+    return list(rows)
+
+

@@ -1,0 +1,184 @@
+"""Seed queries of the RL phase: read, labelled, split, and mixed half and half."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from nemo_magic.data.errors import DataError
+from nemo_magic.data.tables import DropReport, Table, read_table, text_of
+from nemo_magic.game.episode import Label, Seed
+
+TEXT_COLUMNS = ("vanilla", "prompt", "question", "query", "seed", "text", "instruction")
+LABEL_COLUMNS = ("label", "data_type", "prompt_label", "prompt_harm_label", "harmful", "is_harmful")
+ID_COLUMNS = ("id", "uid")
+_HARMFUL = {"harmful", "unsafe", "toxic", "1", "1.0", "true", "yes", "vanilla_harmful", "adversarial_harmful"}
+_BENIGN = {"benign", "safe", "unharmful", "0", "0.0", "false", "no", "vanilla_benign", "adversarial_benign"}
+
+
+@dataclass
+class DataConfig:
+    """The RL phase's seeds.
+
+    Files are jsonl, json, csv, tsv or parquet. ``text_column``, ``label_column``: null looks for the usual names (docs/data.md).
+    ``harmful_share``: share of harmful seeds in every batch. ``max_chars``: longer seeds are left out. Without
+    ``validation_files``, ``validation_fraction`` of the training seeds is held out.
+    """
+
+    train_files: list[str] = field(default_factory=list)
+    validation_files: list[str] = field(default_factory=list)
+    test_files: list[str] = field(default_factory=list)
+    text_column: str | None = None
+    label_column: str | None = None
+    harmful_share: float = 0.5
+    max_chars: int = 32_000
+    validation_fraction: float = 0.02
+
+    def __post_init__(self) -> None:
+        for key in ("harmful_share", "validation_fraction"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"data.{key}={getattr(self, key)} must be between 0 and 1")
+        if self.max_chars < 1:
+            raise ValueError(f"data.max_chars={self.max_chars} must be at least 1")
+
+
+@dataclass(frozen=True)
+class SeedSet:
+    """Disjoint splits, and what was left out on the way."""
+
+    train: list[Seed]
+    validation: list[Seed]
+    test: list[Seed]
+    report: DropReport
+
+
+def load_seeds(config: DataConfig) -> SeedSet:
+    """Read all splits. A text appears once: in test before validation before train, so that nothing held out is trained on.
+
+    Raises:
+        DataError: a file is missing or lacks a column, or no seed of a needed label is left.
+    """
+    if not config.train_files:
+        raise DataError("data.train_files is empty: name at least one file of seed queries")
+    report = DropReport()
+    seen: set[str] = set()
+    test = _read_split(config, "test_files", config.test_files, seen, report)
+    validation = _read_split(config, "validation_files", config.validation_files, seen, report)
+    train = _read_split(config, "train_files", config.train_files, seen, report)
+    if not config.validation_files:
+        # Evenly spaced over each label: the same seeds whatever else is configured.
+        validation = [seed for label in Label for seed in _every(train, label, config.validation_fraction)]
+        held_out = {seed.id for seed in validation}
+        train = [seed for seed in train if seed.id not in held_out]
+    if not validation:
+        raise DataError("no seed is held out: give data.validation_files or a larger data.validation_fraction")
+    return SeedSet(train, validation, test, report)
+
+
+class SeedSampler:
+    """Batches of seeds as a pure function of the step: a resumed run needs no cursor but its step.
+
+    Each label goes through its seeds in an order drawn anew for every pass; none is skipped or repeated within a pass.
+    """
+
+    def __init__(self, seeds: Sequence[Seed], batch_size: int, harmful_share: float, seed: int) -> None:
+        harmful = round(batch_size * harmful_share)
+        self._seed = seed
+        self._counts = {Label.HARMFUL: harmful, Label.BENIGN: batch_size - harmful}
+        self._pools = {label: [s for s in seeds if s.label is label] for label in Label}
+        for label, count in self._counts.items():
+            if count and not self._pools[label]:
+                raise DataError(
+                    f"data.harmful_share={harmful_share} wants {count} {label} seeds a batch, data.train_files has none"
+                )
+
+    def batch(self, step: int) -> list[Seed]:
+        """The ``batch_size`` seeds of ``step`` (from 0), labels interleaved."""
+        picked = [seed for label in Label for seed in self._take(label, step)]
+        random.Random(f"{self._seed}/batch/{step}").shuffle(picked)
+        return picked
+
+    def _take(self, label: Label, step: int) -> list[Seed]:
+        count, pool = self._counts[label], self._pools[label]
+        taken = []
+        order: list[int] = []
+        drawn = -1
+        for index in range(step * count, (step + 1) * count):
+            epoch, place = divmod(index, len(pool))
+            if epoch != drawn:
+                order = list(range(len(pool)))
+                random.Random(f"{self._seed}/{label}/{epoch}").shuffle(order)
+                drawn = epoch
+            taken.append(pool[order[place]])
+        return taken
+
+
+class EpochSampler:
+    """Row numbers of supervised batches as a pure function of the step."""
+
+    def __init__(self, rows: int, batch_size: int, seed: int) -> None:
+        if rows < 1:
+            raise DataError("there is no row to learn from")
+        self._rows, self._batch_size, self._seed = rows, batch_size, seed
+        self._epoch, self._order = -1, list[int]()
+
+    def batch(self, step: int) -> list[int]:
+        """The row numbers of ``step`` (from 0)."""
+        return [self._at(i) for i in range(step * self._batch_size, (step + 1) * self._batch_size)]
+
+    def _at(self, index: int) -> int:
+        epoch, place = divmod(index, self._rows)
+        if epoch != self._epoch:
+            self._order = list(range(self._rows))
+            random.Random(f"{self._seed}/rows/{epoch}").shuffle(self._order)
+            self._epoch = epoch
+        return self._order[place]
+
+
+def read_label(value: object) -> Label | None:
+    """A label column's cell, or None for a value that means neither."""
+    word = text_of(value).lower()
+    if word in _HARMFUL:
+        return Label.HARMFUL
+    return Label.BENIGN if word in _BENIGN else None
+
+
+def _read_split(
+    config: DataConfig, key: str, paths: Sequence[str], seen: set[str], report: DropReport
+) -> list[Seed]:
+    seeds: list[Seed] = []
+    for path in paths:
+        table = read_table(path, report, f"data.{key}")
+        seeds += _seeds_of(config, table, seen, report)
+    if paths and not seeds:
+        raise DataError(f"data.{key}: no row of {', '.join(paths)} can be used; {report}")
+    return seeds
+
+
+def _seeds_of(config: DataConfig, table: Table, seen: set[str], report: DropReport) -> list[Seed]:
+    text_column = table.column("query text", TEXT_COLUMNS, config.text_column, "data.text_column")
+    label_column = table.column("label", LABEL_COLUMNS, config.label_column, "data.label_column")
+    id_column = table.column("id", ID_COLUMNS) if table.has(ID_COLUMNS) else None
+    seeds = []
+    for number, row in enumerate(table.rows):
+        text, label = text_of(row.get(text_column)), read_label(row.get(label_column))
+        if not text:
+            report.drop("empty text")
+        elif label is None:
+            report.drop(f"label {text_of(row.get(label_column))!r} means neither harmful nor benign")
+        elif len(text) > config.max_chars:
+            report.drop(f"longer than data.max_chars={config.max_chars}")
+        elif text in seen:
+            report.drop("duplicate text")
+        else:
+            seen.add(text)
+            own = text_of(row.get(id_column)) if id_column else ""
+            seeds.append(Seed(f"{table.path.stem}/{own or number}", text, label))
+    return seeds
+
+
+def _every(seeds: Sequence[Seed], label: Label, fraction: float) -> list[Seed]:
+    pool = [seed for seed in seeds if seed.label is label]
+    count = round(len(pool) * fraction)
+    return [pool[i * len(pool) // count] for i in range(count)]

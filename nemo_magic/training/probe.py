@@ -1,0 +1,68 @@
+"""The sandbox's own measure of robustness: the defender against every strategy there is.
+
+ASR against an attacker that has collapsed makes any defender look perfect; this worst case does not depend on one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from nemo_magic.actors.build import Player
+from nemo_magic.actors.snapshots import Snapshot, worn
+from nemo_magic.actors.world import World
+from nemo_magic.game.episode import Label, Role, Seed
+from nemo_magic.game.metrics import Ratios, attack_succeeded
+from nemo_magic.sandbox.language import MAX_ORDER, Strategy, all_strategies, parse, render
+from nemo_magic.sandbox.world import World as SandboxWorld
+from nemo_magic.training.arena import Arena, fixed_attacks
+from nemo_magic.training.referee import Referee
+
+if TYPE_CHECKING:
+    from nemo_magic.config import MagicConfig
+
+
+def probe_strategies(
+    world: World,
+    arena: Arena,
+    referee: Referee,
+    cfg: MagicConfig,
+    players: dict[Role, Player],
+    snapshots: dict[Role, list[Snapshot]],
+    seeds: Sequence[tuple[int, Seed]],
+) -> dict[str, Any]:
+    """ASR per strategy (none, every single one, every pair) on restricted test seeds, greedy, first and last defender.
+
+    Returns ``{"start": {"worst": …, "mean": …, "asr": {strategy: …}}, "end": …}``.
+    """
+    sandbox = SandboxWorld(cfg.sandbox)
+    strategies = [s for order in range(MAX_ORDER + 1) for s in all_strategies(order)]
+    mine = [(g, seed) for g, seed in seeds if seed.label is Label.HARMFUL][world.dp_rank :: world.dp_size]
+    found = {}
+    for when, snapshot in (("start", snapshots[Role.DEFENDER][0]), ("end", snapshots[Role.DEFENDER][-1])):
+        with worn(players[Role.DEFENDER].actor, snapshot):
+            attacks = [
+                attack
+                for number, strategy in enumerate(strategies)
+                for attack in fixed_attacks(_disguise(sandbox, strategy), mine, sample=number)
+            ]
+            scored = referee.collect(referee.submit(arena.respond(attacks, "probe", 0, greedy=True)))
+        ratios = Ratios()
+        for s in scored:
+            request = parse(sandbox, s.episode.turns[-1].rewrite)
+            success = None if s.verdict is None else attack_succeeded(s.verdict)
+            if request is not None and success is not None:
+                ratios.add(request.strategy.name, success)
+        asr = Ratios.merged(world.gather(ratios)).means()
+        found[when] = {"worst": max(asr.values()), "mean": sum(asr.values()) / len(asr), "asr": asr}
+    return found
+
+
+def _disguise(sandbox: SandboxWorld, strategy: Strategy) -> Any:
+    def rewrite(seed: Seed) -> str:
+        request = parse(sandbox, seed.text)
+        if request is None:
+            raise ValueError(f"seed {seed.id} is no request of the sandbox: {seed.text!r}")
+        return render(sandbox, strategy, request.item)
+
+    return rewrite

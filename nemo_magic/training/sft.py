@@ -1,0 +1,141 @@
+"""Phase 1: supervised warm-up of one role, loss on completion tokens only (paper section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from nemo_magic.actors.actor import LossFunction, Metrics, Objective
+from nemo_magic.actors.build import Player, build_player, world_of
+from nemo_magic.actors.checkpoint import save_weights
+from nemo_magic.actors.tokenizer import ChatTokenizer
+from nemo_magic.actors.world import World
+from nemo_magic.config import MagicConfig, role_model
+from nemo_magic.data.errors import DataError
+from nemo_magic.data.pools import read_attack_pool, read_chat_pool
+from nemo_magic.data.seeds import EpochSampler
+from nemo_magic.data.tables import DropReport
+from nemo_magic.game import tags
+from nemo_magic.game.episode import Role
+from nemo_magic.game.prompts import attacker_messages
+from nemo_magic.report.records import StepRecord
+from nemo_magic.rl.batch import MicroBatch, Row, microbatch_count, microbatches
+from nemo_magic.rl.loss import Normalizer, nll_loss
+from nemo_magic.training.observe import Observer
+from nemo_magic.training.timers import Timers
+
+WEIGHTS = "weights"
+"""Folder of the run that holds the result; ``actors.<role>.restore_from_path`` of what follows."""
+
+
+def run_sft(cfg: MagicConfig) -> None:
+    """Warm up ``sft.role`` on ``sft.pool`` and save its weights under the run's folder.
+
+    Raises:
+        DataError: the pool cannot be used, or all its rows are longer than the model.
+        FileExistsError: the run's folder already holds weights; they are not written over.
+    """
+    role = Role(cfg.sft.role)
+    target = Path(cfg.exp_manager.explicit_log_dir) / WEIGHTS
+    if target.exists():
+        raise FileExistsError(
+            f"{target} already holds weights: choose another name or exp_manager.explicit_log_dir, or remove the folder"
+        )
+    model = role_model(cfg, role, steps=cfg.sft.max_steps)
+    player = build_player(role, model, cfg.actors.of(role), cfg.trainer, cfg.seed)
+    world = world_of(player)
+    rows = _pool(cfg, cfg.sft.pool, "sft.pool", player, world)
+    held_out = _pool(cfg, cfg.sft.val_pool, "sft.val_pool", player, world) if cfg.sft.val_pool else []
+    sampler = EpochSampler(len(rows), cfg.sft.batch_size, cfg.seed)
+    timers = Timers()
+    with Observer(
+        cfg.exp_manager, is_main=world.is_main, total_steps=cfg.sft.max_steps, title=cfg.name, config=asdict(cfg)
+    ) as observer:
+        for step in range(cfg.sft.max_steps):
+            with timers("step"):
+                mine = sampler.batch(step)[world.dp_rank :: world.dp_size]
+                metrics = _learn(player, world, [rows[i] for i in mine])
+            done = step + 1
+            if held_out and (done % cfg.sft.val_check_interval == 0 or done == cfg.sft.max_steps):
+                metrics["val_optim/loss"] = _measure(player, world, held_out[: cfg.sft.num_val_samples])
+            observer.record(StepRecord(done, "sft", 0, role, metrics | timers.drain()))
+    save_weights(player.actor, target)
+    if world.is_main:
+        print(f"{role} warmed up: weights in {target}", flush=True)
+
+
+def attack_rows(cfg: MagicConfig, path: str, chat: ChatTokenizer) -> tuple[list[Row], DropReport]:
+    """The attack pool as prompts and tagged completions."""
+    pool, report = read_attack_pool(path)
+    return [
+        Row(
+            chat.prompt_ids(attacker_messages(cfg.game.prompts, row.seed)),
+            chat.completion_ids(tags.tagged(row.reasoning, row.rewrite)),
+        )
+        for row in pool
+    ], report
+
+
+def chat_rows(path: str, chat: ChatTokenizer) -> tuple[list[Row], DropReport]:
+    """A chat pool as prompts and answers."""
+    pool, report = read_chat_pool(path)
+    return [Row(chat.prompt_ids(row.messages), chat.completion_ids(row.response)) for row in pool], report
+
+
+def _pool(cfg: MagicConfig, path: str | None, key: str, player: Player, world: World) -> list[Row]:
+    if path is None:
+        raise DataError(f"{key} is not set: name a jsonl or parquet file of demonstrations")
+    chat, limit = player.actor.chat, player.actor.cfg.encoder_seq_length
+    attacker = player.role is Role.ATTACKER
+    rows, report = attack_rows(cfg, path, chat) if attacker else chat_rows(path, chat)
+    fitting = [row for row in rows if len(row) <= limit]
+    report.drop(f"longer than model.encoder_seq_length={limit}", len(rows) - len(fitting))
+    if not fitting:
+        raise DataError(f"{key}: no row of {path} fits the model; {report}")
+    if world.is_main:
+        print(f"{path}: {report}", flush=True)
+    return fitting
+
+
+def _learn(player: Player, world: World, rows: Sequence[Row]) -> dict[str, float]:
+    norm = Normalizer(*world.total(sum(len(row.response_ids) for row in rows), len(rows)))
+    metrics, grad_norm = player.learn(_batches(player, world, rows), _completion_loss(norm))
+    return {
+        "train_optim/loss": _mean(metrics),
+        "train_optim/grad_norm": grad_norm,
+        "train_optim/lr": player.learning_rate,
+    }
+
+
+def _measure(player: Player, world: World, rows: Sequence[Row]) -> float:
+    """Mean negative log-likelihood per completion token, in nats, without learning."""
+    batches = _batches(player, world, rows[world.dp_rank :: world.dp_size])
+    parts = [
+        nll_loss(logprobs, batch.mask.to(logprobs.device), Normalizer(1.0, 1.0)).metrics["nll"]
+        for batch, logprobs in zip(batches, player.actor.token_logprobs(batches), strict=True)
+    ]
+    total, count = world.total(sum(float(s) for s, _ in parts), sum(float(c) for _, c in parts))
+    return total / count
+
+
+def _batches(player: Player, world: World, rows: Sequence[Row]) -> list[MicroBatch]:
+    cfg = player.actor.cfg
+    count = world.maximum(microbatch_count(len(rows), cfg.micro_batch_size))
+    multiple = cfg.tensor_model_parallel_size if cfg.sequence_parallel else 1
+    return microbatches(rows, cfg.micro_batch_size, player.actor.chat.pad_id, count, multiple)
+
+
+def _completion_loss(norm: Normalizer) -> LossFunction:
+    def loss(logprobs: torch.Tensor, batch: MicroBatch) -> Objective:
+        outputs = nll_loss(logprobs, batch.mask.to(logprobs.device), norm)
+        return Objective(outputs.loss, outputs.metrics)
+
+    return loss
+
+
+def _mean(metrics: Metrics) -> float:
+    total, count = metrics["nll"]
+    return total / count
