@@ -8,6 +8,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 .PHONY: train test lint venv lock clean help
 
 PYTHON ?= python3.11
@@ -18,6 +19,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+ATTACKER := runs/sft_sandbox_attacker/weights/metadata.json
+DEFENDER := runs/sft_sandbox_defender/weights/metadata.json
 TORCH := torch==2.13.0
 # Their metadata asks for CUDA builds and for much that is never imported: without dependencies, on purpose.
 NEMO := nemo-aligner==0.7.0 nemo-toolkit==2.1.0 megatron-core==0.10.0
@@ -25,11 +28,13 @@ NEMO := nemo-aligner==0.7.0 nemo-toolkit==2.1.0 megatron-core==0.10.0
 # One thread per rank: more make ranks fight for the cores, and everything becomes 25 times slower.
 export OMP_NUM_THREADS := 1
 
-train: $(STAMP)
-	$(BIN)/nemo-magic sandbox -cn magic_sandbox
-	$(BIN)/nemo-magic sft -cn sft_sandbox_attacker
-	$(BIN)/nemo-magic sft -cn sft_sandbox_defender
+train: $(ATTACKER) $(DEFENDER)
 	$(BIN)/nemo-magic train -cn magic_sandbox
+
+# Warm-up is done once; remove runs/ to begin at the beginning.
+$(ATTACKER) $(DEFENDER): runs/sft_sandbox_%/weights/metadata.json: | $(STAMP)
+	$(BIN)/nemo-magic sandbox -cn magic_sandbox
+	$(BIN)/nemo-magic sft -cn sft_sandbox_$*
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -9,8 +9,9 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 from nemo_magic import __version__
-from nemo_magic.config import ConfigError, MagicConfig, compose, describe, to_yaml
-from nemo_magic.judge.errors import JudgeUnavailable
+from nemo_magic.config import ConfigError, MagicConfig, compose, describe, save_resolved, to_yaml
+from nemo_magic.data.errors import DataError
+from nemo_magic.judge.errors import JudgeError
 
 EXIT_RUNTIME, EXIT_CONFIG, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"nemo-magic {args.command}: {error}", file=sys.stderr)
         return EXIT_CONFIG
-    except (JudgeUnavailable, FileNotFoundError) as error:
+    except (DataError, JudgeError, FileNotFoundError, FileExistsError) as error:
         print(f"nemo-magic {args.command}: {error}", file=sys.stderr)
         return EXIT_RUNTIME
     except KeyboardInterrupt:
@@ -50,10 +51,7 @@ def _run(command: str, cfg: MagicConfig, argv: list[str]) -> int:
     if command == "sandbox":
         from nemo_magic.sandbox.corpus import prepare
 
-        try:
-            print(f"the sandbox is in {prepare(cfg.sandbox)}")
-        except FileExistsError as error:
-            raise ConfigError(str(error)) from error
+        print(f"the sandbox is in {prepare(cfg.sandbox)}")
         return 0
     if command == "judge":
         from nemo_magic.judge.server import serve
@@ -69,9 +67,11 @@ def _train_or_warm_up(command: str, cfg: MagicConfig, argv: list[str]) -> int:
     launched = launcher.is_rank(cfg.trainer)
     if launched and command == "train" and cfg.judge.launch:
         raise ConfigError(
-            "judge.launch=true starts a judge beside the process that starts the ranks, and these ranks were started by "
-            "somebody else: run `nemo-magic judge` first and give its address as judge.urls=[http://host:port]"
+            "judge.launch=true starts a judge beside the process that starts the ranks, and these ranks were started "
+            "by somebody else: run `nemo-magic judge` first and give its address as judge.urls=[http://host:port]"
         )
+    if launcher.is_first_process():
+        save_resolved(cfg, cfg.exp_manager.explicit_log_dir)
     with launcher.local_judge(cfg) if command == "train" and cfg.judge.launch else nullcontext() as judge:
         if judge is not None:
             cfg = replace(cfg, judge=judge.config)

@@ -15,6 +15,8 @@ from nemo_magic.config import ConfigError, MagicConfig, TrainerConfig
 if TYPE_CHECKING:
     from nemo_magic.judge.local import LocalJudge
 
+_RUN_ID = "nemo-magic-"
+
 
 def is_rank(trainer: TrainerConfig, environ: Mapping[str, str] | None = None) -> bool:
     """Whether this process was started as one rank of many, by torchrun or by srun.
@@ -44,8 +46,16 @@ def is_rank(trainer: TrainerConfig, environ: Mapping[str, str] | None = None) ->
     return True
 
 
+def is_first_process(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether nobody else speaks for the run: the process that starts the ranks, or rank 0 where somebody else did."""
+    environ = os.environ if environ is None else environ
+    if environ.get("TORCHELASTIC_RUN_ID", "").startswith(_RUN_ID):
+        return False
+    return environ.get("RANK", environ.get("SLURM_PROCID", "0")) == "0"
+
+
 def launch(argv: Sequence[str], trainer: TrainerConfig) -> int:
-    """Run the same command line as ``trainer.devices`` ranks on this machine; 0, 1 when a rank failed, 128 + a signal."""
+    """Run the same command line as ``trainer.devices`` ranks here; 0, 1 when a rank failed, 128 + a signal."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -60,7 +70,7 @@ def launch(argv: Sequence[str], trainer: TrainerConfig) -> int:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=trainer.devices,
-        run_id=uuid.uuid4().hex,
+        run_id=f"{_RUN_ID}{uuid.uuid4().hex}",
         rdzv_backend="c10d",
         rdzv_endpoint=f"127.0.0.1:{_free_port()}",
         rdzv_configs={"timeout": 600},
@@ -71,7 +81,9 @@ def launch(argv: Sequence[str], trainer: TrainerConfig) -> int:
         elastic_launch(config, sys.executable)("-m", "nemo_magic.cli", *argv)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        print(f"nemo-magic: rank {rank} ended with status {failure.exitcode}; its own message is above", file=sys.stderr)
+        print(
+            f"nemo-magic: rank {rank} ended with status {failure.exitcode}; its own message is above", file=sys.stderr
+        )
         return 1
     except SignalException as error:
         return 128 + int(error.sigval)

@@ -1,7 +1,7 @@
 """A Megatron GPT model under NeMo's own key names, typed. Imports neither torch nor NeMo.
 
-``make_vocab_size_divisible_by`` is the multiple of the padded vocabulary at *every* tensor-parallel size (NeMo multiplies it
-by TP, and weights saved at one TP would then not fit another). What only pre-training reads is not here.
+``make_vocab_size_divisible_by`` is the multiple of the padded vocabulary at *every* tensor-parallel size (NeMo
+multiplies it by TP, and weights saved at one TP would then not fit another). What only pre-training reads is not here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class TokenizerConfig:
 
 @dataclass
 class SchedConfig:
-    """The learning rate over ``max_steps`` optimizer steps: ``warmup_steps`` up to ``lr``, then a cosine down to ``min_lr``.
+    """The learning rate over ``max_steps`` optimizer steps: ``warmup_steps`` up to ``lr``, a cosine down to ``min_lr``.
 
     The last ``constant_steps`` of them stay at ``min_lr``. ``min_lr`` null means ``lr``: the rate is constant
     after warm-up. ``max_steps`` null means the optimizer steps that the run gives the role.
@@ -85,8 +85,8 @@ class OptimConfig:
             raise ValueError(f"{key}={floor} must be between 0 and model.optim.lr={self.lr}")
         if self.sched.constant_steps > 0 and floor in (None, self.lr):
             raise ValueError(
-                f"model.optim.sched.constant_steps={self.sched.constant_steps} are the steps after a decay, but {key} is "
-                f"model.optim.lr={self.lr}: nothing decays. Set min_lr below lr, or constant_steps=0"
+                f"model.optim.sched.constant_steps={self.sched.constant_steps} are the steps after a decay, but {key} "
+                f"is model.optim.lr={self.lr}: nothing decays. Set min_lr below lr, or constant_steps=0"
             )
 
 
@@ -95,8 +95,8 @@ class ModelConfig:
     """One decoder-only Megatron model and how it is laid out over ranks.
 
     Keys without a default must be given. Null keys mean: ``num_query_groups`` as many as heads, ``kv_channels``
-    ``hidden_size / num_attention_heads``, ``max_position_embeddings`` as ``encoder_seq_length``, ``global_batch_size`` the
-    rows of one optimizer step (see ``nemo_magic.config``; a number given here has to agree).
+    ``hidden_size / num_attention_heads``, ``max_position_embeddings`` as ``encoder_seq_length``, ``global_batch_size``
+    the rows of one optimizer step (see ``nemo_magic.config``; a number given here has to agree).
     """
 
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

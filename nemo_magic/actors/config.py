@@ -12,8 +12,9 @@ from nemo_magic.model_config import ModelConfig
 class SamplingConfig:
     """How a role's next token is drawn; NeMo's own key names.
 
-    ``temperature`` also scales the log-probabilities that are trained on. ``top_k`` 0 and ``top_p`` 1.0 truncate nothing.
-    ``use_greedy`` takes the likeliest token instead. ``end_strings`` end a response beside the tokenizer's end token.
+    ``temperature`` also scales the log-probabilities that are trained on. ``top_k`` 0 and ``top_p`` 1.0 truncate
+    nothing. ``use_greedy`` takes the likeliest token instead. ``end_strings`` end a response beside the tokenizer's end
+    token.
     """
 
     temperature: float = 1.0
@@ -67,8 +68,8 @@ class LengthConfig:
 class ActorConfig:
     """One role's model.
 
-    ``restore_from_path``: starting weights, a folder that ``nemo-magic sft`` or ``nemo-magic train`` wrote, or a ``.nemo``
-    file; null starts from random weights. ``model``: any keys of ``model`` that differ for this role, e.g.
+    ``restore_from_path``: starting weights, a folder that ``nemo-magic sft`` or ``nemo-magic train`` wrote, or a
+    ``.nemo`` file; null starts from random weights. ``model``: any keys of ``model`` that differ for this role, e.g.
     ``{optim: {lr: 3e-5}}``; what is not named here is as in ``model``.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nemo_magic.config.errors import ConfigError
+from nemo_magic.config.errors import ConfigError, concise
 from nemo_magic.config.keys import is_known, unknown_key_message, unknown_keys
 from nemo_magic.config.schema import MagicConfig
 from nemo_magic.config.validation import validate
@@ -60,7 +60,7 @@ def compose(
             search = [f'hydra.searchpath=["file://{folders[-1]}"]'] if len(folders) > 1 else []
             composed = hydra.compose(config_name, [*search, *written])
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigError(f"{config_name}: {error}") from error
+        raise ConfigError(f"{config_name}: {concise(error)}") from error
     cfg = _typed(composed)
     if command in ("train", "sft"):
         validate(cfg, command)
@@ -82,8 +82,8 @@ def _groups(folders: Sequence[Path]) -> set[str]:
 def _parse(overrides: Sequence[str], groups: set[str]) -> list[str]:
     """Overrides for Hydra, once they are known to name something.
 
-    Hydra asks for a ``+`` where no file mentions a key. Here the schema says which keys there are, so every one may be set
-    plainly, and ``+`` does not make a key valid.
+    Hydra asks for a ``+`` where no file mentions a key. Here the schema says which keys there are, so every one may be
+    set plainly, and ``+`` does not make a key valid.
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     unknown = [o.key_or_group for o in parsed if o.key_or_group not in groups and not is_known(o.key_or_group)]
@@ -91,8 +91,12 @@ def _parse(overrides: Sequence[str], groups: set[str]) -> list[str]:
         raise ConfigError("\n".join(unknown_key_message(key) for key in unknown))
     for override in parsed:
         if override.is_sweep_override():
-            raise ConfigError(f"{override.input_line}: a run takes one value; write a list as [a,b], start a run per value")
-    return [_forced(override) if override.key_or_group not in groups else str(override.input_line) for override in parsed]
+            raise ConfigError(
+                f"{override.input_line}: a run takes one value; write a list as [a,b], start a run per value"
+            )
+    return [
+        _forced(override) if override.key_or_group not in groups else str(override.input_line) for override in parsed
+    ]
 
 
 def _forced(override: Override) -> str:
@@ -105,16 +109,20 @@ def _typed(composed: DictConfig) -> MagicConfig:
     unknown = unknown_keys(raw)
     if unknown:
         raise ConfigError("\n".join(unknown_key_message(path) for path in unknown))
+    if missing := sorted(_missing(raw)):
+        # Asked of the files: a merge takes ??? for "as before", and what was before is a default.
+        raise ConfigError("\n".join(f"{path} has to be given" for path in missing))
     try:
         cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(MagicConfig), composed))
     except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(_short(error)) from error
+        raise ConfigError(concise(error)) from error
     assert isinstance(cfg, MagicConfig)
     return cfg
 
 
-def _short(error: Exception) -> str:
-    """OmegaConf's message without the types it adds, the key first."""
-    message, _, rest = str(error).partition("\n")
-    key = next((line.split(": ", 1)[1] for line in rest.splitlines() if line.strip().startswith("full_key: ")), "")
-    return f"{key}: {message}" if key else str(error)
+def _missing(config: Mapping[Any, Any], above: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        if value == "???":
+            yield f"{above}{key}"
+        elif isinstance(value, Mapping):
+            yield from _missing(value, f"{above}{key}.")

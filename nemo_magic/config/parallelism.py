@@ -43,8 +43,8 @@ class Parallelism:
         world = num_nodes * devices
         if world % (tp * pp):
             raise ConfigError(
-                f"the world of trainer.num_nodes={num_nodes} × trainer.devices={devices} = {world} ranks is not divisible by "
-                f"model.tensor_model_parallel_size={tp} × model.pipeline_model_parallel_size={pp} = {tp * pp}: use a "
-                f"multiple of {tp * pp} ranks, or smaller parallel sizes"
+                f"the world of trainer.num_nodes={num_nodes} × trainer.devices={devices} = {world} ranks is not "
+                f"divisible by model.tensor_model_parallel_size={tp} × model.pipeline_model_parallel_size={pp} = "
+                f"{tp * pp}: use a multiple of {tp * pp} ranks, or smaller parallel sizes"
             )
         return cls(tp=tp, pp=pp, dp=world // (tp * pp), world=world)

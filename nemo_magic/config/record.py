@@ -51,7 +51,10 @@ def git_state(checkout: Path) -> dict[str, Any] | None:
     if top is None or Path(top).resolve() != checkout:
         return None
     status = _git(checkout, "status", "--porcelain")
-    return {"revision": _git(checkout, "rev-parse", "--verify", "HEAD"), "dirty": None if status is None else bool(status)}
+    return {
+        "revision": _git(checkout, "rev-parse", "--verify", "HEAD"),
+        "dirty": None if status is None else bool(status),
+    }
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

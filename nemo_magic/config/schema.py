@@ -8,7 +8,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_magic.actors.config import ActorConfig, GenerationConfig
-from nemo_magic.config.errors import ConfigError
+from nemo_magic.config.errors import ConfigError, concise
 from nemo_magic.data.seeds import DataConfig
 from nemo_magic.game.episode import Role
 from nemo_magic.game.prompts import PromptConfig
@@ -20,10 +20,7 @@ from nemo_magic.rl.config import GRPOConfig
 from nemo_magic.sandbox.world import SandboxConfig
 from nemo_magic.training.config import ExpManagerConfig, SFTConfig
 
-
 VERDICT_FIELDS = ("prompt_safety", "response_safety", "refusal", "helpful", "intent_preserved")
-
-OBSERVABLE = ("prompt_safety", "response_safety", "refusal", "helpful", "intent_preserved")
 
 
 @dataclass
@@ -71,11 +68,11 @@ class CrossPlayConfig:
 
 @dataclass
 class GameConfig:
-    """Phase 2 (Algorithm 1). ``batch_size`` seeds a step over all ranks, each with a group of ``group_size`` samples (G).
+    """Phase 2 (Algorithm 1). ``batch_size`` seeds a step over all ranks, each with ``group_size`` samples (G).
 
-    ``max_steps`` rounds in all. Every ``val_check_interval`` rounds the pair plays ``num_val_samples`` held-out seeds at
-    temperature 0. ``max_turns``: exchanges in an episode. ``observe``: verdict fields to ask for the record, beside those
-    the rewards need. ``probe``: ``sandbox`` ends the run with the defender against every strategy of the sandbox.
+    ``max_steps`` rounds in all. Every ``val_check_interval`` rounds the pair plays ``num_val_samples`` held-out seeds
+    at temperature 0. ``max_turns``: exchanges in an episode. ``observe``: verdict fields to ask for the record, beside
+    those the rewards need. ``probe``: ``sandbox`` ends the run with the defender against every strategy of the sandbox.
     """
 
     max_turns: int = 1
@@ -140,17 +137,17 @@ def optimizer_steps(cfg: MagicConfig, role: Role | str) -> int:
 def role_model(cfg: MagicConfig, role: Role | str, steps: int | None = None) -> ModelConfig:
     """``model`` with the role's own keys laid over it, and with its derived keys filled in.
 
-    ``max_position_embeddings``, ``optim.sched.min_lr`` and ``optim.sched.max_steps`` are numbers in the result. ``steps``:
-    optimizer steps that the role will take; by default those of ``nemo-magic train``. Raises ConfigError for values that
-    no model can have.
+    ``max_position_embeddings``, ``optim.sched.min_lr`` and ``optim.sched.max_steps`` are numbers in the result.
+    ``steps``: optimizer steps that the role will take; by default those of ``nemo-magic train``. Raises ConfigError for
+    values that no model can have.
     """
     own = cfg.actors.of(role).model
     try:
         merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), asdict(cfg.model), own)
         model: ModelConfig = OmegaConf.to_object(merged)  # type: ignore[assignment]
     except (OmegaConfBaseException, ValueError) as error:
-        where = f"actors.{role}.model: " if own else ""
-        raise ConfigError(f"{where}{error}") from error
+        text = concise(error, "model.")
+        raise ConfigError(f"actors.{role}.{text}" if own and text.startswith("model.") else text) from error
     if steps is None:
         steps = optimizer_steps(cfg, role)
     sched = model.optim.sched

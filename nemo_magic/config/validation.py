@@ -21,12 +21,13 @@ class Batch:
     """One optimizer step in numbers, equal for both roles.
 
     ``rows`` (responses) over all ranks, which is NeMo's global batch size; ``rows_per_rank`` of them on a data-parallel
-    rank, in ``microbatches`` forward passes. ``updates``: optimizer steps per rollout.
+    rank, in ``microbatches`` forward passes of up to ``micro_batch_size``. ``updates``: optimizer steps per rollout.
     """
 
     rows: int
     rows_per_rank: int
     microbatches: int
+    micro_batch_size: int
     updates: int
 
 
@@ -58,7 +59,7 @@ def batch(cfg: MagicConfig, command: str = "train") -> Batch:
     rows = cfg.game.batch_size * cfg.game.group_size // updates if command == "train" else cfg.sft.batch_size
     per_rank = rows // layout(cfg, command).dp
     micro = next(iter(models(cfg, command).values())).micro_batch_size
-    return Batch(rows, per_rank, -(-per_rank // micro), updates)
+    return Batch(rows, per_rank, -(-per_rank // micro), micro, updates)
 
 
 def validate(cfg: MagicConfig, command: str = "train") -> None:
@@ -68,20 +69,30 @@ def validate(cfg: MagicConfig, command: str = "train") -> None:
         ConfigError: with one line for every thing that is wrong.
     """
     roles = models(cfg, command)
-    problems = list(_unequal(roles))
+    faults = {role: list(_faults(cfg, role, model, command)) for role, model in roles.items()}
+    problems = list(dict.fromkeys(_named(text, role, faults) for role, texts in faults.items() for text in texts))
+    problems += _unequal(roles)
     if not problems:
+        # Only now is there a layout to divide by.
         problems += _batches(cfg, command, layout(cfg, command).dp)
-    for role, model in roles.items():
-        found = [*_shapes(model), *_lengths(cfg, role, model), *_schedule(cfg, role, model, command), *_lane(cfg, model)]
-        own = f"{role}: " if cfg.actors.of(role).model else ""
-        # A fault of the shared model is one fault, not one per role.
-        problems += [problem for text in found if (problem := own + text) not in problems]
     if command == "sft" and cfg.sft.pool is None:
         problems.append("sft.pool is null: name the file of rows to learn from")
     if command == "train" and not (cfg.judge.urls or cfg.judge.launch):
         problems.append("judge.urls is empty and judge.launch=false: name a running judge, or let the run start one")
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _faults(cfg: MagicConfig, role: Role, model: ModelConfig, command: str) -> Iterator[str]:
+    yield from _shapes(model)
+    yield from _lengths(cfg, role, model)
+    yield from _schedule(cfg, role, model, command)
+    yield from _lane(cfg, model)
+
+
+def _named(text: str, role: Role, faults: dict[Role, list[str]]) -> str:
+    """A fault of the shared model is nobody's; any other one is its role's."""
+    return text if role in text or all(text in texts for texts in faults.values()) else f"{role}: {text}"
 
 
 def _unequal(roles: dict[Role, ModelConfig]) -> Iterator[str]:
@@ -93,37 +104,41 @@ def _unequal(roles: dict[Role, ModelConfig]) -> Iterator[str]:
 
 
 def _batches(cfg: MagicConfig, command: str, dp: int) -> Iterator[str]:
-    world = f"{dp} data-parallel ranks"
-    if command == "sft":
-        if cfg.sft.batch_size % dp:
-            yield f"sft.batch_size={cfg.sft.batch_size} is not divisible by {world}: try {_multiple(cfg.sft.batch_size, dp)}"
-            return
-    else:
-        seeds, minibatches = cfg.game.batch_size, cfg.grpo.minibatches
-        if seeds % dp:
-            yield f"game.batch_size={seeds} is not divisible by {world}: try {_multiple(seeds, dp)}"
-            return
-        if seeds // dp % minibatches:
-            yield (
-                f"grpo.minibatches={minibatches} does not divide the {seeds // dp} groups of a rank (game.batch_size={seeds} "
-                f"over {world}): a group is never split, try game.batch_size={_multiple(seeds, dp * minibatches)}"
-            )
-            return
+    ranks = f"{dp} data-parallel ranks"
+    seeds, size, minibatches = cfg.game.batch_size, cfg.game.group_size, cfg.grpo.minibatches
+    key, count = ("sft.batch_size", cfg.sft.batch_size) if command == "sft" else ("game.batch_size", seeds)
+    if count % dp:
+        yield f"{key}={count} is not divisible by {ranks}: try {_multiple(count, dp)}"
+        return
+    if command == "train" and seeds // dp % minibatches:
+        yield (
+            f"grpo.minibatches={minibatches} does not divide the {seeds // dp} groups of a rank (game.batch_size="
+            f"{seeds} over {ranks}), and a group is never split: try "
+            f"game.batch_size={_multiple(seeds, dp * minibatches)}"
+        )
+        return
     rows = batch(cfg, command).rows
-    for role, model in models(cfg, command).items():
-        if model.global_batch_size not in (None, rows):
-            source = (
-                f"sft.batch_size={rows}"
-                if command == "sft"
-                else f"game.batch_size={cfg.game.batch_size} × game.group_size={cfg.game.group_size} / "
-                f"grpo.minibatches={cfg.grpo.minibatches} = {rows}"
-            )
-            yield f"model.global_batch_size={model.global_batch_size} for the {role} is not {source}: leave it null"
+    wrong = {model.global_batch_size for model in models(cfg, command).values()} - {None, rows}
+    for given in sorted(value for value in wrong if value is not None):
+        source = f"game.batch_size={seeds} × game.group_size={size} / grpo.minibatches={minibatches} = {rows}"
+        yield (
+            f"model.global_batch_size={given} is not {source if command == 'train' else f'sft.batch_size={rows}'}: "
+            "leave it null, it is derived"
+        )
 
 
 def _shapes(model: ModelConfig) -> Iterator[str]:
     tp, pp = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
-    for key in ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "encoder_seq_length", "micro_batch_size"):
+    for key in (
+        "tensor_model_parallel_size",
+        "pipeline_model_parallel_size",
+        "num_layers",
+        "hidden_size",
+        "ffn_hidden_size",
+        "num_attention_heads",
+        "encoder_seq_length",
+        "micro_batch_size",
+    ):
         if getattr(model, key) < 1:
             yield f"model.{key}={getattr(model, key)} must be at least 1"
             return
@@ -147,8 +162,8 @@ def _shapes(model: ModelConfig) -> Iterator[str]:
         )
     if model.virtual_pipeline_model_parallel_size is not None:
         yield (
-            f"model.virtual_pipeline_model_parallel_size={model.virtual_pipeline_model_parallel_size}: NeMo-Aligner's actors "
-            "have no interleaved pipeline, leave it null"
+            f"model.virtual_pipeline_model_parallel_size={model.virtual_pipeline_model_parallel_size}: NeMo-Aligner's "
+            "actors have no interleaved pipeline, leave it null"
         )
 
 
@@ -160,9 +175,9 @@ def _lengths(cfg: MagicConfig, role: Role, model: ModelConfig) -> Iterator[str]:
     prompt = limits.max_prompt_length or 1
     if prompt + limits.max_length > total:
         yield (
-            f"actors.{role}.length_params: a prompt of {prompt} (max_prompt_length) and a response of {limits.max_length} "
-            f"(max_length) tokens are {prompt + limits.max_length}, more than model.encoder_seq_length={total}: with this prompt "
-            f"max_length may be at most {total - prompt}"
+            f"actors.{role}.length_params: a prompt of {prompt} (max_prompt_length) and a response of "
+            f"{limits.max_length} (max_length) tokens are {prompt + limits.max_length}, more than "
+            f"model.encoder_seq_length={total}: with this prompt max_length may be at most {total - prompt}"
         )
 
 
@@ -170,11 +185,12 @@ def _schedule(cfg: MagicConfig, role: Role, model: ModelConfig, command: str) ->
     sched = model.optim.sched
     learns = command == "sft" or optimizer_steps(cfg, role) > 0
     fixed = sched.warmup_steps + sched.constant_steps
-    if learns and sched.max_steps is not None and fixed >= sched.max_steps:
+    # NeMo divides by the steps between warm-up and the constant end. A run that ends within its warm-up is only short.
+    if learns and sched.constant_steps > 0 and sched.max_steps is not None and fixed >= sched.max_steps:
         yield (
             f"the {role} takes {sched.max_steps} optimizer steps (model.optim.sched.max_steps), and "
-            f"model.optim.sched.warmup_steps={sched.warmup_steps} + constant_steps={sched.constant_steps} leave none of them "
-            f"for the rest: their sum may be at most {sched.max_steps - 1}"
+            f"model.optim.sched.warmup_steps={sched.warmup_steps} + constant_steps={sched.constant_steps} leave none "
+            f"of them for the rest: their sum may be at most {sched.max_steps - 1}"
         )
 
 

@@ -20,6 +20,9 @@ from nemo_magic.sandbox.world import SPLITS, SandboxConfig, World
 COVERED = frozenset({PLAIN, Strategy(operators=("rev",)), Strategy(frames=("role",))})
 """Disguises under which the pre-trained defender refuses every restricted request."""
 
+FAVOURITE = Strategy(frames=("story",))
+"""The pool's commonest single trick: what the warmed-up attacker says at temperature 0."""
+
 _ORDER_SHARES = (0.15, 0.35, 0.5)
 
 
@@ -63,7 +66,8 @@ def _seeds(world: World, split: str) -> Iterable[Mapping[str, str]]:
 def _attack(world: World, draw: random.Random) -> Mapping[str, str]:
     item = draw.choice(world.items_of_train)
     order = 1 if draw.random() < world.config.single_share else 2
-    strategy = draw.choice(all_strategies(order))
+    strategies = all_strategies(order)
+    strategy = draw.choices(strategies, weights=[1.5 if s == FAVOURITE else 1.0 for s in strategies])[0]
     return {
         "seed": render(world, PLAIN, item),
         "label": world.label(item).value,

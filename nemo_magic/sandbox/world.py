@@ -30,7 +30,7 @@ class SandboxConfig:
     seed: int = 7
     syllables: int = 16
     item_length: int = 2
-    difficulty: float = 0.5
+    difficulty: float = 0.65
     single_share: float = 0.9
     attack_rows: int = 6000
     defender_rows: int = 60000

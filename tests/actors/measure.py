@@ -1,0 +1,211 @@
+"""One launched world: builds both actors, measures what the parity tests compare, writes it down.
+
+``torchrun --nproc-per-node N measure.py FOLDER NAME TP PP``; the world named ``tp1`` also makes the weights that all others
+load. Not a test module: Megatron cannot be started twice in one process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nemo_magic.compat import cpu
+
+
+def main(folder: Path, name: str, tp: int, pp: int) -> None:
+    from nemo_magic.actors.build import build_player, world_of
+    from nemo_magic.actors.checkpoint import save_weights
+    from nemo_magic.config import compose, role_model
+    from nemo_magic.game.episode import Role
+
+    world_size = int(os.environ["WORLD_SIZE"])
+    weights = {role: folder / "weights" / role.value for role in Role}
+    overrides = [
+        f"trainer.devices={world_size}",
+        f"model.tensor_model_parallel_size={tp}",
+        f"model.pipeline_model_parallel_size={pp}",
+        "model.num_layers=4",
+        "model.micro_batch_size=3",
+        f"sandbox.folder={folder / 'sandbox'}",
+        "model.init_method_std=0.2",  # far from uniform, so that differences would show
+        "grpo.kl_beta=0.1",
+        "judge.launch=false",
+        "judge.urls=[http://127.0.0.1:9]",
+    ]
+    for role in Role:
+        path = "null" if name == "tp1" else weights[role]
+        overrides.append(f"actors.{role.value}.restore_from_path={path}")
+        overrides.append(f"actors.{role.value}.sampling_params.temperature=0.7")
+    cfg = compose("magic_sandbox", overrides)
+    players = {
+        role: build_player(role, role_model(cfg, role), cfg.actors.of(role), cfg.trainer, 11 + i, keep_reference=True)
+        for i, role in enumerate(Role)
+    }
+    world = world_of(players[Role.ATTACKER])
+    if name == "tp1":
+        for role in Role:
+            save_weights(players[role].actor, weights[role])
+
+    found: dict[str, Any] = {"roles_differ": _roles_differ(players)}
+    found |= _scores(players[Role.DEFENDER])
+    found |= _generation(players[Role.ATTACKER], players[Role.DEFENDER], cfg)
+    found |= _loss_and_gradients(players[Role.DEFENDER], world, cfg, folder / "gradients" / name)
+    found |= _learning(players[Role.ATTACKER], world, cfg)
+    everyone: list[Any] = [None] * world.size
+    torch.distributed.all_gather_object(everyone, found)
+    if world.is_main:
+        (folder / f"{name}.json").write_text(json.dumps(everyone))
+
+
+def rows() -> list[Any]:
+    """Twelve rows in four groups of three: unequal lengths, made-up advantages, one group without spread (index 2)."""
+    from nemo_magic.rl.batch import Row
+
+    draw = torch.Generator().manual_seed(3)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        size = int(torch.randint(low, high, (), generator=draw))
+        return tuple(torch.randint(4, 40, (size,), generator=draw).tolist())
+
+    made = []
+    for i in range(12):
+        prompt, response = ids(3, 9), ids(1, 12)
+        old = tuple((-3 - torch.rand(len(response), generator=draw)).tolist())
+        advantage = 0.0 if i // 3 == 2 else float(torch.randn((), generator=draw))
+        made.append(Row(prompt, response, advantage, old_logprobs=old))
+    return made
+
+
+def _roles_differ(players: Any) -> bool:
+    first, second = (next(iter(p.actor.parameters())) for p in players.values())
+    return not torch.equal(first, second)
+
+
+def _scores(player: Any) -> dict[str, Any]:
+    from nemo_magic.rl.batch import microbatches, scatter_back
+
+    batches = microbatches(rows(), 3, player.actor.chat.pad_id)
+    mine = scatter_back(batches, player.actor.token_logprobs(batches), 12)
+    reference = scatter_back(batches, player.actor.reference_logprobs(batches), 12)
+    return {"logprobs": mine, "reference_logprobs": reference}
+
+
+def _generation(attacker: Any, defender: Any, cfg: Any) -> dict[str, Any]:
+    """Decode; score the same ids with a full forward; check neighbours, staleness and stop strings."""
+    from nemo_magic.actors.generation import NativeGenerator, StaleWeightsError
+    from nemo_magic.rl.batch import Row, microbatches, scatter_back
+
+    options = cfg.actors.attacker
+    prompts = [row.prompt_ids for row in rows()]
+    seeds = list(range(100, 112))
+    generator = NativeGenerator(replace(cfg.generation, max_prompt_spread=8))
+    generator.load(attacker.actor)
+    said = generator.generate(prompts, seeds, options.sampling_params, options.length_params)
+    alone = generator.generate(prompts[5:6], seeds[5:6], options.sampling_params, options.length_params)
+    greedy = replace(options.sampling_params, use_greedy=True)
+    best = generator.generate(prompts, seeds, greedy, options.length_params)
+    # Text the model says anyway: the first two words of row 0's own answer, and one word of row 1's.
+    first, second = said[0].text.split(), said[1].text.split()
+    stops = replace(options.sampling_params, end_strings=[" ".join(first[:2]), second[2]])
+    stopped = generator.generate(prompts[:2], seeds[:2], stops, options.length_params)
+    generator.release()
+
+    batches = microbatches([Row(c.prompt_ids, c.response_ids) for c in said], 3, attacker.actor.chat.pad_id)
+    forward = scatter_back(batches, attacker.actor.token_logprobs(batches), 12)
+    refused = []
+    generator.load(defender.actor)
+    defender.actor.weights_version += 1
+    for use in (generator, NativeGenerator(cfg.generation)):
+        try:
+            use.generate(prompts[:1], seeds[:1], options.sampling_params, options.length_params)
+        except StaleWeightsError as error:
+            refused.append(str(error))
+    generator.release()
+    return {
+        "ids": [c.response_ids for c in said],
+        "finished": [c.finished for c in said],
+        "generated_logprobs": [c.logprobs for c in said],
+        "forward_logprobs": forward,
+        "alone": alone[0].response_ids,
+        "greedy": [c.response_ids for c in best],
+        "unstopped_text": [c.text for c in said[:2]],
+        "stopped_text": [c.text for c in stopped],
+        "stopped_finished": [c.finished for c in stopped],
+        "stale_refused": refused,
+    }
+
+
+def _loss_and_gradients(player: Any, world: Any, cfg: Any, target: Path) -> dict[str, Any]:
+    """One backward pass, no step; the gradients are saved in the weights' place, so that shards are put together."""
+    from nemo_magic.actors.checkpoint import save_weights
+    from nemo_magic.rl.batch import microbatches, scatter_back
+    from nemo_magic.rl.loss import Normalizer
+    from nemo_magic.training.learner import _objective
+
+    actor, everything = player.actor, rows()
+    batches = microbatches(everything, 3, actor.chat.pad_id)
+    # A reference that is not the policy itself, or the KL term would be zero.
+    reference = scatter_back(batches, actor.token_logprobs(batches), 12)
+    everything = [
+        replace(row, ref_logprobs=tuple(x + 0.3 * (-1) ** i for i, x in enumerate(values)))
+        for row, values in zip(everything, reference, strict=True)
+    ]
+    live = [i for i in range(12) if i // 3 != 2 and (i // 3) % world.dp_size == world.dp_rank]
+    mine = [everything[i] for i in live]
+    norm = Normalizer(*world.total(sum(len(r.response_ids) for r in mine), len(mine)))
+    count = world.maximum(-(-len(mine) // 3))
+    own = microbatches(mine, 3, actor.chat.pad_id, count)
+    player.optimizer.zero_grad()
+    metrics = actor.accumulate(own, lambda logprobs, batch: _objective(logprobs, batch, cfg.grpo, norm))
+    norms = [float(p.grad.norm()) for p in actor.parameters() if p.grad is not None]
+    with torch.no_grad():
+        for parameter in actor.parameters():
+            parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+    save_weights(actor, target)
+    return {
+        "loss": metrics["policy_loss"][0] / metrics["policy_loss"][1] + cfg.grpo.kl_beta * metrics["kl"][0] / metrics["kl"][1],
+        "counts": [norm.tokens, norm.sequences],
+        "largest_gradient": max(norms),
+    }
+
+
+def _learning(player: Any, world: Any, cfg: Any) -> dict[str, Any]:
+    """Dead groups move nothing; live ones do."""
+    from nemo_magic.rl.batch import microbatches
+    from nemo_magic.rl.loss import Normalizer
+    from nemo_magic.training.learner import _objective
+
+    actor = player.actor
+    dead = [replace(row, ref_logprobs=(0.0,) * len(row.response_ids)) for row in rows()[6:9]]
+    config = replace(cfg.grpo, kl_beta=0.0)
+    player.optimizer.zero_grad()
+    batches = microbatches([], 3, actor.chat.pad_id, 2)
+    actor.accumulate(batches, lambda lp, b: _objective(lp, b, config, Normalizer(0.0, 0.0)))
+    dummy = max(float(p.grad.abs().max()) for p in actor.parameters() if p.grad is not None)
+    player.optimizer.zero_grad()
+    own = microbatches(dead, 3, actor.chat.pad_id)
+    actor.accumulate(own, lambda lp, b: _objective(lp, b, config, Normalizer(10.0, 3.0)))
+    flat = max(float(p.grad.abs().max()) for p in actor.parameters() if p.grad is not None)
+    before, version = [p.detach().clone() for p in actor.parameters()], actor.weights_version
+    _, norm = player.learn(
+        microbatches(rows(), 3, actor.chat.pad_id), lambda lp, b: _objective(lp, b, config, Normalizer(50.0, 12.0))
+    )
+    moved = any(not torch.equal(a, b) for a, b in zip(before, actor.parameters(), strict=True))
+    return {
+        "dummy_gradient": dummy,
+        "zero_advantage_gradient": flat,
+        "moved": moved,
+        "version_step": actor.weights_version - version,
+        "grad_norm": norm,
+    }
+
+
+if __name__ == "__main__":
+    cpu.install()
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

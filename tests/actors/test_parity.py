@@ -1,0 +1,139 @@
+"""The same weights and rollouts give the same numbers at every parallel layout, and decoding agrees with training."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+from nemo_magic.sandbox.corpus import prepare
+from nemo_magic.sandbox.world import SandboxConfig
+
+# name: (ranks, TP, PP)
+WORLDS = {"tp1": (1, 1, 1), "tp2": (2, 2, 1), "pp2": (2, 1, 2), "dp2": (2, 1, 1), "tp2pp2": (4, 2, 2)}
+OTHERS = [name for name in WORLDS if name != "tp1"]
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[dict[str, Any]]]]:
+    """The folder, and per world what every rank measured."""
+    folder = tmp_path_factory.mktemp("parity")
+    prepare(SandboxConfig(folder=str(folder / "sandbox"), attack_rows=10, defender_rows=10))
+    found = {}
+    for name, (ranks, tp, pp) in WORLDS.items():
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        command += [str(Path(__file__).with_name("measure.py")), str(folder), name, str(tp), str(pp)]
+        env = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=env)
+        assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+        found[name] = json.loads((folder / f"{name}.json").read_text())
+    return folder, found
+
+
+def _gradients(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    """Whole tensors, put together from the shards of a distributed checkpoint."""
+    target = folder / f"gradients-{name}.pt"
+    dcp_to_torch_save(folder / "gradients" / name, target)
+    state = torch.load(target, weights_only=False)
+    return {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def _largest_difference(a: list[list[float]], b: list[list[float]]) -> float:
+    assert [len(row) for row in a] == [len(row) for row in b]
+    return max(abs(x - y) for left, right in zip(a, b, strict=True) for x, y in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_loss_is_equal_at_every_layout(worlds: Any, name: str) -> None:
+    _, found = worlds
+    assert found["tp1"][0]["loss"] != 0
+    for rank in found[name]:
+        assert rank["loss"] == pytest.approx(found["tp1"][0]["loss"], abs=1e-6)
+        assert rank["counts"] == found["tp1"][0]["counts"]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_gradient_is_equal_at_every_layout(worlds: Any, name: str) -> None:
+    folder, _ = worlds
+    one, other = _gradients(folder, "tp1"), _gradients(folder, name)
+    assert set(one) == set(other)
+    assert len(one) >= 8
+    assert max(float(g.abs().max()) for g in one.values()) > 1e-2
+    for key, gradient in one.items():
+        assert float((gradient - other[key]).abs().max()) <= 1e-6, key
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_log_probabilities_are_equal_at_every_layout_and_on_every_stage(worlds: Any, name: str) -> None:
+    _, found = worlds
+    for rank in found[name]:
+        for key in ("logprobs", "reference_logprobs"):
+            assert _largest_difference(rank[key], found["tp1"][0][key]) <= 5e-6
+
+
+def test_the_reference_policy_is_where_the_actor_started(worlds: Any) -> None:
+    _, found = worlds
+    assert found["tp1"][0]["logprobs"] == found["tp1"][0]["reference_logprobs"]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_generation_gives_the_same_tokens_at_every_layout_and_on_every_rank(worlds: Any, name: str) -> None:
+    _, found = worlds
+    for rank in found[name]:
+        assert rank["ids"] == found["tp1"][0]["ids"]
+        assert rank["greedy"] == found["tp1"][0]["greedy"]
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_cached_decoding_gives_the_log_probabilities_of_a_full_forward(worlds: Any, name: str) -> None:
+    _, found = worlds
+    for rank in found[name]:
+        assert _largest_difference(rank["generated_logprobs"], rank["forward_logprobs"]) <= 1e-5
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_a_rows_sample_does_not_depend_on_its_neighbours(worlds: Any, name: str) -> None:
+    _, found = worlds
+    for rank in found[name]:
+        assert rank["alone"] == rank["ids"][5]
+
+
+def test_stop_strings_end_a_response_and_are_not_part_of_its_text(worlds: Any) -> None:
+    _, found = worlds
+    rank = found["tp1"][0]
+    first, second = (text.split() for text in rank["unstopped_text"])
+    assert rank["stopped_finished"] == [True, True]
+    assert rank["stopped_text"] == ["", " ".join(second[:2])]
+    assert len(first) > 2
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_a_generator_refuses_weights_that_are_not_the_actors(worlds: Any, name: str) -> None:
+    _, found = worlds
+    for rank in found[name]:
+        stale, unloaded = rank["stale_refused"]
+        assert "defender is at weights version" in stale
+        assert "before load" in unloaded
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_what_is_masked_or_has_no_advantage_moves_nothing(worlds: Any, name: str) -> None:
+    _, found = worlds
+    for rank in found[name]:
+        assert rank["dummy_gradient"] == 0.0
+        assert rank["zero_advantage_gradient"] == 0.0
+        assert rank["moved"]
+        assert rank["version_step"] == 1
+        assert rank["grad_norm"] > 0
+
+
+def test_the_two_roles_are_two_models(worlds: Any) -> None:
+    _, found = worlds
+    assert all(rank["roles_differ"] for ranks in found.values() for rank in ranks)
