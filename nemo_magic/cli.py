@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -84,6 +86,11 @@ def _train_or_warm_up(command: str, cfg: MagicConfig, argv: list[str]) -> int:
 
 def _one_rank(command: str, cfg: MagicConfig) -> None:
     """Be one rank of the run: what is imported from here on needs torch and NeMo."""
+    if not sys.warnoptions:
+        # Importing NeMo warns some dozen times of packages that are not needed here; python -W shows them again.
+        warnings.simplefilter("ignore")
+    # Each rank would warn of it: tokenizing threads are of no use in a process that forks to save checkpoints.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if cfg.trainer.accelerator == "cpu":
         from nemo_magic.compat import cpu
 

@@ -1,8 +1,8 @@
 """MagicActor: a Megatron GPT model that plays a role and learns from token batches.
 
 It is NeMo-Aligner's PPO actor with three things of its own: log-probabilities are taken at the sampling temperature,
-batches are length-bucketed microbatches of unequal width, and loss and metrics are normalised by global counts instead of
-averaged over microbatches.
+batches are length-bucketed microbatches of unequal width, and loss and metrics are normalised by global counts instead
+of averaged over microbatches.
 """
 
 from __future__ import annotations
@@ -56,14 +56,15 @@ class MagicActor(MegatronGPTActorModel):
             # Microbatches are as wide as their own longest row; pipeline stages tell each other the shapes.
             module.config.variable_seq_lengths = cfg.pipeline_model_parallel_size > 1
 
-    # --- learning --------------------------------------------------------------------------------------------------------
+    # --- learning
 
     def accumulate(self, batches: Sequence[MicroBatch], loss: LossFunction) -> Metrics:
         """Forward and backward over ``batches``, gradients reduced over data-parallel ranks; no optimizer step.
 
         Every rank must bring the same number of microbatches. Returns metrics summed over microbatches and ranks.
         """
-        # The schedule divides by the microbatches and the gradient reduction by the ranks; the loss is a global mean already.
+        # The schedule divides by the microbatches and the gradient reduction by the ranks; the loss is a global mean
+        # already.
         scale = len(batches) * parallel_state.get_data_parallel_world_size()
 
         def step(iterator: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
@@ -90,7 +91,7 @@ class MagicActor(MegatronGPTActorModel):
         self.weights_version += 1
         return float(norm)
 
-    # --- scoring ---------------------------------------------------------------------------------------------------------
+    # --- scoring
 
     @torch.no_grad()
     def token_logprobs(self, batches: Sequence[MicroBatch]) -> list[torch.Tensor]:
@@ -117,7 +118,7 @@ class MagicActor(MegatronGPTActorModel):
         with cpu_weight_swap(self, self.init_policy_state_dict, megatron_amp_O2=self.megatron_amp_O2):
             return self.token_logprobs(batches)
 
-    # --- shared ----------------------------------------------------------------------------------------------------------
+    # --- shared
 
     def _forward(self, model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
         tokens = batch.tokens.cuda(non_blocking=True)

@@ -87,7 +87,7 @@ def build_player(
     if path and not path.endswith(".nemo"):
         load_weights(built, path)
     # Lightning sizes its hooks by a dataloader; the loop brings its own batches.
-    rows = list(range(cfg.model.global_batch_size))
+    rows: Any = list(range(cfg.model.global_batch_size))
     init_using_ptl(lightning, built, torch.utils.data.DataLoader(rows, batch_size=len(rows)), rows)
     if keep_reference:
         built.init_policy_state_dict = retrieve_model_state_dict_in_cpu(built, megatron_amp_O2=model.megatron_amp_O2)
@@ -109,9 +109,7 @@ def _quieten() -> None:
         std_logging.getLogger(name).setLevel(std_logging.ERROR)
 
 
-def _nemo_config(
-    role: Role, model: ModelConfig, actor: ActorConfig, trainer: TrainerConfig, seed: int
-) -> DictConfig:
+def _nemo_config(role: Role, model: ModelConfig, actor: ActorConfig, trainer: TrainerConfig, seed: int) -> DictConfig:
     """NeMo's untyped configuration from our typed one: the keys its classes read, under the names they read."""
     world_size = trainer.num_nodes * trainer.devices
     tp, pp = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
@@ -128,7 +126,12 @@ def _nemo_config(
         "post_process": True,
         # The microbatch calculator wants a product; MagicActor passes its own number of microbatches to the schedule.
         "global_batch_size": model.micro_batch_size * (world_size // (tp * pp)),
-        "data": {"data_impl": "jsonl", "data_prefix": None, "splits_string": None, "seq_length": model.encoder_seq_length},
+        "data": {
+            "data_impl": "jsonl",
+            "data_prefix": None,
+            "splits_string": None,
+            "seq_length": model.encoder_seq_length,
+        },
         "peft": {"peft_scheme": "none", "restore_from_path": None},
         "ppo": {
             "length_params": dataclasses.asdict(actor.length_params),

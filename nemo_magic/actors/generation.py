@@ -1,7 +1,8 @@
 """Decoding: the ``Generator`` protocol, and native Megatron decoding behind it.
 
-A generator belongs to the world, not to an actor: ``load(actor)`` makes it speak with that actor's weights, and it refuses
-to decode when the actor has learned since. TensorRT-LLM, which allows one engine per process, fits the same protocol.
+A generator belongs to the world, not to an actor: ``load(actor)`` makes it speak with that actor's weights, and it
+refuses to decode when the actor has learned since. TensorRT-LLM, which allows one engine per process, fits the same
+protocol.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Generator(Protocol):
 
 @dataclass(frozen=True)
 class _Stops:
-    """What ends a response: single ids (checked on tensors) and strings of several tokens (checked on decoded tails)."""
+    """What ends a response: single ids (checked on tensors) and strings of several tokens (checked on decoded
+    tails)."""
 
     ids: torch.Tensor
     strings: tuple[str, ...]
@@ -76,9 +78,9 @@ class _Stops:
 class NativeGenerator:
     """Decoding by the Megatron model itself, with its key/value cache; works at any TP × PP.
 
-    Rows are decoded in cohorts of similar prompt length: a cohort is prefilled up to its shortest prompt and goes on token
-    by token, longer prompts being fed where they still have tokens. Positions are absolute and no padding precedes a
-    prompt, so a causal mask is all that attention needs, whatever kernel computes it.
+    Rows are decoded in cohorts of similar prompt length: a cohort is prefilled up to its shortest prompt and goes on
+    token by token, longer prompts being fed where they still have tokens. Positions are absolute and no padding
+    precedes a prompt, so a causal mask is all that attention needs, whatever kernel computes it.
     """
 
     def __init__(self, config: GenerationConfig) -> None:
@@ -185,7 +187,15 @@ def _decode(
         if not bool((~ended & (produced + 1 < limits.max_length)).any()):
             break
     return [
-        _completion(actor.chat, prompt, tokens[r].tolist(), logprobs[r].tolist(), int(response_lengths[r]), bool(ended[r]), stops)
+        _completion(
+            actor.chat,
+            prompt,
+            tokens[r].tolist(),
+            logprobs[r].tolist(),
+            int(response_lengths[r]),
+            bool(ended[r]),
+            stops,
+        )
         for r, prompt in enumerate(prompts)
     ]
 
@@ -221,7 +231,8 @@ def _pick_everywhere(
     banned: torch.Tensor,
     stops: _Stops,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sample on the last stage; every rank of the model-parallel group learns the same ids and log-probabilities [rows]."""
+    """Sample on the last stage; every rank of the model-parallel group learns the same ids and log-probabilities
+    [rows]."""
     packed = torch.zeros(2, draw.size(0), dtype=torch.float64, device=draw.device)
     if logits is not None:
         packed[0], packed[1] = pick(logits, draw, sampling, actor.chat.size, banned, stops.ids)

@@ -12,23 +12,24 @@ class ChatTokenizer:
     """A role's chat template and vocabulary.
 
     Raises:
-        ValueError: when the tokenizer has no chat template, or no end token; both decide what is trained on and are never
-            guessed.
+        ValueError: when the tokenizer has no chat template, or no end token; both decide what is trained on and are
+            never guessed.
     """
 
     def __init__(self, nemo_tokenizer: Any) -> None:
-        self._tokenizer = getattr(nemo_tokenizer, "tokenizer", None)
-        if self._tokenizer is None or not getattr(self._tokenizer, "chat_template", None):
+        wrapped: Any = getattr(nemo_tokenizer, "tokenizer", None)
+        if not getattr(wrapped, "chat_template", None):
             raise ValueError(
-                "model.tokenizer has no chat template: use model.tokenizer.library=huggingface and a model.tokenizer.type "
-                "folder whose tokenizer_config.json has chat_template"
+                "model.tokenizer has no chat template: use model.tokenizer.library=huggingface and a "
+                "model.tokenizer.type folder whose tokenizer_config.json has chat_template"
             )
-        if self._tokenizer.eos_token_id is None:
+        self._tokenizer = wrapped
+        if wrapped.eos_token_id is None:
             raise ValueError("model.tokenizer has no end token (eos_token in tokenizer_config.json)")
-        self.end_id: int = self._tokenizer.eos_token_id
-        pad = self._tokenizer.pad_token_id
+        self.end_id: int = wrapped.eos_token_id
+        pad = wrapped.pad_token_id
         self.pad_id: int = self.end_id if pad is None else pad
-        self.size: int = len(self._tokenizer)
+        self.size: int = len(wrapped)
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The ids of a chat up to where the assistant begins to speak."""

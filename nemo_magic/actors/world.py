@@ -13,7 +13,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """One rank's place. ``speaks`` marks the one rank of each model-parallel group that talks to the outside (the judge)."""
+    """One rank's place. ``speaks`` marks the one rank of each model-parallel group that talks to the outside (the
+    judge)."""
 
     rank: int
     size: int

@@ -1,9 +1,9 @@
 """The CPU lane: NeMo 2.1, Megatron-core 0.10 and NeMo-Aligner 0.7 over gloo, unedited.
 
-Those packages name CUDA in a few dozen places, nearly all through a handful of entry points of ``torch.cuda``. This module
-gives these entry points their CPU meaning, and gives NeMo the torch versions of what it takes from apex. It is the only
-file that patches anything, and the only one that asks what device it is on. ``install()`` must run before ``nemo`` is
-imported; it refuses to run where CUDA is available.
+Those packages name CUDA in a few dozen places, nearly all through a handful of entry points of ``torch.cuda``. This
+module gives these entry points their CPU meaning, and gives NeMo the torch versions of what it takes from apex. It is
+the only file that patches anything, and the only one that asks what device it is on. ``install()`` must run before
+``nemo`` is imported; it refuses to run where CUDA is available.
 """
 
 from __future__ import annotations
@@ -21,10 +21,25 @@ from typing import Any
 import torch
 
 _CPU = torch.device("cpu")
-_FACTORIES = (
-    "arange as_tensor empty eye full full_like linspace ones ones_like rand randint randn randperm tensor zeros zeros_like "
-    "empty_like"
-).split()
+_FACTORIES = [
+    "arange",
+    "as_tensor",
+    "empty",
+    "eye",
+    "full",
+    "full_like",
+    "linspace",
+    "ones",
+    "ones_like",
+    "rand",
+    "randint",
+    "randn",
+    "randperm",
+    "tensor",
+    "zeros",
+    "zeros_like",
+    "empty_like",
+]
 _TYPED = ("LongTensor", "FloatTensor", "ByteTensor", "IntTensor", "HalfTensor", "BFloat16Tensor", "BoolTensor")
 
 
@@ -47,10 +62,11 @@ def install(announce: bool = True) -> None:
         return
     if torch.cuda.is_available():
         raise CudaAvailableError(
-            "trainer.accelerator=cpu, but this machine has CUDA: the CPU lane would patch torch.cuda under a working GPU. "
-            "Use trainer.accelerator=gpu, or hide the devices with CUDA_VISIBLE_DEVICES=''."
+            "trainer.accelerator=cpu, but this machine has CUDA: the CPU lane would patch torch.cuda under a working "
+            "GPU. Use trainer.accelerator=gpu, or hide the devices with CUDA_VISIBLE_DEVICES=''."
         )
-    # torch >= 2.6 loads weights only; Megatron-core 0.10 pickles its own classes into common.pt. Only files this run wrote.
+    # torch >= 2.6 loads weights only; Megatron-core 0.10 pickles its own classes into common.pt. Only files this run
+    # wrote.
     os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     # NeMo 2.1 parses this variable of NVIDIA's containers unguarded.
     os.environ.setdefault("NVIDIA_PYTORCH_VERSION", "24.07")
@@ -67,10 +83,13 @@ def install(announce: bool = True) -> None:
     _patch_factories()
     torch._nemo_magic_cpu_lane = True  # type: ignore[attr-defined]
     if announce and os.environ.get("RANK", "0") == "0":
-        print("nemo-magic: CPU lane active (torch.cuda entry points answered on CPU, gloo, one thread per rank)", flush=True)
+        print(
+            "nemo-magic: CPU lane active (torch.cuda entry points answered on CPU, gloo, one thread per rank)",
+            flush=True,
+        )
 
 
-# --- torch ---------------------------------------------------------------------------------------------------------------
+# --- torch
 
 
 def _is_cuda(device: Any) -> bool:
@@ -92,8 +111,7 @@ class _NoStream:
     def __enter__(self) -> _NoStream:
         return self
 
-    def __exit__(self, *args: Any) -> bool:
-        return False
+    def __exit__(self, *args: Any) -> None: ...
 
 
 def _patch_torch_cuda() -> None:
@@ -159,14 +177,16 @@ def _patch_gloo() -> None:
     def all_gather_into_tensor(output: torch.Tensor, input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         return gather(output, input.reshape(1) if input.dim() == 0 else input, *args, **kwargs)
 
-    torch.distributed.all_gather_into_tensor = all_gather_into_tensor
+    distributed: Any = torch.distributed
+    distributed.all_gather_into_tensor = all_gather_into_tensor
 
 
-# --- Megatron-core and NeMo ----------------------------------------------------------------------------------------------
+# --- Megatron-core and NeMo
 
 
 def _stand_in_for_trtllm() -> None:
-    """NeMo-Aligner imports tensorrt_llm ahead of its own guard; without the package its module must exist all the same."""
+    """NeMo-Aligner imports tensorrt_llm ahead of its own guard; without the package its module must exist all the
+    same."""
     if importlib.util.find_spec("tensorrt_llm") is not None:
         return
 
@@ -215,16 +235,20 @@ def _patch_nemo() -> None:
         nlp_overrides.McoreDistributedOptimizer = McoreDistributedOptimizer
         nlp_overrides.MegatronDistributedFusedAdam = type("MegatronDistributedFusedAdam", (), {})
     # bert_spec.py raises NameError without transformer_engine; a GPT model needs no list of BERT names.
-    nlp_model.get_megatron_pretrained_bert_models = lambda: []
+    nlp_model.get_megatron_pretrained_bert_models = list
     if not gpt.HAVE_TE:
         # NeMo builds every layer spec it knows, some of them only with transformer_engine, and then picks one.
         def local_spec(
-            spec_name: str, transformer_config: Any = None, use_te: bool = True, hyena_cfg: Any = None, fp8: bool = False
+            spec_name: str,
+            transformer_config: Any = None,
+            use_te: bool = True,
+            hyena_cfg: Any = None,
+            fp8: bool = False,
         ) -> Any:
             if spec_name or use_te or fp8:
                 raise ValueError(
-                    f"model.name={spec_name!r}, model.transformer_engine={use_te}, fp8={fp8}: without transformer_engine "
-                    "only Megatron-core's local GPT layers exist (name '', transformer_engine false)"
+                    f"model.name={spec_name!r}, model.transformer_engine={use_te}, fp8={fp8}: without "
+                    "transformer_engine only Megatron-core's local GPT layers exist (name '', transformer_engine false)"
                 )
             return get_gpt_layer_local_spec(transformer_config.num_moe_experts, transformer_config.moe_grouped_gemm)
 
@@ -256,12 +280,12 @@ def _patch_nemo() -> None:
     megatron_init._set_random_seed = set_random_seed
 
 
-# --- optimizer -----------------------------------------------------------------------------------------------------------
+# --- optimizer
 
 
 class FusedAdam(torch.optim.Optimizer):
-    """apex's FusedAdam in torch: AdamW whose step count lives in the parameter group, so that Megatron-core can shard the
-    state (torch's own Adam keeps one scalar tensor per parameter, which it cannot)."""
+    """apex's FusedAdam in torch: AdamW whose step count lives in the parameter group, so that Megatron-core can shard
+    the state (torch's own Adam keeps one scalar tensor per parameter, which it cannot)."""
 
     def __init__(
         self,

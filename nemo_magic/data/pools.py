@@ -63,7 +63,8 @@ def read_attack_pool(path: str) -> tuple[list[AttackRow], DropReport]:
 
 
 def read_chat_pool(path: str) -> tuple[list[ChatRow], DropReport]:
-    """Rows of ``prompt`` and ``response``, or of ``messages`` ending with the assistant's. Raises DataError otherwise."""
+    """Rows of ``prompt`` and ``response``, or of ``messages`` ending with the assistant's. Raises DataError
+    otherwise."""
     report = DropReport()
     table = read_table(path, report, "sft.pool")
     rows = []
@@ -90,5 +91,3 @@ def _some(rows: Sequence[T], table: Table, report: DropReport) -> list[T]:
     if not rows:
         raise DataError(f"{table.path}: no row can be used; {report}")
     return list(rows)
-
-

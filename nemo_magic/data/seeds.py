@@ -21,9 +21,9 @@ _BENIGN = {"benign", "safe", "unharmful", "0", "0.0", "false", "no", "vanilla_be
 class DataConfig:
     """The RL phase's seeds.
 
-    Files are jsonl, json, csv, tsv or parquet. ``text_column``, ``label_column``: null looks for the usual names (docs/data.md).
-    ``harmful_share``: share of harmful seeds in every batch. ``max_chars``: longer seeds are left out. Without
-    ``validation_files``, ``validation_fraction`` of the training seeds is held out.
+    Files are jsonl, json, csv, tsv or parquet. ``text_column``, ``label_column``: null looks for the usual names
+    (docs/data.md). ``harmful_share``: share of harmful seeds in every batch. ``max_chars``: longer seeds are left out.
+    Without ``validation_files``, ``validation_fraction`` of the training seeds is held out.
     """
 
     train_files: list[str] = field(default_factory=list)
@@ -54,7 +54,8 @@ class SeedSet:
 
 
 def load_seeds(config: DataConfig) -> SeedSet:
-    """Read all splits. A text appears once: in test before validation before train, so that nothing held out is trained on.
+    """Read all splits. A text appears once: in test before validation before train, so that nothing held out is
+    trained on.
 
     Raises:
         DataError: a file is missing or lacks a column, or no seed of a needed label is left.
@@ -144,9 +145,7 @@ def read_label(value: object) -> Label | None:
     return Label.BENIGN if word in _BENIGN else None
 
 
-def _read_split(
-    config: DataConfig, key: str, paths: Sequence[str], seen: set[str], report: DropReport
-) -> list[Seed]:
+def _read_split(config: DataConfig, key: str, paths: Sequence[str], seen: set[str], report: DropReport) -> list[Seed]:
     seeds: list[Seed] = []
     for path in paths:
         table = read_table(path, report, f"data.{key}")

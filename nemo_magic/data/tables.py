@@ -53,7 +53,8 @@ class Table:
                 return by_name[name.lower()]
         would_do = f"{key}={chosen!r}" if chosen else f"one of {', '.join(aliases)}"
         raise DataError(
-            f"{self.path}: no column for the {wanted} ({would_do}); its columns are: {', '.join(self.columns) or 'none'}"
+            f"{self.path}: no column for the {wanted} ({would_do}); its columns are: "
+            f"{', '.join(self.columns) or 'none'}"
         )
 
     def has(self, aliases: Sequence[str]) -> bool:

@@ -9,7 +9,8 @@ from nemo_magic.game.episode import Message, Seed
 
 @dataclass
 class PromptConfig:
-    """The roles' instructions. ``attacker_user`` is a template: ``{seed}`` and ``{label}`` are replaced, nothing else is."""
+    """The roles' instructions. ``attacker_user`` is a template: ``{seed}`` and ``{label}`` are replaced, nothing else
+    is."""
 
     attacker_system: str = ""
     attacker_user: str = "{label} : {seed}"

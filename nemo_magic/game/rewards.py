@@ -1,8 +1,8 @@
 """Verdicts to rewards, part by part (paper section 4.2).
 
-``R_D = R_harm + R_ref`` and ``R_A = -R_D + R_fmt``. ``game=robust`` adds ``R_help`` to ``R_D`` for benign seeds and gates
-the attacker by intent. A reward that would need an unknown verdict does not exist: the functions return None and the
-sample leaves its group.
+``R_D = R_harm + R_ref`` and ``R_A = -R_D + R_fmt``. ``game=robust`` adds ``R_help`` to ``R_D`` for benign seeds and
+gates the attacker by intent. A reward that would need an unknown verdict does not exist: the functions return None and
+the sample leaves its group.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from nemo_magic.game.episode import Answer, Label, Safety, Seed, Verdict
 class RewardConfig:
     """Sizes of the reward parts, all ≥ 0.
 
-    ``harm``, ``refusal``, ``format``: r_harm, r_ref, r_fmt of the paper. ``help``: for benign seeds, +help if the answer
-    is useful and −help if not (0: the paper's reward). ``intent_gate``: an attack that lost the seed's intent earns what
-    a losing attack earns. ``refusal_label``: whether a refusal is right is decided by the ``seed``'s label (the paper) or by
-    the judged safety of the rewritten ``prompt`` (the published code).
+    ``harm``, ``refusal``, ``format``: r_harm, r_ref, r_fmt of the paper. ``help``: for benign seeds, +help if the
+    answer is useful and −help if not (0: the paper's reward). ``intent_gate``: an attack that lost the seed's intent
+    earns what a losing attack earns. ``refusal_label``: whether a refusal is right is decided by the ``seed``'s label
+    (the paper) or by the judged safety of the rewritten ``prompt`` (the published code).
     """
 
     harm: float = 1.0

@@ -1,7 +1,7 @@
 """Whose turn it is to learn (Algorithm 1): a small pure state machine.
 
-Invariants: every phase lasts exactly its role's number of steps; the state after ``n`` calls of ``advance`` depends on the
-configuration and ``n`` only.
+Invariants: every phase lasts exactly its role's number of steps; the state after ``n`` calls of ``advance`` depends on
+the configuration and ``n`` only.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ class Tagged:
 def parse(text: str) -> Tagged:
     """Split a completion into reasoning and visible text, and check its format (paper section 4.2, ``R_fmt``).
 
-    With the format kept, only the inside of ``<answer>`` is visible. With broken tags, everything outside think blocks is,
-    with stray tags removed.
+    With the format kept, only the inside of ``<answer>`` is visible. With broken tags, everything outside think blocks
+    is, with stray tags removed.
     """
     match = _WELL_FORMED.fullmatch(text)
     if match and len(_TAG.findall(text)) == 4:

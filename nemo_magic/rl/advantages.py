@@ -12,7 +12,8 @@ ZERO_SPREAD = 1e-6
 
 @dataclass(frozen=True)
 class Advantages:
-    """``values`` [N]; ``live`` [N] bool: samples that contribute to the loss. Where not live, the value is exactly 0."""
+    """``values`` [N]; ``live`` [N] bool: samples that contribute to the loss. Where not live, the value is exactly
+    0."""
 
     values: torch.Tensor
     live: torch.Tensor

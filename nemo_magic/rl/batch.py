@@ -55,8 +55,9 @@ def microbatches(
     """Cut ``rows`` into microbatches of similar length.
 
     Every microbatch has ``micro_batch_size`` rows or, if there are fewer rows than that, all of them; missing rows are
-    dummies. ``count`` (≥ what the rows fill) asks for more, all-dummy microbatches, so that data-parallel ranks with unequal
-    work bring equally many. ``pad_to_multiple``: widths are multiples of it (sequence parallelism needs the TP size).
+    dummies. ``count`` (≥ what the rows fill) asks for more, all-dummy microbatches, so that data-parallel ranks with
+    unequal work bring equally many. ``pad_to_multiple``: widths are multiples of it (sequence parallelism needs the TP
+    size).
     """
     needed = microbatch_count(len(rows), micro_batch_size)
     count = needed if count is None else count
@@ -78,9 +79,7 @@ def scatter_back(batches: Sequence[MicroBatch], values: Sequence[torch.Tensor], 
     return found
 
 
-def _microbatch(
-    rows: Sequence[Row], chunk: Sequence[int], size: int, pad_id: int, pad_to_multiple: int
-) -> MicroBatch:
+def _microbatch(rows: Sequence[Row], chunk: Sequence[int], size: int, pad_id: int, pad_to_multiple: int) -> MicroBatch:
     width = max([len(rows[i]) for i in chunk], default=2)
     width = -(-width // pad_to_multiple) * pad_to_multiple
     tokens = torch.full((size, width), pad_id, dtype=torch.long)

@@ -15,13 +15,13 @@ _CHOICES = {
 class GRPOConfig:
     """Group relative policy optimisation (paper section 4.1).
 
-    ``ratio_clip_low``, ``ratio_clip_high``: the ratio is clipped to [1 − low, 1 + high]. ``kl_beta``: weight β of the KL term
-    against the reference policy; at 0 no reference pass is made. ``aggregation``: ``token`` means over all trained tokens
-    of the step, ``sequence`` over trained responses, each a mean over its tokens. ``truncated``: what becomes of responses
-    cut by the length limit: ``keep`` trains on them like any other, ``mask`` counts them in their group's statistics only,
-    ``drop`` leaves them out of both. ``minibatches``: optimizer steps per rollout; with exactly 1 the policy that samples
-    is the policy that learns, and old log-probabilities are not computed. ``scale_by_std``: divide advantages by the
-    group's standard deviation.
+    ``ratio_clip_low``, ``ratio_clip_high``: the ratio is clipped to [1 − low, 1 + high]. ``kl_beta``: weight β of the
+    KL term against the reference policy; at 0 no reference pass is made. ``aggregation``: ``token`` means over all
+    trained tokens of the step, ``sequence`` over trained responses, each a mean over its tokens. ``truncated``: what
+    becomes of responses cut by the length limit: ``keep`` trains on them like any other, ``mask`` counts them in their
+    group's statistics only, ``drop`` leaves them out of both. ``minibatches``: optimizer steps per rollout; with
+    exactly 1 the policy that samples is the policy that learns, and old log-probabilities are not computed.
+    ``scale_by_std``: divide advantages by the group's standard deviation.
     """
 
     ratio_clip_low: float = 0.2

@@ -14,9 +14,9 @@ class LossInputs:
     """Everything the loss reads.
 
     ``logprobs``, ``old_logprobs``, ``ref_logprobs``: [b, T], of the sampled tokens, in nats, all at the sampling
-    temperature. ``old_logprobs`` None: the rollout's policy is the present one (a single minibatch), the ratio is 1 and its
-    gradient that of the policy gradient. ``ref_logprobs`` is needed iff β > 0. ``advantages``: [b]. ``mask``: [b, T], 1 on
-    exactly the tokens that train; never re-derive eligibility here.
+    temperature. ``old_logprobs`` None: the rollout's policy is the present one (a single minibatch), the ratio is 1
+    and its gradient that of the policy gradient. ``ref_logprobs`` is needed iff β > 0. ``advantages``: [b]. ``mask``:
+    [b, T], 1 on exactly the tokens that train; never re-derive eligibility here.
     """
 
     logprobs: torch.Tensor
@@ -28,7 +28,8 @@ class LossInputs:
 
 @dataclass(frozen=True)
 class Normalizer:
-    """Counts over *all* microbatches and data-parallel ranks of one optimizer step: trained tokens, trained responses."""
+    """Counts over *all* microbatches and data-parallel ranks of one optimizer step: trained tokens, trained
+    responses."""
 
     tokens: float
     sequences: float
@@ -36,7 +37,8 @@ class Normalizer:
 
 @dataclass(frozen=True)
 class LossOutputs:
-    """``loss``: this microbatch's share of the global mean. ``metrics``: name → (sum, count), to be summed before dividing."""
+    """``loss``: this microbatch's share of the global mean. ``metrics``: name → (sum, count), to be summed before
+    dividing."""
 
     loss: torch.Tensor
     metrics: dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -45,8 +47,8 @@ class LossOutputs:
 def grpo_loss(inputs: LossInputs, config: GRPOConfig, norm: Normalizer) -> LossOutputs:
     """``−mean[ min(ρ A, clip(ρ, 1−ε_low, 1+ε_high) A) − β KL ]`` (paper section 4.1), ``ρ = π_θ / π_old`` per token.
 
-    Summing the result over microbatches and ranks gives the loss of the whole step. Masked tokens contribute exactly zero
-    to loss and gradient, whatever numbers stand there.
+    Summing the result over microbatches and ranks gives the loss of the whole step. Masked tokens contribute exactly
+    zero to loss and gradient, whatever numbers stand there.
     """
     mask = inputs.mask.bool()
     logprobs = torch.where(mask, inputs.logprobs, 0.0)

@@ -29,8 +29,8 @@ _ORDER_SHARES = (0.15, 0.35, 0.5)
 def prepare(config: SandboxConfig) -> Path:
     """Write the world's files into ``config.folder`` unless they are there; returns the folder.
 
-    ``world.json`` is written last: a folder without it is unfinished and written anew. A folder that holds another world
-    is refused.
+    ``world.json`` is written last: a folder without it is unfinished and written anew. A folder that holds another
+    world is refused.
 
     Raises:
         FileExistsError: ``config.folder`` holds a world of another configuration.

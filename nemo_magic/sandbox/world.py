@@ -19,11 +19,11 @@ SPLITS = ("train", "val", "test")
 class SandboxConfig:
     """The sandbox, generated from ``seed`` into ``folder``.
 
-    ``difficulty`` (0..1) is the one knob of the game: the pre-trained defender refuses a share ``(1 − difficulty)^k`` of the
-    restricted requests hidden under k operators (those it was taught to see through apart). At 0 it refuses them all and
-    the attacker has nothing to find; towards 1 it refuses next to none, and GRPO has no refusal to reinforce.
-    ``single_share``: share of the attack pool that hides under one operator; the rest, under two, is what the attacker may
-    come to prefer. ``attack_rows``, ``defender_rows``: sizes of the supervised pools.
+    ``difficulty`` (0..1) is the one knob of the game: the pre-trained defender refuses a share ``(1 − difficulty)^k``
+    of the restricted requests hidden under k operators (those it was taught to see through apart). At 0 it refuses
+    them all and the attacker has nothing to find; towards 1 it refuses next to none, and GRPO has no refusal to
+    reinforce. ``single_share``: share of the attack pool that hides under one operator; the rest, under two, is what
+    the attacker may come to prefer. ``attack_rows``, ``defender_rows``: sizes of the supervised pools.
     """
 
     folder: str = "runs/sandbox"

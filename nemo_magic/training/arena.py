@@ -37,7 +37,8 @@ class Attack:
 class Arena:
     """Plays for this rank's share of the seeds. Every rank of a model-parallel group plays the same games.
 
-    Samples depend on ``(seed, stream, step, role, group, sample)`` and the weights only, not on how many ranks share the work.
+    Samples depend on ``(seed, stream, step, role, group, sample)`` and the weights only, not on how many ranks share
+    the work.
     """
 
     def __init__(self, cfg: MagicConfig, players: dict[Role, Player], generator: Generator, timers: Timers) -> None:
@@ -62,7 +63,9 @@ class Arena:
 
     def duel(self, seeds: Sequence[tuple[int, Seed]]) -> list[Episode]:
         """One game per seed, both roles at temperature 0."""
-        return self.respond(self.attack([Job(s, g, 0) for g, s in seeds], "duel", 0, greedy=True), "duel", 0, greedy=True)
+        return self.respond(
+            self.attack([Job(s, g, 0) for g, s in seeds], "duel", 0, greedy=True), "duel", 0, greedy=True
+        )
 
     def attack(self, jobs: Sequence[Job], stream: str, step: int, greedy: bool = False) -> list[Attack]:
         """Let the attacker rewrite."""

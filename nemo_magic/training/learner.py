@@ -37,7 +37,8 @@ class Learner:
     def rows(self, player: Player, episodes: Sequence[Episode]) -> list[Row]:
         """The role's sampled ids, with the log-probabilities that the loss will compare against.
 
-        Needs no verdicts, so that the judge works meanwhile. With a single minibatch and β = 0 there is nothing to compute.
+        Needs no verdicts, so that the judge works meanwhile. With a single minibatch and β = 0 there is nothing to
+        compute.
         """
         spoken = [completion_of(episode, player.role) for episode in episodes]
         rows = [Row(completion.prompt_ids, completion.response_ids) for completion in spoken]
@@ -66,7 +67,9 @@ class Learner:
             return Advantages(torch.where(cut, 0.0, found.values), found.live & ~cut)
         return found
 
-    def update(self, player: Player, scored: Sequence[Scored], rows: Sequence[Row], found: Advantages) -> dict[str, float]:
+    def update(
+        self, player: Player, scored: Sequence[Scored], rows: Sequence[Row], found: Advantages
+    ) -> dict[str, float]:
         """One pass over the rollout in ``grpo.minibatches`` optimizer steps. Returns global metrics."""
         groups = sorted({s.episode.group for s in scored})
         share = {group: i % self._config.minibatches for i, group in enumerate(groups)}

@@ -135,7 +135,8 @@ def details(metrics: Mapping[str, float]) -> list[str]:
 
 
 def show(value: float | None, style: str) -> str:
-    """A figure as a cell: ``percent``, ``signed``, ``number``, ``seconds`` or ``whole``; a dash for what was not measured."""
+    """A figure as a cell: ``percent``, ``signed``, ``number``, ``seconds`` or ``whole``; a dash for what was not
+    measured."""
     if value is None or math.isnan(value):
         return _MISSING
     return {

@@ -1,7 +1,7 @@
 """One launched world: builds both actors, measures what the parity tests compare, writes it down.
 
-``torchrun --nproc-per-node N measure.py FOLDER NAME TP PP``; the world named ``tp1`` also makes the weights that all others
-load. Not a test module: Megatron cannot be started twice in one process.
+``torchrun --nproc-per-node N measure.py FOLDER NAME TP PP``; the world named ``tp1`` also makes the weights that all
+others load. Not a test module: Megatron cannot be started twice in one process.
 """
 
 from __future__ import annotations
@@ -169,7 +169,8 @@ def _loss_and_gradients(player: Any, world: Any, cfg: Any, target: Path) -> dict
             parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
     save_weights(actor, target)
     return {
-        "loss": metrics["policy_loss"][0] / metrics["policy_loss"][1] + cfg.grpo.kl_beta * metrics["kl"][0] / metrics["kl"][1],
+        "loss": metrics["policy_loss"][0] / metrics["policy_loss"][1]
+        + cfg.grpo.kl_beta * metrics["kl"][0] / metrics["kl"][1],
         "counts": [norm.tokens, norm.sequences],
         "largest_gradient": max(norms),
     }

@@ -73,9 +73,14 @@ def test_loss_and_gradient_equal_the_equations_in_float64(config: GRPOConfig, on
         loss.backward()
         frozen = logprobs if on_policy else old
 
-        def at(x: torch.Tensor) -> float:
+        def at(x: torch.Tensor, frozen=frozen, ref=ref, advantages=advantages, mask=mask) -> float:
             return reference_loss(
-                x.tolist(), frozen.tolist(), ref.tolist(), advantages.tolist(), mask.tolist(), config  # noqa: B023
+                x.tolist(),
+                frozen.tolist(),
+                ref.tolist(),
+                advantages.tolist(),
+                mask.tolist(),
+                config,
             )
 
         assert float(loss) == pytest.approx(at(logprobs), abs=1e-6)
@@ -102,7 +107,9 @@ def test_a_hand_computed_clipped_case() -> None:
 def test_low_and_high_clip_are_separate() -> None:
     config = GRPOConfig(ratio_clip_low=0.1, ratio_clip_high=0.5)
     logprobs = torch.tensor([[math.log(1.4)], [math.log(0.5)]])
-    loss = grpo_loss(LossInputs(logprobs, torch.tensor([1.0, -1.0]), torch.ones(2, 1), torch.zeros(2, 1)), config, Normalizer(1, 1))
+    loss = grpo_loss(
+        LossInputs(logprobs, torch.tensor([1.0, -1.0]), torch.ones(2, 1), torch.zeros(2, 1)), config, Normalizer(1, 1)
+    )
     assert float(loss.loss) == pytest.approx(-1.4 + 0.9, abs=1e-6)
 
 
@@ -120,7 +127,9 @@ def test_shares_of_microbatches_and_ranks_sum_to_the_loss_of_the_whole(aggregati
     norm = counts(mask)
 
     def loss_of(rows: slice) -> float:
-        return float(grpo_loss(LossInputs(logprobs[rows], advantages[rows], mask[rows], old[rows], ref[rows]), config, norm).loss)
+        return float(
+            grpo_loss(LossInputs(logprobs[rows], advantages[rows], mask[rows], old[rows], ref[rows]), config, norm).loss
+        )
 
     whole = loss_of(slice(0, 9))
     for cuts in ([0, 4, 9], [0, 1, 2, 9], [0, 3, 6, 9]):
@@ -129,7 +138,10 @@ def test_shares_of_microbatches_and_ranks_sum_to_the_loss_of_the_whole(aggregati
 
 def test_masked_tokens_give_exactly_nothing_even_where_they_are_not_numbers() -> None:
     logprobs, old, ref, advantages, mask = (x.float() for x in case(4))
-    dirty = [torch.where(mask.bool(), x, torch.tensor(bad)) for x, bad in ((logprobs, -math.inf), (old, math.nan), (ref, math.nan))]
+    dirty = [
+        torch.where(mask.bool(), x, torch.tensor(bad))
+        for x, bad in ((logprobs, -math.inf), (old, math.nan), (ref, math.nan))
+    ]
     config = GRPOConfig(kl_beta=0.3)
     theta = dirty[0].clone().requires_grad_()
     loss = grpo_loss(LossInputs(theta, advantages, mask, dirty[1], dirty[2]), config, counts(mask)).loss
@@ -151,8 +163,10 @@ def test_a_fully_masked_microbatch_has_zero_loss_and_zero_gradient() -> None:
 
 
 def test_kl_without_reference_is_refused() -> None:
-    with pytest.raises(ValueError, match="kl_beta=0.1 needs reference"):
-        grpo_loss(LossInputs(torch.zeros(1, 1), torch.zeros(1), torch.ones(1, 1)), GRPOConfig(kl_beta=0.1), Normalizer(1, 1))
+    with pytest.raises(ValueError, match=r"kl_beta=0.1 needs reference"):
+        grpo_loss(
+            LossInputs(torch.zeros(1, 1), torch.zeros(1), torch.ones(1, 1)), GRPOConfig(kl_beta=0.1), Normalizer(1, 1)
+        )
 
 
 def test_advantages_by_hand() -> None:
@@ -167,7 +181,9 @@ def test_advantages_by_hand() -> None:
 
 def test_an_invalid_reward_changes_nothing_whatever_it_is() -> None:
     groups, valid = torch.zeros(4, dtype=torch.long), torch.tensor([True, True, True, False])
-    results = [group_advantages(torch.tensor([0.0, 1.0, 5.0, bad]), groups, valid).values for bad in (0.0, 1e9, math.nan)]
+    results = [
+        group_advantages(torch.tensor([0.0, 1.0, 5.0, bad]), groups, valid).values for bad in (0.0, 1e9, math.nan)
+    ]
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 

@@ -1,0 +1,155 @@
+"""Impossible combinations are refused before a model is built, naming the numbers."""
+
+from __future__ import annotations
+
+import pytest
+
+from nemo_magic.config import ConfigError, Parallelism, compose, describe, validate
+
+GPU = ["cluster=slurm", "model.optim.name=distributed_fused_adam", "game.batch_size=64"]
+
+
+def problems(*overrides: str, name: str = "magic_sandbox", command: str = "train") -> list[str]:
+    """What is wrong with a configuration, line by line."""
+    with pytest.raises(ConfigError) as caught:
+        compose(name, list(overrides), command=command)
+    return str(caught.value).splitlines()
+
+
+def test_seeds_have_to_divide_by_the_data_parallel_ranks() -> None:
+    assert problems("game.batch_size=63") == [
+        "game.batch_size=63 is not divisible by 2 data-parallel ranks: try 62 or 64"
+    ]
+
+
+def test_rows_of_warm_up_have_to_divide_by_the_data_parallel_ranks() -> None:
+    assert problems("sft.batch_size=3", name="sft_sandbox_attacker", command="sft") == [
+        "sft.batch_size=3 is not divisible by 2 data-parallel ranks: try 2 or 4"
+    ]
+
+
+def test_minibatches_never_split_a_group() -> None:
+    (problem,) = problems("game.batch_size=12", "grpo.minibatches=4")
+    assert "grpo.minibatches=4 does not divide the 6 groups of a rank (game.batch_size=12 over 2" in problem
+    assert problem.endswith("try game.batch_size=8 or 16")
+
+
+def test_ranks_have_to_divide_by_tensor_and_pipeline_parallelism() -> None:
+    (problem,) = problems("trainer.devices=6", "model.tensor_model_parallel_size=4")
+    assert "trainer.num_nodes=1 × trainer.devices=6 = 6 ranks is not divisible by" in problem
+    assert "model.tensor_model_parallel_size=4 × model.pipeline_model_parallel_size=1 = 4" in problem
+
+
+@pytest.mark.parametrize("key", ["tensor_model_parallel_size", "pipeline_model_parallel_size", "micro_batch_size"])
+def test_both_roles_share_one_layout(key: str) -> None:
+    found = problems(f"model.{key}=1", f"actors.attacker.model.{key}=3")
+    assert f"model.{key} is 3 for the attacker, 1 for the defender: both roles live in one world, " in found[-1]
+
+
+@pytest.mark.parametrize("role", ["attacker", "defender"])
+def test_a_prompt_and_a_response_have_to_fit_the_model(role: str) -> None:
+    limits = f"actors.{role}.length_params"
+    (problem,) = problems(f"{limits}.max_length=20", f"{limits}.max_prompt_length=30")
+    assert problem.startswith(f"{limits}: a prompt of 30")
+    assert "a response of 20" in problem
+    assert "are 50, more than model.encoder_seq_length=48: with this prompt max_length may be at most 18" in problem
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (
+            ["model.num_layers=3", "model.pipeline_model_parallel_size=2"],
+            "model.num_layers=3 is not divisible by model.pipeline",
+        ),
+        (
+            ["model.num_attention_heads=3", "model.tensor_model_parallel_size=2"],
+            "model.num_attention_heads=3 is not divisible",
+        ),
+        (
+            ["model.ffn_hidden_size=255", "model.tensor_model_parallel_size=2"],
+            "model.ffn_hidden_size=255 is not divisible",
+        ),
+        (
+            ["model.num_query_groups=1", "model.tensor_model_parallel_size=2"],
+            "model.num_query_groups=1 is not divisible",
+        ),
+        (["model.num_query_groups=3"], "model.num_attention_heads=4 is not divisible by model.num_query_groups=3"),
+        (
+            ["model.make_vocab_size_divisible_by=63", "model.tensor_model_parallel_size=2"],
+            "model.make_vocab_size_divisible_by=63 is not divisible by model.tensor_model_parallel_size=2",
+        ),
+        (["model.hidden_size=98"], "model.hidden_size=98 is not divisible by model.num_attention_heads=4"),
+        (["model.max_position_embeddings=32"], "model.encoder_seq_length=48 exceeds model.max_position_embeddings=32"),
+        (["model.micro_batch_size=0"], "model.micro_batch_size=0 must be at least 1"),
+        (["model.virtual_pipeline_model_parallel_size=2"], "model.virtual_pipeline_model_parallel_size=2"),
+        (["model.optim.name=distributed_fused_adam"], "model.optim.name=distributed_fused_adam needs a GPU"),
+        (["model.transformer_engine=true"], "model.transformer_engine=true needs a GPU"),
+        (["model.sequence_parallel=true"], "model.sequence_parallel=true needs a GPU"),
+        (["cluster=slurm"], "model.optim.name=cpu_fused_adam exists where trainer.accelerator=cpu"),
+        (["judge.launch=false"], "judge.urls is empty and judge.launch=false"),
+    ],
+)
+def test_a_fault_of_the_shared_configuration_is_named_once(overrides: list[str], problem: str) -> None:
+    (found,) = problems(*overrides)
+    assert found.startswith(problem)
+
+
+def test_a_fault_of_one_role_is_that_roles() -> None:
+    (found,) = problems("actors.defender.model.hidden_size=98")
+    assert found.startswith("defender: model.hidden_size=98")
+
+
+def test_all_faults_are_named_at_once() -> None:
+    found = problems("model.hidden_size=98", "actors.attacker.length_params.max_length=60", "judge.launch=false")
+    assert len(found) == 3
+
+
+def test_a_decay_needs_steps() -> None:
+    sched = "actors.defender.model.optim.sched"
+    (found,) = problems("game.max_steps=30", f"{sched}.constant_steps=15", f"{sched}.min_lr=1e-6")
+    assert found.startswith("the defender takes 15 optimizer steps")
+    (found,) = problems(f"{sched}.constant_steps=15")
+    assert "nothing decays. Set min_lr below lr" in found
+    (found,) = problems(f"{sched}.min_lr=1")
+    assert "min_lr=1.0 must be between 0 and" in found
+
+
+def test_the_global_batch_size_is_derived_and_a_given_one_has_to_agree() -> None:
+    overrides = ["game.batch_size=16", "game.group_size=4", "grpo.minibatches=2"]
+    compose("magic_sandbox", [*overrides, "model.global_batch_size=32"])
+    (found,) = problems(*overrides, "model.global_batch_size=64")
+    assert found.startswith("model.global_batch_size=64 is not game.batch_size=16 × game.group_size=4 / ")
+    assert "= 32: leave it null" in found
+
+
+def test_warm_up_checks_its_own_role_only() -> None:
+    compose("sft_sandbox_attacker", ["actors.defender.model.hidden_size=98"], command="sft")
+    assert problems("actors.attacker.model.hidden_size=98", name="sft_sandbox_attacker", command="sft")
+    assert problems("sft.pool=null", name="sft_sandbox_attacker", command="sft") == [
+        "sft.pool is null: name the file of rows to learn from"
+    ]
+
+
+def test_a_valid_configuration_stays_valid_when_checked_again() -> None:
+    cfg = compose("magic_sandbox", [*GPU, "model.tensor_model_parallel_size=4", "trainer.num_nodes=2"])
+    validate(cfg)
+
+
+def test_parallelism_refuses_products_that_are_not_the_world() -> None:
+    assert Parallelism.of(num_nodes=2, devices=8, tp=4, pp=2) == Parallelism(tp=4, pp=2, dp=2, world=16)
+    with pytest.raises(ConfigError, match="tp × pp × dp = 2 × 2 × 2 = 8 is not the world size 4"):
+        Parallelism(tp=2, pp=2, dp=2, world=4)
+    with pytest.raises(ConfigError, match="dp=0 must be at least 1"):
+        Parallelism(tp=1, pp=1, dp=0, world=1)
+    with pytest.raises(ConfigError, match="trainer.devices=0 must be at least 1"):
+        Parallelism.of(num_nodes=1, devices=0, tp=1, pp=1)
+
+
+def test_the_plan_names_world_first_learner_rows_microbatches_and_judge() -> None:
+    overrides = [*GPU, "model.tensor_model_parallel_size=2", "model.micro_batch_size=10", "game.group_size=4"]
+    plan = describe(compose("magic_sandbox", overrides))
+    assert "8 ranks (1 × 8) = TP 2 × PP 1 × DP 4" in plan
+    assert "the defender learns first" in plan
+    assert "256 rows: 64 on each data-parallel rank, as 7 × 10" in plan
+    assert "rules, started with the run" in plan
