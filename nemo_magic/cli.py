@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import warnings
@@ -58,7 +59,18 @@ def _run(command: str, cfg: MagicConfig, argv: list[str]) -> int:
     if command == "judge":
         from nemo_magic.judge.server import serve
 
-        serve(cfg.judge)
+        # The server says where it listens, and what it refuses.
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+        try:
+            serve(cfg.judge)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        except FileNotFoundError:
+            raise  # the guard's own file, which the message names
+        except OSError as error:
+            raise JudgeError(
+                f"judge.server.host={cfg.judge.server.host}, port={cfg.judge.server.port}: {error}"
+            ) from error
         return 0
     return _train_or_warm_up(command, cfg, argv)
 

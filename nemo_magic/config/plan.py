@@ -10,7 +10,8 @@ from nemo_magic.model_config import ModelConfig
 
 def describe(cfg: MagicConfig, command: str = "train") -> str:
     """The plan of ``nemo-magic <command>`` for a valid configuration."""
-    world, step = layout(cfg, command), batch(cfg, command)
+    roles = models(cfg, command)
+    world, step = layout(cfg, roles), batch(cfg, roles, command)
     lines = [
         f"{cfg.name}: nemo-magic {command} on {cfg.trainer.accelerator}, precision {cfg.trainer.precision}",
         f"world     {world.world} ranks ({cfg.trainer.num_nodes} × {cfg.trainer.devices}) = "
@@ -18,7 +19,7 @@ def describe(cfg: MagicConfig, command: str = "train") -> str:
         *(_game(cfg) if command == "train" else _sft(cfg)),
         f"update    {step.rows} rows: {step.rows_per_rank} on each data-parallel rank, as {step.microbatches} × "
         f"{step.micro_batch_size}; updates per rollout: {step.updates}",
-        *(_role(cfg, role, model, command) for role, model in models(cfg, command).items()),
+        *(_role(cfg, role, model, command) for role, model in roles.items()),
         f"output    {cfg.exp_manager.explicit_log_dir}",
     ]
     return "\n".join(lines)

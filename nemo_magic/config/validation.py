@@ -31,34 +31,29 @@ class Batch:
     updates: int
 
 
-def learners(cfg: MagicConfig, command: str) -> list[Role]:
-    """The roles whose models ``nemo-magic <command>`` builds."""
-    return list(Role) if command == "train" else [Role(cfg.sft.role)]
+Models = dict[Role, ModelConfig]
 
 
-def models(cfg: MagicConfig, command: str = "train") -> dict[Role, ModelConfig]:
-    """The model of every role that is built, derived keys filled in."""
-    steps = None if command == "train" else cfg.sft.max_steps
-    return {role: role_model(cfg, role, steps) for role in learners(cfg, command)}
+def models(cfg: MagicConfig, command: str = "train") -> Models:
+    """The model of every role that ``nemo-magic <command>`` builds, derived keys filled in."""
+    if command == "sft":
+        return {Role(cfg.sft.role): role_model(cfg, cfg.sft.role, cfg.sft.max_steps)}
+    return {role: role_model(cfg, role) for role in Role}
 
 
-def layout(cfg: MagicConfig, command: str = "train") -> Parallelism:
+def layout(cfg: MagicConfig, roles: Models) -> Parallelism:
     """How the ranks share the work. Raises ConfigError where they do not divide."""
-    model = next(iter(models(cfg, command).values()))
-    return Parallelism.of(
-        cfg.trainer.num_nodes,
-        cfg.trainer.devices,
-        model.tensor_model_parallel_size,
-        model.pipeline_model_parallel_size,
-    )
+    model = next(iter(roles.values()))
+    tp, pp = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
+    return Parallelism.of(cfg.trainer.num_nodes, cfg.trainer.devices, tp, pp)
 
 
-def batch(cfg: MagicConfig, command: str = "train") -> Batch:
+def batch(cfg: MagicConfig, roles: Models, command: str = "train") -> Batch:
     """Rows and microbatches of an optimizer step, for a configuration that is valid."""
     updates = cfg.grpo.minibatches if command == "train" else 1
     rows = cfg.game.batch_size * cfg.game.group_size // updates if command == "train" else cfg.sft.batch_size
-    per_rank = rows // layout(cfg, command).dp
-    micro = next(iter(models(cfg, command).values())).micro_batch_size
+    per_rank = rows // layout(cfg, roles).dp
+    micro = next(iter(roles.values())).micro_batch_size
     return Batch(rows, per_rank, -(-per_rank // micro), micro, updates)
 
 
@@ -74,7 +69,7 @@ def validate(cfg: MagicConfig, command: str = "train") -> None:
     problems += _unequal(roles)
     if not problems:
         # Only now is there a layout to divide by.
-        problems += _batches(cfg, command, layout(cfg, command).dp)
+        problems += _batches(cfg, roles, command)
     if command == "sft" and cfg.sft.pool is None:
         problems.append("sft.pool is null: name the file of rows to learn from")
     if command == "train" and not (cfg.judge.urls or cfg.judge.launch):
@@ -95,7 +90,7 @@ def _named(text: str, role: Role, faults: dict[Role, list[str]]) -> str:
     return text if role in text or all(text in texts for texts in faults.values()) else f"{role}: {text}"
 
 
-def _unequal(roles: dict[Role, ModelConfig]) -> Iterator[str]:
+def _unequal(roles: Models) -> Iterator[str]:
     for key in _SHARED:
         values = {role: getattr(model, key) for role, model in roles.items()}
         if len(set(values.values())) > 1:
@@ -103,7 +98,8 @@ def _unequal(roles: dict[Role, ModelConfig]) -> Iterator[str]:
             yield f"model.{key} is {each}: both roles live in one world, set it once under model"
 
 
-def _batches(cfg: MagicConfig, command: str, dp: int) -> Iterator[str]:
+def _batches(cfg: MagicConfig, roles: Models, command: str) -> Iterator[str]:
+    dp = layout(cfg, roles).dp
     ranks = f"{dp} data-parallel ranks"
     seeds, size, minibatches = cfg.game.batch_size, cfg.game.group_size, cfg.grpo.minibatches
     key, count = ("sft.batch_size", cfg.sft.batch_size) if command == "sft" else ("game.batch_size", seeds)
@@ -117,8 +113,8 @@ def _batches(cfg: MagicConfig, command: str, dp: int) -> Iterator[str]:
             f"game.batch_size={_multiple(seeds, dp * minibatches)}"
         )
         return
-    rows = batch(cfg, command).rows
-    wrong = {model.global_batch_size for model in models(cfg, command).values()} - {None, rows}
+    rows = batch(cfg, roles, command).rows
+    wrong = {model.global_batch_size for model in roles.values()} - {None, rows}
     for given in sorted(value for value in wrong if value is not None):
         source = f"game.batch_size={seeds} × game.group_size={size} / grpo.minibatches={minibatches} = {rows}"
         yield (

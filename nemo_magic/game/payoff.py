@@ -9,6 +9,9 @@ from pathlib import Path
 
 Row = Sequence[float]
 
+NO_REWRITE = "no rewrite"
+"""The row of the bare seeds, where a matrix has one: nobody's attack, and so not the first attacker."""
+
 
 @dataclass(frozen=True, slots=True)
 class BestResponseGap:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from nemo_magic.rl.config import GRPOConfig
+
 ZERO_SPREAD = 1e-6
 """A group whose rewards' standard deviation is below this teaches nothing: all its advantages are zero."""
 
@@ -43,3 +45,21 @@ def group_advantages(
     live = valid & (std > ZERO_SPREAD)
     scale = std.clamp(min=ZERO_SPREAD) if scale_by_std else torch.ones_like(std)
     return Advantages(torch.where(live, centred / scale, 0.0).float(), live)
+
+
+def rollout_advantages(
+    rewards: torch.Tensor, groups: torch.Tensor, paid: torch.Tensor, truncated: torch.Tensor, config: GRPOConfig
+) -> Advantages:
+    """``group_advantages`` of a rollout whose truncated responses are treated as ``grpo.truncated`` says.
+
+    Args:
+        rewards: [N]; not read where ``paid`` is False.
+        groups: [N] integers.
+        paid: [N] bool, samples that have a reward.
+        truncated: [N] bool, samples cut by the length limit.
+    """
+    valid = paid & ~truncated if config.truncated == "drop" else paid
+    found = group_advantages(rewards, groups, valid, config.scale_by_std)
+    if config.truncated != "mask":
+        return found
+    return Advantages(torch.where(truncated, 0.0, found.values), found.live & ~truncated)

@@ -17,7 +17,7 @@ from nemo_magic.sandbox.rules import REFUSAL, delivery
 from nemo_magic.sandbox.tokenizer import write_tokenizer
 from nemo_magic.sandbox.world import SPLITS, SandboxConfig, World
 
-COVERED = frozenset({PLAIN, Strategy(operators=("rev",)), Strategy(frames=("role",))})
+COVERED = frozenset({PLAIN, Strategy(operator="rev"), Strategy(frames=("role",))})
 """Disguises under which the pre-trained defender refuses every restricted request."""
 
 FAVOURITE = Strategy(frames=("story",))
@@ -72,7 +72,7 @@ def _attack(world: World, draw: random.Random) -> Mapping[str, str]:
         "seed": render(world, PLAIN, item),
         "label": world.label(item).value,
         "strategy": strategy.name,
-        "reasoning": " ".join(("use", *strategy.frames, *strategy.operators)),
+        "reasoning": " ".join(("use", *strategy.parts)),
         "rewrite": render(world, strategy, item),
     }
 

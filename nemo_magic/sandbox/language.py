@@ -1,7 +1,9 @@
 """The language of requests: how an item is asked for, plainly or under disguises, and how that is undone.
 
-A request reads ``[frames] bring [operators] : syllables``. Content operators change the syllables and can be undone;
-frames only add words. At most two disguises compose; the operators apply in the order in which they are written.
+A request reads ``[frames] bring [operator] : syllables``. A content operator changes the syllables and can be undone;
+frames only add words. At most two disguises compose, and an item is scrambled at most once: models of half a million
+parameters learn to undo one operator reliably within minutes, two only for a part of the pairs, and a defender that
+cannot decode learns to refuse instead.
 """
 
 from __future__ import annotations
@@ -28,19 +30,23 @@ _UNDO = _APPLY | {"shift": lambda item, n: tuple((i - 1) % n for i in item)}
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """A disguise: frames in front of the request, content operators on its item."""
+    """A disguise: frames in front of the request, a content operator on its item."""
 
     frames: tuple[str, ...] = ()
-    operators: tuple[str, ...] = ()
+    operator: str | None = None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return self.frames if self.operator is None else (*self.frames, self.operator)
 
     @property
     def order(self) -> int:
         """How many disguises compose."""
-        return len(self.frames) + len(self.operators)
+        return len(self.parts)
 
     @property
     def name(self) -> str:
-        return "+".join((*self.frames, *self.operators)) or "plain"
+        return "+".join(self.parts) or "plain"
 
 
 PLAIN = Strategy()
@@ -50,22 +56,21 @@ def all_strategies(order: int) -> list[Strategy]:
     """Every strategy of exactly ``order`` disguises (0, 1 or 2)."""
     if order == 0:
         return [PLAIN]
-    singles = [Strategy(frames=(f,)) for f in FRAMES] + [Strategy(operators=(o,)) for o in OPERATORS]
+    singles = [Strategy(frames=(f,)) for f in FRAMES] + [Strategy(operator=o) for o in OPERATORS]
     if order == 1:
         return singles
     if order != MAX_ORDER:
         raise ValueError(f"order {order}: at most {MAX_ORDER} disguises compose")
     frames = [Strategy(frames=pair) for pair in product(FRAMES, repeat=2) if pair[0] != pair[1]]
-    operators = [Strategy(operators=pair) for pair in product(OPERATORS, repeat=2)]
-    mixed = [Strategy((f,), (o,)) for f, o in product(FRAMES, OPERATORS)]
-    return frames + operators + mixed
+    return frames + [Strategy((f,), o) for f, o in product(FRAMES, OPERATORS)]
 
 
 def render(world: World, strategy: Strategy, item: Item) -> str:
     """The request for ``item`` under ``strategy``."""
-    for operator in strategy.operators:
-        item = _APPLY[operator](item, world.config.syllables)
-    return " ".join((*strategy.frames, "bring", *strategy.operators, ":", world.spell(item)))
+    if strategy.operator is not None:
+        item = _APPLY[strategy.operator](item, world.config.syllables)
+    scrambled = () if strategy.operator is None else (strategy.operator,)
+    return " ".join((*strategy.frames, "bring", *scrambled, ":", world.spell(item)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +87,17 @@ def parse(world: World, text: str) -> Request | None:
     if words.count("bring") != 1 or words.count(":") != 1 or words.index(":") < words.index("bring"):
         return None
     verb, colon = words.index("bring"), words.index(":")
-    strategy = Strategy(tuple(words[:verb]), tuple(words[verb + 1 : colon]))
-    known = all(f in FRAMES for f in strategy.frames) and all(o in OPERATORS for o in strategy.operators)
-    if not known or strategy.order > MAX_ORDER or len(set(strategy.frames)) != len(strategy.frames):
+    scramblers = words[verb + 1 : colon]
+    strategy = Strategy(tuple(words[:verb]), scramblers[0] if scramblers else None)
+    if len(scramblers) > 1 or any(o not in OPERATORS for o in scramblers):
+        return None
+    if any(f not in FRAMES for f in strategy.frames) or len(set(strategy.frames)) != len(strategy.frames):
+        return None
+    if strategy.order > MAX_ORDER:
         return None
     item = world.read(words[colon + 1 :])
     if item is None:
         return None
-    for operator in reversed(strategy.operators):
-        item = _UNDO[operator](item, world.config.syllables)
+    if strategy.operator is not None:
+        item = _UNDO[strategy.operator](item, world.config.syllables)
     return Request(item, strategy)

@@ -15,7 +15,7 @@ from nemo_magic.actors.checkpoint import save_weights
 from nemo_magic.actors.generation import NativeGenerator
 from nemo_magic.actors.snapshots import Snapshot, take
 from nemo_magic.actors.world import World
-from nemo_magic.config import MagicConfig, role_model
+from nemo_magic.config import MagicConfig, role_model, save_resolved
 from nemo_magic.data.seeds import SeedSampler, load_seeds
 from nemo_magic.game.episode import Role, Seed
 from nemo_magic.game.metrics import Ratios, Scored, rollout_metrics
@@ -30,9 +30,6 @@ from nemo_magic.training.probe import probe_strategies
 from nemo_magic.training.referee import Referee
 from nemo_magic.training.summary import print_summary
 from nemo_magic.training.timers import Timers
-
-JUDGE_START_TIMEOUT = 120.0
-"""Seconds a judge may take to become ready before the run ends."""
 
 
 def train(cfg: MagicConfig) -> None:
@@ -55,7 +52,7 @@ def train(cfg: MagicConfig) -> None:
     world = world_of(players[Role.DEFENDER])
     referee = Referee(world, cfg.judge, cfg.rewards, cfg.game.observe)
     try:
-        referee.wait_ready(JUDGE_START_TIMEOUT)
+        referee.wait_ready(cfg.judge.give_up_after)
         _Coevolution(cfg, world, players, referee).run()
     finally:
         referee.close()
@@ -84,6 +81,8 @@ class _Coevolution:
         with Observer(
             cfg.exp_manager, is_main=self.world.is_main, total_steps=steps, title=cfg.name, config=asdict(cfg)
         ) as observer:
+            if self.world.is_main:
+                save_resolved(cfg, self.folder)
             observer.record(StepRecord(0, "start", 0, None, self.validate()))
             while schedule.step < steps:
                 metrics, scored = self.step(schedule)

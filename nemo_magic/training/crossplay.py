@@ -10,14 +10,12 @@ from nemo_magic.actors.snapshots import Snapshot, worn
 from nemo_magic.actors.world import World
 from nemo_magic.game.episode import Label, Role, Seed
 from nemo_magic.game.metrics import Ratios, rollout_metrics
-from nemo_magic.game.payoff import CrossPlay
+from nemo_magic.game.payoff import NO_REWRITE, CrossPlay
 from nemo_magic.training.arena import Arena, Attack, Job, fixed_attacks
 from nemo_magic.training.referee import Referee
 
 if TYPE_CHECKING:
     from nemo_magic.config import MagicConfig
-
-NO_REWRITE = "no rewrite"
 
 
 def cross_play(

@@ -12,7 +12,7 @@ from nemo_magic.actors.build import Player
 from nemo_magic.actors.world import World
 from nemo_magic.game.episode import Completion, Episode, Role
 from nemo_magic.game.metrics import Ratios, Scored
-from nemo_magic.rl.advantages import Advantages, group_advantages
+from nemo_magic.rl.advantages import Advantages, rollout_advantages
 from nemo_magic.rl.batch import MicroBatch, Row, microbatch_count, microbatches, scatter_back
 from nemo_magic.rl.config import GRPOConfig
 from nemo_magic.rl.loss import LossInputs, Normalizer, grpo_loss
@@ -54,18 +54,15 @@ class Learner:
         return rows
 
     def advantages(self, role: Role, scored: Sequence[Scored]) -> Advantages:
-        """Group advantages of this rank's samples; truncated ones are treated as ``grpo.truncated`` says."""
-        cut = torch.tensor([not completion_of(s.episode, role).finished for s in scored], dtype=torch.bool)
+        """Group advantages of this rank's samples."""
         paid = [s.rewards.get(role) if s.rewards is not None else None for s in scored]
-        valid = torch.tensor([reward is not None for reward in paid], dtype=torch.bool)
-        if self._config.truncated == "drop":
-            valid &= ~cut
-        rewards = torch.tensor([0.0 if reward is None else sum(reward.values()) for reward in paid])
-        groups = torch.tensor([s.episode.group for s in scored])
-        found = group_advantages(rewards, groups, valid, self._config.scale_by_std)
-        if self._config.truncated == "mask":
-            return Advantages(torch.where(cut, 0.0, found.values), found.live & ~cut)
-        return found
+        return rollout_advantages(
+            rewards=torch.tensor([0.0 if reward is None else sum(reward.values()) for reward in paid]),
+            groups=torch.tensor([s.episode.group for s in scored]),
+            paid=torch.tensor([reward is not None for reward in paid], dtype=torch.bool),
+            truncated=torch.tensor([not completion_of(s.episode, role).finished for s in scored], dtype=torch.bool),
+            config=self._config,
+        )
 
     def update(
         self, player: Player, scored: Sequence[Scored], rows: Sequence[Row], found: Advantages

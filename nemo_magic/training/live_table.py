@@ -42,6 +42,10 @@ _ROLE_STYLE = {"attacker": "dark_orange", "defender": "dodger_blue1"}
 _MISSING = "–"
 
 
+SFT_LINE_EVERY = 50
+"""Supervised steps are many and alike: a plain log shows one line in this many. The JSONL has them all."""
+
+
 class LiveTable:
     """Shows records as they come. ``console`` and ``live`` are for those who show it elsewhere than on stdout."""
 
@@ -68,6 +72,8 @@ class LiveTable:
         if any(name.startswith("val_rollouts/") for name in record.metrics):
             self._validations = [*self._validations[:1], record]
         if self._live is None:
+            if record.phase == "sft" and record.step % SFT_LINE_EVERY and record.step != self.total_steps:
+                return
             self.console.print(plain_line(record, self.total_steps), soft_wrap=True, highlight=False, markup=False)
             return
         if not self._live.is_started:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nemo_magic.game.payoff import CrossPlay
+from nemo_magic.game.payoff import NO_REWRITE, CrossPlay
 from nemo_magic.report.records import CROSSPLAY_FILE, METRICS_FILE, StepRecord, read_records
 from nemo_magic.training.live_table import GAME_COLUMNS, show
 
@@ -81,9 +81,10 @@ def crossplay_findings(crossplay: CrossPlay) -> list[str]:
     """What the matrix says, in sentences: attackers' progress, the last defender, the best-response gap."""
     lines = []
     attackers, defenders = crossplay.attackers, crossplay.defenders
-    if len(attackers) > 1:
-        gain = 100 * crossplay.gain_over_first_attacker()
-        lines.append(f"Best later attacker against {defenders[0]}: {gain:+.1f} points over {attackers[0]}.")
+    first = 1 if attackers[0] == NO_REWRITE else 0
+    if len(attackers) > first + 1:
+        gain = 100 * crossplay.gain_over_first_attacker(first)
+        lines.append(f"Best later attacker against {defenders[0]}: {gain:+.1f} points over {attackers[first]}.")
     if len(defenders) > 1:
         best = "the best" if crossplay.last_defender_best() else "not the best"
         worst = 100 * crossplay.worst_case()

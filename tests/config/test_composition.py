@@ -77,7 +77,6 @@ def test_a_misspelt_override_fails_and_names_the_nearest_key(prefix: str) -> Non
         ("freq", "game.schedule.freq"),
         ("game.freq", "game.schedule.freq"),
         ("model.num_layer", "model.num_layers"),
-        ("actors.attacker.model.optim.learning_rate", "actors.attacker.model.optim.lr"),
         ("actors.defender.model.num_layer", "actors.defender.model.num_layers"),
         ("exp_manager.wandb_logger_kwargs.projekt", "exp_manager.wandb_logger_kwargs.project"),
         # Where NeMo-Aligner's own configurations have it
@@ -114,9 +113,7 @@ def test_a_folder_of_the_users_own_is_searched_first_and_adds_to_groups(tmp_path
     (tmp_path / "cluster").mkdir()
     (tmp_path / "cluster" / "cpu.yaml").write_text("# @package _global_\ntrainer: {accelerator: cpu, devices: 4}\n")
     (tmp_path / "own.yaml").write_text(
-        "defaults: [magic_sandbox, override game: mine, _self_]\nname: own\ngame: {max_steps: 7}\n".replace(
-            "[magic_sandbox, override game: mine, _self_]", "\n  - magic_sandbox\n  - override game: mine\n  - _self_"
-        )
+        "defaults:\n  - magic_sandbox\n  - override game: mine\n  - _self_\nname: own\ngame: {max_steps: 7}\n"
     )
     cfg = compose("own", ["game.schedule.freq=2"], str(tmp_path))
     assert (cfg.rewards.help, cfg.rewards.intent_gate) == (0.25, True)

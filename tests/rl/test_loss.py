@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from nemo_magic.rl.advantages import group_advantages
+from nemo_magic.rl.advantages import group_advantages, rollout_advantages
 from nemo_magic.rl.batch import Row, microbatches, scatter_back
 from nemo_magic.rl.config import GRPOConfig
 from nemo_magic.rl.loss import LossInputs, Normalizer, grpo_loss, kl_estimate, nll_loss
@@ -199,6 +199,32 @@ def test_advantages_equal_the_equation_in_float64() -> None:
         std = math.sqrt(sum((r - mean) ** 2 for r in mine) / len(mine))
         assert float(found.values[i]) == pytest.approx((float(rewards[i]) - mean) / std, abs=1e-6)
         assert float(unscaled.values[i]) == pytest.approx(float(rewards[i]) - mean, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("option", "values", "live"),
+    [
+        ("keep", [-1.0, 1.0, -1.0, 1.0], [True] * 4),
+        ("mask", [-1.0, 1.0, 0.0, 1.0], [True, True, False, True]),
+        ("drop", [-math.sqrt(2), math.sqrt(0.5), 0.0, math.sqrt(0.5)], [True, True, False, True]),
+    ],
+)
+def test_truncated_responses_are_treated_as_the_option_says(option: str, values: list[float], live: list[bool]) -> None:
+    truncated = torch.tensor([False, False, True, False])
+    rewards, ones = torch.tensor([0.0, 2.0, 0.0, 2.0]), torch.ones(4, dtype=torch.bool)
+    found = rollout_advantages(rewards, torch.zeros(4), ones, truncated, GRPOConfig(truncated=option))
+    assert found.values.tolist() == pytest.approx(values, abs=1e-6)
+    assert found.live.tolist() == live
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sequence"])
+def test_a_batch_as_high_as_it_is_wide_weighs_rows_and_not_columns(aggregation: str) -> None:
+    advantages = torch.tensor([1.0, -2.0, 3.0])
+    theta = torch.zeros(3, 3, requires_grad=True)
+    config = GRPOConfig(aggregation=aggregation)
+    grpo_loss(LossInputs(theta, advantages, torch.ones(3, 3)), config, Normalizer(9, 3)).loss.backward()
+    assert theta.grad is not None
+    assert torch.allclose(theta.grad, -advantages[:, None].expand(3, 3) / 9)
 
 
 def rows() -> list[Row]:

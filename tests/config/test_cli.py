@@ -1,0 +1,222 @@
+"""The command line: what it prints, what it returns, what it starts."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from nemo_magic import cli, launcher
+from nemo_magic.config import ConfigError, TrainerConfig
+from nemo_magic.judge.errors import JudgeUnavailable
+
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "TORCHELASTIC_RUN_ID")
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No rank of anything, in a folder of its own."""
+    for name in RANK_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What would have been started: ``("ranks", argv, devices)`` or ``("rank", command, cfg)``."""
+    calls: list[Any] = []
+
+    class Judge:
+        url = "http://127.0.0.1:4711"
+
+        def __init__(self, cfg: Any) -> None:
+            self.config = cfg.judge.at(self.url)
+
+        def __enter__(self) -> Judge:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+    def launch(argv: list[str], trainer: TrainerConfig) -> int:
+        calls.append(("ranks", argv, trainer.devices))
+        return 0
+
+    monkeypatch.setattr(launcher, "local_judge", Judge)
+    monkeypatch.setattr(launcher, "launch", launch)
+    monkeypatch.setattr(cli, "_one_rank", lambda command, cfg: calls.append(("rank", command, cfg)))
+    return calls
+
+
+def test_a_dry_run_prints_a_configuration_that_can_be_used_and_starts_nothing(
+    capsys: pytest.CaptureFixture[str], started: list[Any], tmp_path: Path
+) -> None:
+    assert cli.main(["train", "-cn", "magic_sandbox", "game.schedule.freq=5", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["game"]["schedule"]["freq"] == 5
+    assert "# world     2 ranks" in printed
+    assert started == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_and_overrides_may_stand_in_any_order(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("defaults: [magic_sandbox, _self_]\nname: own\n")
+    words = ["train", "seed=3", "--config-dir", str(tmp_path), "game=paper", "--dry-run", "--config-name", "own"]
+    assert cli.main(words) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["name"], printed["seed"], printed["rewards"]["help"]) == ("own", 3, 0.0)
+
+
+def test_a_wrong_configuration_ends_with_status_2_and_a_message_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "-cn", "magic_sandbox", "game.schedul.freq=5"]) == cli.EXIT_CONFIG
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "nemo-magic train: unknown key game.schedul.freq; did you mean game.schedule.freq?\n"
+
+
+@pytest.mark.parametrize("argv", [["train"], ["train", "-cn", "magic_sandbox", "--dry"], ["fly"], []])
+def test_a_wrong_command_line_ends_with_status_2(argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(argv)
+    assert caught.value.code == 2
+
+
+def test_a_failure_of_the_run_ends_with_status_1(
+    monkeypatch: pytest.MonkeyPatch, started: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise JudgeUnavailable("nobody answers")
+
+    monkeypatch.setattr(cli, "_one_rank", fail)
+    assert cli.main(["train", "-cn", "magic_sandbox", "trainer.devices=1"]) == cli.EXIT_RUNTIME
+    assert capsys.readouterr().err == "nemo-magic train: nobody answers\n"
+
+
+def test_several_ranks_are_started_with_the_same_words_and_the_judge_that_runs_beside_them(started: list[Any]) -> None:
+    words = ["train", "-cn", "magic_sandbox", "seed=3"]
+    assert cli.main(words) == 0
+    assert started == [("ranks", [*words, 'judge.urls=["http://127.0.0.1:4711"]', "judge.launch=false"], 2)]
+
+
+def test_one_rank_runs_in_this_process_with_the_judges_address(started: list[Any]) -> None:
+    assert cli.main(["train", "-cn", "magic_sandbox", "trainer.devices=1"]) == 0
+    ((kind, command, cfg),) = started
+    assert (kind, command) == ("rank", "train")
+    assert (cfg.judge.urls, cfg.judge.launch) == (["http://127.0.0.1:4711"], False)
+
+
+def test_warm_up_starts_no_judge(started: list[Any]) -> None:
+    words = ["sft", "-cn", "sft_sandbox_attacker"]
+    assert cli.main(words) == 0
+    assert started == [("ranks", words, 2)]
+
+
+def test_a_started_rank_runs_and_starts_nothing(started: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = ["train", "-cn", "magic_sandbox", 'judge.urls=["http://127.0.0.1:4711"]', "judge.launch=false"]
+    assert cli.main(words) == 0
+    assert started[0][:2] == ("rank", "train")
+
+
+def test_ranks_that_srun_started_refuse_to_start_a_judge_each(
+    started: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    assert cli.main(["train", "-cn", "magic_sandbox"]) == cli.EXIT_CONFIG
+    assert "judge.urls=[http://host:port]" in capsys.readouterr().err
+    assert started == []
+
+
+def test_whoever_speaks_for_a_run_saves_its_configuration(started: list[Any], tmp_path: Path) -> None:
+    cli.main(["sft", "-cn", "sft_sandbox_attacker", "seed=9"])
+    saved = yaml.safe_load((tmp_path / "runs" / "sft_sandbox_attacker" / "config.yaml").read_text())
+    assert saved["seed"] == 9
+    assert (tmp_path / "runs" / "sft_sandbox_attacker" / "versions.json").is_file()
+
+
+def test_the_sandbox_command_writes_the_files_that_the_configurations_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sandbox", "-cn", "magic_sandbox", "sandbox.attack_rows=5", "sandbox.defender_rows=5"]) == 0
+    assert "runs/sandbox" in capsys.readouterr().out
+    cfg = cli.compose("magic_sandbox")
+    pools = [cli.compose(f"sft_sandbox_{role}", command="sft").sft.pool for role in ("attacker", "defender")]
+    files = [*cfg.data.train_files, *cfg.data.validation_files, *cfg.data.test_files, *pools]
+    files += [cfg.judge.guard_config["world"], f"{cfg.model.tokenizer.type}/tokenizer.json"]
+    assert [path for path in files if not Path(path).is_file()] == []
+
+
+def test_a_judge_that_cannot_be_served_is_answered_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["judge", "-cn", "magic_sandbox", "judge.guard=oracle"]) == cli.EXIT_CONFIG
+    assert capsys.readouterr().err.startswith("nemo-magic judge: judge.guard='oracle' must be one of: ")
+    cli.main(["sandbox", "-cn", "magic_sandbox", "sandbox.attack_rows=5", "sandbox.defender_rows=5"])
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert cli.main(["judge", "-cn", "magic_sandbox", f"judge.server.port={port}"]) == cli.EXIT_RUNTIME
+    assert f"port={port}: " in capsys.readouterr().err
+
+
+def test_a_rank_is_known_by_its_environment() -> None:
+    two, many = TrainerConfig(devices=2), TrainerConfig(num_nodes=2, devices=8)
+    assert not launcher.is_rank(two, {})
+    assert launcher.is_rank(two, {"RANK": "0", "WORLD_SIZE": "2"})
+    assert launcher.is_rank(many, {"SLURM_PROCID": "9", "SLURM_NTASKS": "16"})
+    # A batch script of one task is no rank: it starts them.
+    assert not launcher.is_rank(two, {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"})
+
+
+def test_other_ranks_than_configured_are_refused_with_both_numbers() -> None:
+    with pytest.raises(ConfigError, match=r"4 ranks were started \(SLURM_NTASKS\), but .* = 16"):
+        launcher.is_rank(TrainerConfig(num_nodes=2, devices=8), {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"})
+    with pytest.raises(ConfigError, match=r"1 ranks were started \(WORLD_SIZE\), but .* = 2"):
+        launcher.is_rank(TrainerConfig(devices=2), {"RANK": "0", "WORLD_SIZE": "1"})
+
+
+def test_several_nodes_need_srun() -> None:
+    with pytest.raises(ConfigError, match="start the ranks with srun, 8 tasks per node"):
+        launcher.is_rank(TrainerConfig(num_nodes=2, devices=8), {})
+
+
+def test_exactly_one_process_speaks_for_a_run() -> None:
+    assert launcher.is_first_process({})
+    assert launcher.is_first_process({"RANK": "0", "WORLD_SIZE": "2"})
+    assert not launcher.is_first_process({"RANK": "1", "WORLD_SIZE": "2"})
+    assert launcher.is_first_process({"SLURM_PROCID": "0"})
+    assert not launcher.is_first_process({"SLURM_PROCID": "3"})
+    # Ranks that nemo-magic itself started have a parent that spoke already.
+    assert not launcher.is_first_process({"RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "nemo-magic-1"})
+
+
+def test_launching_runs_every_rank_and_reports_a_failed_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    checkout = Path(cli.__file__).resolve().parents[1]
+    monkeypatch.setenv("PYTHONPATH", str(checkout))
+    trainer = TrainerConfig(devices=2, accelerator="cpu")
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    assert launcher.launch(["train", "-cn", "magic_sandbox", "--dry-run"], trainer) == 0
+    assert capfd.readouterr().out.count("name: magic_sandbox\n") == 2
+    assert launcher.os.environ["OMP_NUM_THREADS"] == "1"
+    assert "SLURM_JOB_ID" not in launcher.os.environ
+    assert launcher.launch(["train", "-cn", "nothing"], trainer) == 1
+    assert "ended with status 2; its own message is above" in capfd.readouterr().err
+
+
+def test_a_run_by_one_rank_installs_the_cpu_lane_first_and_then_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    order: list[str] = []
+    lane = SimpleNamespace(install=lambda: order.append("lane"), CudaAvailableError=RuntimeError)
+    monkeypatch.setitem(sys.modules, "nemo_magic.compat.cpu", lane)
+    monkeypatch.setattr("nemo_magic.compat.cpu", lane, raising=False)
+    sft = SimpleNamespace(run_sft=lambda cfg: order.append(f"sft {cfg.sft.role}"))
+    loop = SimpleNamespace(train=lambda cfg: order.append(f"train {cfg.judge.urls}"))
+    monkeypatch.setitem(sys.modules, "nemo_magic.training.sft", sft)
+    monkeypatch.setitem(sys.modules, "nemo_magic.training.coevolution", loop)
+    cli._one_rank("sft", cli.compose("sft_sandbox_defender", command="sft"))
+    cli._one_rank("train", cli.compose("magic_sandbox", ["judge.launch=false", "judge.urls=[http://here]"]))
+    assert order == ["lane", "sft defender", "lane", "train ['http://here']"]

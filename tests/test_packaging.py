@@ -1,0 +1,87 @@
+"""What is shipped: a wheel that finds its configurations wherever it is installed, and a lock without holes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def names(requirements: str) -> dict[str, str]:
+    """Distribution → version specifier of a requirements file."""
+    lines = [
+        line for line in (ROOT / "requirements" / requirements).read_text().splitlines() if line[:1] not in ("", "#")
+    ]
+    found = (re.fullmatch(r"([\w.-]+)(.*)", line) for line in lines)
+    return {re.sub(r"[-_.]+", "-", m[1]).lower(): m[2] for m in found if m}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout, built aside and without a network."""
+    source = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for folder in ("nemo_magic", "conf"):
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    target = tmp_path_factory.mktemp("wheel")
+    command = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(target)]
+    done = subprocess.run([sys.executable, "-m", "pip", *command, str(source)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (path,) = target.glob("nemo_magic-*.whl")
+    return path
+
+
+def test_the_wheel_holds_every_configuration_and_every_module(wheel: Path) -> None:
+    with ZipFile(wheel) as archive:
+        inside = set(archive.namelist())
+    conf = {f"nemo_magic/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
+    code = {str(path.relative_to(ROOT)) for path in (ROOT / "nemo_magic").rglob("*.py")}
+    assert conf
+    assert conf | code | {"nemo_magic/py.typed"} <= inside
+    assert not [name for name in inside if name.startswith(("tests/", "conf/"))]
+
+
+def test_the_installed_wheel_finds_its_configurations_anywhere(wheel: Path, tmp_path: Path) -> None:
+    installed = tmp_path / "site-packages"
+    with ZipFile(wheel) as archive:
+        archive.extractall(installed)
+    # Somebody else's conf/ beside the package is not taken for ours.
+    (installed / "conf").mkdir()
+    (installed / "conf" / "magic.yaml").write_text("not: ours\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "nemo_magic.cli", "train", "-cn", "magic_sandbox", "seed=7", "--dry-run"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(installed), "PYTHONSAFEPATH": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "seed: 7\n" in done.stdout
+
+
+def test_the_command_is_installed_under_its_name(wheel: Path) -> None:
+    with ZipFile(wheel) as archive:
+        (entry,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
+        assert "nemo-magic = nemo_magic.cli:main" in archive.read(entry).decode()
+
+
+@pytest.mark.parametrize("part", ["cpu", "dev"])
+def test_the_lock_pins_everything_that_is_asked_for(part: str) -> None:
+    locked = names(f"{part}.txt")
+    assert set(names(f"{part}.in")) <= set(locked)
+    assert [name for name, version in locked.items() if not re.fullmatch(r"==[\w.+!]+", version)] == []
+
+
+def test_a_pin_that_is_asked_for_is_the_pin_of_the_lock() -> None:
+    locked = names("cpu.txt")
+    asked = {name: version for name, version in names("cpu.in").items() if version.startswith("==")}
+    assert asked == {name: locked[name] for name in asked}
