@@ -67,7 +67,7 @@ lock:
 	for part in cpu dev; do \
 		$(VENV)-lock/bin/python -m pip install --quiet -r requirements/$$part.in; \
 		$(VENV)-lock/bin/python -m pip freeze --all --exclude pip --exclude torch --exclude nemo-aligner \
-			--exclude nemo-toolkit --exclude megatron-core | sort -f > $(VENV)-lock/$$part.txt; \
+			--exclude nemo-toolkit --exclude megatron-core | LC_ALL=C sort -f > $(VENV)-lock/$$part.txt; \
 	done
 	{ grep '^#' requirements/cpu.txt; cat $(VENV)-lock/cpu.txt; } > $(VENV)-lock/new-cpu.txt
 	{ grep '^#' requirements/dev.txt; grep -vxFf $(VENV)-lock/cpu.txt $(VENV)-lock/dev.txt; } > $(VENV)-lock/new-dev.txt

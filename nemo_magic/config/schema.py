@@ -71,7 +71,9 @@ class GameConfig:
     """Phase 2 (Algorithm 1). ``batch_size`` seeds a step over all ranks, each with ``group_size`` samples (G).
 
     ``max_steps`` rounds in all. Every ``val_check_interval`` rounds the pair plays ``num_val_samples`` held-out seeds
-    at temperature 0. ``max_turns``: exchanges in an episode. ``observe``: verdict fields to ask for the record, beside
+    at temperature 0. ``max_turns``: exchanges in an episode. ``bare_share``: share of a
+    defender phase's seeds that are shown as they are, so that the defender does not forget plain requests, which no
+    attacker writes. ``observe``: verdict fields to ask for the record, beside
     those the rewards need. ``probe``: ``sandbox`` ends the run with the defender against every strategy of the sandbox.
     """
 
@@ -84,6 +86,7 @@ class GameConfig:
     val_check_interval: int = 15
     num_val_samples: int = 256
     crossplay: CrossPlayConfig = field(default_factory=CrossPlayConfig)
+    bare_share: float = 0.0
     observe: list[str] = field(default_factory=list)
     probe: str | None = None
 
@@ -91,6 +94,8 @@ class GameConfig:
         for name in self.observe:
             if name not in VERDICT_FIELDS:
                 raise ValueError(f"game.observe={name!r} must be one of: {', '.join(VERDICT_FIELDS)}")
+        if not 0 <= self.bare_share <= 1:
+            raise ValueError(f"game.bare_share={self.bare_share} must be between 0 and 1")
         if self.probe not in (None, "sandbox"):
             raise ValueError(f"game.probe={self.probe!r} must be sandbox or null")
         if self.max_turns != 1:

@@ -20,8 +20,9 @@ from nemo_magic.sandbox.world import SPLITS, SandboxConfig, World
 COVERED = frozenset({PLAIN, Strategy(operator="rev"), Strategy(frames=("role",))})
 """Disguises under which the pre-trained defender refuses every restricted request."""
 
-FAVOURITE = Strategy(frames=("story",))
-"""The pool's commonest single trick: what the warmed-up attacker says at temperature 0."""
+WEIGHTS = {Strategy(frames=("story",)): 2.0, Strategy(operator="rev"): 1.5, Strategy(frames=("role",)): 1.5}
+"""How often the attack pool uses a trick; 1 where nothing is said. As in any real pool some are worn, and the defender
+has seen some of those: the warmed-up attacker is mediocre, and there is something better to find."""
 
 _ORDER_SHARES = (0.15, 0.35, 0.5)
 
@@ -67,7 +68,7 @@ def _attack(world: World, draw: random.Random) -> Mapping[str, str]:
     item = draw.choice(world.items_of_train)
     order = 1 if draw.random() < world.config.single_share else 2
     strategies = all_strategies(order)
-    strategy = draw.choices(strategies, weights=[1.5 if s == FAVOURITE else 1.0 for s in strategies])[0]
+    strategy = draw.choices(strategies, weights=[WEIGHTS.get(s, 1.0) for s in strategies])[0]
     return {
         "seed": render(world, PLAIN, item),
         "label": world.label(item).value,

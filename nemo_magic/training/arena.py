@@ -50,12 +50,14 @@ class Arena:
     def rollout(self, seeds: Sequence[tuple[int, Seed]], learner: Role, step: int) -> list[Episode]:
         """Training games of Algorithm 1 for ``(group, seed)`` pairs: G samples of whoever learns.
 
-        Defender phase: one attack per seed, shared by its group of G responses. Attacker phase: G attacks per seed, one
-        response to each.
+        Defender phase: one attack per seed, shared by its group of G responses; a share ``game.bare_share`` of the
+        seeds is shown as it is. Attacker phase: G attacks per seed, one response to each.
         """
         size = self._cfg.game.group_size
         if learner is Role.DEFENDER:
-            attacks = self.attack([Job(seed, group, 0) for group, seed in seeds], "train", step)
+            bare = [(group, seed) for group, seed in seeds if self._is_bare(step, group)]
+            attacks = self.attack([Job(s, g, 0) for g, s in seeds if (g, s) not in bare], "train", step)
+            attacks += fixed_attacks(lambda seed: seed.text, bare)
             attacks = [replace(a, job=replace(a.job, sample=i)) for a in attacks for i in range(size)]
         else:
             attacks = self.attack([Job(seed, group, i) for group, seed in seeds for i in range(size)], "train", step)
@@ -113,6 +115,9 @@ class Arena:
             rewrite = actor.chat.text(words[: max(0, len(words) - (len(ids) - room))])
             ids = actor.chat.prompt_ids(defender_messages(self._cfg.game.prompts, rewrite))
         return rewrite, ids
+
+    def _is_bare(self, step: int, group: int) -> bool:
+        return row_seed(self._cfg.seed, "bare", step, group) < self._cfg.game.bare_share * 2**64
 
     def _row_seeds(self, jobs: Sequence[Job], stream: str, step: int, role: Role) -> list[int]:
         return [row_seed(self._cfg.seed, stream, step, role, job.group, job.sample) for job in jobs]

@@ -26,6 +26,7 @@ def main(folder: Path, name: str, tp: int, pp: int) -> None:
 
     world_size = int(os.environ["WORLD_SIZE"])
     weights = {role: folder / "weights" / role.value for role in Role}
+    nemo_file = folder / "attacker.nemo"
     overrides = [
         f"trainer.devices={world_size}",
         f"model.tensor_model_parallel_size={tp}",
@@ -40,6 +41,8 @@ def main(folder: Path, name: str, tp: int, pp: int) -> None:
     ]
     for role in Role:
         path = "null" if name == "tp1" else weights[role]
+        if name in ("tp2", "pp2") and role is Role.ATTACKER:
+            path = nemo_file  # the same weights as NeMo itself writes them
         overrides.append(f"actors.{role.value}.restore_from_path={path}")
         overrides.append(f"actors.{role.value}.sampling_params.temperature=0.7")
     cfg = compose("magic_sandbox", overrides)
@@ -51,6 +54,7 @@ def main(folder: Path, name: str, tp: int, pp: int) -> None:
     if name == "tp1":
         for role in Role:
             save_weights(players[role].actor, weights[role])
+        players[Role.ATTACKER].actor.save_to(str(nemo_file))
 
     found: dict[str, Any] = {"roles_differ": _roles_differ(players)}
     found |= _scores(players[Role.DEFENDER])
