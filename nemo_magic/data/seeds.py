@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from nemo_magic.data.errors import DataError
 from nemo_magic.data.tables import DropReport, Table, read_table, text_of
@@ -113,6 +114,12 @@ class SeedSampler:
                 drawn = epoch
             taken.append(pool[order[place]])
         return taken
+
+
+def interleaved(seeds: Sequence[Seed]) -> list[Seed]:
+    """The same seeds, labels taking turns for as long as there are both: any head of the list is mixed."""
+    pools = [[seed for seed in seeds if seed.label is label] for label in Label]
+    return [seed for pair in zip_longest(*pools) for seed in pair if seed is not None]
 
 
 class EpochSampler:

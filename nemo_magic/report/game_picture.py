@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 
 from nemo_magic.game.payoff import CrossPlay
 from nemo_magic.report.records import StepRecord, read_records
@@ -24,10 +24,12 @@ _CURVES = (
     ("over_refusal", "over-refusal", _OVER_REFUSAL, "s", (0, (4, 1.6))),
     ("useful", "useful answers", _USEFUL, "^", (0, (1.2, 1.2))),
 )
-_PHASE_SHADE = {"attacker": "#F6E3D3", "defender": "#E1ECF4"}
+# Greys, so that a phase is never mistaken for a curve.
+_PHASE_SHADE = {"attacker": "#DFDFE3", "defender": "#F5F5F7"}
 _INK, _MUTED = "#222222", "#666666"
 # One hue, light to dark: prints in grey and reads without colour vision.
-_HEAT = LinearSegmentedColormap.from_list("asr", ["#FFFFFF", "#FDE3CF", "#F6A66B", "#D55E00", "#7A2F00"])
+_HEAT = LinearSegmentedColormap.from_list("asr", ["#FBF3EC", "#FBDCC3", "#F2A368", "#CC5A00", "#6E2A00"])
+_DARK_FROM = 66.0  # percent; from here on white reads better than ink
 
 
 def draw_game(metrics_jsonl: str | Path, crossplay_json: str | Path | None, out_png: str | Path) -> Path:
@@ -79,12 +81,12 @@ def phase_spans(records: Sequence[StepRecord]) -> list[tuple[float, float, str]]
 def _draw_curves(axes: Axes, records: Sequence[StepRecord]) -> None:
     spans = phase_spans(records)
     for start, end, learner in spans:
-        axes.axvspan(start, end, color=_PHASE_SHADE.get(learner, "#EEEEEE"), linewidth=0, zorder=0)
+        axes.axvspan(start, end, color=_shade(learner), linewidth=0, zorder=0)
     handles: list[Line2D | Patch] = []
     steps, values = _series(records, "train_rollouts/asr")
     if steps:
         handles += axes.plot(
-            steps, values, color=_ASR, linewidth=0.9, alpha=0.55, zorder=2, label="ASR in training rollouts"
+            steps, values, color=_ASR, linewidth=1.0, alpha=0.6, zorder=2, label="ASR in training rollouts"
         )
     ends: list[tuple[float, float, str]] = []
     held_out: list[Line2D | Patch] = []
@@ -100,7 +102,10 @@ def _draw_curves(axes: Axes, records: Sequence[StepRecord]) -> None:
     _label_ends(axes, ends)
     handles = held_out + handles
     learners = sorted({learner for _, _, learner in spans}, reverse=True)
-    handles += [Patch(color=_PHASE_SHADE.get(learner, "#EEEEEE"), label=f"{learner} learns") for learner in learners]
+    handles += [
+        Patch(facecolor=_shade(learner), edgecolor="#BBBBBB", linewidth=0.6, label=f"{learner} learns")
+        for learner in learners
+    ]
     last = max(record.step for record in records)
     axes.set_xlim(min(0, min(record.step for record in records)), max(last, 1))
     axes.set_ylim(0, 100)
@@ -121,7 +126,7 @@ def _draw_crossplay(axes: Axes, crossplay: CrossPlay) -> None:
     rows, columns = len(crossplay.attackers), len(crossplay.defenders)
     for row, cells in enumerate(percent):
         for column, cell in enumerate(cells):
-            ink = "white" if cell > 58 else _INK
+            ink = "white" if cell > _DARK_FROM else _INK
             axes.text(
                 column, row, f"{cell:.1f}", ha="center", va="center", color=ink, fontsize=10 if columns < 8 else 8
             )
@@ -129,7 +134,6 @@ def _draw_crossplay(axes: Axes, crossplay: CrossPlay) -> None:
     axes.set_xticks([column - 0.5 for column in range(1, columns)], minor=True)
     axes.set_yticks([row - 0.5 for row in range(1, rows)], minor=True)
     axes.grid(which="minor", color="white", linewidth=2)
-    axes.add_patch(Rectangle((-0.5, -0.5), columns, rows, fill=False, edgecolor="#BBBBBB", linewidth=0.8))
     long_names = max(len(name) for name in crossplay.defenders) * columns > 42
     axes.set_xticks(
         range(columns), crossplay.defenders, rotation=35 if long_names else 0, ha="right" if long_names else "center"
@@ -146,6 +150,10 @@ def _draw_crossplay(axes: Axes, crossplay: CrossPlay) -> None:
     bar.ax.set_yticklabels(["0 %", "50 %", "100 %"], fontsize=8, color=_MUTED)
     bar.ax.tick_params(length=0)
     bar.outline.set_visible(False)
+
+
+def _shade(learner: str) -> str:
+    return _PHASE_SHADE.get(learner, "#EBEBEE")
 
 
 def _series(records: Sequence[StepRecord], name: str) -> tuple[list[float], list[float]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 METRICS_FILE = "metrics.jsonl"
 CROSSPLAY_FILE = "crossplay.json"
+STRATEGIES_FILE = "strategies.json"
 PICTURE_FILE = "game.png"
 SAMPLES_DIR = "samples"
 

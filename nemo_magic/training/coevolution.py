@@ -15,8 +15,8 @@ from nemo_magic.actors.checkpoint import save_weights
 from nemo_magic.actors.generation import NativeGenerator
 from nemo_magic.actors.snapshots import Snapshot, take
 from nemo_magic.actors.world import World
-from nemo_magic.config import MagicConfig, role_model, save_resolved
-from nemo_magic.data.seeds import SeedSampler, load_seeds
+from nemo_magic.config import MagicConfig, role_model
+from nemo_magic.data.seeds import SeedSampler, interleaved, load_seeds
 from nemo_magic.game.episode import Role, Seed
 from nemo_magic.game.metrics import Ratios, Scored, rollout_metrics
 from nemo_magic.game.schedule import Schedule
@@ -71,7 +71,7 @@ class _Coevolution:
         if world.is_main:
             print(data.report, flush=True)
         self.sampler = SeedSampler(data.train, cfg.game.batch_size, cfg.data.harmful_share, cfg.seed)
-        self.held_out = data.validation[: cfg.game.num_val_samples]
+        self.held_out = interleaved(data.validation)[: cfg.game.num_val_samples]
         self.test = data.test or data.validation
         self.snapshots: dict[Role, list[Snapshot]] = {role: [take(players[role].actor, "start")] for role in Role}
 
@@ -81,8 +81,6 @@ class _Coevolution:
         with Observer(
             cfg.exp_manager, is_main=self.world.is_main, total_steps=steps, title=cfg.name, config=asdict(cfg)
         ) as observer:
-            if self.world.is_main:
-                save_resolved(cfg, self.folder)
             observer.record(StepRecord(0, "start", 0, None, self.validate()))
             while schedule.step < steps:
                 metrics, scored = self.step(schedule)

@@ -5,10 +5,11 @@ The terminal is redrawn only when a step ends: no thread, and nothing to pay whi
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -38,6 +39,7 @@ _WORK_COLUMNS: tuple[Column, ...] = (
     ("timers/step", "s/step", "seconds"),
     ("throughput/tokens_per_second", "tokens/s", "whole"),
 )
+_DROP_FIRST = ("loss", "format", "intent", "s/step", "reward A", "tokens/s")
 _ROLE_STYLE = {"attacker": "dark_orange", "defender": "dodger_blue1"}
 _MISSING = "–"
 
@@ -100,11 +102,16 @@ class LiveTable:
 
     def _steps_table(self) -> Table:
         columns = [("train_rollouts/" + name, heading, style) for name, heading, style in GAME_COLUMNS]
-        return _table(("step", "learns"), [*columns, *_WORK_COLUMNS], self._recent)
+        return _table(("step", "learns"), [*columns, *_WORK_COLUMNS], self._recent, self._room)
 
     def _validation_table(self) -> Table:
         columns = [("val_rollouts/" + name, heading, style) for name, heading, style in GAME_COLUMNS]
-        return _table(("held out, step", ""), columns, self._validations)
+        return _table(("held out, step",), columns, self._validations, self._room)
+
+    @property
+    def _room(self) -> int:
+        """Characters within the panel's border and padding."""
+        return self.console.width - 4
 
 
 def can_redraw(console: Console) -> bool:
@@ -181,15 +188,29 @@ def _named_figures(metrics: Mapping[str, float], prefix: str) -> list[str]:
     ]
 
 
-def _table(first: tuple[str, str], columns: Iterable[Column], records: Iterable[StepRecord]) -> Table:
-    """Records as rows; a column that no record has is left out, and so is a record that has no column."""
+def _table(first: tuple[str, ...], columns: Iterable[Column], records: Iterable[StepRecord], room: int) -> Table:
+    """Records as rows: the step, the learner if ``first`` has a second heading, then ``columns``.
+
+    A column that no record has is left out, and so is a record that has no column. On a screen narrower than the
+    table, ``room`` characters, whole columns go, least telling first, rather than the ends of all of them.
+    """
     records = list(records)
-    columns = [column for column in columns if any(column[0] in record.metrics for record in records)]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    kept = [column for column in columns if any(column[0] in record.metrics for record in records)]
+    ruler = Console(width=1000, file=io.StringIO())
+    for heading in ("", *_DROP_FIRST):
+        kept = [column for column in kept if column[1] != heading]
+        table = _filled(first, kept, records)
+        if ruler.measure(table).maximum <= room:
+            break
+    return table
+
+
+def _filled(first: tuple[str, ...], columns: Sequence[Column], records: Sequence[StepRecord]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for number, heading in enumerate((*first, *(heading for _, heading, _ in columns))):
-        table.add_column(heading, justify="left" if number < 2 else "right", no_wrap=True)
+        table.add_column(heading, justify="left" if number < len(first) else "right", vertical="bottom")
     for record in records:
         cells = [show(record.metrics.get(name), style) for name, _, style in columns]
         if set(cells) - {_MISSING}:
-            table.add_row(str(record.step), _role(record.learner), *cells)
+            table.add_row(str(record.step), *([_role(record.learner)] if len(first) > 1 else []), *cells)
     return table

@@ -12,10 +12,11 @@ from nemo_magic.game.metrics import Scored
 from nemo_magic.game.rewards import Reward, RewardConfig, attacker_reward, defender_reward
 from nemo_magic.judge.client import JudgeClient, refuse_unknown
 from nemo_magic.judge.config import JudgeConfig
+from nemo_magic.judge.errors import JudgeError
 from nemo_magic.judge.protocol import to_request
 
 
-class JudgeFailed(RuntimeError):
+class JudgeFailed(JudgeError):
     """The judge of some data-parallel rank could not be had; raised on every rank alike."""
 
 

@@ -13,7 +13,7 @@ from nemo_magic.actors.build import Player, build_player, world_of
 from nemo_magic.actors.checkpoint import save_weights
 from nemo_magic.actors.tokenizer import ChatTokenizer
 from nemo_magic.actors.world import World
-from nemo_magic.config import MagicConfig, role_model, save_resolved
+from nemo_magic.config import MagicConfig, role_model
 from nemo_magic.data.errors import DataError
 from nemo_magic.data.pools import read_attack_pool, read_chat_pool
 from nemo_magic.data.seeds import EpochSampler
@@ -54,8 +54,6 @@ def run_sft(cfg: MagicConfig) -> None:
     with Observer(
         cfg.exp_manager, is_main=world.is_main, total_steps=cfg.sft.max_steps, title=cfg.name, config=asdict(cfg)
     ) as observer:
-        if world.is_main:
-            save_resolved(cfg, target.parent)
         for step in range(cfg.sft.max_steps):
             with timers("step"):
                 mine = sampler.batch(step)[world.dp_rank :: world.dp_size]

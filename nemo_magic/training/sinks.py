@@ -76,7 +76,7 @@ class TensorBoardSink:
         from torch.utils.tensorboard import SummaryWriter  # half a second, and only wanted here
 
         purge_step = None if resume_step is None else resume_step + 1
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step)
 
     def write(self, record: StepRecord) -> None:
         for name, value in record.metrics.items():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -11,7 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from nemo_magic.game.payoff import NO_REWRITE, CrossPlay
-from nemo_magic.report.records import CROSSPLAY_FILE, METRICS_FILE, StepRecord, read_records
+from nemo_magic.report.records import (
+    CROSSPLAY_FILE,
+    METRICS_FILE,
+    PICTURE_FILE,
+    SAMPLES_DIR,
+    STRATEGIES_FILE,
+    StepRecord,
+    read_records,
+)
 from nemo_magic.training.live_table import GAME_COLUMNS, show
 
 _PREFIX = "val_rollouts/"
@@ -25,13 +35,14 @@ _NAMES = {
 }
 _STYLES = {name: style for name, _, style in GAME_COLUMNS} | {"refusal_harmful": "percent"}
 _FILES = (
-    ("game.png", "the picture of it"),
+    (PICTURE_FILE, "the picture of it"),
     (METRICS_FILE, "every figure of every step"),
     (CROSSPLAY_FILE, "attackers × defenders"),
-    ("samples", "conversations, step by step"),
+    (STRATEGIES_FILE, "first and last defender under every strategy"),
+    (SAMPLES_DIR, "conversations, step by step"),
     ("tensorboard", "tensorboard --logdir"),
     ("wandb", "wandb sync"),
-    ("checkpoints", "to resume from"),
+    ("snapshots", "weights at the end of each phase"),
 )
 
 
@@ -53,6 +64,11 @@ def print_summary(run_dir: str | Path, console: Console | None = None) -> None:
         crossplay = CrossPlay.load(folder / CROSSPLAY_FILE)
         console.print(crossplay_table(crossplay))
         for line in crossplay_findings(crossplay):
+            console.print(Text(line))
+        console.print()
+    if (folder / STRATEGIES_FILE).exists():
+        probe = json.loads((folder / STRATEGIES_FILE).read_text(encoding="utf-8"))
+        for line in probe_findings(probe):
             console.print(Text(line))
         console.print()
     found = [(name, meaning) for name, meaning in _FILES if (folder / name).exists()]
@@ -94,6 +110,19 @@ def crossplay_findings(crossplay: CrossPlay) -> list[str]:
         f"Best-response gap of {attackers[-1]} and {defenders[-1]}: {100 * gap.total:.1f} points "
         f"(attacker could gain {100 * gap.attacker:.1f}, defender {100 * gap.defender:.1f})."
     )
+    return lines
+
+
+def probe_findings(probe: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The strategy probe in sentences: ``{"start" | "end": {"worst", "mean", "asr": {strategy: ASR}}}``."""
+    lines = []
+    for when, defender in (("start", "First"), ("end", "Last")):
+        asr: Mapping[str, float] = probe[when]["asr"]
+        worst = max(asr, key=lambda name: asr[name])
+        lines.append(
+            f"{defender} defender under each of {len(asr)} strategies: worst {100 * asr[worst]:.1f} % ({worst}), "
+            f"mean {100 * probe[when]['mean']:.1f} %."
+        )
     return lines
 
 

@@ -34,7 +34,7 @@ def main(folder: Path, name: str, tp: int, pp: int) -> None:
         "model.num_layers=4",
         "model.micro_batch_size=3",
         f"sandbox.folder={folder / 'sandbox'}",
-        "model.init_method_std=0.2",  # far from uniform, so that differences would show
+        "model.init_method_std=0.06",  # far from uniform, so that differences would show
         "grpo.kl_beta=0.1",
         "judge.launch=false",
         "judge.urls=[http://127.0.0.1:9]",

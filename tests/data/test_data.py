@@ -12,7 +12,7 @@ import pytest
 
 from nemo_magic.data.errors import DataError
 from nemo_magic.data.pools import read_attack_pool, read_chat_pool
-from nemo_magic.data.seeds import DataConfig, EpochSampler, SeedSampler, load_seeds
+from nemo_magic.data.seeds import DataConfig, EpochSampler, SeedSampler, interleaved, load_seeds
 from nemo_magic.game.episode import Label, Seed
 
 ROWS = [{"prompt": f"q{i}", "label": "harmful" if i % 2 else "benign"} for i in range(10)]
@@ -156,6 +156,12 @@ def test_no_seed_is_skipped_or_repeated_within_a_pass() -> None:
     assert set(Counter(drawn).values()) == {14}
     order = sampler._take(Label.HARMFUL, 0) + sampler._take(Label.HARMFUL, 1) + sampler._take(Label.HARMFUL, 2)[:2]
     assert len({s.id for s in order}) == 10
+
+
+def test_any_head_of_interleaved_seeds_is_mixed() -> None:
+    found = interleaved(seeds(3, 6))
+    assert [s.label is Label.HARMFUL for s in found] == [True, False, True, False, True, False, False, False, False]
+    assert len({s.id for s in found}) == 9
 
 
 def test_a_label_that_has_no_seed_is_an_error_naming_the_share() -> None:

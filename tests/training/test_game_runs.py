@@ -182,7 +182,6 @@ def test_a_judge_that_stays_away_ends_the_run_on_every_rank(home: Path) -> None:
         command(*arguments), capture_output=True, text=True, timeout=2 * MINUTES, check=False, env=environment()
     )
     assert done.returncode != 0
-    assert "JudgeFailed" in done.stderr + done.stdout
     assert "JudgeUnavailable" in done.stderr + done.stdout
 
 

@@ -121,6 +121,20 @@ def test_on_a_terminal_the_table_shows_the_latest_steps() -> None:
         assert word in out.getvalue()
 
 
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_a_narrow_screen_loses_whole_columns_and_never_the_end_of_a_figure(width: int) -> None:
+    out = io.StringIO()
+    table = LiveTable("run", console=Console(file=out, width=width), live=False)
+    names = ("asr", "over_refusal", "useful", "intent_preserved", "format_ok", "reward_attacker", "reward_defender")
+    rollout = {f"train_rollouts__{name}": 0.125 for name in names}
+    table.write(record(1, **rollout, train_optim__loss=0.5, timers__step=1.5, throughput__tokens_per_second=123456.0))
+    out.truncate(0)
+    table.console.print(table.render())
+    assert "…" not in out.getvalue()
+    for word in ("ASR", "over-refusal", "useful", "12.5%"):
+        assert word in out.getvalue()
+
+
 def test_timers_add_up_and_start_over() -> None:
     now = iter([0.0, 1.0, 5.0, 7.0])
     timers = Timers(clock=lambda: next(now))
@@ -141,6 +155,9 @@ def test_the_picture_and_the_summary_are_made_from_the_files(tmp_path: Path) -> 
             observer.record(record(step, learner, train_rollouts__asr=0.5, val_rollouts__asr=0.1 * step))
     matrix = CrossPlay(["no rewrite", "start", "phase-01"], ["start", "phase-00"], [[0, 0], [0.5, 0.2], [0.75, 0.1]])
     matrix.save(tmp_path / "crossplay.json")
+    ends = {"start": {"asr": {"none": 0.0, "shift": 0.9}}, "end": {"asr": {"none": 0.02, "shift": 0.0}}}
+    probe = {when: {**found, "worst": max(found["asr"].values()), "mean": 0.1} for when, found in ends.items()}
+    (tmp_path / "strategies.json").write_text(json.dumps(probe))
     picture = draw_game(tmp_path / "metrics.jsonl", tmp_path / "crossplay.json", tmp_path / "game.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert len(picture.read_bytes()) > 10_000
@@ -148,5 +165,12 @@ def test_the_picture_and_the_summary_are_made_from_the_files(tmp_path: Path) -> 
     assert [who for _, _, who in spans] == ["defender", "attacker", "defender"]
     out = io.StringIO()
     print_summary(tmp_path, Console(file=out, width=100))
-    for text in ("90.0%", "60.0%", "+25.0 points over start", "phase-00 is the best column"):
+    for text in (
+        "90.0%",
+        "60.0%",
+        "+25.0 points over start",
+        "phase-00 is the best column",
+        "First defender under each of 2 strategies: worst 90.0 % (shift)",
+        "Last defender under each of 2 strategies: worst 2.0 % (none)",
+    ):
         assert text in out.getvalue(), out.getvalue()
