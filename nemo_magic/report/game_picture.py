@@ -90,12 +90,12 @@ def _draw_curves(axes: Axes, records: Sequence[StepRecord]) -> None:
         )
     ends: list[tuple[float, float, str]] = []
     held_out: list[Line2D | Patch] = []
-    for name, label, color, marker, dash in _CURVES:
+    for below, (name, label, color, marker, dash) in enumerate(_CURVES):  # ASR on top where curves meet
         steps, values = _series(records, f"val_rollouts/{name}")
         if not steps:
             continue
         held_out += axes.plot(
-            steps, values, color=color, marker=marker, markersize=5.5, linewidth=2.2, linestyle=dash, zorder=3,
+            steps, values, color=color, marker=marker, markersize=5.5, linewidth=2.2, linestyle=dash, zorder=5 - below,
             markeredgecolor="white", markeredgewidth=0.7, label=f"{label}, held out", clip_on=False,
         )  # fmt: skip
         ends.append((steps[-1], values[-1], color))

@@ -103,8 +103,12 @@ def crossplay_findings(crossplay: CrossPlay) -> list[str]:
         lines.append(f"Best later attacker against {defenders[0]}: {gain:+.1f} points over {attackers[first]}.")
     if len(defenders) > 1:
         best = "the best" if crossplay.last_defender_best() else "not the best"
+        tied = crossplay.last_defender_best() and any(row[-1] in row[:-1] for row in crossplay.asr)
         worst = 100 * crossplay.worst_case()
-        lines.append(f"{defenders[-1]} is {best} column for every attacker; its worst case here is {worst:.1f} %.")
+        lines.append(
+            f"{defenders[-1]} is {best} column for every attacker{' (ties count)' if tied else ''}; "
+            f"its worst case here is {worst:.1f} %."
+        )
     gap = crossplay.best_response_gap()
     lines.append(
         f"Best-response gap of {attackers[-1]} and {defenders[-1]}: {100 * gap.total:.1f} points "
@@ -119,8 +123,9 @@ def probe_findings(probe: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for when, defender in (("start", "First"), ("end", "Last")):
         asr: Mapping[str, float] = probe[when]["asr"]
         worst = max(asr, key=lambda name: asr[name])
+        which = f" ({worst})" if asr[worst] > 0 else ""
         lines.append(
-            f"{defender} defender under each of {len(asr)} strategies: worst {100 * asr[worst]:.1f} % ({worst}), "
+            f"{defender} defender under each of {len(asr)} strategies: worst {100 * asr[worst]:.1f} %{which}, "
             f"mean {100 * probe[when]['mean']:.1f} %."
         )
     return lines
