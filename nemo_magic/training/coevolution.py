@@ -21,7 +21,7 @@ from nemo_magic.game.episode import Role, Seed
 from nemo_magic.game.metrics import Ratios, Scored, rollout_metrics
 from nemo_magic.game.schedule import Schedule
 from nemo_magic.report.game_picture import draw_game
-from nemo_magic.report.records import CROSSPLAY_FILE, METRICS_FILE, PICTURE_FILE, StepRecord
+from nemo_magic.report.records import CROSSPLAY_FILE, METRICS_FILE, PICTURE_FILE, STRATEGIES_FILE, StepRecord
 from nemo_magic.training.arena import Arena
 from nemo_magic.training.crossplay import cross_play
 from nemo_magic.training.learner import Learner
@@ -81,14 +81,14 @@ class _Coevolution:
         with Observer(
             cfg.exp_manager, is_main=self.world.is_main, total_steps=steps, title=cfg.name, config=asdict(cfg)
         ) as observer:
-            observer.record(StepRecord(0, "start", 0, None, self.validate()))
+            observer.record(StepRecord(0, "start", 0, None, self.validate() | self.timers.drain()))
             while schedule.step < steps:
                 metrics, scored = self.step(schedule)
                 done, last_of_phase = schedule.step + 1, schedule.ends_phase(cfg.game.schedule)
                 if last_of_phase or done == steps:
                     self.keep(schedule)
                 if done % cfg.game.val_check_interval == 0 or done == steps:
-                    metrics |= self.validate()
+                    metrics |= self.validate() | self.timers.drain()
                 observer.record(StepRecord(done, schedule.learner, schedule.phase, schedule.learner, metrics), scored)
                 schedule = schedule.advance(cfg.game.schedule)
         self.finish()
@@ -133,7 +133,7 @@ class _Coevolution:
         if cfg.game.probe == "sandbox":
             worst = probe_strategies(self.world, self.arena, self.referee, cfg, self.players, self.snapshots, test)
             if self.world.is_main:
-                (self.folder / "strategies.json").write_text(json.dumps(worst, indent=1))
+                (self.folder / STRATEGIES_FILE).write_text(json.dumps(worst, indent=1))
         if self.world.is_main:
             crossplay = self.folder / CROSSPLAY_FILE
             draw_game(self.folder / METRICS_FILE, crossplay if crossplay.exists() else None, self.folder / PICTURE_FILE)

@@ -50,7 +50,7 @@ def cross_play(
     for snapshot in snapshots[Role.DEFENDER]:
         with worn(players[Role.DEFENDER].actor, snapshot):
             for name, tried in attacks.items():
-                asr[name].append(_figures(world, arena, referee, tried).get("asr", 0.0))
+                asr[name].append(_figures(world, arena, referee, tried)["asr"])
             untouched = fixed_attacks(lambda seed: seed.text, benign[world.dp_rank :: world.dp_size])
             plain.append(_figures(world, arena, referee, untouched))
     return CrossPlay(
