@@ -87,8 +87,8 @@ def rows() -> list[Any]:
 
 
 def _roles_differ(players: Any) -> bool:
-    first, second = (next(iter(p.actor.parameters())) for p in players.values())
-    return not torch.equal(first, second)
+    mine, other = (list(p.actor.parameters()) for p in players.values())
+    return any(not torch.equal(a, b) for a, b in zip(mine, other, strict=True))
 
 
 def _scores(player: Any) -> dict[str, Any]:
@@ -114,10 +114,12 @@ def _generation(attacker: Any, defender: Any, cfg: Any) -> dict[str, Any]:
     alone = generator.generate(prompts[5:6], seeds[5:6], options.sampling_params, options.length_params)
     greedy = replace(options.sampling_params, use_greedy=True)
     best = generator.generate(prompts, seeds, greedy, options.length_params)
-    # Text the model says anyway: the first two words of row 0's own answer, and one word of row 1's.
-    first, second = said[0].text.split(), said[1].text.split()
-    stops = replace(options.sampling_params, end_strings=[" ".join(first[:2]), second[2]])
-    stopped = generator.generate(prompts[:2], seeds[:2], stops, options.length_params)
+    # Two words that row 0 says anyway, after its first: a stop of several tokens. One word: a stop that is a single id.
+    words = said[0].text.split()
+    phrase = replace(options.sampling_params, end_strings=[" ".join(words[1:3])])
+    stopped = generator.generate(prompts[:1], seeds[:1], phrase, options.length_params)[0]
+    word = replace(options.sampling_params, end_strings=words[1:5])
+    worded = generator.generate(prompts, seeds, word, options.length_params)
     generator.release()
 
     batches = microbatches([Row(c.prompt_ids, c.response_ids) for c in said], 3, attacker.actor.chat.pad_id)
@@ -138,9 +140,9 @@ def _generation(attacker: Any, defender: Any, cfg: Any) -> dict[str, Any]:
         "forward_logprobs": forward,
         "alone": alone[0].response_ids,
         "greedy": [c.response_ids for c in best],
-        "unstopped_text": [c.text for c in said[:2]],
-        "stopped_text": [c.text for c in stopped],
-        "stopped_finished": [c.finished for c in stopped],
+        "words": words,
+        "stopped": [stopped.text, stopped.finished, len(stopped.response_ids)],
+        "worded": [[c.text.split(), c.finished] for c in worded],
         "stale_refused": refused,
     }
 

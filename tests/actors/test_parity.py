@@ -105,13 +105,17 @@ def test_a_rows_sample_does_not_depend_on_its_neighbours(worlds: Any, name: str)
         assert rank["alone"] == rank["ids"][5]
 
 
-def test_stop_strings_end_a_response_and_are_not_part_of_its_text(worlds: Any) -> None:
+@pytest.mark.parametrize("name", WORLDS)
+def test_stop_strings_end_a_response_and_are_not_part_of_its_text(worlds: Any, name: str) -> None:
     _, found = worlds
-    rank = found["tp1"][0]
-    first, second = (text.split() for text in rank["unstopped_text"])
-    assert rank["stopped_finished"] == [True, True]
-    assert rank["stopped_text"] == ["", " ".join(second[:2])]
-    assert len(first) > 2
+    for rank in found[name]:
+        words = rank["words"]
+        text, finished, length = rank["stopped"]
+        assert (text, finished) == (words[0], True)
+        assert 3 <= length < len(rank["ids"][0])
+        ends = set(words[1:5])
+        assert any(finished for _, finished in rank["worded"])
+        assert not any(ends & set(text) for text, _ in rank["worded"])
 
 
 @pytest.mark.parametrize("name", WORLDS)
