@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging as std_logging
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from nemo_magic.actors.actor import LossFunction, MagicActor, Metrics
 from nemo_magic.actors.checkpoint import load_weights
 from nemo_magic.actors.world import World
 from nemo_magic.game.episode import Role
-from nemo_magic.rl.batch import MicroBatch
+from nemo_magic.rl.batch import MicroBatch, Row, microbatch_count, microbatches
 
 if TYPE_CHECKING:
     from nemo_magic.actors.config import ActorConfig
@@ -50,6 +51,13 @@ class Player:
         self.optimizer.zero_grad()
         metrics = self.actor.accumulate(batches, loss)
         return metrics, self.actor.apply_gradients(self.optimizer, self.scheduler, self.max_grad_norm)
+
+    def microbatches(self, rows: Sequence[Row], world: World) -> list[MicroBatch]:
+        """This rank's rows as microbatches for the actor, equally many on every rank."""
+        cfg = self.actor.cfg
+        count = world.maximum(microbatch_count(len(rows), cfg.micro_batch_size))
+        multiple = cfg.tensor_model_parallel_size if cfg.sequence_parallel else 1
+        return microbatches(rows, cfg.micro_batch_size, self.actor.chat.pad_id, count, multiple)
 
     @property
     def learning_rate(self) -> float:
@@ -93,12 +101,6 @@ def build_player(
         built.init_policy_state_dict = retrieve_model_state_dict_in_cpu(built, megatron_amp_O2=model.megatron_amp_O2)
     optimizer, scheduler = extract_optimizer_scheduler_from_ptl_model(built)
     return Player(role, built, optimizer, scheduler, trainer.gradient_clip_val)
-
-
-def world_of(player: Player) -> World:
-    """The world in which ``player`` was built."""
-    del player  # named so that nobody asks for a world before one exists
-    return World.current()
 
 
 def _quieten() -> None:

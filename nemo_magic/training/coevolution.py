@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from nemo_magic.actors.build import Player, build_player, world_of
+from nemo_magic.actors.build import Player, build_player
 from nemo_magic.actors.checkpoint import save_weights
 from nemo_magic.actors.generation import NativeGenerator
 from nemo_magic.actors.snapshots import Snapshot, take
@@ -49,7 +49,7 @@ def train(cfg: MagicConfig) -> None:
         )
         for number, role in enumerate((Role.ATTACKER, Role.DEFENDER))
     }
-    world = world_of(players[Role.DEFENDER])
+    world = World.current()
     referee = Referee(world, cfg.judge, cfg.rewards, cfg.game.observe)
     try:
         referee.wait_ready(cfg.judge.give_up_after)

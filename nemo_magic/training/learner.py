@@ -13,7 +13,7 @@ from nemo_magic.actors.world import World
 from nemo_magic.game.episode import Completion, Episode, Role
 from nemo_magic.game.metrics import Ratios, Scored
 from nemo_magic.rl.advantages import Advantages, rollout_advantages
-from nemo_magic.rl.batch import MicroBatch, Row, microbatch_count, microbatches, scatter_back
+from nemo_magic.rl.batch import MicroBatch, Row, scatter_back
 from nemo_magic.rl.config import GRPOConfig
 from nemo_magic.rl.loss import LossInputs, Normalizer, grpo_loss
 
@@ -44,11 +44,11 @@ class Learner:
         rows = [Row(completion.prompt_ids, completion.response_ids) for completion in spoken]
         batches = None
         if self._config.minibatches > 1:
-            batches = self._batches(player, rows)
+            batches = player.microbatches(rows, self._world)
             old = scatter_back(batches, player.actor.token_logprobs(batches), len(rows))
             rows = [replace(row, old_logprobs=values) for row, values in zip(rows, old, strict=True)]
         if self._config.kl_beta > 0:
-            batches = batches or self._batches(player, rows)
+            batches = batches or player.microbatches(rows, self._world)
             reference = scatter_back(batches, player.actor.reference_logprobs(batches), len(rows))
             rows = [replace(row, ref_logprobs=values) for row, values in zip(rows, reference, strict=True)]
         return rows
@@ -81,10 +81,10 @@ class Learner:
             ratios.add("live_rows", norm.sequences)
             if norm.tokens == 0:  # the same on every rank: nothing to learn from here
                 continue
-            batches = self._batches(player, live)
+            batches = player.microbatches(live, self._world)
 
             def objective(logprobs: torch.Tensor, batch: MicroBatch, norm: Normalizer = norm) -> Objective:
-                return _objective(logprobs, batch, self._config, norm)
+                return grpo_objective(logprobs, batch, self._config, norm)
 
             metrics, grad_norm = player.learn(batches, objective)
             ratios.merge(metrics)
@@ -96,16 +96,9 @@ class Learner:
         means["lr"] = player.learning_rate
         return {f"train_optim/{name}": value for name, value in means.items()}
 
-    def _batches(self, player: Player, rows: Sequence[Row]) -> list[MicroBatch]:
-        """Microbatches of this rank's rows, equally many on every rank."""
-        cfg = player.actor.cfg
-        size = cfg.micro_batch_size
-        count = self._world.maximum(microbatch_count(len(rows), size))
-        multiple = cfg.tensor_model_parallel_size if cfg.sequence_parallel else 1
-        return microbatches(rows, size, player.actor.chat.pad_id, count, multiple)
 
-
-def _objective(logprobs: torch.Tensor, batch: MicroBatch, config: GRPOConfig, norm: Normalizer) -> Objective:
+def grpo_objective(logprobs: torch.Tensor, batch: MicroBatch, config: GRPOConfig, norm: Normalizer) -> Objective:
+    """``rl.loss.grpo_loss`` of a microbatch, on the device where its log-probabilities are."""
     device = logprobs.device
     outputs = grpo_loss(
         LossInputs(

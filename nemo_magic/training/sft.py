@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from nemo_magic.actors.actor import LossFunction, Metrics, Objective
-from nemo_magic.actors.build import Player, build_player, world_of
+from nemo_magic.actors.build import Player, build_player
 from nemo_magic.actors.checkpoint import save_weights
 from nemo_magic.actors.tokenizer import ChatTokenizer
 from nemo_magic.actors.world import World
@@ -22,7 +22,7 @@ from nemo_magic.game import tags
 from nemo_magic.game.episode import Role
 from nemo_magic.game.prompts import attacker_messages
 from nemo_magic.report.records import StepRecord
-from nemo_magic.rl.batch import MicroBatch, Row, microbatch_count, microbatches
+from nemo_magic.rl.batch import MicroBatch, Row
 from nemo_magic.rl.loss import Normalizer, nll_loss
 from nemo_magic.training.observe import Observer
 from nemo_magic.training.timers import Timers
@@ -46,7 +46,7 @@ def run_sft(cfg: MagicConfig) -> None:
         )
     model = role_model(cfg, role, steps=cfg.sft.max_steps)
     player = build_player(role, model, cfg.actors.of(role), cfg.trainer, cfg.seed)
-    world = world_of(player)
+    world = World.current()
     rows = _pool(cfg, cfg.sft.pool, "sft.pool", player, world)
     held_out = _pool(cfg, cfg.sft.val_pool, "sft.val_pool", player, world) if cfg.sft.val_pool else []
     sampler = EpochSampler(len(rows), cfg.sft.batch_size, cfg.seed)
@@ -102,7 +102,7 @@ def _pool(cfg: MagicConfig, path: str | None, key: str, player: Player, world: W
 
 def _learn(player: Player, world: World, rows: Sequence[Row]) -> dict[str, float]:
     norm = Normalizer(*world.total(sum(len(row.response_ids) for row in rows), len(rows)))
-    metrics, grad_norm = player.learn(_batches(player, world, rows), _completion_loss(norm))
+    metrics, grad_norm = player.learn(player.microbatches(rows, world), _completion_loss(norm))
     return {
         "train_optim/loss": _mean(metrics),
         "train_optim/grad_norm": grad_norm,
@@ -112,20 +112,13 @@ def _learn(player: Player, world: World, rows: Sequence[Row]) -> dict[str, float
 
 def _measure(player: Player, world: World, rows: Sequence[Row]) -> float:
     """Mean negative log-likelihood per completion token, in nats, without learning."""
-    batches = _batches(player, world, rows[world.dp_rank :: world.dp_size])
+    batches = player.microbatches(rows[world.dp_rank :: world.dp_size], world)
     parts = [
         nll_loss(logprobs, batch.mask.to(logprobs.device), Normalizer(1.0, 1.0)).metrics["nll"]
         for batch, logprobs in zip(batches, player.actor.token_logprobs(batches), strict=True)
     ]
     total, count = world.total(sum(float(s) for s, _ in parts), sum(float(c) for _, c in parts))
     return total / count
-
-
-def _batches(player: Player, world: World, rows: Sequence[Row]) -> list[MicroBatch]:
-    cfg = player.actor.cfg
-    count = world.maximum(microbatch_count(len(rows), cfg.micro_batch_size))
-    multiple = cfg.tensor_model_parallel_size if cfg.sequence_parallel else 1
-    return microbatches(rows, cfg.micro_batch_size, player.actor.chat.pad_id, count, multiple)
 
 
 def _completion_loss(norm: Normalizer) -> LossFunction:

@@ -19,8 +19,9 @@ from nemo_magic.compat import cpu
 
 
 def main(folder: Path, name: str, tp: int, pp: int) -> None:
-    from nemo_magic.actors.build import build_player, world_of
+    from nemo_magic.actors.build import build_player
     from nemo_magic.actors.checkpoint import save_weights
+    from nemo_magic.actors.world import World
     from nemo_magic.config import compose, role_model
     from nemo_magic.game.episode import Role
 
@@ -50,7 +51,7 @@ def main(folder: Path, name: str, tp: int, pp: int) -> None:
         role: build_player(role, role_model(cfg, role), cfg.actors.of(role), cfg.trainer, 11 + i, keep_reference=True)
         for i, role in enumerate(Role)
     }
-    world = world_of(players[Role.ATTACKER])
+    world = World.current()
     if name == "tp1":
         for role in Role:
             save_weights(players[role].actor, weights[role])
@@ -152,7 +153,7 @@ def _loss_and_gradients(player: Any, world: Any, cfg: Any, target: Path) -> dict
     from nemo_magic.actors.checkpoint import save_weights
     from nemo_magic.rl.batch import microbatches, scatter_back
     from nemo_magic.rl.loss import Normalizer
-    from nemo_magic.training.learner import _objective
+    from nemo_magic.training.learner import grpo_objective
 
     actor, everything = player.actor, rows()
     batches = microbatches(everything, 3, actor.chat.pad_id)
@@ -168,7 +169,7 @@ def _loss_and_gradients(player: Any, world: Any, cfg: Any, target: Path) -> dict
     count = world.maximum(-(-len(mine) // 3))
     own = microbatches(mine, 3, actor.chat.pad_id, count)
     player.optimizer.zero_grad()
-    metrics = actor.accumulate(own, lambda logprobs, batch: _objective(logprobs, batch, cfg.grpo, norm))
+    metrics = actor.accumulate(own, lambda logprobs, batch: grpo_objective(logprobs, batch, cfg.grpo, norm))
     norms = [float(p.grad.norm()) for p in actor.parameters() if p.grad is not None]
     with torch.no_grad():
         for parameter in actor.parameters():
@@ -186,22 +187,22 @@ def _learning(player: Any, world: Any, cfg: Any) -> dict[str, Any]:
     """Dead groups move nothing; live ones do."""
     from nemo_magic.rl.batch import microbatches
     from nemo_magic.rl.loss import Normalizer
-    from nemo_magic.training.learner import _objective
+    from nemo_magic.training.learner import grpo_objective
 
     actor = player.actor
     dead = [replace(row, ref_logprobs=(0.0,) * len(row.response_ids)) for row in rows()[6:9]]
     config = replace(cfg.grpo, kl_beta=0.0)
     player.optimizer.zero_grad()
     batches = microbatches([], 3, actor.chat.pad_id, 2)
-    actor.accumulate(batches, lambda lp, b: _objective(lp, b, config, Normalizer(0.0, 0.0)))
+    actor.accumulate(batches, lambda lp, b: grpo_objective(lp, b, config, Normalizer(0.0, 0.0)))
     dummy = max(float(p.grad.abs().max()) for p in actor.parameters() if p.grad is not None)
     player.optimizer.zero_grad()
     own = microbatches(dead, 3, actor.chat.pad_id)
-    actor.accumulate(own, lambda lp, b: _objective(lp, b, config, Normalizer(10.0, 3.0)))
+    actor.accumulate(own, lambda lp, b: grpo_objective(lp, b, config, Normalizer(10.0, 3.0)))
     flat = max(float(p.grad.abs().max()) for p in actor.parameters() if p.grad is not None)
     before, version = [p.detach().clone() for p in actor.parameters()], actor.weights_version
     _, norm = player.learn(
-        microbatches(rows(), 3, actor.chat.pad_id), lambda lp, b: _objective(lp, b, config, Normalizer(50.0, 12.0))
+        microbatches(rows(), 3, actor.chat.pad_id), lambda lp, b: grpo_objective(lp, b, config, Normalizer(50.0, 12.0))
     )
     moved = any(not torch.equal(a, b) for a, b in zip(before, actor.parameters(), strict=True))
     return {
