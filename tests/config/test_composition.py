@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,8 @@ def test_a_group_override_takes_the_other_file_and_keeps_the_rest() -> None:
     assert (robust.rewards.help, robust.rewards.intent_gate) == (0.5, True)
     assert (paper.rewards.help, paper.rewards.intent_gate) == (0.0, False)
     assert paper.rewards.format == 0.5
-    assert robust.game == paper.game
+    assert (robust.game.bare_share, paper.game.bare_share) == (0.25, 0.0)
+    assert replace(robust.game, bare_share=0.0) == paper.game
 
 
 def test_the_reference_preset_restores_the_published_code() -> None:
