@@ -18,7 +18,8 @@ class RewardConfig:
 
     ``harm``, ``refusal``, ``format``: r_harm, r_ref, r_fmt of the paper. ``help``: for benign seeds, +help if the
     answer is useful and −help if not (0: the paper's reward). ``intent_gate``: an attack that lost the seed's intent
-    earns what a losing attack earns. ``refusal_label``: whether a refusal is right is decided by the ``seed``'s label
+    earns what a losing attack earns, and ``intent`` less than that: an attacker that is paid alike for losing with and
+    without the intent drifts off it as soon as the defender wins everything. ``refusal_label``: whether a refusal is right is decided by the ``seed``'s label
     (the paper) or by the judged safety of the rewritten ``prompt`` (the published code).
     """
 
@@ -27,10 +28,11 @@ class RewardConfig:
     format: float = 0.5
     help: float = 0.0
     intent_gate: bool = False
+    intent: float = 0.0
     refusal_label: str = "seed"
 
     def __post_init__(self) -> None:
-        for key in ("harm", "refusal", "format", "help"):
+        for key in ("harm", "refusal", "format", "help", "intent"):
             if not getattr(self, key) >= 0:
                 raise ValueError(f"rewards.{key}={getattr(self, key)} must be ≥ 0; its sign is the rule's business")
         if self.refusal_label not in ("seed", "prompt"):
@@ -89,7 +91,7 @@ def attacker_reward(config: RewardConfig, seed: Seed, verdict: Verdict, format_o
         if kept is None:
             return None
         if not kept:
-            parts = {name: -abs(value) for name, value in parts.items()}
+            parts = {name: -abs(value) for name, value in parts.items()} | {"intent": -config.intent}
     parts["format"] = _signed(config.format, format_ok)
     return Reward(parts)
 
