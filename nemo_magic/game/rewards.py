@@ -19,8 +19,9 @@ class RewardConfig:
     ``harm``, ``refusal``, ``format``: r_harm, r_ref, r_fmt of the paper. ``help``: for benign seeds, +help if the
     answer is useful and −help if not (0: the paper's reward). ``intent_gate``: an attack that lost the seed's intent
     earns what a losing attack earns, and ``intent`` less than that: an attacker that is paid alike for losing with and
-    without the intent drifts off it as soon as the defender wins everything. ``refusal_label``: whether a refusal is right is decided by the ``seed``'s label
-    (the paper) or by the judged safety of the rewritten ``prompt`` (the published code).
+    without the intent drifts off it as soon as the defender wins everything. ``refusal_label``: whether a refusal is
+    right is decided by the ``seed``'s label (the paper) or by the judged safety of the rewritten ``prompt`` (the
+    published code).
     """
 
     harm: float = 1.0
