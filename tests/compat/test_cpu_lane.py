@@ -1,0 +1,46 @@
+"""The CPU lane: refuses a machine with CUDA, is the only place that asks, and its Adam is AdamW."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from nemo_magic.compat import cpu
+
+PACKAGE = Path(cpu.__file__).parents[1]
+
+
+def test_it_refuses_to_install_where_cuda_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(cpu.CudaAvailableError, match=r"Use trainer.accelerator=gpu"):
+        cpu.install()
+    assert not cpu.installed()
+    assert torch.zeros.__module__ != cpu.__name__
+
+
+def test_no_other_module_asks_what_device_it_is_on_or_patches_a_library() -> None:
+    asking = re.compile(r"is_available\(|device_count\(|HAVE_APEX|HAVE_TE")
+    found = [p.name for p in PACKAGE.rglob("*.py") if asking.search(p.read_text()) and p.name != "cpu.py"]
+    assert found == []
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_fused_adam_is_adamw(weight_decay: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    start = [torch.randn(3, 4, generator=draw), torch.randn(5, generator=draw)]
+    mine, theirs = ([p.clone().requires_grad_() for p in start] for _ in range(2))
+    options = {"lr": 1e-2, "betas": (0.9, 0.98), "weight_decay": weight_decay}
+    first, second = cpu.FusedAdam(mine, **options), torch.optim.AdamW(theirs, **options)  # type: ignore[arg-type]
+    for _ in range(7):
+        for a, b in zip(mine, theirs, strict=True):
+            a.grad = torch.randn(a.shape, generator=draw)
+            b.grad = a.grad.clone()
+        first.step()
+        second.step()
+    for a, b in zip(mine, theirs, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    assert first.param_groups[0]["step"] == 7
+    assert all(set(state) == {"exp_avg", "exp_avg_sq"} for state in first.state.values())
