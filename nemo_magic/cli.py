@@ -12,11 +12,16 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 from nemo_magic import __version__
+from nemo_magic.actors.errors import RemoteError
 from nemo_magic.config import ConfigError, MagicConfig, compose, describe, save_resolved, to_yaml
 from nemo_magic.data.errors import DataError
 from nemo_magic.judge.errors import JudgeError
+from nemo_magic.training.errors import Preempted, TrainingError
+from nemo_magic.training.resume import Resume, decide
 
 EXIT_RUNTIME, EXIT_CONFIG, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_PREEMPTED = 75
+"""The run was asked to end, has saved, and goes on when the same command is given again (EX_TEMPFAIL)."""
 
 _TRAINING = ("train", "sft")
 _COMMANDS = {
@@ -38,19 +43,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.command in _TRAINING:
                 print("\n" + _commented(describe(cfg, args.command)))
             return 0
-        return _run(args.command, cfg, argv)
+        return _run(args, cfg, argv)
     except ConfigError as error:
         print(f"nemo-magic {args.command}: {error}", file=sys.stderr)
         return EXIT_CONFIG
-    except (DataError, JudgeError, FileNotFoundError, FileExistsError) as error:
-        print(f"nemo-magic {args.command}: {error}", file=sys.stderr)
-        return EXIT_RUNTIME
+    except Preempted as error:
+        return _say(args.command, f"{error}; the same command goes on from there", EXIT_PREEMPTED)
+    except (DataError, JudgeError, RemoteError, TrainingError, FileNotFoundError, FileExistsError) as error:
+        return _say(args.command, str(error), EXIT_RUNTIME)
     except KeyboardInterrupt:
         print(f"nemo-magic {args.command}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
-def _run(command: str, cfg: MagicConfig, argv: list[str]) -> int:
+def _say(command: str, text: str, status: int) -> int:
+    """One rank speaks for all that fail alike."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"nemo-magic {command}: {text}", file=sys.stderr)
+    return status
+
+
+def _run(args: argparse.Namespace, cfg: MagicConfig, argv: list[str]) -> int:
+    command = args.command
     if command == "sandbox":
         from nemo_magic.sandbox.corpus import prepare
 
@@ -72,11 +86,14 @@ def _run(command: str, cfg: MagicConfig, argv: list[str]) -> int:
                 f"judge.server.host={cfg.judge.server.host}, port={cfg.judge.server.port}: {error}"
             ) from error
         return 0
-    return _train_or_warm_up(command, cfg, argv)
+    return _train_or_warm_up(args, cfg, argv)
 
 
-def _train_or_warm_up(command: str, cfg: MagicConfig, argv: list[str]) -> int:
+def _train_or_warm_up(args: argparse.Namespace, cfg: MagicConfig, argv: list[str]) -> int:
     from nemo_magic import launcher
+
+    command = args.command
+    resume = decide(cfg, args.resume) if command == "train" else Resume()
 
     launched = launcher.is_rank(cfg.trainer)
     if launched and command == "train" and cfg.judge.launch:
@@ -92,12 +109,15 @@ def _train_or_warm_up(command: str, cfg: MagicConfig, argv: list[str]) -> int:
             argv = [*argv, f'judge.urls=["{judge.url}"]', "judge.launch=false"]
         if not launched and cfg.trainer.num_nodes * cfg.trainer.devices > 1:
             return launcher.launch(argv, cfg.trainer)
-        _one_rank(command, cfg)
+        _one_rank(command, cfg, resume)
     return 0
 
 
-def _one_rank(command: str, cfg: MagicConfig) -> None:
+def _one_rank(command: str, cfg: MagicConfig, resume: Resume) -> None:
     """Be one rank of the run: what is imported from here on needs torch and NeMo."""
+    from nemo_magic.launcher import die_with_launcher
+
+    die_with_launcher()
     if not sys.warnoptions:
         # Importing NeMo warns some dozen times of packages that are not needed here; python -W shows them again.
         warnings.simplefilter("ignore")
@@ -117,7 +137,7 @@ def _one_rank(command: str, cfg: MagicConfig) -> None:
     else:
         from nemo_magic.training.coevolution import train
 
-        train(cfg)
+        train(cfg, resume)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -125,16 +145,24 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"nemo-magic {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(_COMMANDS) + "}")
     for name, meaning in _COMMANDS.items():
+        resume = "[--resume auto|never|FOLDER] " if name == "train" else ""
         command = commands.add_parser(
             name,
             help=meaning,
             description=meaning,
-            usage=f"nemo-magic {name} -cn NAME [-cd DIR] [--dry-run] [key=value ...]",
+            usage=f"nemo-magic {name} -cn NAME [-cd DIR] {resume}[--dry-run] [key=value ...]",
             epilog="Overrides are Hydra's: game.schedule.freq=5 sets a key, game=paper takes a group's file.",
             allow_abbrev=False,
         )
         command.add_argument("-cn", "--config-name", required=True, metavar="NAME", help="a file of conf/, e.g. magic")
         command.add_argument("-cd", "--config-dir", metavar="DIR", help="a folder of your own, searched before conf/")
+        if name == "train":
+            command.add_argument(
+                "--resume",
+                default="auto",
+                metavar="auto|never|FOLDER",
+                help="go on from the newest checkpoint of the run's folder (auto), from none, or from a given one",
+            )
         command.add_argument("--dry-run", action="store_true", help="print the resolved configuration and the plan")
     # Overrides are what is left over: argparse cannot mix an open list of positionals with options.
     args, rest = parser.parse_known_args(argv)

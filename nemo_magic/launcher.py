@@ -1,13 +1,18 @@
-"""Starting ranks: on one machine by torch's elastic launcher; under Slurm or torchrun they are started already."""
+"""Starting ranks: on one machine by torch's own process starter; under Slurm or torchrun they are started already."""
 
 from __future__ import annotations
 
+import ctypes
+import logging as std_logging
 import os
+import signal
 import socket
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from nemo_magic.config import ConfigError, MagicConfig, TrainerConfig
@@ -16,6 +21,11 @@ if TYPE_CHECKING:
     from nemo_magic.judge.local import LocalJudge
 
 _RUN_ID = "nemo-magic-"
+_PARENT = "NEMO_MAGIC_LAUNCHER"
+_PR_SET_PDEATHSIG = 1
+
+ENDS_WITHIN = 30
+"""Seconds that the remaining ranks get when one has died, or the launcher was interrupted; then they are killed."""
 
 
 def is_rank(trainer: TrainerConfig, environ: Mapping[str, str] | None = None) -> bool:
@@ -55,10 +65,13 @@ def is_first_process(environ: Mapping[str, str] | None = None) -> bool:
 
 
 def launch(argv: Sequence[str], trainer: TrainerConfig) -> int:
-    """Run the same command line as ``trainer.devices`` ranks here; 0, 1 when a rank failed, 128 + a signal."""
+    """Run the same command line as ``trainer.devices`` ranks here; the status of the first that failed, or 0.
+
+    SIGTERM and SIGUSR1 are passed on to the ranks. When a rank dies, the others are ended within ``ENDS_WITHIN``
+    seconds. Negative statuses (a rank was killed by a signal) become 128 + the signal.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
     from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     if trainer.accelerator == "cpu":
         # One core a rank: with more threads the ranks wait for each other.
@@ -66,28 +79,55 @@ def launch(argv: Sequence[str], trainer: TrainerConfig) -> int:
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
         # Lightning would take the rank from a surrounding allocation instead of from the launcher.
         del os.environ[name]
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=trainer.devices,
-        run_id=f"{_RUN_ID}{uuid.uuid4().hex}",
-        rdzv_backend="c10d",
-        rdzv_endpoint=f"127.0.0.1:{_free_port()}",
-        rdzv_configs={"timeout": 600},
-        max_restarts=0,
-        local_addr="127.0.0.1",
+    world = str(trainer.devices)
+    shared = {
+        "WORLD_SIZE": world,
+        "LOCAL_WORLD_SIZE": world,
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "TORCHELASTIC_RUN_ID": f"{_RUN_ID}{uuid.uuid4().hex}",
+        _PARENT: str(os.getpid()),
+    }
+    std_logging.getLogger("torch.distributed.elastic").setLevel(std_logging.CRITICAL)
+    ranks = start_processes(
+        name="rank",
+        entrypoint=sys.executable,
+        args=dict.fromkeys(range(trainer.devices), ("-m", "nemo_magic.cli", *argv)),
+        envs={rank: shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(trainer.devices)},
+        logs_specs=DefaultLogsSpecs(),
     )
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for pid in ranks.pids().values():
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, pass_on)
     try:
-        elastic_launch(config, sys.executable)("-m", "nemo_magic.cli", *argv)
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        print(
-            f"nemo-magic: rank {rank} ended with status {failure.exitcode}; its own message is above", file=sys.stderr
-        )
-        return 1
+        result = ranks.wait(period=0.2)
     except SignalException as error:
+        ranks.close(timeout=ENDS_WITHIN)
         return 128 + int(error.sigval)
-    return 0
+    if result is None or not result.is_failed():
+        return 0
+    rank, failure = min(result.failures.items(), key=lambda item: item[1].timestamp)
+    if failure.exitcode < 0:
+        name = signal.Signals(-failure.exitcode).name
+        print(f"nemo-magic: rank {rank} was killed by {name}, and the others were ended", file=sys.stderr)
+        return 128 - failure.exitcode
+    return failure.exitcode
+
+
+def die_with_launcher() -> None:
+    """In a rank: be killed when the process that launched it goes, however it goes (Linux)."""
+    parent = os.environ.get(_PARENT)
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if os.getppid() != int(parent):  # it went before we asked
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def local_judge(cfg: MagicConfig) -> LocalJudge:

@@ -7,6 +7,7 @@ of averaged over microbatches.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,8 @@ from nemo_magic.game.episode import Role
 from nemo_magic.rl.batch import MicroBatch
 
 Metrics = dict[str, tuple[float, float]]
-"""Name → (sum, count); the mean over everything is the quotient of the all-reduced sums."""
+"""Name → (sum, count); the mean over everything is the quotient of the all-reduced sums. Of names that end in ``_max``
+the largest is kept instead."""
 
 
 @dataclass(frozen=True)
@@ -81,15 +83,30 @@ class MagicActor(MegatronGPTActorModel):
         self.finish_training_step()
         return self._reduced(parts)
 
-    def apply_gradients(self, optimizer: Any, scheduler: Any, max_norm: float) -> float:
-        """Clip, step, and count the new weights. Returns the gradient norm before clipping."""
+    def apply_gradients(
+        self, optimizer: Any, scheduler: Any, max_norm: float, skip_norm: float | None = None
+    ) -> tuple[bool, float]:
+        """Clip, step, and count the new weights; neither when the gradient is not finite or longer than ``skip_norm``.
+
+        Returns whether the step was made, and the gradient norm before clipping; both are equal on every rank.
+
+        Raises:
+            FloatingPointError: when an optimizer that clips inside its own step was given a gradient that is not
+                finite: its weights are lost.
+        """
         norm = clip_gradients(self, max_norm)
-        outcome = optimizer.step()
         if norm is None:  # Megatron-core's distributed optimizer clips inside its step and returns (done, norm, zeros).
-            norm = outcome[1]
+            norm = float(optimizer.step()[1])
+            if not math.isfinite(norm):
+                raise FloatingPointError(f"the {self.role}'s gradient norm is {norm}, and its optimizer has used it")
+        else:
+            norm = float(norm)
+            if not math.isfinite(norm) or (skip_norm is not None and norm > skip_norm):
+                return False, norm
+            optimizer.step()
         scheduler.step()
         self.weights_version += 1
-        return float(norm)
+        return True, norm
 
     # --- scoring
 
@@ -153,9 +170,13 @@ class MagicActor(MegatronGPTActorModel):
         if parts:
             names = sorted(parts[0])
             pairs = [[[float(x) for x in part[name]] for name in names] for part in parts]
-            sums = torch.tensor(pairs, dtype=torch.float64, device=torch.cuda.current_device()).sum(0)
-            torch.distributed.all_reduce(sums, group=parallel_state.get_data_parallel_group())
-            box = [{name: (total, count) for name, (total, count) in zip(names, sums.tolist(), strict=True)}]
+            each = torch.tensor(pairs, dtype=torch.float64, device=torch.cuda.current_device())
+            sums, largest = each.sum(0), each.amax(0)
+            group = parallel_state.get_data_parallel_group()
+            torch.distributed.all_reduce(sums, group=group)
+            torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group=group)
+            found = [(largest if name.endswith("_max") else sums)[i].tolist() for i, name in enumerate(names)]
+            box = [{name: (total, count) for name, (total, count) in zip(names, found, strict=True)}]
         if parallel_state.get_pipeline_model_parallel_world_size() > 1:
             torch.distributed.broadcast_object_list(
                 box,

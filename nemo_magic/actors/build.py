@@ -9,7 +9,7 @@ import dataclasses
 import logging as std_logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nemo_magic.actors.actor import LossFunction, MagicActor, Metrics
 from nemo_magic.actors.checkpoint import load_weights
+from nemo_magic.actors.offload import Offload
 from nemo_magic.actors.world import World
 from nemo_magic.game.episode import Role
 from nemo_magic.rl.batch import MicroBatch, Row, microbatch_count, microbatches
@@ -36,21 +37,43 @@ if TYPE_CHECKING:
     from nemo_magic.model_config import ModelConfig
 
 
+@dataclass(frozen=True)
+class Update:
+    """What became of a batch: whether the optimizer stepped, global metrics, the gradient norm before clipping."""
+
+    made: bool
+    metrics: Metrics
+    grad_norm: float
+
+
 @dataclass
 class Player:
-    """A role's actor with what makes it learn."""
+    """A role's actor with what makes it learn. ``skipped_updates``: how many in a row were not made."""
 
     role: Role
     actor: MagicActor
     optimizer: Any
     scheduler: Any
     max_grad_norm: float
+    skipped_updates: int = 0
+    _away: Offload = field(default_factory=Offload)
 
-    def learn(self, batches: list[MicroBatch], loss: LossFunction) -> tuple[Metrics, float]:
-        """One optimizer step on ``batches``. Returns global metrics and the gradient norm before clipping."""
+    def learn(self, batches: list[MicroBatch], loss: LossFunction, skip_norm: float | None = None) -> Update:
+        """One optimizer step on ``batches``, unless the gradient is not finite or longer than ``skip_norm``."""
         self.optimizer.zero_grad()
         metrics = self.actor.accumulate(batches, loss)
-        return metrics, self.actor.apply_gradients(self.optimizer, self.scheduler, self.max_grad_norm)
+        made, norm = self.actor.apply_gradients(self.optimizer, self.scheduler, self.max_grad_norm, skip_norm)
+        self.skipped_updates = 0 if made else self.skipped_updates + 1
+        return Update(made, metrics, norm)
+
+    def rest(self) -> None:
+        """Somebody else learns: gradients are let go, and the optimizer's state waits in host memory."""
+        self.optimizer.zero_grad()
+        self._away.send(self.optimizer)
+
+    def wake(self) -> None:
+        """Learn again: what ``rest`` sent away returns."""
+        self._away.fetch(self.optimizer)
 
     def microbatches(self, rows: Sequence[Row], world: World) -> list[MicroBatch]:
         """This rank's rows as microbatches for the actor, equally many on every rank."""

@@ -1,26 +1,42 @@
-"""An actor's weights on disk: Megatron distributed checkpoints, readable at any TP × PP."""
+"""An actor on disk: Megatron distributed checkpoints, readable at any TP × PP × DP."""
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 if TYPE_CHECKING:
     from nemo_magic.actors.actor import MagicActor
+    from nemo_magic.actors.build import Player
 
 
 def save_weights(actor: MagicActor, folder: str | Path) -> None:
-    """Write the actor's weights to ``folder``; every rank takes part. The folder must not hold a checkpoint yet."""
+    """Write the actor's weights to ``folder``, whole or not at all; every rank takes part.
+
+    Weights that ``folder`` already holds are replaced once the new ones are durable.
+    """
     folder = Path(folder)
+    partial = folder.with_name(f".{folder.name}.partial")
     if torch.distributed.get_rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise FileExistsError(f"{folder} is not empty: weights are never written over other weights")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
     torch.distributed.barrier()
-    dist_checkpointing.save(actor.sharded_state_dict(), str(folder))
+    dist_checkpointing.save(actor.sharded_state_dict(), str(partial))
+    torch.distributed.barrier()
+    if torch.distributed.get_rank() == 0:
+        sync_folder(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+        sync_folder(folder.parent)
     torch.distributed.barrier()
 
 
@@ -35,9 +51,85 @@ def load_weights(actor: MagicActor, folder: str | Path) -> None:
             f"actors.{actor.role}.restore_from_path={folder}: no finished checkpoint there (metadata.json is missing); "
             "give a folder that `nemo-magic sft` or `nemo-magic train` wrote, or a .nemo file"
         )
-    state = dist_checkpointing.load(actor.sharded_state_dict(), str(folder))
+    _install_weights(actor, dist_checkpointing.load(actor.sharded_state_dict(), str(folder)))
+
+
+def save_players(players: Mapping[str, Player], folder: Path) -> AsyncRequest:
+    """Begin to write weights, optimizer and learning-rate schedule of every player into the empty ``folder``.
+
+    What is still to do when this returns is in the request: writing files, which may happen in a forked process while
+    the players learn on, and finalizing, which all ranks do together after that.
+    """
+    state = {name: _sharded_state(name, player) for name, player in players.items()}
+    request: AsyncRequest = dist_checkpointing.save(state, str(folder), async_sharded_save=True)
+    return request
+
+
+def load_players(players: Mapping[str, Player], folder: Path) -> None:
+    """Read what ``save_players`` wrote, at whatever parallelism."""
+    state = dist_checkpointing.load(
+        {name: _sharded_state(name, player, is_loading=True) for name, player in players.items()}, str(folder)
+    )
+    for name, player in players.items():
+        _install_weights(player.actor, state[name]["weights"])
+        player.optimizer.load_state_dict(state[name]["optimizer"])
+        player.scheduler.load_state_dict(state[name]["scheduler"])
+
+
+def missing_tensors(folder: Path) -> list[str]:
+    """Names of tensors that a distributed checkpoint's metadata announces without saying in which file they are."""
+    metadata = FileSystemReader(folder).read_metadata()
+    stored = {index.fqn for index in metadata.storage_data}
+    return sorted(metadata.state_dict_metadata.keys() - stored)
+
+
+def sharded_bytes(players: Mapping[str, Player]) -> tuple[int, int]:
+    """Bytes on this rank that every data-parallel rank has alike, and bytes that only this one has."""
+    copied = sharded = 0
+    for player in players.values():
+        copied += _bytes(list(player.actor.parameters()))
+        moments = _bytes(player.optimizer.state_dict())
+        if player.actor.with_distributed_adam:
+            sharded += moments
+        else:
+            copied += moments
+    return copied, sharded
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a folder's own entries durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sharded_state(name: str, player: Player, is_loading: bool = False) -> dict[str, Any]:
+    strategy = player.actor.trainer.strategy
+    state = {
+        "weights": player.actor.sharded_state_dict(),
+        "optimizer": strategy.optimizer_sharded_state_dict(is_loading=is_loading),
+        "scheduler": player.scheduler.state_dict(),
+    }
+    add_prefix_for_sharding(state, f"{name}.")
+    return state
+
+
+def _install_weights(actor: MagicActor, state: Mapping[str, Any]) -> None:
     modules = actor.get_model_module_list()
     if len(modules) != 1:
         raise ValueError("virtual pipeline parallelism is not supported by NeMo-Aligner's actors")
     modules[0].load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
     actor.weights_version += 1
+
+
+def _bytes(values: Any) -> int:
+    if torch.is_tensor(values):
+        return values.numel() * values.element_size()
+    if isinstance(values, Mapping):
+        return sum(map(_bytes, values.values()))
+    if isinstance(values, list | tuple):
+        return sum(map(_bytes, values))
+    # apex keeps its shards in objects of its own
+    return sum(map(_bytes, vars(values).values())) if hasattr(values, "params_shard") else 0

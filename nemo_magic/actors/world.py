@@ -61,6 +61,14 @@ class World:
         torch.distributed.all_gather_object(values, value, group=self._data_group)
         return values
 
+    def everyone(self, value: T) -> list[T]:
+        """Every rank's ``value``, in rank order, on all of them."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
     def total(self, *values: float) -> list[float]:
         """Element-wise sums over data-parallel ranks."""
         if self.dp_size == 1:

@@ -283,9 +283,10 @@ def _patch_nemo() -> None:
 # --- optimizer
 
 
-class FusedAdam(torch.optim.Optimizer):
+class FusedAdam(torch.optim.AdamW):
     """apex's FusedAdam in torch: AdamW whose step count lives in the parameter group, so that Megatron-core can shard
-    the state (torch's own Adam keeps one scalar tensor per parameter, which it cannot)."""
+    the state (torch's own Adam keeps one scalar tensor per parameter, which it cannot). A subclass of AdamW because
+    NeMo asks for one before it fills in the state of parameters that were never stepped."""
 
     def __init__(
         self,
@@ -295,7 +296,11 @@ class FusedAdam(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
+        super().__init__(params, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # AdamW's own looks for a step count in every parameter's state.
+        torch.optim.Optimizer.__setstate__(self, state)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

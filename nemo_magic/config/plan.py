@@ -5,6 +5,8 @@ from __future__ import annotations
 from nemo_magic.config.schema import MagicConfig, optimizer_steps
 from nemo_magic.config.validation import batch, layout, models
 from nemo_magic.game.episode import Role
+from nemo_magic.game.schedule import ScheduleConfig
+from nemo_magic.game.stopping import EarlyStopConfig
 from nemo_magic.model_config import ModelConfig
 
 
@@ -26,15 +28,36 @@ def describe(cfg: MagicConfig, command: str = "train") -> str:
 
 
 def _game(cfg: MagicConfig) -> list[str]:
-    game, schedule = cfg.game, cfg.game.schedule
-    first = Role(schedule.start)
-    phases = " then ".join(f"{role} {schedule.phase_steps(role)}" for role in (first, first.opponent))
+    game = cfg.game
+    epochs = "" if game.max_epochs is None else f", at most {game.max_epochs} × the training seeds"
     return [
-        f"game      {game.max_steps} steps, phases of steps: {phases}, and again; the {first} learns first",
+        f"game      {game.max_steps} steps{epochs}{_early_stop(game.early_stop)}; {_phases(game.schedule)}",
         f"step      {game.batch_size} seeds × {game.group_size} samples",
         f"validate  {game.num_val_samples} seeds every {game.val_check_interval} steps",
         f"judge     {_judge(cfg)}",
     ]
+
+
+def _phases(schedule: ScheduleConfig) -> str:
+    learners, switch = schedule.learners(), schedule.metric
+    who = f"the {learners[0]} learns first" if len(learners) > 1 else f"only the {learners[0]} learns"
+    if schedule.by == "steps":
+        phases = " then ".join(f"{role} {schedule.phase_steps(role)}" for role in learners)
+        return f"phases of steps: {phases}, and again; {who}"
+    bounds = {Role.DEFENDER: f"≤ {switch.low:g}", Role.ATTACKER: f"≥ {switch.high:g}"}
+    ends = ", ".join(f"{role} until {bounds[role]}" for role in learners)
+    return (
+        f"phases of {switch.min_steps} to {switch.max_steps} steps by the mean of the last {switch.window} "
+        f"{switch.name}: {ends}; {who}"
+    )
+
+
+def _early_stop(stop: EarlyStopConfig) -> str:
+    at = [] if stop.at_step is None else [f"at step {stop.at_step}"]
+    if stop.metric is not None:
+        bound = f"below {stop.below:g}" if stop.below is not None else f"above {stop.above:g}"
+        at.append(f"when {stop.metric} is {bound}" + (f" {stop.patience} times" if stop.patience > 1 else ""))
+    return f", early stop {' or '.join(at)}" if at else ""
 
 
 def _sft(cfg: MagicConfig) -> list[str]:
@@ -51,12 +74,19 @@ def _judge(cfg: MagicConfig) -> str:
     )
 
 
+def _updates(cfg: MagicConfig, role: Role) -> str:
+    game = cfg.game
+    steps = optimizer_steps(cfg, role, min(game.max_steps, game.early_stop.at_step or game.max_steps))
+    exact = game.schedule.by == "steps" and game.max_epochs is None and game.early_stop.metric is None
+    return f"{steps} updates" if exact or not steps else f"at most {steps} updates"
+
+
 def _role(cfg: MagicConfig, role: Role, model: ModelConfig, command: str) -> str:
     actor = cfg.actors.of(role)
-    steps = cfg.sft.max_steps if command == "sft" else optimizer_steps(cfg, role)
+    updates = f"{cfg.sft.max_steps} updates" if command == "sft" else _updates(cfg, role)
     room = actor.length_params.prompt_room(model.encoder_seq_length)
     source = actor.restore_from_path or "random weights"
     return (
         f"{role:<10}{model.num_layers} layers × {model.hidden_size} from {source}; "
-        f"{steps} updates at lr {model.optim.lr:g}; prompt ≤ {room}, response ≤ {actor.length_params.max_length} tokens"
+        f"{updates} at lr {model.optim.lr:g}; prompt ≤ {room}, response ≤ {actor.length_params.max_length} tokens"
     )

@@ -13,7 +13,8 @@ from nemo_magic.data.seeds import DataConfig
 from nemo_magic.game.episode import Role
 from nemo_magic.game.prompts import PromptConfig
 from nemo_magic.game.rewards import RewardConfig
-from nemo_magic.game.schedule import Schedule, ScheduleConfig
+from nemo_magic.game.schedule import ScheduleConfig, learning_rounds
+from nemo_magic.game.stopping import EarlyStopConfig
 from nemo_magic.judge.config import JudgeConfig
 from nemo_magic.model_config import ModelConfig
 from nemo_magic.rl.config import GRPOConfig
@@ -56,10 +57,14 @@ class ActorsConfig:
 
 @dataclass
 class CrossPlayConfig:
-    """At the end of a run, every saved attacker against every saved defender on ``num_seeds`` held-out seeds."""
+    """At the end of a run, every saved attacker against every saved defender on ``num_seeds`` held-out seeds.
+
+    ``sample_defender``: defenders answer as in training instead of at temperature 0.
+    """
 
     enabled: bool = True
     num_seeds: int = 64
+    sample_defender: bool = False
 
     def __post_init__(self) -> None:
         if self.num_seeds < 1:
@@ -70,17 +75,24 @@ class CrossPlayConfig:
 class GameConfig:
     """Phase 2 (Algorithm 1). ``batch_size`` seeds a step over all ranks, each with ``group_size`` samples (G).
 
-    ``max_steps`` rounds in all. Every ``val_check_interval`` rounds the pair plays ``num_val_samples`` held-out seeds
-    at temperature 0. ``max_turns``: exchanges in an episode. ``bare_share``: share of a
-    defender phase's seeds that are shown as they are, so that the defender does not forget plain requests, which no
-    attacker writes. ``observe``: verdict fields to ask for the record, beside
-    those the rewards need. ``probe``: ``sandbox`` ends the run with the defender against every strategy of the sandbox.
+    ``max_steps`` rounds in all, or as many as show the training seeds ``max_epochs`` times where these are fewer; the
+    run may end before that by ``early_stop``. Every ``val_check_interval`` rounds the pair plays ``num_val_samples``
+    held-out seeds at temperature 0. ``max_turns``: exchanges in an episode. ``rewrites_ahead``: steps of a defender
+    phase whose attacks are written at once; null means the whole phase. ``self_play``: one set of weights, the
+    defender's, plays both roles. ``bare_share``: share of a defender phase's
+    seeds that are shown as they are, so that the defender does not forget plain requests, which no attacker writes.
+    ``observe``: verdict fields to ask for the record, beside those the rewards need.
+    ``probe``: ``sandbox`` ends the run with the defender against every strategy of the sandbox.
     """
 
     max_turns: int = 1
+    rewrites_ahead: int | None = None
+    self_play: bool = False
     batch_size: int = 64
     group_size: int = 4
     max_steps: int = 300
+    max_epochs: int | None = None
+    early_stop: EarlyStopConfig = field(default_factory=EarlyStopConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     prompts: PromptConfig = field(default_factory=PromptConfig)
     val_check_interval: int = 15
@@ -98,15 +110,17 @@ class GameConfig:
             raise ValueError(f"game.bare_share={self.bare_share} must be between 0 and 1")
         if self.probe not in (None, "sandbox"):
             raise ValueError(f"game.probe={self.probe!r} must be sandbox or null")
-        if self.max_turns != 1:
-            raise ValueError(f"game.max_turns={self.max_turns}: only single-turn games are played, set it to 1")
+        if self.rewrites_ahead is not None and self.rewrites_ahead < 1:
+            raise ValueError(f"game.rewrites_ahead={self.rewrites_ahead} must be at least 1, or null")
         if self.group_size < 2:
             raise ValueError(
                 f"game.group_size={self.group_size} must be at least 2: a group of one has no spread to learn from"
             )
-        for key in ("batch_size", "max_steps", "val_check_interval", "num_val_samples"):
+        for key in ("max_turns", "batch_size", "max_steps", "val_check_interval", "num_val_samples"):
             if getattr(self, key) < 1:
                 raise ValueError(f"game.{key}={getattr(self, key)} must be at least 1")
+        if self.max_epochs is not None and self.max_epochs < 1:
+            raise ValueError(f"game.max_epochs={self.max_epochs} must be at least 1, or null")
 
 
 @dataclass
@@ -129,14 +143,14 @@ class MagicConfig:
     exp_manager: ExpManagerConfig = field(default_factory=ExpManagerConfig)
 
 
-def optimizer_steps(cfg: MagicConfig, role: Role | str) -> int:
-    """How often ``role`` takes an optimizer step in ``game.max_steps`` rounds of ``nemo-magic train``."""
-    schedule = Schedule.begin(cfg.game.schedule)
-    rounds = 0
-    for _ in range(cfg.game.max_steps):
-        rounds += schedule.learner == role
-        schedule = schedule.advance(cfg.game.schedule)
-    return rounds * cfg.grpo.minibatches
+def optimizer_steps(cfg: MagicConfig, role: Role | str, rounds: int | None = None) -> int:
+    """How often ``role`` takes an optimizer step in ``rounds`` rounds of ``nemo-magic train``.
+
+    ``rounds``: by default ``game.max_steps``, as if no epoch and no early stop ended the run before. Exact where phases
+    go by steps; an upper bound, which a run can reach, where they go by a metric.
+    """
+    rounds = cfg.game.max_steps if rounds is None else rounds
+    return learning_rounds(cfg.game.schedule, role, rounds) * cfg.grpo.minibatches
 
 
 def role_model(cfg: MagicConfig, role: Role | str, steps: int | None = None) -> ModelConfig:

@@ -15,6 +15,10 @@ _APEX_OPTIMIZERS = ("distributed_fused_adam", "megatron_fused_adam", "fused_adam
 # NeMo keeps the process groups and the microbatch calculator once per process, for both roles.
 _SHARED = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "micro_batch_size")
 
+_TRAINING, _VALIDATION = "train_rollouts/", "val_rollouts/"
+# Figures of the rollouts (docs/metrics.md) that exist only where the judge is asked for this field.
+_JUDGED = {"useful": "helpful", "intent_preserved": "intent_preserved"}
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -70,6 +74,9 @@ def validate(cfg: MagicConfig, command: str = "train") -> None:
     if not problems:
         # Only now is there a layout to divide by.
         problems += _batches(cfg, roles, command)
+    problems += _remote(cfg, command)
+    if command == "train":
+        problems += _metrics(cfg)
     if command == "sft" and cfg.sft.pool is None:
         problems.append("sft.pool is null: name the file of rows to learn from")
     if command == "train" and not (cfg.judge.urls or cfg.judge.launch):
@@ -167,6 +174,8 @@ def _lengths(cfg: MagicConfig, role: Role, model: ModelConfig) -> Iterator[str]:
     total, positions = model.encoder_seq_length, model.max_position_embeddings
     if positions is not None and total > positions:
         yield f"model.encoder_seq_length={total} exceeds model.max_position_embeddings={positions}"
+    if cfg.actors.of(role).is_remote:
+        return  # only its server knows what fits its model
     limits = cfg.actors.of(role).length_params
     prompt = limits.max_prompt_length or 1
     if prompt + limits.max_length > total:
@@ -188,6 +197,65 @@ def _schedule(cfg: MagicConfig, role: Role, model: ModelConfig, command: str) ->
             f"model.optim.sched.warmup_steps={sched.warmup_steps} + constant_steps={sched.constant_steps} leave none "
             f"of them for the rest: their sum may be at most {sched.max_steps - 1}"
         )
+
+
+def _remote(cfg: MagicConfig, command: str) -> Iterator[str]:
+    """A role that a server plays does not learn, and has nothing that a local model has."""
+    if command == "sft":
+        if cfg.actors.of(cfg.sft.role).is_remote:
+            yield f"actors.{cfg.sft.role}.remote.urls has to be [] where sft.role={cfg.sft.role} is to be trained"
+        return
+    remote = [role for role in Role if cfg.actors.of(role).is_remote]
+    if len(remote) == len(Role):
+        yield "actors.attacker.remote.urls and actors.defender.remote.urls are both given: one role has to be local"
+        return
+    for role in remote:
+        options = cfg.actors.of(role)
+        sampling, urls = options.sampling_params, f"actors.{role}.remote.urls={list(options.remote.urls)}"
+        if role in cfg.game.schedule.train_roles:
+            yield (
+                f"{urls}: a role that a server plays cannot learn, and game.schedule.train_roles="
+                f"{list(cfg.game.schedule.train_roles)}: set game.schedule.train_roles=[{role.opponent}]"
+            )
+        if not options.remote.model:
+            yield f"{urls}: actors.{role}.remote.model has to be given, the model's name on that server"
+        if options.restore_from_path is not None:
+            yield (
+                f"{urls}: the server has its own weights, set actors.{role}.restore_from_path=null, which is "
+                f"{options.restore_from_path}"
+            )
+        if sampling.top_k:
+            yield (
+                f"{urls}: the protocol has no actors.{role}.sampling_params.top_k={sampling.top_k}, set it to 0 and, "
+                f"for a server that knows it, actors.{role}.remote.extra_body.top_k={sampling.top_k}"
+            )
+        if options.length_params.min_length > 1:
+            yield (
+                f"{urls}: the protocol has no actors.{role}.length_params.min_length="
+                f"{options.length_params.min_length}, set it to 1"
+            )
+
+
+def _metrics(cfg: MagicConfig) -> Iterator[str]:
+    """What is waited for has to be measured: a metric that never comes would end no phase and no run."""
+    game, switch = cfg.game, cfg.game.schedule.metric
+    waited = {"game.early_stop.metric": game.early_stop.metric}
+    if game.schedule.by == "metric":
+        waited["game.schedule.metric.name"] = switch.name
+        validations = -(-switch.max_steps // game.val_check_interval)
+        if switch.name.startswith(_VALIDATION) and validations < switch.window:
+            yield (
+                f"game.schedule.metric.name={switch.name} is measured every game.val_check_interval="
+                f"{game.val_check_interval} rounds, at most {validations} times in a phase of "
+                f"game.schedule.metric.max_steps={switch.max_steps}: that never fills "
+                f"game.schedule.metric.window={switch.window}"
+            )
+    asked = cfg.rewards.needs() | set(game.observe)
+    for key, name in waited.items():
+        prefix, _, figure = (name or "").rpartition("/")
+        needed = _JUDGED.get(figure) if f"{prefix}/" in (_TRAINING, _VALIDATION) else None
+        if needed is not None and needed not in asked:
+            yield f"{key}={name} needs the verdict's field {needed}, which nothing asks for: add it to game.observe"
 
 
 def _lane(cfg: MagicConfig, model: ModelConfig) -> Iterator[str]:

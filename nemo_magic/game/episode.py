@@ -92,14 +92,35 @@ class Turn:
     defence: Completion
 
 
+class Ending(StrEnum):
+    """Why a conversation ended: all its turns were played, the next one was longer than a model can read, or the
+    defender's reply was cut by the length limit before the last turn."""
+
+    PLAYED = "played"
+    NO_ROOM = "no_room"
+    CUT_SHORT = "cut_short"
+
+
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """A played game. ``group`` numbers the seed within the step's global batch; ``sample`` within the group."""
+    """A played game of one turn at least. ``group`` numbers the seed within the step's global batch; ``sample`` within
+    the group."""
 
     seed: Seed
     group: int
     sample: int
     turns: tuple[Turn, ...]
+    ending: Ending = Ending.PLAYED
+
+    def said_by(self, role: Role) -> tuple[Completion, ...]:
+        """What ``role``'s model said, turn by turn; nothing where no model wrote the rewrite."""
+        said = (turn.attack if role is Role.ATTACKER else turn.defence for turn in self.turns)
+        return tuple(completion for completion in said if completion is not None)
+
+    @property
+    def format_ok(self) -> bool:
+        """Whether every one of the attacker's messages was well-formed."""
+        return all(turn.format_ok for turn in self.turns)
 
     @property
     def conversation(self) -> tuple[Message, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from nemo_magic.game.episode import Answer, Completion, Episode, Label, Role, Safety, Verdict
+from nemo_magic.game.episode import Answer, Completion, Ending, Episode, Label, Role, Safety, Verdict
 
 Parts = Mapping[str, float]
 """One role's reward, part by part; the parts sum to the reward."""
@@ -114,6 +114,9 @@ def _count_completions(ratios: Ratios, episode: Episode) -> None:
             ratios.add("format_ok", turn.format_ok)
             _count_completion(ratios, Role.ATTACKER, turn.attack)
         _count_completion(ratios, Role.DEFENDER, turn.defence)
+    ratios.add("turns", len(episode.turns))
+    for ending in Ending:
+        ratios.add(f"ended_{ending}", episode.ending is ending)
 
 
 def _count_completion(ratios: Ratios, role: Role, completion: Completion) -> None:

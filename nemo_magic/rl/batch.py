@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,8 @@ DUMMY = -1
 class Row:
     """A prompt, the sampled ids that answer it, the advantage of that answer, and what the loss compares it with.
 
-    ``old_logprobs``, ``ref_logprobs``: one number per response id, in nats, or None where the loss needs none.
+    ``old_logprobs``, ``ref_logprobs``, ``rollout_logprobs`` (the generator's own): one number per response id, in nats,
+    or None where the loss needs none.
     """
 
     prompt_ids: tuple[int, ...]
@@ -22,6 +23,7 @@ class Row:
     advantage: float = 0.0
     old_logprobs: tuple[float, ...] | None = None
     ref_logprobs: tuple[float, ...] | None = None
+    rollout_logprobs: tuple[float, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)
@@ -33,7 +35,7 @@ class MicroBatch:
 
     ``tokens`` [b, S] long; ``mask`` [b, S−1] float, 1 where position t scores a response token ``tokens[:, t+1]``;
     ``advantages`` [b]; ``row_index`` [b] long, the row's place in the caller's list, or −1 for a dummy whose mask is 0;
-    ``old_logprobs``, ``ref_logprobs`` [b, S−1] or None.
+    ``old_logprobs``, ``ref_logprobs``, ``rollout_logprobs`` [b, S−1] or None.
     """
 
     tokens: torch.Tensor
@@ -42,6 +44,7 @@ class MicroBatch:
     row_index: torch.Tensor
     old_logprobs: torch.Tensor | None = None
     ref_logprobs: torch.Tensor | None = None
+    rollout_logprobs: torch.Tensor | None = None
 
 
 def microbatch_count(rows: int, micro_batch_size: int) -> int:
@@ -86,8 +89,13 @@ def _microbatch(rows: Sequence[Row], chunk: Sequence[int], size: int, pad_id: in
     mask = torch.zeros(size, width - 1)
     advantages = torch.zeros(size)
     row_index = torch.full((size,), DUMMY, dtype=torch.long)
-    old = torch.zeros(size, width - 1) if any(row.old_logprobs is not None for row in rows) else None
-    reference = torch.zeros(size, width - 1) if any(row.ref_logprobs is not None for row in rows) else None
+
+    def wanted(given: Iterable[tuple[float, ...] | None]) -> torch.Tensor | None:
+        return torch.zeros(size, width - 1) if any(values is not None for values in given) else None
+
+    old = wanted(row.old_logprobs for row in rows)
+    reference = wanted(row.ref_logprobs for row in rows)
+    rollout = wanted(row.rollout_logprobs for row in rows)
     for r, index in enumerate(chunk):
         row = rows[index]
         response = slice(len(row.prompt_ids) - 1, len(row) - 1)
@@ -95,7 +103,8 @@ def _microbatch(rows: Sequence[Row], chunk: Sequence[int], size: int, pad_id: in
         mask[r, response] = 1.0
         advantages[r] = row.advantage
         row_index[r] = index
-        for target, values in ((old, row.old_logprobs), (reference, row.ref_logprobs)):
+        given = ((old, row.old_logprobs), (reference, row.ref_logprobs), (rollout, row.rollout_logprobs))
+        for target, values in given:
             if target is not None and values is not None:
                 target[r, response] = torch.tensor(values)
-    return MicroBatch(tokens, mask, advantages, row_index, old, reference)
+    return MicroBatch(tokens, mask, advantages, row_index, old, reference, rollout)

@@ -15,8 +15,9 @@ class LossInputs:
 
     ``logprobs``, ``old_logprobs``, ``ref_logprobs``: [b, T], of the sampled tokens, in nats, all at the sampling
     temperature. ``old_logprobs`` None: the rollout's policy is the present one (a single minibatch), the ratio is 1
-    and its gradient that of the policy gradient. ``ref_logprobs`` is needed iff β > 0. ``advantages``: [b]. ``mask``:
-    [b, T], 1 on exactly the tokens that train; never re-derive eligibility here.
+    and its gradient that of the policy gradient. ``ref_logprobs`` is needed iff β > 0. ``rollout_logprobs``: those of
+    the generator, which computes the same policy with other kernels; None where it gives none. ``advantages``: [b].
+    ``mask``: [b, T], 1 on exactly the tokens that train; never re-derive eligibility here.
     """
 
     logprobs: torch.Tensor
@@ -24,6 +25,7 @@ class LossInputs:
     mask: torch.Tensor
     old_logprobs: torch.Tensor | None = None
     ref_logprobs: torch.Tensor | None = None
+    rollout_logprobs: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Normalizer:
 @dataclass(frozen=True)
 class LossOutputs:
     """``loss``: this microbatch's share of the global mean. ``metrics``: name → (sum, count), to be summed before
-    dividing."""
+    dividing; of names that end in ``_max``, the largest quotient is meant."""
 
     loss: torch.Tensor
     metrics: dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -49,6 +51,10 @@ def grpo_loss(inputs: LossInputs, config: GRPOConfig, norm: Normalizer) -> LossO
 
     Summing the result over microbatches and ranks gives the loss of the whole step. Masked tokens contribute exactly
     zero to loss and gradient, whatever numbers stand there.
+
+    With ``tis_clip`` = C each token's policy term is weighted by ``min(π_old / π_rollout, C)``: truncated importance
+    sampling, which corrects for a generator whose numerics are not the trainer's (Yao et al., Your efficient RL
+    framework secretly brings you off-policy RL training, 2025).
     """
     mask = inputs.mask.bool()
     logprobs = torch.where(mask, inputs.logprobs, 0.0)
@@ -59,6 +65,13 @@ def grpo_loss(inputs: LossInputs, config: GRPOConfig, norm: Normalizer) -> LossO
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - config.ratio_clip_low, 1 + config.ratio_clip_high)
     policy = -torch.minimum(ratio * advantages, clipped * advantages)
+    drift = None
+    if inputs.rollout_logprobs is not None:
+        drift = (old - torch.where(mask, inputs.rollout_logprobs, 0.0)).detach()
+    if config.tis_clip is not None:
+        if drift is None:
+            raise ValueError(f"grpo.tis_clip={config.tis_clip} needs the generator's log-probabilities")
+        policy = policy * drift.exp().clamp(max=config.tis_clip)
     per_token = policy
     kl = torch.zeros_like(policy)
     if config.kl_beta > 0:
@@ -78,6 +91,12 @@ def grpo_loss(inputs: LossInputs, config: GRPOConfig, norm: Normalizer) -> LossO
             "clip_high_share": (_sum((ratio > 1 + config.ratio_clip_high) & (advantages > 0), mask), count),
             "approx_kl_old": (_sum(ratio - 1 - log_ratio, mask), count),
         }
+        if drift is not None:
+            mismatch = drift.abs().exp()
+            metrics["mismatch"] = (_sum(mismatch, mask), count)
+            metrics["mismatch_max"] = (torch.where(mask, mismatch, 0.0).max(), torch.ones_like(count))
+            if config.tis_clip is not None:
+                metrics["tis_clipped_share"] = (_sum((drift.exp() > config.tis_clip).float(), mask), count)
     return LossOutputs(loss, metrics)
 
 

@@ -1,21 +1,23 @@
-"""Where episodes are played: the attacker rewrites seeds, the defender answers what it sees."""
+"""Where episodes are played: the attacker rewrites seeds, the defender answers what it sees, for a turn or several."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
-from nemo_magic.actors.build import Player
-from nemo_magic.actors.generation import Generator
-from nemo_magic.config import MagicConfig
+from nemo_magic.actors.speaker import Speaker
 from nemo_magic.game import tags
-from nemo_magic.game.episode import Completion, Episode, Role, Seed, Turn
-from nemo_magic.game.prompts import attacker_messages, defender_messages
+from nemo_magic.game.episode import Completion, Ending, Episode, Role, Seed, Turn
+from nemo_magic.game.prompts import Chat, PromptConfig, attacker_messages, defender_messages
 from nemo_magic.training.timers import Timers
 
+GREEDY = frozenset(Role)
+"""Both roles at temperature 0."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A seed to be attacked: its place in the step's global batch and which of its group's attacks this is."""
 
@@ -24,9 +26,9 @@ class Job:
     sample: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Attack:
-    """What became of a seed: the text that the defender will see. ``completion`` is None where no model wrote it."""
+    """An opening move: the text that the defender will see. ``completion`` is None where no model wrote it."""
 
     job: Job
     rewrite: str
@@ -34,93 +36,149 @@ class Attack:
     completion: Completion | None
 
 
+@dataclass(slots=True)
+class _Game:
+    """A conversation being played. ``stream`` and ``step`` say which games these are; their samples depend on it."""
+
+    job: Job
+    stream: str
+    step: int
+    move: Attack | None = None
+    turns: list[Turn] = field(default_factory=list)
+    ending: Ending = Ending.PLAYED
+
+    @property
+    def seen(self) -> list[tuple[str, str]]:
+        """The conversation as the defender knows it."""
+        return [(turn.rewrite, turn.defence.text) for turn in self.turns]
+
+    @property
+    def written(self) -> list[tuple[str, str]]:
+        """The conversation as the attacker knows it: its own words whole, the defender's replies."""
+        return [("" if turn.attack is None else turn.attack.text, turn.defence.text) for turn in self.turns]
+
+
 class Arena:
     """Plays for this rank's share of the seeds. Every rank of a model-parallel group plays the same games.
 
-    Samples depend on ``(seed, stream, step, role, group, sample)`` and the weights only, not on how many ranks share
-    the work.
+    Samples depend on ``(seed, stream, step, role, group, sample, turn)`` and the weights only, not on how many ranks
+    share the work.
     """
 
-    def __init__(self, cfg: MagicConfig, players: dict[Role, Player], generator: Generator, timers: Timers) -> None:
-        self._cfg = cfg
-        self._players = players
-        self._generator = generator
+    def __init__(
+        self,
+        speakers: Mapping[Role, Speaker],
+        prompts: PromptConfig,
+        timers: Timers,
+        *,
+        seed: int,
+        group_size: int,
+        max_turns: int = 1,
+        bare_share: float = 0.0,
+    ) -> None:
+        self._speakers = speakers
+        self._prompts = prompts
         self._timers = timers
+        self._seed = seed
+        self._group_size = group_size
+        self._max_turns = max_turns
+        self._bare_share = bare_share
 
-    def rollout(self, seeds: Sequence[tuple[int, Seed]], learner: Role, step: int) -> list[Episode]:
-        """Training games of Algorithm 1 for ``(group, seed)`` pairs: G samples of whoever learns.
+    # --- training games of Algorithm 1
 
-        Defender phase: one attack per seed, shared by its group of G responses; a share ``game.bare_share`` of the
-        seeds is shown as it is. Attacker phase: G attacks per seed, one response to each.
-        """
-        size = self._cfg.game.group_size
-        if learner is Role.DEFENDER:
-            bare = [(group, seed) for group, seed in seeds if self._is_bare(step, group)]
-            attacks = self.attack([Job(s, g, 0) for g, s in seeds if (g, s) not in bare], "train", step)
-            attacks += fixed_attacks(lambda seed: seed.text, bare)
-            attacks = [replace(a, job=replace(a.job, sample=i)) for a in attacks for i in range(size)]
-        else:
-            attacks = self.attack([Job(seed, group, i) for group, seed in seeds for i in range(size)], "train", step)
-        return self.respond(attacks, "train", step)
+    def attacker_rollout(self, seeds: Sequence[tuple[int, Seed]], step: int) -> list[Episode]:
+        """G attacks on each ``(group, seed)``, one response to each."""
+        jobs = [Job(seed, group, i) for group, seed in seeds for i in range(self._group_size)]
+        return self.play(self.attack(jobs, "train", step), "train", step)
+
+    def defender_openings(self, seeds: Mapping[int, Sequence[tuple[int, Seed]]]) -> dict[int, list[Attack]]:
+        """Step → one attack on each of its ``(group, seed)``, all of them written together; a share ``bare_share`` of
+        the seeds is shown as it is."""
+        bare = {step: [(g, seed) for g, seed in pairs if self._is_bare(step, g)] for step, pairs in seeds.items()}
+        jobs = [
+            (step, Job(seed, g, 0)) for step, pairs in seeds.items() for g, seed in pairs if (g, seed) not in bare[step]
+        ]
+        moves = self._rewrite([_Game(job, "train", step) for step, job in jobs])
+        openings: dict[int, list[Attack]] = {step: [] for step in seeds}
+        for (step, _), move in zip(jobs, moves, strict=True):
+            if move is not None:
+                openings[step].append(move)
+        return {step: made + fixed_attacks(lambda seed: seed.text, bare[step]) for step, made in openings.items()}
+
+    def defender_rollout(self, openings: Sequence[Attack], step: int) -> list[Episode]:
+        """G responses to each opening."""
+        shared = [replace(a, job=replace(a.job, sample=i)) for a in openings for i in range(self._group_size)]
+        return self.play(shared, "train", step)
+
+    # --- any games
 
     def duel(self, seeds: Sequence[tuple[int, Seed]]) -> list[Episode]:
         """One game per seed, both roles at temperature 0."""
-        return self.respond(
-            self.attack([Job(s, g, 0) for g, s in seeds], "duel", 0, greedy=True), "duel", 0, greedy=True
-        )
+        return self.play(self.attack([Job(s, g, 0) for g, s in seeds], "duel", 0, GREEDY), "duel", 0, GREEDY)
 
-    def attack(self, jobs: Sequence[Job], stream: str, step: int, greedy: bool = False) -> list[Attack]:
-        """Let the attacker rewrite."""
-        chat = self._players[Role.ATTACKER].actor.chat
-        prompts = [chat.prompt_ids(attacker_messages(self._cfg.game.prompts, job.seed)) for job in jobs]
-        completions = self._say(Role.ATTACKER, prompts, self._row_seeds(jobs, stream, step, Role.ATTACKER), greedy)
-        parsed = [tags.parse(completion.text) for completion in completions]
-        return [
-            Attack(job, tagged.visible, tagged.format_ok, completion)
-            for job, tagged, completion in zip(jobs, parsed, completions, strict=True)
-        ]
+    def attack(self, jobs: Sequence[Job], stream: str, step: int, greedy: Collection[Role] = ()) -> list[Attack]:
+        """Let the attacker open; a seed that it cannot read is left out."""
+        moves = self._rewrite([_Game(job, stream, step) for job in jobs], greedy)
+        return [move for move in moves if move is not None]
 
-    def respond(self, attacks: Sequence[Attack], stream: str, step: int, greedy: bool = False) -> list[Episode]:
-        """Let the defender answer what the attacks show it."""
-        fitted = [self._fit(attack) for attack in attacks]
-        jobs = [attack.job for attack in attacks]
-        completions = self._say(
-            Role.DEFENDER, [ids for _, ids in fitted], self._row_seeds(jobs, stream, step, Role.DEFENDER), greedy
-        )
-        return [
-            Episode(a.job.seed, a.job.group, a.job.sample, (Turn(rewrite, a.format_ok, a.completion, answer),))
-            for a, (rewrite, _), answer in zip(attacks, fitted, completions, strict=True)
-        ]
+    def play(self, openings: Sequence[Attack], stream: str, step: int, greedy: Collection[Role] = ()) -> list[Episode]:
+        """Conversations from their openings on: the defender answers, and where a model attacks, it goes on for
+        ``max_turns``. An opening that the defender cannot read at all has no episode."""
+        games = [_Game(opening.job, stream, step, opening) for opening in openings]
+        going = games
+        for turn in range(self._max_turns):
+            if turn:
+                going = [game for game in going if game.turns[-1].attack is not None]
+                for game, move in zip(going, self._rewrite(going, greedy), strict=True):
+                    game.move = move
+                    game.ending = Ending.NO_ROOM if move is None else Ending.PLAYED
+                going = [game for game in going if game.move is not None]
+            self._answer(going, greedy)
+            going = [game for game in going if game.ending is Ending.PLAYED]
+        return [Episode(g.job.seed, g.job.group, g.job.sample, tuple(g.turns), g.ending) for g in games if g.turns]
+
+    def _rewrite(self, games: Sequence[_Game], greedy: Collection[Role] = ()) -> list[Attack | None]:
+        """The attacker's next move in each game; None where it cannot read on."""
+        chats = [attacker_messages(self._prompts, g.job.seed, g.written, self._max_turns) for g in games]
+        moves: list[Attack | None] = []
+        for game, said in zip(games, self._say(Role.ATTACKER, chats, games, greedy), strict=True):
+            tagged = None if said is None else tags.parse(said.text)
+            moves.append(None if tagged is None else Attack(game.job, tagged.visible, tagged.format_ok, said))
+        return moves
+
+    def _answer(self, games: Sequence[_Game], greedy: Collection[Role]) -> None:
+        """Let the defender answer every game's move; where it cannot, the game ends as it stands."""
+        shown, chats = [], []
+        for game in games:
+            assert game.move is not None
+            chat_of = partial(defender_messages, self._prompts, past=game.seen)
+            rewrite = self._speakers[Role.DEFENDER].fit(game.move.rewrite, chat_of)
+            shown.append(rewrite)
+            chats.append(chat_of(rewrite))
+        answers = self._say(Role.DEFENDER, chats, games, greedy)
+        for game, rewrite, answer in zip(games, shown, answers, strict=True):
+            assert game.move is not None
+            if answer is None:
+                game.ending = Ending.NO_ROOM
+                continue
+            game.turns.append(Turn(rewrite, game.move.format_ok, game.move.completion, answer))
+            if not answer.finished and len(game.turns) < self._max_turns:
+                # What follows half a sentence would be answered by nobody in particular.
+                game.ending = Ending.CUT_SHORT
 
     def _say(
-        self, role: Role, prompts: Sequence[Sequence[int]], row_seeds: Sequence[int], greedy: bool
-    ) -> list[Completion]:
-        options = self._cfg.actors.of(role)
-        sampling = replace(options.sampling_params, use_greedy=True) if greedy else options.sampling_params
+        self, role: Role, chats: Sequence[Chat], games: Sequence[_Game], greedy: Collection[Role]
+    ) -> list[Completion | None]:
         with self._timers(f"generate_{role}"):
-            self._generator.load(self._players[role].actor)
-            try:
-                return self._generator.generate(prompts, row_seeds, sampling, options.length_params)
-            finally:
-                self._generator.release()
-
-    def _fit(self, attack: Attack) -> tuple[str, tuple[int, ...]]:
-        """The defender's prompt; a rewrite too long for its model is shown as far as it fits."""
-        actor = self._players[Role.DEFENDER].actor
-        room = self._cfg.actors.defender.length_params.prompt_room(actor.cfg.encoder_seq_length)
-        rewrite = attack.rewrite
-        ids = actor.chat.prompt_ids(defender_messages(self._cfg.game.prompts, rewrite))
-        while len(ids) > room and rewrite:
-            words = actor.chat.encode(rewrite)
-            rewrite = actor.chat.text(words[: max(0, len(words) - (len(ids) - room))])
-            ids = actor.chat.prompt_ids(defender_messages(self._cfg.game.prompts, rewrite))
-        return rewrite, ids
+            seeds = [self._row_seed(game, role) for game in games]
+            return self._speakers[role].say(chats, seeds, role in greedy)
 
     def _is_bare(self, step: int, group: int) -> bool:
-        return row_seed(self._cfg.seed, "bare", step, group) < self._cfg.game.bare_share * 2**64
+        return row_seed(self._seed, "bare", step, group) < self._bare_share * 2**64
 
-    def _row_seeds(self, jobs: Sequence[Job], stream: str, step: int, role: Role) -> list[int]:
-        return [row_seed(self._cfg.seed, stream, step, role, job.group, job.sample) for job in jobs]
+    def _row_seed(self, game: _Game, role: Role) -> int:
+        turn = (len(game.turns),) if game.turns else ()
+        return row_seed(self._seed, game.stream, game.step, role, game.job.group, game.job.sample, *turn)
 
 
 Rewriter = Callable[[Seed], str]

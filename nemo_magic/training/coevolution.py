@@ -1,114 +1,174 @@
 """The co-evolution loop: Algorithm 1 of the paper, every rank running the same program.
 
-Left to other modules: what an episode is (game), how it is played (arena), judged (referee) and learned from (learner).
+Left to other modules: what an episode is (game), who plays (cast), how it is played (arena), judged (referee), learned
+from (learner), kept (checkpoints) and measured at the end (finale).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from nemo_magic.actors.build import Player, build_player
-from nemo_magic.actors.checkpoint import save_weights
-from nemo_magic.actors.generation import NativeGenerator
+from nemo_magic.actors.errors import RemoteError
 from nemo_magic.actors.snapshots import Snapshot, take
-from nemo_magic.actors.world import World
-from nemo_magic.config import MagicConfig, role_model
+from nemo_magic.config import MagicConfig
 from nemo_magic.data.seeds import SeedSampler, interleaved, load_seeds
-from nemo_magic.game.episode import Role, Seed
+from nemo_magic.game.episode import Episode, Role, Seed
 from nemo_magic.game.metrics import Ratios, Scored, rollout_metrics
 from nemo_magic.game.schedule import Schedule
-from nemo_magic.report.game_picture import draw_game
-from nemo_magic.report.records import CROSSPLAY_FILE, METRICS_FILE, PICTURE_FILE, STRATEGIES_FILE, StepRecord
+from nemo_magic.game.stopping import EarlyStop, total_steps
+from nemo_magic.judge.errors import JudgeError
+from nemo_magic.report.records import StepRecord
 from nemo_magic.training.arena import Arena
-from nemo_magic.training.crossplay import cross_play
+from nemo_magic.training.cast import Cast, assemble
+from nemo_magic.training.checkpoints import Checkpointer, layout_of
+from nemo_magic.training.errors import DivergedError, Preempted, TrainingError
+from nemo_magic.training.finale import finale
+from nemo_magic.training.interruption import Interruption
 from nemo_magic.training.learner import Learner
 from nemo_magic.training.observe import Observer
-from nemo_magic.training.probe import probe_strategies
 from nemo_magic.training.referee import Referee
-from nemo_magic.training.summary import print_summary
+from nemo_magic.training.resume import STATE, Resume, start_weights
+from nemo_magic.training.rewrites import Rewrites
 from nemo_magic.training.timers import Timers
 
+REWRITES = "rewrites.json"
 
-def train(cfg: MagicConfig) -> None:
-    """Play and learn for ``game.max_steps`` rounds, then play everyone against everyone and report.
+
+def train(cfg: MagicConfig, resume: Resume) -> None:
+    """Play and learn until ``game.max_steps``, then play everyone against everyone and report.
 
     Raises:
-        JudgeFailed: the judge stayed away for ``judge.give_up_after`` seconds, or knows too little.
+        TrainingError: the run cannot go on, or was asked not to; it has saved and goes on when it is started again.
+        JudgeFailed: no judge was there to begin with.
     """
-    players = {
-        role: build_player(
-            role,
-            role_model(cfg, role),
-            cfg.actors.of(role),
-            cfg.trainer,
-            seed=cfg.seed + number,
-            keep_reference=cfg.grpo.kl_beta > 0,
-        )
-        for number, role in enumerate((Role.ATTACKER, Role.DEFENDER))
-    }
-    world = World.current()
-    referee = Referee(world, cfg.judge, cfg.rewards, cfg.game.observe)
-    try:
-        referee.wait_ready(cfg.judge.give_up_after)
-        _Coevolution(cfg, world, players, referee).run()
-    finally:
-        referee.close()
+    with assemble(cfg, start_weights(cfg, resume.checkpoint)) as cast:
+        referee = Referee(cast.world, cfg.judge, cfg.rewards, cfg.game.observe)
+        try:
+            referee.wait_ready(cfg.judge.give_up_after)
+            _Coevolution(cfg, cast, referee).run(resume)
+        finally:
+            referee.close()
 
 
 class _Coevolution:
-    def __init__(self, cfg: MagicConfig, world: World, players: dict[Role, Player], referee: Referee) -> None:
+    def __init__(self, cfg: MagicConfig, cast: Cast, referee: Referee) -> None:
         self.cfg = cfg
-        self.world = world
-        self.players = players
+        self.cast = cast
+        self.world = cast.world
         self.referee = referee
         self.timers = Timers()
-        self.arena = Arena(cfg, players, NativeGenerator(cfg.generation), self.timers)
-        self.learner = Learner(world, cfg.grpo)
+        self.folder = Path(cfg.exp_manager.explicit_log_dir)
+        self.arena = Arena(
+            cast.speakers,
+            cfg.game.prompts,
+            self.timers,
+            seed=cfg.seed,
+            group_size=cfg.game.group_size,
+            max_turns=cfg.game.max_turns,
+            bare_share=cfg.game.bare_share,
+        )
+        self.learner = Learner(self.world, cfg.grpo)
         data = load_seeds(cfg.data)
-        if world.is_main:
-            print(data.report, flush=True)
+        self.say(str(data.report))
         self.sampler = SeedSampler(data.train, cfg.game.batch_size, cfg.data.harmful_share, cfg.seed)
+        self.rewrites = Rewrites(self.world, self.arena, lambda step: self.share_of(self.sampler.batch(step)))
         self.held_out = interleaved(data.validation)[: cfg.game.num_val_samples]
         self.test = data.test or data.validation
-        self.snapshots: dict[Role, list[Snapshot]] = {role: [take(players[role].actor, "start")] for role in Role}
+        self.total = total_steps(cfg.game.max_steps, cfg.game.max_epochs, cfg.game.batch_size, len(data.train))
+        self.checkpoints = Checkpointer(self.world, self.folder, cfg.exp_manager.checkpoint_callback_params, self.say)
+        # What follows is the game's state, and is saved as one.
+        self.schedule = Schedule.begin(cfg.game.schedule)
+        self.early_stop = EarlyStop()
+        self.snapshots: dict[str, list[Snapshot]] = {name: [] for name in cast.named}
+        self.metrics: Mapping[str, float] = {}
 
-    def run(self) -> None:
-        cfg, schedule = self.cfg, Schedule.begin(self.cfg.game.schedule)
-        steps = cfg.game.max_steps
-        with Observer(
-            cfg.exp_manager, is_main=self.world.is_main, total_steps=steps, title=cfg.name, config=asdict(cfg)
-        ) as observer:
-            observer.record(StepRecord(0, "start", 0, None, self.validate() | self.timers.drain()))
-            while schedule.step < steps:
-                metrics, scored = self.step(schedule)
-                done, last_of_phase = schedule.step + 1, schedule.ends_phase(cfg.game.schedule)
-                if last_of_phase or done == steps:
-                    self.keep(schedule)
-                if done % cfg.game.val_check_interval == 0 or done == steps:
-                    metrics |= self.validate() | self.timers.drain()
-                observer.record(StepRecord(done, schedule.learner, schedule.phase, schedule.learner, metrics), scored)
-                schedule = schedule.advance(cfg.game.schedule)
-        self.finish()
+    def run(self, resume: Resume) -> None:
+        cfg, exp = self.cfg, self.cfg.exp_manager
+        done = self.restore(resume)
+        with (
+            Interruption(self.world, exp.max_seconds) as interruption,
+            Observer(
+                exp,
+                is_main=self.world.is_main,
+                resume_step=done,
+                total_steps=self.total,
+                title=cfg.name,
+                config=asdict(cfg),
+            ) as observer,
+        ):
+            self.checkpoints.say = observer.note
+            if done is None:
+                self.begin(observer)
+            while not self.over():
+                self.checkpoints.poll()
+                if reason := interruption.reason():
+                    self.save(wait=True)
+                    raise Preempted(f"{reason} after step {self.schedule.step}; saved")
+                try:
+                    metrics, scored = self.step()
+                except (JudgeError, RemoteError, DivergedError) as error:
+                    # Nothing of this step counts yet: it is played again when the run goes on.
+                    self.save(wait=True)
+                    raise TrainingError(
+                        f"step {self.schedule.step + 1}: {error}; saved after {self.schedule.step}"
+                    ) from error
+                self.finish_step(metrics, scored, observer)
+            self.save(wait=True)
+        finale(cfg, self.cast, self.arena, self.referee, self.snapshots, self.test, self.folder)
 
-    def step(self, schedule: Schedule) -> tuple[dict[str, float], list[Scored]]:
+    def step(self) -> tuple[dict[str, float], list[Scored]]:
         """One round of Algorithm 1: sample, play, judge, reward, learn."""
-        role, timers = schedule.learner, self.timers
-        player = self.players[role]
+        role, timers = self.schedule.learner, self.timers
         with timers("step"):
-            seeds = self.share_of(self.sampler.batch(schedule.step))
-            episodes = self.arena.rollout(seeds, role, schedule.step)
+            player = self.cast.learns(role)
+            episodes = self.play(role)
             pending = self.referee.submit(episodes)
             with timers("logprobs"):  # the judge works meanwhile
-                rows = self.learner.rows(player, episodes)
+                said = self.learner.said(player, role, episodes)
             with timers("judge_wait"):
                 scored = self.referee.collect(pending)
             advantages = self.learner.advantages(role, scored)
             with timers("update"):
-                metrics = self.learner.update(player, scored, rows, advantages)
+                metrics = self.learner.update(player, scored, said, advantages)
         return metrics | self.figures("train_rollouts/", scored) | self.speed(scored), scored
+
+    def play(self, role: Role) -> list[Episode]:
+        """Attacker phase: G attacks per seed, one response to each. Defender phase: one attack per seed, shared by its
+        group of G responses; the attacker does not change meanwhile, so its attacks may be written ahead."""
+        step = self.schedule.step
+        if role is Role.ATTACKER:
+            self.rewrites.forget()
+            return self.arena.attacker_rollout(self.share_of(self.sampler.batch(step)), step)
+        return self.arena.defender_rollout(self.rewrites.take(step, self.ahead()), step)
+
+    def ahead(self) -> int:
+        """How many steps' attacks to write at once: at most what is certain to be played by this attacker."""
+        wanted = self.cfg.game.rewrites_ahead
+        certain = min(self.schedule.steps_left(self.cfg.game.schedule), self.total - self.schedule.step)
+        return 1 if self.cfg.game.self_play else certain if wanted is None else min(wanted, certain)
+
+    def finish_step(self, metrics: dict[str, float], scored: Sequence[Scored], observer: Observer) -> None:
+        """Validate and record what was played, move on, and keep what is to be kept."""
+        cfg, before = self.cfg, self.schedule
+        done = before.step + 1
+        if done % cfg.game.val_check_interval == 0 or done == self.total:
+            metrics |= self.validate() | self.timers.drain()
+        observer.record(StepRecord(done, before.learner, before.phase, before.learner, metrics), scored)
+        self.metrics = metrics
+        self.schedule = before.advance(cfg.game.schedule, metrics)
+        self.early_stop = self.early_stop.after(cfg.game.early_stop, done, metrics)
+        if self.schedule.phase != before.phase or self.over():
+            self.keep(before.learner, f"phase-{before.phase:02d}")
+        if done % cfg.exp_manager.checkpoint_callback_params.every_n_train_steps == 0:
+            self.save()
+
+    def over(self) -> bool:
+        reached = self.early_stop.reached(self.cfg.game.early_stop, self.schedule.step)
+        return self.schedule.step >= self.total or reached is not None
 
     def validate(self) -> dict[str, float]:
         """The pair as it is, on held-out seeds, at temperature 0."""
@@ -116,33 +176,61 @@ class _Coevolution:
             scored = self.referee.collect(self.referee.submit(self.arena.duel(self.share_of(self.held_out))))
         return self.figures("val_rollouts/", scored)
 
-    def keep(self, schedule: Schedule) -> None:
-        """Keep the learner's weights as they are at the end of a phase, in memory and on disk."""
-        player = self.players[schedule.learner]
-        name = f"phase-{schedule.phase:02d}"
-        self.snapshots[player.role].append(take(player.actor, name))
-        save_weights(player.actor, self.folder / "snapshots" / player.role / name)
+    # --- what is kept
 
-    def finish(self) -> None:
-        """Cross-play of everyone who was kept, the strategies' probe, the picture and the summary."""
-        cfg, test = self.cfg, list(enumerate(self.test))
-        if cfg.game.crossplay.enabled:
-            matrix = cross_play(self.world, self.arena, self.referee, self.players, self.snapshots, test, cfg)
-            if self.world.is_main:
-                matrix.save(self.folder / CROSSPLAY_FILE)
-        if cfg.game.probe == "sandbox":
-            worst = probe_strategies(self.world, self.arena, self.referee, cfg, self.players, self.snapshots, test)
-            if self.world.is_main:
-                (self.folder / STRATEGIES_FILE).write_text(json.dumps(worst, indent=1))
+    def begin(self, observer: Observer) -> None:
+        """Before the first step: everyone's first self is kept, the pair measured, and the run can be resumed."""
+        for role in self.cast.players:
+            self.keep(role, "start")
+        self.metrics = self.validate() | self.timers.drain()
+        observer.record(StepRecord(0, "start", 0, None, self.metrics))
+        self.save()
+
+    def keep(self, role: Role, name: str) -> None:
+        """Keep a player's weights as they are now, to be played against at the end."""
+        player = self.cast.players[role]
+        owner = next(key for key, one in self.cast.named.items() if one is player)
+        if name not in (kept.name for kept in self.snapshots[owner]):
+            # Megatron has one queue of write results per process: two writes at a time would be told each other's.
+            self.checkpoints.finish()
+            self.snapshots[owner].append(take(player.actor, self.folder / "snapshots" / owner / name))
+
+    def save(self, wait: bool = False) -> None:
+        """Commit the game's state as it is between two steps."""
+        state = {
+            "step": self.schedule.step,
+            "schedule": self.schedule.to_dict(),
+            "early_stop": self.early_stop.to_dict(),
+            "snapshots": {name: [kept.name for kept in taken] for name, taken in self.snapshots.items()},
+            "skipped_updates": {name: player.skipped_updates for name, player in self.cast.named.items()},
+            "layout": layout_of(self.world, self.cast.named),
+            "config": asdict(self.cfg),
+        }
+        documents = {STATE: state, REWRITES: self.rewrites.to_rows(self.schedule.step)}
+        self.checkpoints.save(self.schedule.step, self.cast.named, documents, self.metrics, wait)
+
+    def restore(self, resume: Resume) -> int | None:
+        """Take up the game where a checkpoint left it; the step to go on after, or None for a new game."""
+        path = self.checkpoints.newest() if resume.newest else resume.checkpoint
+        if path is None:
+            return None
+        state: Mapping[str, Any] = self.checkpoints.restore(path, self.cast.named)
+        self.schedule = Schedule.from_dict(state["schedule"])
+        self.early_stop = EarlyStop.from_dict(state["early_stop"])
+        taken = path.parent.parent / "snapshots"
+        for name, player in self.cast.named.items():
+            player.skipped_updates = state["skipped_updates"][name]
+            self.snapshots[name] = [Snapshot(kept, taken / name / kept) for kept in state["snapshots"][name]]
+        rows = json.loads((path / REWRITES).read_text(encoding="utf-8"))
+        self.rewrites.from_rows(rows, lambda group: group % self.world.dp_size == self.world.dp_rank)
+        self.say(f"resumed from {path}: {self.schedule.step} of {self.total} steps are done")
+        return self.schedule.step
+
+    # --- all ranks together
+
+    def say(self, text: str) -> None:
         if self.world.is_main:
-            crossplay = self.folder / CROSSPLAY_FILE
-            draw_game(self.folder / METRICS_FILE, crossplay if crossplay.exists() else None, self.folder / PICTURE_FILE)
-            print_summary(self.folder)
-        self.world.barrier()
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.cfg.exp_manager.explicit_log_dir)
+            print(text, flush=True)
 
     def share_of(self, seeds: Sequence[Seed]) -> list[tuple[int, Seed]]:
         """This data-parallel rank's (group, seed) pairs: whole groups, so that their statistics never cross ranks."""
@@ -155,9 +243,8 @@ class _Coevolution:
     def speed(self, scored: Sequence[Scored]) -> dict[str, float]:
         """Timings of this step, and sampled tokens per second over all ranks."""
         timings = self.timers.drain()
-        turns = [turn for s in scored for turn in s.episode.turns]
+        said = [(role, completion) for s in scored for role in Role for completion in s.episode.said_by(role)]
         # A group that shares an attack shares one object: count it once.
-        attacks = {id(turn.attack): len(turn.attack.response_ids) for turn in turns if turn.attack is not None}
-        sampled = sum(attacks.values()) + sum(len(turn.defence.response_ids) for turn in turns)
+        sampled = sum(len(c.response_ids) for c in {id(c): c for _, c in said}.values())
         (tokens,) = self.world.total(sampled)
         return timings | {"throughput/tokens_per_second": tokens / timings["timers/step"]}

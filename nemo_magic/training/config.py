@@ -53,11 +53,36 @@ class WandbConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    """Game checkpoints, in ``<run>/checkpoints``; NeMo's own key names where it has them.
+
+    One is saved every ``every_n_train_steps`` steps and at the end, in the background (``async_save``), and counts once
+    it is durable. The last ``keep_last`` stay, and the one with the best value of the metric ``monitor`` (null: none;
+    ``mode``: min or max), to which the link ``best`` points.
+    """
+
+    every_n_train_steps: int = 15
+    keep_last: int = 2
+    monitor: str | None = None
+    mode: str = "min"
+    async_save: bool = True
+
+    def __post_init__(self) -> None:
+        for key in ("every_n_train_steps", "keep_last"):
+            if getattr(self, key) < 1:
+                raise ValueError(
+                    f"exp_manager.checkpoint_callback_params.{key}={getattr(self, key)} must be at least 1"
+                )
+        if self.mode not in ("min", "max"):
+            raise ValueError(f"exp_manager.checkpoint_callback_params.mode={self.mode!r} must be one of: min, max")
+
+
+@dataclass
 class ExpManagerConfig:
     """Where a run writes, and to what it reports; NeMo's own key names.
 
     ``explicit_log_dir``: the run's folder. ``num_logged_samples``: conversations saved per step.
-    ``max_time_per_run``: ``DD:HH:MM:SS`` after which the run ends by itself, or null.
+    ``max_time_per_run``: ``DD:HH:MM:SS`` after which the run saves and ends by itself, to be started again; or null.
     """
 
     explicit_log_dir: str = "runs/${name}"
@@ -66,6 +91,15 @@ class ExpManagerConfig:
     create_tensorboard_logger: bool = True
     num_logged_samples: int = 8
     max_time_per_run: str | None = None
+    checkpoint_callback_params: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    @property
+    def max_seconds(self) -> float | None:
+        """``max_time_per_run`` in seconds."""
+        if self.max_time_per_run is None:
+            return None
+        days, hours, minutes, seconds = map(int, self.max_time_per_run.split(":"))
+        return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
     def __post_init__(self) -> None:
         if not self.explicit_log_dir:

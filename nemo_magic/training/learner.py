@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from nemo_magic.actors.actor import Objective
 from nemo_magic.actors.build import Player
 from nemo_magic.actors.world import World
-from nemo_magic.game.episode import Completion, Episode, Role
+from nemo_magic.game.episode import Episode, Role
 from nemo_magic.game.metrics import Ratios, Scored
 from nemo_magic.rl.advantages import Advantages, rollout_advantages
 from nemo_magic.rl.batch import MicroBatch, Row, scatter_back
 from nemo_magic.rl.config import GRPOConfig
 from nemo_magic.rl.loss import LossInputs, Normalizer, grpo_loss
+from nemo_magic.training.errors import DivergedError
 
 
-def completion_of(episode: Episode, role: Role) -> Completion:
-    """What ``role`` said in a single-turn episode."""
-    turn = episode.turns[-1]
-    completion = turn.attack if role is Role.ATTACKER else turn.defence
-    if completion is None:
-        raise ValueError(f"episode {episode.seed.id}: no model spoke for the {role}")
-    return completion
+@dataclass(frozen=True)
+class Said:
+    """A role's sampled ids in a list of episodes: a row per message, and the number of the episode it belongs to."""
+
+    rows: list[Row]
+    episode_of: list[int]
 
 
 class Learner:
@@ -34,14 +34,14 @@ class Learner:
         self._world = world
         self._config = config
 
-    def rows(self, player: Player, episodes: Sequence[Episode]) -> list[Row]:
-        """The role's sampled ids, with the log-probabilities that the loss will compare against.
+    def said(self, player: Player, role: Role, episodes: Sequence[Episode]) -> Said:
+        """What ``role`` said, all turns, with the log-probabilities that the loss will compare against.
 
         Needs no verdicts, so that the judge works meanwhile. With a single minibatch and β = 0 there is nothing to
         compute.
         """
-        spoken = [completion_of(episode, player.role) for episode in episodes]
-        rows = [Row(completion.prompt_ids, completion.response_ids) for completion in spoken]
+        spoken = [(i, completion) for i, episode in enumerate(episodes) for completion in episode.said_by(role)]
+        rows = [Row(c.prompt_ids, c.response_ids, rollout_logprobs=c.logprobs or None) for _, c in spoken]
         batches = None
         if self._config.minibatches > 1:
             batches = player.microbatches(rows, self._world)
@@ -51,30 +51,34 @@ class Learner:
             batches = batches or player.microbatches(rows, self._world)
             reference = scatter_back(batches, player.actor.reference_logprobs(batches), len(rows))
             rows = [replace(row, ref_logprobs=values) for row, values in zip(rows, reference, strict=True)]
-        return rows
+        return Said(rows, [i for i, _ in spoken])
 
     def advantages(self, role: Role, scored: Sequence[Scored]) -> Advantages:
-        """Group advantages of this rank's samples."""
+        """Group advantages of this rank's episodes; one that is truncated in any turn is truncated."""
         paid = [s.rewards.get(role) if s.rewards is not None else None for s in scored]
+        truncated = [not all(c.finished for c in s.episode.said_by(role)) for s in scored]
         return rollout_advantages(
             rewards=torch.tensor([0.0 if reward is None else sum(reward.values()) for reward in paid]),
             groups=torch.tensor([s.episode.group for s in scored]),
             paid=torch.tensor([reward is not None for reward in paid], dtype=torch.bool),
-            truncated=torch.tensor([not completion_of(s.episode, role).finished for s in scored], dtype=torch.bool),
+            truncated=torch.tensor(truncated, dtype=torch.bool),
             config=self._config,
         )
 
-    def update(
-        self, player: Player, scored: Sequence[Scored], rows: Sequence[Row], found: Advantages
-    ) -> dict[str, float]:
-        """One pass over the rollout in ``grpo.minibatches`` optimizer steps. Returns global metrics."""
+    def update(self, player: Player, scored: Sequence[Scored], said: Said, found: Advantages) -> dict[str, float]:
+        """One pass over the rollout in ``grpo.minibatches`` optimizer steps. Returns global metrics.
+
+        Raises:
+            DivergedError: on every rank, when ``grpo.max_skipped_updates`` updates in a row were not finite or too
+                large to be made.
+        """
         groups = sorted({s.episode.group for s in scored})
         share = {group: i % self._config.minibatches for i, group in enumerate(groups)}
-        ratios, norms = Ratios(), []
+        ratios, norms, largest = Ratios(), list[float](), dict[str, float]()
         for minibatch in range(self._config.minibatches):
             live = [
                 replace(row, advantage=float(found.values[i]))
-                for i, row in enumerate(rows)
+                for row, i in zip(said.rows, said.episode_of, strict=True)
                 if found.live[i] and share[scored[i].episode.group] == minibatch
             ]
             norm = Normalizer(*self._world.total(sum(len(row.response_ids) for row in live), len(live)))
@@ -86,10 +90,22 @@ class Learner:
             def objective(logprobs: torch.Tensor, batch: MicroBatch, norm: Normalizer = norm) -> Objective:
                 return grpo_objective(logprobs, batch, self._config, norm)
 
-            metrics, grad_norm = player.learn(batches, objective)
-            ratios.merge(metrics)
-            norms.append(grad_norm)
-        means = ratios.means()
+            update = player.learn(batches, objective, self._config.skip_grad_norm)
+            ratios.add("skipped_updates", not update.made)
+            if update.made:
+                for name, (value, count) in update.metrics.items():
+                    if name.endswith("_max"):
+                        largest[name] = max(largest.get(name, 0.0), value)
+                    else:
+                        ratios.add(name, value, count)
+                norms.append(update.grad_norm)
+            elif player.skipped_updates >= self._config.max_skipped_updates:
+                raise DivergedError(
+                    f"{player.skipped_updates} updates of the {player.role} in a row were not made "
+                    f"(grpo.max_skipped_updates={self._config.max_skipped_updates}); last gradient norm "
+                    f"{update.grad_norm:g} (grpo.skip_grad_norm={self._config.skip_grad_norm})"
+                )
+        means = ratios.means() | largest
         if norms:
             means["grad_norm"] = sum(norms) / len(norms)
             means["loss"] = means["policy_loss"] + self._config.kl_beta * means["kl"]
@@ -100,13 +116,18 @@ class Learner:
 def grpo_objective(logprobs: torch.Tensor, batch: MicroBatch, config: GRPOConfig, norm: Normalizer) -> Objective:
     """``rl.loss.grpo_loss`` of a microbatch, on the device where its log-probabilities are."""
     device = logprobs.device
+
+    def here(values: torch.Tensor | None) -> torch.Tensor | None:
+        return None if values is None else values.to(device)
+
     outputs = grpo_loss(
         LossInputs(
             logprobs=logprobs,
             advantages=batch.advantages.to(device),
             mask=batch.mask.to(device),
-            old_logprobs=None if batch.old_logprobs is None else batch.old_logprobs.to(device),
-            ref_logprobs=None if batch.ref_logprobs is None else batch.ref_logprobs.to(device),
+            old_logprobs=here(batch.old_logprobs),
+            ref_logprobs=here(batch.ref_logprobs),
+            rollout_logprobs=here(batch.rollout_logprobs),
         ),
         config,
         norm,

@@ -21,7 +21,16 @@ from nemo_magic.training.timers import Timers
 
 __all__ = ["ExpManagerSettings", "Observer", "Ratios", "Scored", "StepRecord", "Timers", "rollout_metrics"]
 
-_RUN_OUTPUTS = (METRICS_FILE, SAMPLES_DIR, "tensorboard", CROSSPLAY_FILE, PICTURE_FILE, "snapshots", "strategies.json")
+_RUN_OUTPUTS = (
+    METRICS_FILE,
+    SAMPLES_DIR,
+    "tensorboard",
+    CROSSPLAY_FILE,
+    PICTURE_FILE,
+    "snapshots",
+    "checkpoints",
+    "strategies.json",
+)
 
 
 class ExpManagerSettings(Protocol):

@@ -5,48 +5,46 @@ ASR against an attacker that has collapsed makes any defender look perfect; this
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from nemo_magic.actors.build import Player
-from nemo_magic.actors.snapshots import Snapshot, worn
-from nemo_magic.actors.world import World
+from nemo_magic.actors.snapshots import Snapshot
+from nemo_magic.config import MagicConfig
 from nemo_magic.game.episode import Label, Role, Seed
 from nemo_magic.game.metrics import Ratios, attack_succeeded
 from nemo_magic.sandbox.language import MAX_ORDER, Strategy, all_strategies, parse, render
 from nemo_magic.sandbox.world import World as SandboxWorld
-from nemo_magic.training.arena import Arena, fixed_attacks
+from nemo_magic.training.arena import GREEDY, Arena, fixed_attacks
+from nemo_magic.training.cast import Cast
+from nemo_magic.training.crossplay import selves, wearing
 from nemo_magic.training.referee import Referee
-
-if TYPE_CHECKING:
-    from nemo_magic.config import MagicConfig
 
 
 def probe_strategies(
-    world: World,
+    cast: Cast,
     arena: Arena,
     referee: Referee,
-    cfg: MagicConfig,
-    players: dict[Role, Player],
-    snapshots: dict[Role, list[Snapshot]],
+    snapshots: Mapping[str, Sequence[Snapshot]],
     seeds: Sequence[tuple[int, Seed]],
+    cfg: MagicConfig,
 ) -> dict[str, Any]:
     """ASR per strategy (none, every single one, every pair) on restricted test seeds, greedy, first and last defender.
 
     Returns ``{"start": {"worst": …, "mean": …, "asr": {strategy: …}}, "end": …}``.
     """
-    sandbox = SandboxWorld(cfg.sandbox)
+    world, sandbox = cast.world, SandboxWorld(cfg.sandbox)
     strategies = [s for order in range(MAX_ORDER + 1) for s in all_strategies(order)]
     mine = [(g, seed) for g, seed in seeds if seed.label is Label.HARMFUL][world.dp_rank :: world.dp_size]
+    defenders = list(selves(cast, snapshots, Role.DEFENDER).values())
     found = {}
-    for when, snapshot in (("start", snapshots[Role.DEFENDER][0]), ("end", snapshots[Role.DEFENDER][-1])):
-        with worn(players[Role.DEFENDER].actor, snapshot):
+    for when, snapshot in (("start", defenders[0]), ("end", defenders[-1])):
+        with wearing(cast, Role.DEFENDER, snapshot):
             attacks = [
                 attack
                 for number, strategy in enumerate(strategies)
                 for attack in fixed_attacks(_disguise(sandbox, strategy), mine, sample=number)
             ]
-            scored = referee.collect(referee.submit(arena.respond(attacks, "probe", 0, greedy=True)))
+            scored = referee.collect(referee.submit(arena.play(attacks, "probe", 0, GREEDY)))
         ratios = Ratios()
         for s in scored:
             request = parse(sandbox, s.episode.turns[-1].rewrite)

@@ -86,7 +86,7 @@ class Referee:
 
     def _pay(self, episode: Episode, verdict: Verdict) -> Scored:
         defender = defender_reward(self._rewards, episode.seed, verdict)
-        attacker = attacker_reward(self._rewards, episode.seed, verdict, episode.turns[-1].format_ok)
+        attacker = attacker_reward(self._rewards, episode.seed, verdict, episode.format_ok)
         paid: dict[Role, Reward | None] = {Role.DEFENDER: defender, Role.ATTACKER: attacker}
         rewards = {role: reward.parts for role, reward in paid.items() if reward is not None}
         return Scored(episode, verdict, rewards or None)

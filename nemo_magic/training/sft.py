@@ -24,6 +24,7 @@ from nemo_magic.game.prompts import attacker_messages
 from nemo_magic.report.records import StepRecord
 from nemo_magic.rl.batch import MicroBatch, Row
 from nemo_magic.rl.loss import Normalizer, nll_loss
+from nemo_magic.training.errors import DivergedError
 from nemo_magic.training.observe import Observer
 from nemo_magic.training.timers import Timers
 
@@ -102,10 +103,12 @@ def _pool(cfg: MagicConfig, path: str | None, key: str, player: Player, world: W
 
 def _learn(player: Player, world: World, rows: Sequence[Row]) -> dict[str, float]:
     norm = Normalizer(*world.total(sum(len(row.response_ids) for row in rows), len(rows)))
-    metrics, grad_norm = player.learn(player.microbatches(rows, world), _completion_loss(norm))
+    update = player.learn(player.microbatches(rows, world), _completion_loss(norm))
+    if not update.made:
+        raise DivergedError(f"sft: the {player.role}'s gradient norm is {update.grad_norm}: lower model.optim.lr")
     return {
-        "train_optim/loss": _mean(metrics),
-        "train_optim/grad_norm": grad_norm,
+        "train_optim/loss": _mean(update.metrics),
+        "train_optim/grad_norm": update.grad_norm,
         "train_optim/lr": player.learning_rate,
     }
 

@@ -1,0 +1,1 @@
+"""Asking servers over HTTP. Knows nothing of what is asked."""

@@ -1,0 +1,132 @@
+"""Who plays: the players that live here, and whoever speaks for each role."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from nemo_magic.actors.build import Player, build_player
+from nemo_magic.actors.errors import RemoteError
+from nemo_magic.actors.generation import NativeGenerator
+from nemo_magic.actors.remote import RemoteSpeaker
+from nemo_magic.actors.speaker import LocalSpeaker, Speaker
+from nemo_magic.actors.world import World
+from nemo_magic.config import MagicConfig, role_model
+from nemo_magic.game.episode import Completion, Role
+from nemo_magic.game.prompts import Chat
+
+SHARED = "shared"
+"""The name of the one player of self-play."""
+
+
+@dataclass
+class Cast:
+    """``players``: role → its local model; in self-play both roles have the same one. ``speakers``: every role's."""
+
+    world: World
+    players: dict[Role, Player]
+    speakers: dict[Role, Speaker]
+    _open: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def named(self) -> dict[str, Player]:
+        """Each player once, by the name it is saved under."""
+        if len(self.players) == len(Role) and self.players[Role.ATTACKER] is self.players[Role.DEFENDER]:
+            return {SHARED: self.players[Role.DEFENDER]}
+        return {str(role): player for role, player in self.players.items()}
+
+    def learns(self, role: Role) -> Player:
+        """The player of ``role``, ready to learn; whoever else is here makes room for it."""
+        learner = self.players[role]
+        for player in self.named.values():
+            if player is not learner:
+                player.rest()
+        learner.wake()
+        return learner
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+
+
+def assemble(cfg: MagicConfig, weights: Mapping[str, Path] | None = None) -> Cast:
+    """Build every local player and a speaker for every role.
+
+    ``weights``: player name → the weights it begins with, instead of ``actors.<role>.restore_from_path``.
+
+    Raises:
+        RemoteError: on every rank, when a role that a server plays is not to be had.
+    """
+    weights = weights or {}
+    local = [role for role in Role if not cfg.actors.of(role).is_remote]
+
+    def build(role: Role, name: str, number: int) -> Player:
+        options = cfg.actors.of(role)
+        if name in weights:
+            options = replace(options, restore_from_path=str(weights[name]))
+        return build_player(role, role_model(cfg, role), options, cfg.trainer, cfg.seed + number, cfg.grpo.kl_beta > 0)
+
+    if cfg.game.self_play:
+        shared = build(Role.DEFENDER, SHARED, 1)
+        players = dict.fromkeys(Role, shared)
+    else:
+        players = {role: build(role, str(role), number) for number, role in enumerate(Role) if role in local}
+    world = World.current()
+    cast = Cast(world, players, {})
+    generator = NativeGenerator(cfg.generation)
+    for role in Role:
+        if role in players:
+            cast.speakers[role] = LocalSpeaker(players[role].actor, generator, cfg.actors.of(role))
+        else:
+            cast.speakers[role] = cast._open.enter_context(_Remote(world, cfg, role))
+    return cast
+
+
+class RemoteFailed(RemoteError):
+    """A server that plays a role failed some rank; raised on every rank alike."""
+
+
+class _Remote:
+    """A remote speaker for a whole world: one rank of each model-parallel group asks, all learn the same answer."""
+
+    def __init__(self, world: World, cfg: MagicConfig, role: Role) -> None:
+        self._world = world
+        options = cfg.actors.of(role)
+        self._speaker = RemoteSpeaker(options, f"actors.{role}.remote") if world.speaks else None
+        self._together(lambda speaker: speaker.wait_ready(options.remote.give_up_after))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._speaker is not None:
+            self._speaker.close()
+
+    def say(self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool) -> list[Completion | None]:
+        said: list[Completion | None] = []
+        self._together(lambda speaker: said.extend(speaker.say(chats, seeds, greedy)))
+        return self._world.share(said)
+
+    def fit(self, text: str, chat_of: Callable[[str], Chat]) -> str:
+        return text
+
+    def _together(self, work: Callable[[RemoteSpeaker], object]) -> None:
+        """Ask on the speaking ranks; an error on one is an error on all."""
+        error = None
+        if self._speaker is not None:
+            try:
+                work(self._speaker)
+            except Exception as caught:
+                # A rank that raised alone would leave its peers waiting.
+                error = f"{type(caught).__name__}: {caught}"
+        failed = [text for text in self._world.everyone(error) if text]
+        if failed:
+            raise RemoteFailed(failed[0])

@@ -1,0 +1,402 @@
+"""One atomic checkpoint of the whole game, written while training goes on.
+
+A checkpoint is a folder ``step_XXXXXX`` with
+
+- ``players/``: weights, optimizers and learning-rate schedules, a Megatron distributed checkpoint;
+- ``state.json``: everything else that the loop remembers; further JSON documents beside it;
+- ``rng/``: the random states of every rank;
+- ``checksums.json``: size and BLAKE2 of every file above; and ``COMMITTED``, which seals it.
+
+It is written beside, made durable and then renamed, so a folder of that name is whole or was damaged later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest, DistributedAsyncCaller
+
+from nemo_magic.actors.build import Player
+from nemo_magic.actors.checkpoint import load_players, missing_tensors, save_players, sharded_bytes, sync_folder
+from nemo_magic.actors.world import World
+from nemo_magic.training.config import CheckpointConfig
+from nemo_magic.training.errors import CheckpointError
+from nemo_magic.training.resume import COMMITTED, STATE, committed
+
+FOLDER = "checkpoints"
+PLAYERS, RNG, CHECKSUMS = "players", "rng", "checksums.json"
+_MARGIN = 1 << 20
+
+Sums = dict[str, tuple[int, str]]
+"""Path within the checkpoint → (bytes, BLAKE2b-128 in hex)."""
+
+
+@dataclass
+class _Pending:
+    """A checkpoint being written. ``report`` receives (error, sums) of this rank's files."""
+
+    step: int
+    partial: Path
+    request: AsyncRequest
+    writer: DistributedAsyncCaller
+    report: Connection | None
+    sums: Sums
+    value: float | None
+
+
+class Checkpointer:
+    """Saves, finds and restores the game's checkpoints in ``<run>/checkpoints``. All methods are for all ranks."""
+
+    def __init__(self, world: World, run_dir: Path, config: CheckpointConfig, say: Callable[[str], None]) -> None:
+        self.folder = run_dir / FOLDER
+        self._world = world
+        self._config = config
+        self.say = say
+        self._pending: _Pending | None = None
+        self._last_step: int | None = None
+
+    # --- saving
+
+    def save(
+        self,
+        step: int,
+        players: Mapping[str, Player],
+        documents: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        wait: bool = False,
+    ) -> None:
+        """Begin to save; ``poll`` or ``finish`` commits. ``documents``: file name → JSON value, of rank 0.
+
+        Raises:
+            CheckpointError: on every rank, when it cannot be written. What was committed before stays.
+        """
+        if step == self._last_step:
+            if wait:
+                self.finish()
+            return
+        self.finish()
+        self._together(lambda: self._make_room(step))
+        partial = self._partial(step)
+        self._refuse_full(players, partial)
+        own: Sums = {}
+        self._together(lambda: own.update(self._write_small(partial, documents)))
+        request = save_players(players, partial / PLAYERS)
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        writer = DistributedAsyncCaller()
+        if request.async_fn is not None:
+            buckets, results = request.async_fn_args
+            writer.schedule_async_call(_write_and_sum, (request.async_fn, buckets, results, partial, sender))
+        sender.close()
+        value = metrics.get(self._config.monitor) if self._config.monitor is not None else None
+        report = receiver if request.async_fn is not None else None
+        self._pending = _Pending(step, partial, request, writer, report, own, value)
+        self._last_step = step
+        if wait or not self._config.async_save:
+            self.finish()
+
+    def poll(self) -> None:
+        """Commit what has been written meanwhile, if all ranks are done; costs one small all-reduce."""
+        if self._pending is not None and self._pending.writer.is_current_async_call_done():
+            self._commit(self._pending)
+
+    def finish(self) -> None:
+        """Wait for the checkpoint being written, and commit it."""
+        if self._pending is not None:
+            self._pending.writer.is_current_async_call_done(blocking=True)
+            self._world.barrier()
+            self._commit(self._pending)
+
+    # --- restoring
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint that is whole. Damaged ones are said aloud and set aside.
+
+        Raises:
+            CheckpointError: when there are checkpoints and all of them are damaged.
+        """
+        found = committed(self.folder)
+        self._world.barrier()
+        for path in found:
+            problems = self._damage(path)
+            if not problems:
+                return path
+            self.say(f"checkpoint {path} is damaged ({'; '.join(problems[:3])}): set aside, going back further")
+            self._together(partial(self._set_aside, path))
+        if found:
+            raise CheckpointError(
+                f"{self.folder}: every checkpoint is damaged (kept as *.damaged). Start over with --resume never"
+            )
+        return None
+
+    def restore(self, path: Path, players: Mapping[str, Player]) -> Mapping[str, Any]:
+        """Put ``path`` into the players and the random generators; returns ``state.json``."""
+        load_players(players, path / PLAYERS)
+        state: Mapping[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
+        layout = layout_of(self._world, players)
+        if state["layout"] == layout:
+            _set_rng(torch.load(path / RNG / f"rank_{self._world.rank:05d}.pt", weights_only=True))
+        else:
+            self.say(
+                f"{path} was saved at {state['layout']}, this run is {layout}: the ranks' random states are begun anew "
+                "(only dropout draws from them)"
+            )
+        self._last_step = int(state["step"])
+        return state
+
+    # --- the parts of saving
+
+    def _partial(self, step: int) -> Path:
+        return self.folder / f".{name_of(step)}.partial"
+
+    def _make_room(self, step: int) -> None:
+        if self._world.is_main:
+            for leftover in self.folder.glob(".step_*.partial"):
+                shutil.rmtree(leftover)
+            partial = self._partial(step)
+            for sub in (PLAYERS, RNG):
+                (partial / sub).mkdir(parents=True)
+
+    def _refuse_full(self, players: Mapping[str, Player], partial: Path) -> None:
+        """Before a single byte is written: would it fit?"""
+        each = self._world.everyone((sharded_bytes(players), shutil.disk_usage(self.folder).free))
+        copied, sharded = (sum(sizes[i] for sizes, _ in each) for i in range(2))
+        needed, free = copied // self._world.dp_size + sharded + _MARGIN, each[0][1]
+        if needed > free:
+            self._discard(partial)
+            raise CheckpointError(
+                f"no room for a checkpoint: about {_mb(needed)} needed, {_mb(free)} free in {self.folder}. "
+                f"{self._what_is_left()}"
+            )
+
+    def _write_small(self, partial: Path, documents: Mapping[str, Any]) -> Sums:
+        rng = partial / RNG / f"rank_{self._world.rank:05d}.pt"
+        with rng.open("wb") as file:
+            torch.save(_rng(), file)
+            file.flush()
+            os.fsync(file.fileno())
+        sums = _sums(partial, [rng])
+        if self._world.is_main:
+            for name, value in documents.items():
+                _write_durably(partial / name, json.dumps(value))
+        return sums
+
+    def _commit(self, pending: _Pending) -> None:
+        """All ranks have written: finalize together, or give up together."""
+        self._pending = None
+        error = None
+        if pending.report is not None:
+            try:
+                error, sums = pending.report.recv()
+                pending.sums.update(sums)
+            except EOFError:
+                error = "the writing process died"
+        failed = [text for text in self._world.everyone(error) if text]
+        if failed:
+            self._discard(pending.partial)
+            raise CheckpointError(f"checkpoint {pending.partial.name}: {failed[0]}. {self._what_is_left()}")
+        for finalize in pending.request.finalize_fns:
+            finalize()
+        self._together(lambda: self._refuse_incomplete(pending.partial / PLAYERS))
+        everything = [sums for sums in self._world.everyone(pending.sums) if sums is not None]
+        self._together(lambda: self._seal(pending, everything))
+        self.say(f"checkpoint {self.folder / name_of(pending.step)} committed")
+
+    def _refuse_incomplete(self, players: Path) -> None:
+        if self._world.is_main:
+            missing = missing_tensors(players)
+            if missing:
+                raise OSError(f"{players} does not say where {missing[0]} and {len(missing) - 1} more are")
+
+    def _seal(self, pending: _Pending, parts: Sequence[Sums]) -> None:
+        if not self._world.is_main:
+            return
+        partial, target = pending.partial, self.folder / name_of(pending.step)
+        sums = {path: entry for part in parts for path, entry in part.items()}
+        rest = [p for p in partial.rglob("*") if p.is_file() and str(p.relative_to(partial)) not in sums]
+        for path in rest:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        sums |= _sums(partial, rest)
+        text = json.dumps(dict(sorted(sums.items())), indent=0)
+        _write_durably(partial / CHECKSUMS, text)
+        seal = {"step": pending.step, "checksums": _digest(text.encode()), "value": pending.value}
+        _write_durably(partial / COMMITTED, json.dumps(seal))
+        for folder in (partial / PLAYERS, partial / RNG, partial):
+            sync_folder(folder)
+        if target.exists():  # an earlier save of the same step, e.g. of a run that was resumed from before it
+            shutil.rmtree(target)
+        partial.rename(target)
+        sync_folder(self.folder)
+        self._prune()
+
+    def _prune(self) -> None:
+        paths = committed(self.folder)
+        best = best_of(paths, self._config.mode)
+        for path in paths[self._config.keep_last :]:
+            if path != best:
+                # Renamed first: half a folder must not look whole.
+                doomed = path.with_name(f".{path.name}.partial")
+                path.rename(doomed)
+                shutil.rmtree(doomed)
+        link = self.folder / "best"
+        link.unlink(missing_ok=True)
+        if best is not None:
+            link.symlink_to(best.name)
+
+    def _damage(self, path: Path) -> list[str]:
+        """What is wrong with a checkpoint; ranks share the reading."""
+        problems: list[str] = []
+        try:
+            text = (path / CHECKSUMS).read_text(encoding="utf-8")
+            if json.loads((path / COMMITTED).read_text())["checksums"] != _digest(text.encode()):
+                problems.append(f"{CHECKSUMS} is not the one that was sealed")
+            else:
+                sums = sorted(json.loads(text).items())
+                for name, (size, digest) in sums[self._world.rank :: self._world.size]:
+                    problems += _wrong(path, name, size, digest)
+        except (OSError, ValueError, KeyError) as error:
+            problems.append(f"{type(error).__name__}: {error}")
+        return list(dict.fromkeys(p for part in self._world.everyone(problems) for p in part))
+
+    def _set_aside(self, path: Path) -> None:
+        if self._world.is_main:
+            aside = path.with_name(f"{path.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+
+    # --- together
+
+    def _together(self, work: Callable[[], object]) -> None:
+        """Do ``work`` on every rank; an OSError of one is an error of all."""
+        error = None
+        try:
+            work()
+        except OSError as caught:
+            error = f"{type(caught).__name__}: {caught}"
+        failed = [text for text in self._world.everyone(error) if text]
+        if failed:
+            raise CheckpointError(f"{self.folder}: {failed[0]}. {self._what_is_left()}")
+
+    def _discard(self, partial: Path) -> None:
+        if self._world.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+        self._world.barrier()
+
+    def _what_is_left(self) -> str:
+        paths = committed(self.folder)
+        kept = f"The last one that is whole is {paths[0]}" if paths else "There is no earlier one"
+        return f"{kept}; when the cause is gone, the same command goes on from there"
+
+
+def name_of(step: int) -> str:
+    return f"step_{step:06d}"
+
+
+def best_of(paths: Sequence[Path], mode: str) -> Path | None:
+    """The checkpoint with the best monitored value; of equals the newest; None where none has one."""
+    values = [(json.loads((path / COMMITTED).read_text())["value"], path) for path in paths]
+    known = [
+        (value if mode == "min" else -value, i, path) for i, (value, path) in enumerate(values) if value is not None
+    ]
+    return min(known)[2] if known else None
+
+
+def layout_of(world: World, players: Mapping[str, Player]) -> dict[str, int]:
+    """Sizes of tensor, pipeline and data parallelism."""
+    cfg = next(iter(players.values())).actor.cfg
+    return {"tp": cfg.tensor_model_parallel_size, "pp": cfg.pipeline_model_parallel_size, "dp": world.dp_size}
+
+
+def _write_and_sum(write: Callable[..., None], buckets: Any, results: Any, root: Path, report: Connection) -> None:
+    """Run in a forked process: Megatron's own writing, then the checksums of what it wrote."""
+    tap = _Tap(results)
+    try:
+        write(buckets, tap)
+        error = None if tap.error is None else f"{type(tap.error).__name__}: {tap.error}"
+        report.send((error, {} if error else _sums(root, [Path(path) for path, *_ in buckets])))
+    except OSError as caught:
+        report.send((f"{type(caught).__name__}: {caught}", {}))
+
+
+class _Tap:
+    """Megatron's result queue, with an eye on whether it was told of an error."""
+
+    def __init__(self, queue: Any) -> None:
+        self._queue = queue
+        self.error: Exception | None = None
+
+    def put(self, value: Any) -> None:
+        if isinstance(value, Exception):
+            self.error = value
+        self._queue.put(value)
+
+
+def _sums(root: Path, paths: Sequence[Path]) -> Sums:
+    return {str(path.relative_to(root)): (path.stat().st_size, _file_digest(path)) for path in paths}
+
+
+def _wrong(root: Path, name: str, size: int, digest: str) -> list[str]:
+    path = root / name
+    if not path.is_file():
+        return [f"{name} is missing"]
+    if path.stat().st_size != size:
+        return [f"{name} has {path.stat().st_size} of {size} bytes"]
+    return [] if _file_digest(path) == digest else [f"{name} does not match its checksum"]
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _rng() -> dict[str, Any]:
+    """Every random state of this rank, as tensors, numbers and strings only."""
+    version, internal, gauss = random.getstate()
+    numbers: Any = np.random.get_state()
+    name, keys, position, has_gauss, cached = numbers
+    return {
+        "torch": torch.get_rng_state(),
+        "device": torch.cuda.get_rng_state(),
+        "parallel": dict(tensor_parallel.get_cuda_rng_tracker().get_states()),
+        "python": (version, internal, gauss),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+    }
+
+
+def _set_rng(states: Mapping[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    torch.cuda.set_rng_state(states["device"])
+    tensor_parallel.get_cuda_rng_tracker().set_states(states["parallel"])
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

@@ -1,0 +1,110 @@
+"""Whether a run begins or goes on, decided before anything is built. Imports neither torch nor NeMo."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_magic.config import ConfigError, MagicConfig
+
+STATE, COMMITTED = "state.json", "COMMITTED"
+
+MAY_DIFFER = (
+    "name",
+    "trainer.",
+    "model.tensor_model_parallel_size",
+    "model.pipeline_model_parallel_size",
+    "model.sequence_parallel",
+    "model.micro_batch_size",
+    "model.activations_checkpoint",
+    "actors.attacker.restore_from_path",
+    "actors.defender.restore_from_path",
+    "actors.attacker.remote.",
+    "actors.defender.remote.",
+    "generation.",
+    "game.max_steps",
+    "game.max_epochs",
+    "game.early_stop.",
+    "game.val_check_interval",
+    "game.num_val_samples",
+    "game.crossplay.",
+    "game.probe",
+    "game.rewrites_ahead",
+    "judge.",
+    "sft.",
+    "exp_manager.",
+)
+"""Keys that a resumed run may set otherwise: what they change is not what the game is."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """``checkpoint``: a folder to go on from, None for a new game. ``newest``: it is the newest committed one of the
+    run's own folder, which may turn out to be damaged."""
+
+    checkpoint: Path | None = None
+    newest: bool = False
+
+
+def decide(cfg: MagicConfig, wanted: str) -> Resume:
+    """``auto``: the newest checkpoint of the run's folder, if there is one; ``never``: a new game; else a checkpoint's
+    folder.
+
+    Raises:
+        ConfigError: there is no such checkpoint, or the run's folder holds a run with other settings.
+    """
+    if wanted == "never":
+        return Resume()
+    if wanted != "auto":
+        path = Path(wanted)
+        if not (path / COMMITTED).is_file():
+            raise ConfigError(
+                f"--resume {wanted}: no committed checkpoint there; give auto, never, or a folder such as "
+                f"{cfg.exp_manager.explicit_log_dir}/checkpoints/step_000015"
+            )
+        return Resume(path)
+    found = committed(Path(cfg.exp_manager.explicit_log_dir) / "checkpoints")
+    if not found:
+        return Resume()
+    try:
+        saved = json.loads((found[0] / STATE).read_text(encoding="utf-8"))["config"]
+    except (OSError, ValueError, KeyError):
+        return Resume(found[0], newest=True)  # damaged; its turn comes when checksums are read
+    differing = list(differences(saved, asdict(cfg)))
+    if differing:
+        listed = "\n".join(f"  {key}: {before!r} before, {now!r} now" for key, before, now in differing[:12])
+        raise ConfigError(
+            f"{cfg.exp_manager.explicit_log_dir} holds a run with other settings:\n{listed}\n"
+            "give this one another name (name=...), set the old one aside (--resume never), or go on from a checkpoint "
+            f"of it all the same (--resume {found[0]})"
+        )
+    return Resume(found[0], newest=True)
+
+
+def committed(folder: Path) -> list[Path]:
+    """Sealed checkpoints, newest first, without a look inside."""
+    found = [path for path in folder.glob("step_*") if path.name[5:].isdigit() and (path / COMMITTED).is_file()]
+    return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, saved value, present value) of settings that make it another game."""
+    for key in sorted(saved.keys() | now.keys()):
+        path, before, after = f"{above}{key}", saved.get(key), now.get(key)
+        if before == after or any(path == may or path.startswith(may) for may in MAY_DIFFER):
+            continue
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from differences(before, after, f"{path}.")
+        else:
+            yield path, before, after
+
+
+def start_weights(cfg: MagicConfig, checkpoint: Path | None) -> dict[str, Path]:
+    """Player name → the weights that the run began with, where it goes on from a checkpoint."""
+    if checkpoint is None:
+        return {}
+    starts = checkpoint.parent.parent.glob("snapshots/*/start")
+    return {path.parent.name: path for path in starts if (path / "metadata.json").is_file()}

@@ -1,0 +1,364 @@
+"""A role that a server plays: what is asked of it, and what becomes of every kind of answer."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import httpx
+import pytest
+from chat_endpoint import Answer, Body, Endpoint, Reply, chat, echo, free_url, says, wait_for
+
+from nemo_magic.actors.config import ActorConfig, LengthConfig, RemoteConfig, SamplingConfig
+from nemo_magic.actors.errors import RemoteProtocolError, RemoteRefused, RemoteUnavailable
+from nemo_magic.actors.remote import RemoteSpeaker
+from nemo_magic.game.episode import Completion
+from nemo_magic.net.patient import retry_after
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Callable[..., Endpoint]]:
+    started: list[Endpoint] = []
+
+    def start(*script: Reply, **options: Any) -> Endpoint:
+        started.append(Endpoint(*script, **options))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.close()
+
+
+@pytest.fixture
+def speaker() -> Iterator[Callable[..., RemoteSpeaker]]:
+    """Speakers with little patience between attempts; keywords are those of RemoteConfig, or whole parts."""
+    opened: list[RemoteSpeaker] = []
+
+    def build(*urls: str, options: ActorConfig | None = None, **remote: Any) -> RemoteSpeaker:
+        settings: dict[str, Any] = {
+            "model": "tiny",
+            "backoff_initial": 0.01,
+            "backoff_max": 0.05,
+            "give_up_after": 60.0,
+        }
+        config = RemoteConfig(urls=list(urls), **(settings | remote))
+        opened.append(RemoteSpeaker(replace(options or ActorConfig(), remote=config), "actors.attacker.remote"))
+        return opened[-1]
+
+    yield build
+    for client in opened:
+        client.close()
+
+
+def text_of(completion: Completion | None) -> str:
+    assert completion is not None
+    return completion.text
+
+
+def test_completions_come_in_the_order_of_their_chats_whoever_is_answered_first(endpoint, speaker):
+    last_answered = threading.Event()
+
+    def reply(body: Body) -> Answer:
+        if body["messages"][-1]["content"] == "ka 5":
+            last_answered.set()
+        else:
+            assert last_answered.wait(20)
+        return echo(body)
+
+    client = speaker(endpoint(reply).url)
+    said = client.say([chat(f"ka {n}") for n in range(6)], range(6))
+    assert [text_of(completion) for completion in said] == [f"re: ka {n}" for n in range(6)]
+    assert client.stats()["completions"] == 6
+
+
+def test_a_completion_has_neither_token_ids_nor_logprobs(endpoint, speaker):
+    [said] = speaker(endpoint(echo).url).say([chat("lo mi")], [1])
+    assert said == Completion((), (), (), "re: lo mi", finished=True)
+
+
+def test_a_request_says_what_the_role_is_configured_to_do(endpoint, speaker):
+    server = endpoint(echo)
+    options = ActorConfig(
+        sampling_params=SamplingConfig(temperature=0.7, top_p=0.9, end_strings=["</answer>", "END"]),
+        length_params=LengthConfig(max_length=17),
+    )
+    speaker(server.url, options=options, extra_body={"top_k": 20}).say([chat("lo mi")], [2**63 + 5])
+    assert server.paths == ["/v1/chat/completions"]
+    assert server.bodies == [
+        {
+            "model": "tiny",
+            "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "lo mi"}],
+            "temperature": 0.7,
+            "top_p": 0.9,
+            "max_tokens": 17,
+            "stop": ["</answer>", "END"],
+            "seed": 5,
+            "n": 1,
+            "top_k": 20,
+        }
+    ]
+
+
+def test_every_row_sends_its_own_seed_reduced_to_31_bits_and_again_the_same_when_tried_again(endpoint, speaker):
+    server = endpoint(lambda _: (503, {}), lambda _: (503, {}), echo)
+    seeds = [2**64 - 1, 2**31, 12]
+    speaker(server.url).say([chat(str(n)) for n in range(3)], seeds)
+    sent = {(body["messages"][-1]["content"], body["seed"]) for body in server.bodies}
+    assert sent == {("0", 2**31 - 1), ("1", 0), ("2", 12)}
+    assert len(server.bodies) == 5
+
+
+@pytest.mark.parametrize(("use_greedy", "greedy"), [(True, False), (False, True)])
+def test_greedy_is_temperature_zero(endpoint, speaker, use_greedy, greedy):
+    server = endpoint(echo)
+    options = ActorConfig(sampling_params=SamplingConfig(use_greedy=use_greedy))
+    speaker(server.url, options=options).say([chat("lo")], [1], greedy=greedy)
+    assert server.bodies[0]["temperature"] == 0
+    assert "stop" not in server.bodies[0]
+
+
+def test_null_in_extra_body_leaves_a_key_out(endpoint, speaker):
+    server = endpoint(echo)
+    extra = {"max_tokens": None, "seed": None, "max_completion_tokens": 9}
+    speaker(server.url, extra_body=extra).say([chat("lo")], [1])
+    assert "max_tokens" not in server.bodies[0]
+    assert "seed" not in server.bodies[0]
+    assert server.bodies[0]["max_completion_tokens"] == 9
+
+
+def test_a_chat_without_a_seed_is_refused(endpoint, speaker):
+    with pytest.raises(ValueError, match="shorter"):
+        speaker(endpoint(echo).url).submit([chat("lo"), chat("mi")], [1])
+
+
+def test_a_cut_response_is_not_finished_and_a_filtered_one_is_empty(endpoint, speaker):
+    kinds = {"cut": says("ka ka ka", "length"), "filtered": says(None, "content_filter"), "whole": says("  ka ")}
+    client = speaker(endpoint(lambda body: (200, kinds[body["messages"][-1]["content"]])).url)
+    said = client.say([chat(kind) for kind in kinds], range(3))
+    assert [(c.text, c.finished) for c in said] == [("ka ka ka", False), ("", True), ("ka", True)]
+
+
+def test_replicas_share_the_rows_and_a_second_takes_over_from_one_that_is_gone(endpoint, speaker):
+    one, two = endpoint(echo), endpoint(echo)
+    speaker(one.url, two.url).say([chat(str(n)) for n in range(6)], range(6))
+    assert (len(one.bodies), len(two.bodies)) == (3, 3)
+    said = speaker(free_url(), one.url).say([chat(str(n)) for n in range(4)], range(4))
+    assert [text_of(completion) for completion in said] == [f"re: {n}" for n in range(4)]
+
+
+def test_a_server_that_is_down_is_waited_for(endpoint, speaker):
+    url = free_url()
+    client = speaker(url)
+    pending = client.submit([chat("lo"), chat("mi")], [1, 2])
+    wait_for(lambda: client.stats()["outage_s"] > 0)
+    assert not pending.done()
+    endpoint(echo, port=int(url.rsplit(":", 1)[1].removesuffix("/v1")))
+    assert [text_of(completion) for completion in pending.result(30)] == ["re: lo", "re: mi"]
+    assert client.stats()["retries"] > 0
+
+
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 529])
+def test_a_server_that_cannot_answer_now_is_asked_again(endpoint, speaker, status):
+    server = endpoint(lambda _: (status, {"error": {"message": "busy"}}), echo)
+    client = speaker(server.url)
+    assert text_of(client.say([chat("lo")], [1])[0]) == "re: lo"
+    assert client.stats()["retries"] == 1
+
+
+def test_a_server_that_never_answers_ends_the_wait_with_a_clear_error(speaker):
+    client = speaker(free_url(), give_up_after=0.2)
+    with pytest.raises(RemoteUnavailable, match=r"actors\.attacker\.remote\.give_up_after=0\.2.*ConnectError"):
+        client.say([chat("lo")], [1])
+    with pytest.raises(RemoteUnavailable, match="no remote model is ready"):
+        client.wait_ready(0.1)
+
+
+def test_a_server_that_hangs_is_an_outage(speaker):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        client = speaker(url, request_timeout=0.05, give_up_after=0.2)
+        with pytest.raises(RemoteUnavailable, match=r"actors\.attacker\.remote\.request_timeout=0\.05"):
+            client.say([chat("lo")], [1])
+
+
+def test_a_server_that_asks_for_a_rest_gets_it_up_to_the_longest_backoff(endpoint, speaker, monkeypatch):
+    slept: list[float] = []
+    sleep = asyncio.sleep
+
+    async def noted(seconds: float) -> None:
+        slept.append(seconds)
+        await sleep(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", noted)
+    server = endpoint(lambda _: (429, {}, {"Retry-After": "3600"}), echo)
+    client = speaker(server.url, backoff_initial=0.001, backoff_max=0.5)
+    assert text_of(client.say([chat("lo")], [1])[0]) == "re: lo"
+    assert 0.001 < max(slept) <= 0.5
+
+
+def test_a_rest_may_be_given_in_seconds_or_as_a_date():
+    def asked(value: str) -> float:
+        return retry_after(httpx.Response(429, headers={"Retry-After": value}))
+
+    assert asked("7") == 7
+    assert 3000 < asked(format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)) <= 3600
+    assert [asked(value) for value in ("Wed, 21 Oct 2015 07:28:00 GMT", "-3", "nan", "soon", "")] == [0.0] * 5
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_token_that_is_not_accepted_stops_at_once(endpoint, speaker, monkeypatch, status):
+    monkeypatch.setenv("REMOTE_TEST_TOKEN", "wrong")
+    refusal = (status, {"error": {"message": "bad key"}})
+    server = endpoint(lambda _: refusal, models=refusal)
+    client = speaker(server.url, token_env="REMOTE_TEST_TOKEN")
+    for use in (lambda: client.say([chat("lo")], [1]), lambda: client.wait_ready(20)):
+        with pytest.raises(RemoteRefused, match=rf"{status} bad key.*remote\.token_env=REMOTE_TEST_TOKEN"):
+            use()
+    assert len(server.bodies) == 1
+
+
+def test_the_token_is_sent_and_has_to_be_there(endpoint, speaker, monkeypatch):
+    monkeypatch.setenv("REMOTE_TEST_TOKEN", "right")
+    server = endpoint(echo)
+    speaker(server.url, token_env="REMOTE_TEST_TOKEN").say([chat("lo")], [1])
+    assert server.headers[0]["authorization"] == "Bearer right"
+    monkeypatch.setenv("REMOTE_TEST_TOKEN", "")
+    with pytest.raises(ValueError, match="remote.token_env=REMOTE_TEST_TOKEN"):
+        speaker(server.url, token_env="REMOTE_TEST_TOKEN")
+
+
+TOO_LONG = {
+    "openai": (400, {"error": {"code": "context_length_exceeded", "message": "Please shorten it."}}),
+    "vllm": (400, {"object": "error", "message": "This model's maximum context length is 16 tokens. However, ..."}),
+    "sglang": (400, {"message": "The input (99 tokens) is longer than the model's context length (16 tokens)."}),
+    "llama.cpp": (400, {"error": {"message": "the request exceeds the available context size"}}),
+    "anthropic": (413, {"error": {"message": "prompt is too long: 99 tokens > 16 maximum"}}),
+    "tgi": (422, {"error": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 16"}),
+    "a proxy's": (404, {"detail": "no deployment with this context window"}),
+    "not JSON": (400, b"context length exceeded"),
+}
+
+
+@pytest.mark.parametrize("kind", TOO_LONG)
+def test_a_chat_that_is_too_long_has_no_completion_and_costs_the_others_nothing(endpoint, speaker, kind):
+    server = endpoint(lambda body: TOO_LONG[kind] if body["messages"][-1]["content"] == "long" else echo(body))
+    client = speaker(server.url)
+    said = client.say([chat("lo"), chat("long"), chat("mi")], range(3))
+    assert said[1] is None
+    assert [text_of(said[0]), text_of(said[2])] == ["re: lo", "re: mi"]
+    assert client.stats()["too_long"] == 1
+    assert client.stats()["retries"] == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ((400, {"error": {"message": "unknown parameter"}}), "400 unknown parameter"),
+        ((404, {"error": {"message": "the model tiny does not exist"}}), "404 the model tiny does not exist"),
+        ((402, {"error": "no credit"}), "402 no credit"),
+        ((413, b"Payload Too Large"), "413 Payload Too Large"),
+        ((422, {"detail": [{"msg": "field required", "input": "context length"}]}), "422 field required$"),
+        ((308, b"elsewhere", {"Location": "http://127.0.0.1:1/"}), "308 elsewhere"),
+    ],
+)
+def test_a_refused_request_stops_at_once_with_the_servers_words(endpoint, speaker, answer, words):
+    server = endpoint(lambda _: answer)
+    with pytest.raises(RemoteRefused, match=words):
+        speaker(server.url).say([chat("lo")], [1])
+    assert len(server.bodies) == 1
+
+
+MALFORMED = {
+    "not JSON": b"<html>ka</html>",
+    "empty": b"",
+    "an error after all": {"error": {"message": "ka"}},
+    "no choices": {"choices": []},
+    "two choices": {"choices": says("ka")["choices"] * 2},
+    "choices of the wrong type": {"choices": "ka"},
+    "no message": {"choices": [{"finish_reason": "stop", "text": "ka"}]},
+    "content missing": {"choices": [{"message": {"role": "assistant"}, "finish_reason": "stop"}]},
+    "content of the wrong type": {"choices": [{"message": {"content": 5}, "finish_reason": "stop"}]},
+    "still being written": {"choices": [{"message": {"content": "ka"}, "finish_reason": None}]},
+}
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_what_is_no_chat_completion_is_asked_for_again_and_never_becomes_a_text(endpoint, speaker, kind):
+    server = endpoint(lambda _: (200, MALFORMED[kind]))
+    client = speaker(server.url, protocol_retries=2)
+    with pytest.raises(RemoteProtocolError, match=r"actors\.attacker\.remote\.protocol_retries=2"):
+        client.say([chat("lo")], [1])
+    assert len(server.bodies) == 3
+    assert client.stats()["protocol_errors"] == 3
+    assert client.stats()["completions"] == 0
+
+
+def test_one_malformed_answer_followed_by_a_right_one_is_a_completion(endpoint, speaker):
+    server = endpoint(lambda _: (200, b"?"), echo)
+    assert text_of(speaker(server.url).say([chat("lo")], [1])[0]) == "re: lo"
+
+
+@pytest.mark.parametrize(
+    "models",
+    [
+        (200, {"object": "list", "data": [{"id": "other"}, {"id": "tiny"}]}),
+        (200, {"data": []}),
+        (200, [{"id": "a list of another kind"}]),
+        (404, {"detail": "Not Found"}),
+    ],
+)
+def test_a_server_is_ready_when_it_has_the_model_or_does_not_say(endpoint, speaker, models):
+    speaker(endpoint(echo, models=models).url).wait_ready(20)
+
+
+def test_a_server_that_loads_is_waited_for(endpoint, speaker):
+    url = free_url()
+    client = speaker(url)
+    waiting = threading.Thread(target=client.wait_ready, args=(30,))
+    waiting.start()
+    endpoint(echo, port=int(url.rsplit(":", 1)[1].removesuffix("/v1")))
+    waiting.join(30)
+    assert not waiting.is_alive()
+
+
+def test_a_model_that_the_server_does_not_have_is_refused_naming_the_nearest(endpoint, speaker):
+    models = (200, {"data": [{"id": name} for name in ("tiny-chat", "huge", "tinny", "other")]})
+    with pytest.raises(RemoteRefused, match=r"actors\.attacker\.remote\.model=tiny; the nearest are: tinny, tiny-chat"):
+        speaker(endpoint(echo, models=models).url).wait_ready(20)
+
+
+def test_nothing_is_read_from_the_proxy_environment(endpoint, speaker, monkeypatch, tmp_path):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, free_url())
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login someone password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    server = endpoint(echo)
+    client = speaker(server.url, give_up_after=1.0)
+    client.wait_ready(20)
+    assert text_of(client.say([chat("lo")], [1])[0]) == "re: lo"
+    assert all("authorization" not in headers for headers in server.headers)
+
+
+def test_closing_cancels_what_is_pending(speaker):
+    client = speaker(free_url())
+    pending = client.submit([chat("lo")], [1])
+    client.close()
+    with pytest.raises(CancelledError):
+        pending.result()
+    with pytest.raises(RuntimeError, match="closed"):
+        client.say([chat("lo")], [1])
+
+
+def test_a_rewrite_is_shown_whole_because_only_the_server_knows_its_length(endpoint, speaker):
+    with closing(speaker(endpoint(echo).url)) as client:
+        assert client.fit("lo mi " * 1000, chat) == "lo mi " * 1000
