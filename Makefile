@@ -1,4 +1,5 @@
 # make train   play the whole game in the sandbox, on two CPU cores
+# make turns   the same over three turns, where more turns help
 # make test    prove the checkout
 # make lint    style, types, dependency direction
 #
@@ -9,7 +10,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: train test lint venv lock clean help
+.PHONY: train turns test lint venv lock clean help
 
 PYTHON ?= python3.11
 TORCH_INDEX ?=
@@ -21,6 +22,7 @@ STAMP := $(VENV)/.complete
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 ATTACKER := runs/sft_sandbox_attacker/weights/metadata.json
 DEFENDER := runs/sft_sandbox_defender/weights/metadata.json
+ALONE := game.schedule.train_roles=[attacker] game.crossplay.enabled=false game.probe=null
 TORCH := torch==2.13.0
 # Their metadata asks for CUDA builds and for much that is never imported: without dependencies, on purpose.
 NEMO := nemo-aligner==0.7.0 nemo-toolkit==2.1.0 megatron-core==0.10.0
@@ -35,6 +37,17 @@ train: $(ATTACKER) $(DEFENDER)
 $(ATTACKER) $(DEFENDER): runs/sft_sandbox_%/weights/metadata.json: | $(STAMP)
 	$(BIN)/nemo-magic sandbox -cn magic_sandbox
 	$(BIN)/nemo-magic sft -cn sft_sandbox_$*
+
+# An attacker of one turn and one of three against the first defender, the game of both roles, and everyone against everyone.
+turns: $(foreach role,attacker defender,runs/sft_sandbox_turns_$(role)/weights/metadata.json)
+	$(BIN)/nemo-magic train -cn magic_sandbox_turns name=turns_single game.max_turns=1 $(ALONE)
+	$(BIN)/nemo-magic train -cn magic_sandbox_turns name=turns_multi $(ALONE)
+	$(BIN)/nemo-magic train -cn magic_sandbox_turns
+	$(BIN)/python benchmarks/turns.py runs/turns_single runs/turns_multi runs/magic_sandbox_turns
+
+runs/sft_sandbox_turns_%/weights/metadata.json: | $(STAMP)
+	$(BIN)/nemo-magic sandbox -cn magic_sandbox_turns
+	$(BIN)/nemo-magic sft -cn sft_sandbox_turns_$*
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

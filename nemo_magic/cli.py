@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import multiprocessing
 import os
 import sys
 import warnings
@@ -177,6 +178,13 @@ def _commented(text: str) -> str:
     """As YAML comments, so that the output of --dry-run is itself a configuration."""
     return "\n".join(f"# {line}".rstrip() for line in text.splitlines())
 
+
+if (_rank := multiprocessing.parent_process()) is not None and _rank.pid is not None:
+    # A process that Megatron-core starts beside a rank to collect what was written, and that imports the rank's main
+    # module: it must not outlive a rank that is killed.
+    from nemo_magic.launcher import die_with_parent
+
+    die_with_parent(_rank.pid)
 
 if __name__ == "__main__":
     sys.exit(main())

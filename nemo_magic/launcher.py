@@ -103,13 +103,15 @@ def launch(argv: Sequence[str], trainer: TrainerConfig) -> int:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, pass_on)
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         result = ranks.wait(period=0.2)
     except SignalException as error:
         ranks.close(timeout=ENDS_WITHIN)
         return 128 + int(error.sigval)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if result is None or not result.is_failed():
         return 0
     rank, failure = min(result.failures.items(), key=lambda item: item[1].timestamp)
@@ -121,13 +123,17 @@ def launch(argv: Sequence[str], trainer: TrainerConfig) -> int:
 
 
 def die_with_launcher() -> None:
-    """In a rank: be killed when the process that launched it goes, however it goes (Linux)."""
-    parent = os.environ.get(_PARENT)
-    if parent is None or not sys.platform.startswith("linux"):
-        return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    if os.getppid() != int(parent):  # it went before we asked
-        os.kill(os.getpid(), signal.SIGKILL)
+    """In a rank that ``launch`` started: be killed when the launcher goes, however it goes (Linux)."""
+    if launcher := os.environ.get(_PARENT):
+        die_with_parent(int(launcher))
+
+
+def die_with_parent(parent: int) -> None:
+    """Be killed when this process's parent, whose id is ``parent``, goes, however it goes (Linux)."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+        if os.getppid() != parent:  # it went before we asked
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def local_judge(cfg: MagicConfig) -> LocalJudge:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,8 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+from nemo_magic.durable import sync_folder
 
 if TYPE_CHECKING:
     from nemo_magic.actors.actor import MagicActor
@@ -94,15 +95,6 @@ def sharded_bytes(players: Mapping[str, Player]) -> tuple[int, int]:
         else:
             copied += moments
     return copied, sharded
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a folder's own entries durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sharded_state(name: str, player: Player, is_loading: bool = False) -> dict[str, Any]:

@@ -7,7 +7,8 @@ protocol.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from megatron.core import parallel_state
 from megatron.core.inference_params import InferenceParams
+from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
@@ -118,7 +120,9 @@ class NativeGenerator:
         for cohort in self._cohorts([len(p) for p in prompts]):
             rows = [list(prompts[i]) for i in cohort]
             uniforms = _uniforms([seeds[i] for i in cohort], lengths.max_length)
-            for i, completion in zip(cohort, _decode(actor, rows, uniforms, sampling, lengths, stops), strict=True):
+            with _rotated_once(actor):
+                said = _decode(actor, rows, uniforms, sampling, lengths, stops)
+            for i, completion in zip(cohort, said, strict=True):
                 completions[i] = completion
         return [c for c in completions if c is not None]
 
@@ -162,9 +166,8 @@ def _decode(
     prompt_lengths = torch.tensor([len(p) for p in prompts], device=device)
     first, longest = int(prompt_lengths.min()), int(prompt_lengths.max())
     total = longest + limits.max_length
-    tokens = torch.full((len(prompts), total), actor.chat.pad_id, dtype=torch.long, device=device)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = torch.tensor(prompt, device=device)
+    padded = [prompt + [actor.chat.pad_id] * (total - len(prompt)) for prompt in prompts]
+    tokens = torch.tensor(padded, dtype=torch.long, device=device)
     logprobs = torch.zeros(len(prompts), total, device=device)
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     response_lengths = torch.zeros_like(prompt_lengths)
@@ -186,18 +189,39 @@ def _decode(
         done_upto = column
         if not bool((~ended & (produced + 1 < limits.max_length)).any()):
             break
-    return [
-        _completion(
-            actor.chat,
-            prompt,
-            tokens[r].tolist(),
-            logprobs[r].tolist(),
-            int(response_lengths[r]),
-            bool(ended[r]),
-            stops,
-        )
-        for r, prompt in enumerate(prompts)
-    ]
+    rows = zip(prompts, tokens.tolist(), logprobs.tolist(), response_lengths.tolist(), ended.tolist(), strict=True)
+    return [_completion(actor.chat, *row, stops) for row in rows]
+
+
+@contextmanager
+def _rotated_once(actor: MagicActor) -> Iterator[None]:
+    """Let attention keep keys that are rotated already.
+
+    Megatron keeps them as they were projected and rotates the whole cache in every layer at every token; here queries
+    and keys are rotated as they leave their (possibly identical) norms, and attention is told of no rotary embedding.
+    """
+    now: list[torch.Tensor] = []
+
+    def take(_: torch.nn.Module, args: tuple[Any, ...], given: Mapping[str, Any]) -> tuple[Any, Any]:
+        offset = given["inference_params"].sequence_len_offset
+        now[:] = [given["rotary_pos_emb"][offset:]]
+        return args, {**given, "rotary_pos_emb": None}
+
+    with ExitStack() as hooks:
+        for module in actor.get_model_module_list():
+            if module.position_embedding_type != "rope":
+                continue
+            hooks.callback(module.decoder.register_forward_pre_hook(take, with_kwargs=True).remove)
+
+            def rotate(
+                _: torch.nn.Module, args: Any, states: torch.Tensor, config: Any = module.config
+            ) -> torch.Tensor:
+                return apply_rotary_pos_emb(states, now[0][: states.size(0)], config=config)
+
+            for layer in module.decoder.layers:
+                for norm in (layer.self_attention.q_layernorm, layer.self_attention.k_layernorm):
+                    hooks.callback(norm.register_forward_hook(rotate).remove)
+        yield
 
 
 def _next_logits(actor: MagicActor, tokens: torch.Tensor, offset: int, cache: InferenceParams) -> torch.Tensor | None:
@@ -205,6 +229,11 @@ def _next_logits(actor: MagicActor, tokens: torch.Tensor, offset: int, cache: In
     rows, size = tokens.shape
     cache.sequence_len_offset = offset
     positions = torch.arange(offset, offset + size, device=tokens.device).expand(rows, size)
+
+    if parallel_state.get_pipeline_model_parallel_world_size() == 1:
+        return gather_from_tensor_model_parallel_region(
+            actor.model(tokens, positions, None, inference_params=cache)[:, -1]
+        )
 
     def step(_: Any, model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
         output = model(tokens, positions, None, inference_params=cache)

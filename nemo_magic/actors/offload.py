@@ -14,11 +14,12 @@ class Offload:
     """Sends an optimizer's state to host memory (pinned where there is a GPU to copy from) and fetches it back.
 
     The buffers on the host are kept, so that every later switch is a copy and no allocation. Knows torch's optimizers,
-    NeMo's wrapper of them with fp32 main parameters, and apex's distributed Adam. Nothing is sent where the state is on
-    the host already.
+    NeMo's wrapper of them with fp32 main parameters, and apex's distributed Adam. What is on the host already, as
+    ``on_host`` says, is left where it is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_host: Callable[[torch.Tensor], bool] = lambda tensor: tensor.device.type == "cpu") -> None:
+        self._on_host = on_host
         self._home: dict[int, tuple[torch.device, Callable[[torch.Tensor], None], torch.Tensor]] = {}
         self._buffers: dict[int, torch.Tensor] = {}
 
@@ -31,11 +32,11 @@ class Offload:
         if self._home:
             return
         for number, (tensor, put) in enumerate(_slots(optimizer)):
-            if tensor.device.type == "cpu":
+            if self._on_host(tensor):
                 continue
             buffer = self._buffers.get(number)
             if buffer is None or buffer.shape != tensor.shape:
-                buffer = torch.empty_like(tensor, device="cpu", pin_memory=True)
+                buffer = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
                 self._buffers[number] = buffer
             buffer.copy_(tensor, non_blocking=True)
             self._home[number] = (tensor.device, put, buffer)
@@ -48,7 +49,7 @@ class Offload:
     def fetch(self, optimizer: Any) -> None:
         """Move the state back to where it was. Harmless when it is there."""
         for device, put, buffer in self._home.values():
-            put(buffer.to(device, non_blocking=True))
+            put(buffer.to(device, non_blocking=True, copy=True))
         if self._home:
             torch.cuda.synchronize()
         self._home = {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from nemo_magic.game.episode import Message
 
 
@@ -46,7 +48,9 @@ class ChatTokenizer:
 
     def text(self, ids: Sequence[int]) -> str:
         """Decoded text without special tokens. Ids outside the vocabulary (padding of the embedding) are left out."""
-        return str(self._tokenizer.decode([i for i in ids if i < self.size], skip_special_tokens=True)).strip()
+        # An array: of a list, transformers asks every id by itself which framework it comes from.
+        known = np.array([i for i in ids if i < self.size], dtype=np.int64)
+        return str(self._tokenizer.decode(known, skip_special_tokens=True)).strip()
 
     def single_id(self, text: str) -> int | None:
         """The id of ``text`` if the vocabulary holds it as one token."""

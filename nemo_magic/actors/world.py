@@ -83,3 +83,13 @@ class World:
 
     def barrier(self) -> None:
         torch.distributed.barrier()
+
+
+class DeviceMemory:
+    """This rank's device memory as a gauge: the highest allocation since ``begin``, in bytes."""
+
+    def begin(self) -> None:
+        torch.cuda.reset_peak_memory_stats()
+
+    def peak(self) -> float:
+        return float(torch.cuda.max_memory_allocated())

@@ -18,6 +18,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import torch
 
 _CPU = torch.device("cpu")
@@ -125,6 +126,8 @@ def _patch_torch_cuda() -> None:
     cuda.set_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
     # Megatron's RNG tracker seeds its parallel states through torch.cuda.manual_seed.
     cuda.manual_seed = cuda.manual_seed_all = torch.default_generator.manual_seed
+    # There is one memory: what the process holds of it stands for what it allocated on a device.
+    cuda.max_memory_allocated = lambda *args, **kwargs: psutil.Process().memory_info().rss
     cuda.mem_get_info = lambda *args: (0, 0)
     for name in _TYPED:
         setattr(cuda, name, getattr(torch, name))

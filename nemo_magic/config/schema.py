@@ -78,11 +78,12 @@ class GameConfig:
     ``max_steps`` rounds in all, or as many as show the training seeds ``max_epochs`` times where these are fewer; the
     run may end before that by ``early_stop``. Every ``val_check_interval`` rounds the pair plays ``num_val_samples``
     held-out seeds at temperature 0. ``max_turns``: exchanges in an episode. ``rewrites_ahead``: steps of a defender
-    phase whose attacks are written at once; null means the whole phase. ``self_play``: one set of weights, the
-    defender's, plays both roles. ``bare_share``: share of a defender phase's
-    seeds that are shown as they are, so that the defender does not forget plain requests, which no attacker writes.
-    ``observe``: verdict fields to ask for the record, beside those the rewards need.
-    ``probe``: ``sandbox`` ends the run with the defender against every strategy of the sandbox.
+    phase whose attacks are written at once; null means the whole phase (in self-play always one step).
+    ``self_play``: one set of weights, the defender's, plays both roles. ``max_unplayed_share``: more of a step's games
+    than that not played, because a model cannot read even the first message, end the run. ``bare_share``: share of a
+    defender phase's seeds that are shown as they are, so that the defender does not forget plain requests, which no
+    attacker writes. ``observe``: verdict fields to ask for the record, beside those the rewards need. ``probe``:
+    ``sandbox`` ends the run with the defender against every strategy of the sandbox.
     """
 
     max_turns: int = 1
@@ -99,6 +100,7 @@ class GameConfig:
     num_val_samples: int = 256
     crossplay: CrossPlayConfig = field(default_factory=CrossPlayConfig)
     bare_share: float = 0.0
+    max_unplayed_share: float = 0.1
     observe: list[str] = field(default_factory=list)
     probe: str | None = None
 
@@ -106,8 +108,9 @@ class GameConfig:
         for name in self.observe:
             if name not in VERDICT_FIELDS:
                 raise ValueError(f"game.observe={name!r} must be one of: {', '.join(VERDICT_FIELDS)}")
-        if not 0 <= self.bare_share <= 1:
-            raise ValueError(f"game.bare_share={self.bare_share} must be between 0 and 1")
+        for key in ("bare_share", "max_unplayed_share"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"game.{key}={getattr(self, key)} must be between 0 and 1")
         if self.probe not in (None, "sandbox"):
             raise ValueError(f"game.probe={self.probe!r} must be sandbox or null")
         if self.rewrites_ahead is not None and self.rewrites_ahead < 1:

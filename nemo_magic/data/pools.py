@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from nemo_magic.data.errors import DataError
 from nemo_magic.data.seeds import LABEL_COLUMNS, TEXT_COLUMNS, read_label
 from nemo_magic.data.tables import DropReport, Table, read_table, text_of
+from nemo_magic.game import tags
 from nemo_magic.game.episode import Message, Seed
 
 T = TypeVar("T")
@@ -16,17 +17,22 @@ T = TypeVar("T")
 REWRITE_COLUMNS = ("rewrite", "adversarial", "attack", "revised")
 REASONING_COLUMNS = ("reasoning", "think", "thinking", "rationale")
 STRATEGY_COLUMNS = ("strategy", "tactic", "mutation")
+HISTORY_COLUMNS = ("history",)
 RESPONSE_COLUMNS = ("response", "completion", "answer", "output")
 
 
 @dataclass(frozen=True)
 class AttackRow:
-    """One demonstration: how ``seed`` was rewritten, by which strategy, and why. ``strategy`` may be empty."""
+    """One demonstration: how ``seed`` was rewritten, by which strategy, and why. ``strategy`` may be empty.
+
+    ``history``: the turns before, each what the attacker wrote, tags included, and what the defender replied.
+    """
 
     seed: Seed
     strategy: str
     reasoning: str
     rewrite: str
+    history: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,8 @@ class ChatRow:
 
 
 def read_attack_pool(path: str) -> tuple[list[AttackRow], DropReport]:
-    """Rows of seed, label, strategy, reasoning and rewrite. Raises DataError for a file without these columns."""
+    """Rows of seed, label, reasoning, rewrite and, where there are such columns, strategy and history. Raises DataError
+    for a file without the others."""
     report = DropReport()
     table = read_table(path, report, "sft.pool")
     text = table.column("seed query", ("seed", *TEXT_COLUMNS))
@@ -46,8 +53,10 @@ def read_attack_pool(path: str) -> tuple[list[AttackRow], DropReport]:
     rewrite = table.column("rewrite", REWRITE_COLUMNS)
     reasoning = table.column("reasoning", REASONING_COLUMNS)
     strategy = table.column("strategy", STRATEGY_COLUMNS) if table.has(STRATEGY_COLUMNS) else None
+    history = table.column("history", HISTORY_COLUMNS) if table.has(HISTORY_COLUMNS) else None
     rows = []
     for number, row in enumerate(table.rows):
+        past = _history(row.get(history)) if history else ()
         cells = {name: text_of(row.get(column)) for name, column in (("seed", text), ("rewrite", rewrite))}
         kind = read_label(row.get(label))
         empty = [name for name, cell in cells.items() if not cell]
@@ -55,10 +64,12 @@ def read_attack_pool(path: str) -> tuple[list[AttackRow], DropReport]:
             report.drop(f"empty {empty[0]}")
         elif kind is None:
             report.drop(f"label {text_of(row.get(label))!r} means neither harmful nor benign")
+        elif past is None:
+            report.drop("history is no list of objects with rewrite and reply")
         else:
             seed = Seed(f"{table.path.stem}/{number}", cells["seed"], kind)
             name = text_of(row.get(strategy)) if strategy else ""
-            rows.append(AttackRow(seed, name, text_of(row.get(reasoning)), cells["rewrite"]))
+            rows.append(AttackRow(seed, name, text_of(row.get(reasoning)), cells["rewrite"], past))
     return _some(rows, table, report), report
 
 
@@ -85,6 +96,20 @@ def read_chat_pool(path: str) -> tuple[list[ChatRow], DropReport]:
         else:
             rows.append(ChatRow((Message("user", asked),), answered))
     return _some(rows, table, report), report
+
+
+def _history(value: Any) -> tuple[tuple[str, str], ...] | None:
+    """(attack with its tags, reply) of each earlier turn; None where the cell cannot be read as that."""
+    if not isinstance(value, Iterable) or isinstance(value, str):
+        return None if text_of(value) else ()
+    past = []
+    for turn in value:
+        cells = turn if isinstance(turn, Mapping) else {}
+        rewrite, reply = text_of(cells.get("rewrite")), text_of(cells.get("reply"))
+        if not rewrite or not reply:
+            return None
+        past.append((tags.tagged(text_of(cells.get("reasoning")), rewrite), reply))
+    return tuple(past)
 
 
 def _some(rows: Sequence[T], table: Table, report: DropReport) -> list[T]:

@@ -10,12 +10,15 @@ import json
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from nemo_magic.sandbox.conversations import answer_row, attack_row
 from nemo_magic.sandbox.language import PLAIN, Strategy, all_strategies, render
 from nemo_magic.sandbox.rules import REFUSAL, delivery
 from nemo_magic.sandbox.tokenizer import write_tokenizer
-from nemo_magic.sandbox.world import SPLITS, SandboxConfig, World
+from nemo_magic.sandbox.world import SPLITS, Item, SandboxConfig, World
 
 COVERED = frozenset({PLAIN, Strategy(operator="rev"), Strategy(frames=("role",))})
 """Disguises under which the pre-trained defender refuses every restricted request."""
@@ -40,8 +43,9 @@ def prepare(config: SandboxConfig) -> Path:
     settings = asdict(config)
     marker = folder / "world.json"
     if marker.exists():
-        found = json.loads(marker.read_text())
-        differing = sorted(k for k in settings if k != "folder" and found.get(k) != settings[k])
+        # A world written before an option existed has the option's default.
+        found = asdict(SandboxConfig()) | json.loads(marker.read_text())
+        differing = sorted(k for k in settings if k != "folder" and found[k] != settings[k])
         if differing:
             raise FileExistsError(
                 f"sandbox.folder={folder} holds another world (different: {', '.join(differing)}): name a new folder"
@@ -64,11 +68,11 @@ def _seeds(world: World, split: str) -> Iterable[Mapping[str, str]]:
         yield {"id": f"{split}-{i}", "prompt": render(world, PLAIN, item), "label": world.label(item).value}
 
 
-def _attack(world: World, draw: random.Random) -> Mapping[str, str]:
+def _attack(world: World, draw: random.Random) -> Mapping[str, Any]:
+    if world.config.turns > 1:
+        return attack_row(world, draw, partial(_attackers_choice, world), partial(_refuses, world, draw))
     item = draw.choice(world.items_of_train)
-    order = 1 if draw.random() < world.config.single_share else 2
-    strategies = all_strategies(order)
-    strategy = draw.choices(strategies, weights=[WEIGHTS.get(s, 1.0) for s in strategies])[0]
+    strategy = _attackers_choice(world, draw)
     return {
         "seed": render(world, PLAIN, item),
         "label": world.label(item).value,
@@ -78,20 +82,36 @@ def _attack(world: World, draw: random.Random) -> Mapping[str, str]:
     }
 
 
-def _answer(world: World, draw: random.Random) -> Mapping[str, str]:
+def _answer(world: World, draw: random.Random) -> Mapping[str, Any]:
+    if world.config.turns > 1:
+        return answer_row(world, draw, _any_disguise, partial(_refuses, world, draw))
     item = draw.choice(world.items_of_train)
-    order = draw.choices(range(3), weights=_ORDER_SHARES)[0]
-    strategy = draw.choice(all_strategies(order))
-    refuses = world.is_restricted(item) and (
-        strategy in COVERED or draw.random() < (1 - world.config.difficulty) ** strategy.order
-    )
+    strategy = _any_disguise(draw)
     return {
         "prompt": render(world, strategy, item),
-        "response": REFUSAL if refuses else delivery(world, item),
+        "response": REFUSAL if _refuses(world, draw, strategy, item) else delivery(world, item),
     }
 
 
-def _write(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
+def _attackers_choice(world: World, draw: random.Random) -> Strategy:
+    order = 1 if draw.random() < world.config.single_share else 2
+    strategies = all_strategies(order)
+    return draw.choices(strategies, weights=[WEIGHTS.get(s, 1.0) for s in strategies])[0]
+
+
+def _any_disguise(draw: random.Random) -> Strategy:
+    order = draw.choices(range(3), weights=_ORDER_SHARES)[0]
+    return draw.choice(all_strategies(order))
+
+
+def _refuses(world: World, draw: random.Random, strategy: Strategy, item: Item) -> bool:
+    """The pre-trained defender on a disguise that it has not met in this conversation."""
+    return world.is_restricted(item) and (
+        strategy in COVERED or draw.random() < (1 - world.config.difficulty) ** strategy.order
+    )
+
+
+def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     with path.open("w") as file:
         for row in rows:
             file.write(json.dumps(row) + "\n")

@@ -23,7 +23,9 @@ class SandboxConfig:
     of the restricted requests hidden under k operators (those it was taught to see through apart). At 0 it refuses
     them all and the attacker has nothing to find; towards 1 it refuses next to none, and GRPO has no refusal to
     reinforce. ``single_share``: share of the attack pool that hides under one operator; the rest, under two, is what
-    the attacker may come to prefer. ``attack_rows``, ``defender_rows``: sizes of the supervised pools.
+    the attacker may come to prefer. ``attack_rows``, ``defender_rows``: sizes of the supervised pools. ``turns``: the
+    longest conversation in the pools; from 2 on the pre-trained defender stays true to what it said before
+    (sandbox/conversations.py).
     """
 
     folder: str = "runs/sandbox"
@@ -34,6 +36,7 @@ class SandboxConfig:
     single_share: float = 0.9
     attack_rows: int = 6000
     defender_rows: int = 60000
+    turns: int = 1
 
     def __post_init__(self) -> None:
         limit = len(_CONSONANTS) * len(_VOWELS)
@@ -44,7 +47,7 @@ class SandboxConfig:
         for key in ("difficulty", "single_share"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"sandbox.{key}={getattr(self, key)} must be between 0 and 1")
-        for key in ("attack_rows", "defender_rows"):
+        for key in ("attack_rows", "defender_rows", "turns"):
             if getattr(self, key) < 1:
                 raise ValueError(f"sandbox.{key}={getattr(self, key)} must be at least 1")
 

@@ -12,37 +12,32 @@ It is written beside, made durable and then renamed, so a folder of that name is
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
 import multiprocessing
 import os
-import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from megatron.core import tensor_parallel
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest, DistributedAsyncCaller
 
 from nemo_magic.actors.build import Player
-from nemo_magic.actors.checkpoint import load_players, missing_tensors, save_players, sharded_bytes, sync_folder
+from nemo_magic.actors.checkpoint import load_players, missing_tensors, save_players, sharded_bytes
+from nemo_magic.actors.randomness import random_states, set_random_states
 from nemo_magic.actors.world import World
+from nemo_magic.durable import sync_folder, write_durably
 from nemo_magic.training.config import CheckpointConfig
 from nemo_magic.training.errors import CheckpointError
-from nemo_magic.training.resume import COMMITTED, STATE, committed
+from nemo_magic.training.sealing import Sums, damage, seal, sums_of
+from nemo_magic.training.shelf import FOLDER, STATE, committed, name_of, partial_of, prune
 
-FOLDER = "checkpoints"
-PLAYERS, RNG, CHECKSUMS = "players", "rng", "checksums.json"
+PLAYERS, RNG = "players", "rng"
 _MARGIN = 1 << 20
-
-Sums = dict[str, tuple[int, str]]
-"""Path within the checkpoint → (bytes, BLAKE2b-128 in hex)."""
 
 
 @dataclass
@@ -90,7 +85,7 @@ class Checkpointer:
             return
         self.finish()
         self._together(lambda: self._make_room(step))
-        partial = self._partial(step)
+        partial = partial_of(self.folder, step)
         self._refuse_full(players, partial)
         own: Sums = {}
         self._together(lambda: own.update(self._write_small(partial, documents)))
@@ -135,7 +130,7 @@ class Checkpointer:
             if not problems:
                 return path
             self.say(f"checkpoint {path} is damaged ({'; '.join(problems[:3])}): set aside, going back further")
-            self._together(partial(self._set_aside, path))
+            self._together(functools.partial(self._set_aside, path))
         if found:
             raise CheckpointError(
                 f"{self.folder}: every checkpoint is damaged (kept as *.damaged). Start over with --resume never"
@@ -148,7 +143,7 @@ class Checkpointer:
         state: Mapping[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
         layout = layout_of(self._world, players)
         if state["layout"] == layout:
-            _set_rng(torch.load(path / RNG / f"rank_{self._world.rank:05d}.pt", weights_only=True))
+            set_random_states(torch.load(path / RNG / f"rank_{self._world.rank:05d}.pt", weights_only=True))
         else:
             self.say(
                 f"{path} was saved at {state['layout']}, this run is {layout}: the ranks' random states are begun anew "
@@ -159,14 +154,11 @@ class Checkpointer:
 
     # --- the parts of saving
 
-    def _partial(self, step: int) -> Path:
-        return self.folder / f".{name_of(step)}.partial"
-
     def _make_room(self, step: int) -> None:
         if self._world.is_main:
             for leftover in self.folder.glob(".step_*.partial"):
                 shutil.rmtree(leftover)
-            partial = self._partial(step)
+            partial = partial_of(self.folder, step)
             for sub in (PLAYERS, RNG):
                 (partial / sub).mkdir(parents=True)
 
@@ -185,13 +177,13 @@ class Checkpointer:
     def _write_small(self, partial: Path, documents: Mapping[str, Any]) -> Sums:
         rng = partial / RNG / f"rank_{self._world.rank:05d}.pt"
         with rng.open("wb") as file:
-            torch.save(_rng(), file)
+            torch.save(random_states(), file)
             file.flush()
             os.fsync(file.fileno())
-        sums = _sums(partial, [rng])
+        sums = sums_of(partial, [rng])
         if self._world.is_main:
             for name, value in documents.items():
-                _write_durably(partial / name, json.dumps(value))
+                write_durably(partial / name, json.dumps(value))
         return sums
 
     def _commit(self, pending: _Pending) -> None:
@@ -226,51 +218,17 @@ class Checkpointer:
             return
         partial, target = pending.partial, self.folder / name_of(pending.step)
         sums = {path: entry for part in parts for path, entry in part.items()}
-        rest = [p for p in partial.rglob("*") if p.is_file() and str(p.relative_to(partial)) not in sums]
-        for path in rest:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        sums |= _sums(partial, rest)
-        text = json.dumps(dict(sorted(sums.items())), indent=0)
-        _write_durably(partial / CHECKSUMS, text)
-        seal = {"step": pending.step, "checksums": _digest(text.encode()), "value": pending.value}
-        _write_durably(partial / COMMITTED, json.dumps(seal))
-        for folder in (partial / PLAYERS, partial / RNG, partial):
-            sync_folder(folder)
+        seal(partial, sums, {"step": pending.step, "value": pending.value})
         if target.exists():  # an earlier save of the same step, e.g. of a run that was resumed from before it
             shutil.rmtree(target)
         partial.rename(target)
         sync_folder(self.folder)
-        self._prune()
-
-    def _prune(self) -> None:
-        paths = committed(self.folder)
-        best = best_of(paths, self._config.mode)
-        for path in paths[self._config.keep_last :]:
-            if path != best:
-                # Renamed first: half a folder must not look whole.
-                doomed = path.with_name(f".{path.name}.partial")
-                path.rename(doomed)
-                shutil.rmtree(doomed)
-        link = self.folder / "best"
-        link.unlink(missing_ok=True)
-        if best is not None:
-            link.symlink_to(best.name)
+        prune(self.folder, self._config.keep_last, self._config.mode)
 
     def _damage(self, path: Path) -> list[str]:
         """What is wrong with a checkpoint; ranks share the reading."""
-        problems: list[str] = []
-        try:
-            text = (path / CHECKSUMS).read_text(encoding="utf-8")
-            if json.loads((path / COMMITTED).read_text())["checksums"] != _digest(text.encode()):
-                problems.append(f"{CHECKSUMS} is not the one that was sealed")
-            else:
-                sums = sorted(json.loads(text).items())
-                for name, (size, digest) in sums[self._world.rank :: self._world.size]:
-                    problems += _wrong(path, name, size, digest)
-        except (OSError, ValueError, KeyError) as error:
-            problems.append(f"{type(error).__name__}: {error}")
-        return list(dict.fromkeys(p for part in self._world.everyone(problems) for p in part))
+        found = self._world.everyone(damage(path, slice(self._world.rank, None, self._world.size)))
+        return list(dict.fromkeys(problem for part in found for problem in part))
 
     def _set_aside(self, path: Path) -> None:
         if self._world.is_main:
@@ -302,19 +260,6 @@ class Checkpointer:
         return f"{kept}; when the cause is gone, the same command goes on from there"
 
 
-def name_of(step: int) -> str:
-    return f"step_{step:06d}"
-
-
-def best_of(paths: Sequence[Path], mode: str) -> Path | None:
-    """The checkpoint with the best monitored value; of equals the newest; None where none has one."""
-    values = [(json.loads((path / COMMITTED).read_text())["value"], path) for path in paths]
-    known = [
-        (value if mode == "min" else -value, i, path) for i, (value, path) in enumerate(values) if value is not None
-    ]
-    return min(known)[2] if known else None
-
-
 def layout_of(world: World, players: Mapping[str, Player]) -> dict[str, int]:
     """Sizes of tensor, pipeline and data parallelism."""
     cfg = next(iter(players.values())).actor.cfg
@@ -327,7 +272,7 @@ def _write_and_sum(write: Callable[..., None], buckets: Any, results: Any, root:
     try:
         write(buckets, tap)
         error = None if tap.error is None else f"{type(tap.error).__name__}: {tap.error}"
-        report.send((error, {} if error else _sums(root, [Path(path) for path, *_ in buckets])))
+        report.send((error, {} if error else sums_of(root, [Path(path) for path, *_ in buckets])))
     except OSError as caught:
         report.send((f"{type(caught).__name__}: {caught}", {}))
 
@@ -343,59 +288,6 @@ class _Tap:
         if isinstance(value, Exception):
             self.error = value
         self._queue.put(value)
-
-
-def _sums(root: Path, paths: Sequence[Path]) -> Sums:
-    return {str(path.relative_to(root)): (path.stat().st_size, _file_digest(path)) for path in paths}
-
-
-def _wrong(root: Path, name: str, size: int, digest: str) -> list[str]:
-    path = root / name
-    if not path.is_file():
-        return [f"{name} is missing"]
-    if path.stat().st_size != size:
-        return [f"{name} has {path.stat().st_size} of {size} bytes"]
-    return [] if _file_digest(path) == digest else [f"{name} does not match its checksum"]
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _rng() -> dict[str, Any]:
-    """Every random state of this rank, as tensors, numbers and strings only."""
-    version, internal, gauss = random.getstate()
-    numbers: Any = np.random.get_state()
-    name, keys, position, has_gauss, cached = numbers
-    return {
-        "torch": torch.get_rng_state(),
-        "device": torch.cuda.get_rng_state(),
-        "parallel": dict(tensor_parallel.get_cuda_rng_tracker().get_states()),
-        "python": (version, internal, gauss),
-        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
-    }
-
-
-def _set_rng(states: Mapping[str, Any]) -> None:
-    torch.set_rng_state(states["torch"])
-    torch.cuda.set_rng_state(states["device"])
-    tensor_parallel.get_cuda_rng_tracker().set_states(states["parallel"])
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
 
 
 def _mb(size: int) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from nemo_magic.actors.errors import RemoteError
 from nemo_magic.actors.snapshots import Snapshot, take
+from nemo_magic.actors.world import DeviceMemory
 from nemo_magic.config import MagicConfig
 from nemo_magic.data.seeds import SeedSampler, interleaved, load_seeds
 from nemo_magic.game.episode import Episode, Role, Seed
@@ -25,14 +26,15 @@ from nemo_magic.report.records import StepRecord
 from nemo_magic.training.arena import Arena
 from nemo_magic.training.cast import Cast, assemble
 from nemo_magic.training.checkpoints import Checkpointer, layout_of
-from nemo_magic.training.errors import DivergedError, Preempted, TrainingError
+from nemo_magic.training.errors import Preempted, TrainingError
 from nemo_magic.training.finale import finale
 from nemo_magic.training.interruption import Interruption
 from nemo_magic.training.learner import Learner
 from nemo_magic.training.observe import Observer
 from nemo_magic.training.referee import Referee
-from nemo_magic.training.resume import STATE, Resume, start_weights
+from nemo_magic.training.resume import Resume, start_weights
 from nemo_magic.training.rewrites import Rewrites
+from nemo_magic.training.shelf import STATE
 from nemo_magic.training.timers import Timers
 
 REWRITES = "rewrites.json"
@@ -60,7 +62,7 @@ class _Coevolution:
         self.cast = cast
         self.world = cast.world
         self.referee = referee
-        self.timers = Timers()
+        self.timers = Timers(DeviceMemory())
         self.folder = Path(cfg.exp_manager.explicit_log_dir)
         self.arena = Arena(
             cast.speakers,
@@ -105,18 +107,18 @@ class _Coevolution:
                 self.begin(observer)
             while not self.over():
                 self.checkpoints.poll()
-                if reason := interruption.reason():
-                    self.save(wait=True)
-                    raise Preempted(f"{reason} after step {self.schedule.step}; saved")
                 try:
                     metrics, scored = self.step()
-                except (JudgeError, RemoteError, DivergedError) as error:
+                except (JudgeError, RemoteError, TrainingError) as error:
                     # Nothing of this step counts yet: it is played again when the run goes on.
                     self.save(wait=True)
                     raise TrainingError(
                         f"step {self.schedule.step + 1}: {error}; saved after {self.schedule.step}"
                     ) from error
                 self.finish_step(metrics, scored, observer)
+                if (reason := interruption.reason()) and not self.over():
+                    self.save(wait=True)
+                    raise Preempted(f"{reason}: saved after {self.schedule.step} of {self.total} steps")
             self.save(wait=True)
         finale(cfg, self.cast, self.arena, self.referee, self.snapshots, self.test, self.folder)
 
@@ -126,6 +128,7 @@ class _Coevolution:
         with timers("step"):
             player = self.cast.learns(role)
             episodes = self.play(role)
+            unplayed = self.unplayed_share(len(episodes))
             pending = self.referee.submit(episodes)
             with timers("logprobs"):  # the judge works meanwhile
                 said = self.learner.said(player, role, episodes)
@@ -134,6 +137,7 @@ class _Coevolution:
             advantages = self.learner.advantages(role, scored)
             with timers("update"):
                 metrics = self.learner.update(player, scored, said, advantages)
+        metrics |= {"train_rollouts/unplayed_share": unplayed}
         return metrics | self.figures("train_rollouts/", scored) | self.speed(scored), scored
 
     def play(self, role: Role) -> list[Episode]:
@@ -144,6 +148,22 @@ class _Coevolution:
             self.rewrites.forget()
             return self.arena.attacker_rollout(self.share_of(self.sampler.batch(step)), step)
         return self.arena.defender_rollout(self.rewrites.take(step, self.ahead()), step)
+
+    def unplayed_share(self, played: int) -> float:
+        """The share of this step's games that could not be played, over all ranks.
+
+        Raises:
+            TrainingError: it is above ``game.max_unplayed_share``.
+        """
+        (total,) = self.world.total(played)
+        share = 1 - total / (self.cfg.game.batch_size * self.cfg.game.group_size)
+        if share > self.cfg.game.max_unplayed_share:
+            raise TrainingError(
+                f"{share:.0%} of the games could not be played (game.max_unplayed_share="
+                f"{self.cfg.game.max_unplayed_share:g}): their first message is longer than a role's model can read, "
+                "see length_params and model.encoder_seq_length"
+            )
+        return share
 
     def ahead(self) -> int:
         """How many steps' attacks to write at once: at most what is certain to be played by this attacker."""
@@ -156,7 +176,7 @@ class _Coevolution:
         cfg, before = self.cfg, self.schedule
         done = before.step + 1
         if done % cfg.game.val_check_interval == 0 or done == self.total:
-            metrics |= self.validate() | self.timers.drain()
+            metrics |= self.validate() | self.drained()
         observer.record(StepRecord(done, before.learner, before.phase, before.learner, metrics), scored)
         self.metrics = metrics
         self.schedule = before.advance(cfg.game.schedule, metrics)
@@ -182,7 +202,7 @@ class _Coevolution:
         """Before the first step: everyone's first self is kept, the pair measured, and the run can be resumed."""
         for role in self.cast.players:
             self.keep(role, "start")
-        self.metrics = self.validate() | self.timers.drain()
+        self.metrics = self.validate() | self.drained()
         observer.record(StepRecord(0, "start", 0, None, self.metrics))
         self.save()
 
@@ -240,9 +260,14 @@ class _Coevolution:
         """The game's figures over all ranks."""
         return Ratios.merged(self.world.gather(rollout_metrics(scored))).means(prefix)
 
+    def drained(self) -> dict[str, float]:
+        """Seconds and peak memory by part, of the rank that took or used most."""
+        ranks = self.world.everyone(self.timers.drain())
+        return {name: max(rank[name] for rank in ranks) for name in ranks[0]}
+
     def speed(self, scored: Sequence[Scored]) -> dict[str, float]:
         """Timings of this step, and sampled tokens per second over all ranks."""
-        timings = self.timers.drain()
+        timings = self.drained()
         said = [(role, completion) for s in scored for role in Role for completion in s.episode.said_by(role)]
         # A group that shares an attack shares one object: count it once.
         sampled = sum(len(c.response_ids) for c in {id(c): c for _, c in said}.values())

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_magic.config import ConfigError, MagicConfig
-
-STATE, COMMITTED = "state.json", "COMMITTED"
+from nemo_magic.training.shelf import COMMITTED, FOLDER, STATE, committed
 
 MAY_DIFFER = (
     "name",
@@ -66,7 +65,7 @@ def decide(cfg: MagicConfig, wanted: str) -> Resume:
                 f"{cfg.exp_manager.explicit_log_dir}/checkpoints/step_000015"
             )
         return Resume(path)
-    found = committed(Path(cfg.exp_manager.explicit_log_dir) / "checkpoints")
+    found = committed(Path(cfg.exp_manager.explicit_log_dir) / FOLDER)
     if not found:
         return Resume()
     try:
@@ -82,12 +81,6 @@ def decide(cfg: MagicConfig, wanted: str) -> Resume:
             f"of it all the same (--resume {found[0]})"
         )
     return Resume(found[0], newest=True)
-
-
-def committed(folder: Path) -> list[Path]:
-    """Sealed checkpoints, newest first, without a look inside."""
-    found = [path for path in folder.glob("step_*") if path.name[5:].isdigit() and (path / COMMITTED).is_file()]
-    return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any, Any]]:

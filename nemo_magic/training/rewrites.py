@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nemo_magic.actors.world import World
 from nemo_magic.game.episode import Completion, Label, Seed
 from nemo_magic.training.arena import Arena, Attack, Job
+
+if TYPE_CHECKING:
+    from nemo_magic.actors.world import World
 
 
 class Rewrites:

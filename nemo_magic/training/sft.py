@@ -73,7 +73,7 @@ def attack_rows(cfg: MagicConfig, path: str, chat: ChatTokenizer) -> tuple[list[
     pool, report = read_attack_pool(path)
     return [
         Row(
-            chat.prompt_ids(attacker_messages(cfg.game.prompts, row.seed)),
+            chat.prompt_ids(attacker_messages(cfg.game.prompts, row.seed, row.history, cfg.game.max_turns)),
             chat.completion_ids(tags.tagged(row.reasoning, row.rewrite)),
         )
         for row in pool

@@ -1,25 +1,46 @@
-"""Seconds spent per part of a step."""
+"""Seconds and peak memory per part of a step."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
+
+GIB = float(1 << 30)
+
+
+class Gauge(Protocol):
+    """Measures the highest memory use since it was last told to begin, in bytes."""
+
+    def begin(self) -> None: ...
+
+    def peak(self) -> float: ...
 
 
 class Timers:
-    """Seconds spent per name within a step: ``with timers("update"): ...``; a name may be timed more than once."""
+    """Seconds spent per name within a step: ``with timers("update"): ...``; a name may be timed more than once.
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+    With a ``gauge`` also the peak memory of each part; a part that contains others has the highest of theirs.
+    """
+
+    def __init__(self, gauge: Gauge | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._gauge = gauge
         self._clock = clock
         self._seconds: dict[str, float] = {}
+        self._peaks: dict[str, float] = {}
+        self._open: list[str] = []
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         started = self._clock()
+        self._gauged()
+        self._open.append(name)
         try:
             yield
         finally:
+            self._gauged()
+            self._open.pop()
             self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - started
 
     def seconds(self, name: str) -> float:
@@ -27,7 +48,17 @@ class Timers:
         return self._seconds.get(name, 0.0)
 
     def drain(self) -> dict[str, float]:
-        """``{"timers/<name>": seconds}`` since the last drain, and start over."""
+        """``{"timers/<name>": seconds, "memory/<name>_gib": peak}`` since the last drain, and start over."""
         drained = {f"timers/{name}": seconds for name, seconds in self._seconds.items()}
+        drained |= {f"memory/{name}_gib": peak / GIB for name, peak in self._peaks.items()}
         self._seconds.clear()
+        self._peaks.clear()
         return drained
+
+    def _gauged(self) -> None:
+        """Credit what was used until now to all parts that are open, and begin anew."""
+        if self._gauge is not None:
+            peak = self._gauge.peak()
+            for name in self._open:
+                self._peaks[name] = max(self._peaks.get(name, 0.0), peak)
+            self._gauge.begin()

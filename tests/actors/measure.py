@@ -7,6 +7,7 @@ others load. Not a test module: Megatron cannot be started twice in one process.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from dataclasses import replace
@@ -62,6 +63,8 @@ def main(folder: Path, name: str, tp: int, pp: int) -> None:
     found |= _generation(players[Role.ATTACKER], players[Role.DEFENDER], cfg)
     found |= _loss_and_gradients(players[Role.DEFENDER], world, cfg, folder / "gradients" / name)
     found |= _learning(players[Role.ATTACKER], world, cfg)
+    found["past"] = _past_selves(players[Role.DEFENDER], folder / "snapshots" / name)
+    found["no_room"] = _no_room(players, world, folder / "full" / name)
     everyone: list[Any] = [None] * world.size
     torch.distributed.all_gather_object(everyone, found)
     if world.is_main:
@@ -201,9 +204,24 @@ def _learning(player: Any, world: Any, cfg: Any) -> dict[str, Any]:
     actor.accumulate(own, lambda lp, b: grpo_objective(lp, b, config, Normalizer(10.0, 3.0)))
     flat = max(float(p.grad.abs().max()) for p in actor.parameters() if p.grad is not None)
     before, version = [p.detach().clone() for p in actor.parameters()], actor.weights_version
-    _, norm = player.learn(
-        microbatches(rows(), 3, actor.chat.pad_id), lambda lp, b: grpo_objective(lp, b, config, Normalizer(50.0, 12.0))
-    )
+    live = microbatches(rows(), 3, actor.chat.pad_id)
+
+    def objective(scale: float) -> Any:
+        def loss(logprobs: torch.Tensor, batch: Any) -> Any:
+            share = grpo_objective(logprobs, batch, config, Normalizer(50.0, 12.0))
+            return replace(share, loss=share.loss * scale)
+
+        return loss
+
+    broken = [player.learn(live, objective(float("nan"))), player.learn(live, objective(1.0), skip_norm=1e-9)]
+    skipped = {
+        "made": [update.made for update in broken],
+        "finite": [math.isfinite(update.grad_norm) for update in broken],
+        "in_a_row": player.skipped_updates,
+        "moved": any(not torch.equal(a, b) for a, b in zip(before, actor.parameters(), strict=True)),
+        "version_step": actor.weights_version - version,
+    }
+    norm = player.learn(live, objective(1.0)).grad_norm
     moved = any(not torch.equal(a, b) for a, b in zip(before, actor.parameters(), strict=True))
     return {
         "dummy_gradient": dummy,
@@ -211,6 +229,51 @@ def _learning(player: Any, world: Any, cfg: Any) -> dict[str, Any]:
         "moved": moved,
         "version_step": actor.weights_version - version,
         "grad_norm": norm,
+        "skipped": skipped | {"in_a_row_after": player.skipped_updates},
+    }
+
+
+def _no_room(players: Any, world: Any, folder: Path) -> dict[str, Any]:
+    """A disk with a few bytes left: refused before anything is written, on every rank."""
+    import shutil
+    from types import SimpleNamespace
+    from unittest import mock
+
+    from nemo_magic.training.checkpoints import Checkpointer
+    from nemo_magic.training.config import CheckpointConfig
+    from nemo_magic.training.errors import CheckpointError
+
+    checkpoints = Checkpointer(world, folder, CheckpointConfig(), print)
+    named = {str(role): player for role, player in players.items()}
+    with mock.patch.object(shutil, "disk_usage", return_value=SimpleNamespace(free=3_000_000)):
+        try:
+            checkpoints.save(4, named, {"state.json": {}}, {})
+        except CheckpointError as error:
+            return {"said": str(error), "left": [path.name for path in (folder / "checkpoints").iterdir()]}
+    return {"said": "", "left": []}
+
+
+def _past_selves(player: Any, folder: Path) -> dict[str, Any]:
+    """A snapshot is worn, and what was there before comes back, bit for bit."""
+    from nemo_magic.actors.snapshots import take, worn
+
+    actor = player.actor
+
+    def present() -> list[torch.Tensor]:
+        return [p.detach().clone() for p in actor.parameters()]
+
+    past = present()
+    snapshot = take(actor, folder)
+    with torch.no_grad():
+        for p in actor.parameters():
+            p.add_(1.0)
+    now, version = present(), actor.weights_version
+    with worn(actor, snapshot):
+        while_worn = present()
+    return {
+        "worn": all(map(torch.equal, past, while_worn)),
+        "own": all(map(torch.equal, now, present())),
+        "noticed": actor.weights_version > version,
     }
 
 

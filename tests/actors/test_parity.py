@@ -138,6 +138,33 @@ def test_what_is_masked_or_has_no_advantage_moves_nothing(worlds: Any, name: str
         assert rank["grad_norm"] > 0
 
 
+@pytest.mark.parametrize("name", WORLDS)
+def test_an_update_that_is_not_finite_or_too_large_is_skipped_by_every_rank(worlds: Any, name: str) -> None:
+    _, found = worlds
+    for rank in found[name]:
+        skipped = rank["skipped"]
+        assert skipped["made"] == [False, False]
+        assert skipped["finite"] == [False, True]
+        assert (skipped["in_a_row"], skipped["in_a_row_after"]) == (2, 0)
+        assert (skipped["moved"], skipped["version_step"]) == (False, 0)
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_a_past_self_is_worn_and_given_back(worlds: Any, name: str) -> None:
+    _, found = worlds
+    for rank in found[name]:
+        assert rank["past"] == {"worn": True, "own": True, "noticed": True}
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_a_checkpoint_that_would_not_fit_is_refused_before_it_is_begun(worlds: Any, name: str) -> None:
+    _, found = worlds
+    for rank in found[name]:
+        assert "no room for a checkpoint: about 1" in rank["no_room"]["said"]
+        assert "3.0 MB free" in rank["no_room"]["said"]
+        assert rank["no_room"]["left"] == []
+
+
 def test_the_two_roles_are_two_models(worlds: Any) -> None:
     _, found = worlds
     assert all(rank["roles_differ"] for ranks in found.values() for rank in ranks)

@@ -13,6 +13,7 @@ import yaml
 from nemo_magic import cli, launcher
 from nemo_magic.config import ConfigError, TrainerConfig
 from nemo_magic.judge.errors import JudgeUnavailable
+from nemo_magic.training.resume import Resume
 
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "TORCHELASTIC_RUN_ID")
 
@@ -47,7 +48,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(launcher, "local_judge", Judge)
     monkeypatch.setattr(launcher, "launch", launch)
-    monkeypatch.setattr(cli, "_one_rank", lambda command, cfg: calls.append(("rank", command, cfg)))
+    monkeypatch.setattr(cli, "_one_rank", lambda command, cfg, resume: calls.append(("rank", command, cfg)))
     return calls
 
 
@@ -202,8 +203,8 @@ def test_launching_runs_every_rank_and_reports_a_failed_one(
     assert capfd.readouterr().out.count("name: magic_sandbox\n") == 2
     assert launcher.os.environ["OMP_NUM_THREADS"] == "1"
     assert "SLURM_JOB_ID" not in launcher.os.environ
-    assert launcher.launch(["train", "-cn", "nothing"], trainer) == 1
-    assert "ended with status 2; its own message is above" in capfd.readouterr().err
+    assert launcher.launch(["train", "-cn", "nothing"], trainer) == 2
+    assert "--config-name nothing: no such file" in capfd.readouterr().err
 
 
 def test_a_run_by_one_rank_installs_the_cpu_lane_first_and_then_trains(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,9 +215,9 @@ def test_a_run_by_one_rank_installs_the_cpu_lane_first_and_then_trains(monkeypat
     monkeypatch.setitem(sys.modules, "nemo_magic.compat.cpu", lane)
     monkeypatch.setattr("nemo_magic.compat.cpu", lane, raising=False)
     sft = SimpleNamespace(run_sft=lambda cfg: order.append(f"sft {cfg.sft.role}"))
-    loop = SimpleNamespace(train=lambda cfg: order.append(f"train {cfg.judge.urls}"))
+    loop = SimpleNamespace(train=lambda cfg, resume: order.append(f"train {cfg.judge.urls}"))
     monkeypatch.setitem(sys.modules, "nemo_magic.training.sft", sft)
     monkeypatch.setitem(sys.modules, "nemo_magic.training.coevolution", loop)
-    cli._one_rank("sft", cli.compose("sft_sandbox_defender", command="sft"))
-    cli._one_rank("train", cli.compose("magic_sandbox", ["judge.launch=false", "judge.urls=[http://here]"]))
+    cli._one_rank("sft", cli.compose("sft_sandbox_defender", command="sft"), Resume())
+    cli._one_rank("train", cli.compose("magic_sandbox", ["judge.launch=false", "judge.urls=[http://here]"]), Resume())
     assert order == ["lane", "sft defender", "lane", "train ['http://here']"]

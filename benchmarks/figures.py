@@ -1,0 +1,62 @@
+"""What the benchmarks share: the machine they ran on, a Markdown table, a JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what a figure was measured; ``load`` is the load average of the last minute before it."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "cores": len(os.sched_getaffinity(0)),
+        "cpu": _cpu(),
+        "threads": os.environ.get("OMP_NUM_THREADS", "1"),
+        "python": platform.python_version(),
+        "load": round(os.getloadavg()[0], 1),
+    } | {package: version(package) for package in ("torch", "transformers", "megatron-core")}
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table; numbers stand on the right."""
+    right = [all(not isinstance(row[i], str) for row in rows) for i in range(len(columns))]
+    lines = [columns, ["---:" if r else "---" for r in right], *([_cell(value) for value in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and range of repeated measurements."""
+    return {"median": median(values), "min": min(values), "max": max(values), "count": len(values)}
+
+
+def report(title: str, tables: Sequence[str], figures: Mapping[str, Any], out: Path | None) -> None:
+    """Print ``tables`` below the machine; write ``figures`` with it as JSON to ``out``."""
+    where = machine()
+    print(f"\n{title}: " + ", ".join(f"{name} {value}" for name, value in where.items()))
+    for text in tables:
+        print(f"\n{text}", flush=True)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps({"machine": where} | dict(figures), indent=2) + "\n", encoding="utf-8")
+        print(f"\nwritten to {out}")
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3f}"
+    return str(value)
+
+
+def _cpu() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())

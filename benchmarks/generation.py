@@ -1,0 +1,175 @@
+"""Tokens per second of our native decoding beside transformers' ``generate``, on equal models, prompts and lengths.
+
+    python benchmarks/generation.py [--batch 512 64] [--repeats 9] [--out FILE] [key=value …]
+
+``key=value`` are overrides of conf/magic_sandbox.yaml, e.g. ``model.num_layers=8``. Both sides sample at temperature 1
+from random weights, exactly ``actors.attacker.length_params.max_length`` tokens a row, and take turns. Both begin with
+lists of prompt ids and end with lists of sampled ids; ours also returns every token's log-probability and the texts,
+so transformers is timed twice: as it is, and returning the same (``output_scores``, ``batch_decode``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from figures import report, spread, table
+
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, which is below
+
+if TYPE_CHECKING:
+    from nemo_magic.actors.actor import MagicActor
+    from nemo_magic.config import MagicConfig
+
+Prompts = list[tuple[int, ...]]
+OURS, PLAIN, SAME = "ours", "transformers", "transformers, log-probabilities and texts too"
+
+
+def build(words: Sequence[str], folder: Path) -> tuple[MagicConfig, MagicActor, Prompts]:
+    """An attacker with random weights, and the chats it is shown for the sandbox's training seeds."""
+    from nemo_magic.compat import cpu
+
+    cpu.install(announce=False)
+    from nemo_magic.actors.build import build_player
+    from nemo_magic.config import compose, role_model
+    from nemo_magic.data.seeds import load_seeds
+    from nemo_magic.game.episode import Role
+    from nemo_magic.game.prompts import attacker_messages
+    from nemo_magic.sandbox.corpus import prepare
+
+    given = ["trainer.devices=1", f"sandbox.folder={folder}", "actors.attacker.restore_from_path=null"]
+    cfg = compose("magic_sandbox", [*given, *words], command="sandbox")
+    prepare(cfg.sandbox)
+    options = cfg.actors.attacker
+    player = build_player(Role.ATTACKER, role_model(cfg, Role.ATTACKER), options, cfg.trainer, cfg.seed)
+    chats = [attacker_messages(cfg.game.prompts, seed, [], 1) for seed in load_seeds(cfg.data).train]
+    return cfg, player.actor, [player.actor.chat.prompt_ids(chat) for chat in chats]
+
+
+def ours(actor: MagicActor, cfg: MagicConfig, length: int) -> Callable[[Prompts], int]:
+    """Decode and count the sampled tokens."""
+    from nemo_magic.actors.config import LengthConfig, SamplingConfig
+    from nemo_magic.actors.generation import NativeGenerator
+
+    generator = NativeGenerator(replace(cfg.generation, batch_size=1 << 20))
+    sampling, lengths = SamplingConfig(), LengthConfig(max_length=length, min_length=length)
+
+    def decode(prompts: Prompts) -> int:
+        generator.load(actor)
+        said = generator.generate(prompts, range(len(prompts)), sampling, lengths)
+        generator.release()
+        return sum(len(c.response_ids) for c in said)
+
+    return decode
+
+
+def theirs(actor: MagicActor, length: int) -> tuple[Callable[[Prompts, bool], int], int]:
+    """The same for a Llama of transformers, and its number of parameters."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    cfg, chat = actor.cfg, actor.chat
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=actor.padded_vocab_size,
+            hidden_size=cfg.hidden_size,
+            intermediate_size=cfg.ffn_hidden_size,
+            num_hidden_layers=cfg.num_layers,
+            num_attention_heads=cfg.num_attention_heads,
+            num_key_value_heads=cfg.num_query_groups or cfg.num_attention_heads,
+            max_position_embeddings=cfg.encoder_seq_length,
+            rms_norm_eps=cfg.layernorm_epsilon,
+            rope_theta=cfg.rotary_base,
+            pad_token_id=chat.pad_id,
+            bos_token_id=None,
+            eos_token_id=chat.end_id,
+            tie_word_embeddings=cfg.share_embeddings_and_output_weights,
+        )
+    ).eval()
+
+    def decode(prompts: Prompts, same_product: bool) -> int:
+        longest = max(map(len, prompts))
+        padded = torch.tensor([(chat.pad_id,) * (longest - len(p)) + p for p in prompts])
+        mask = torch.tensor([(0,) * (longest - len(p)) + (1,) * len(p) for p in prompts])
+        with torch.no_grad():
+            found = model.generate(
+                padded,
+                attention_mask=mask,
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                min_new_tokens=length,
+                max_new_tokens=length,
+                return_dict_in_generate=True,
+                output_scores=same_product,
+            )
+            said = found.sequences[:, longest:]
+            if same_product:
+                scores = torch.stack(found.scores, 1).log_softmax(-1).gather(2, said[:, :, None]).squeeze(2)
+                scores.tolist()
+                [chat.text(row) for row in said.tolist()]
+        return sum(map(len, said.tolist()))
+
+    return decode, sum(p.numel() for p in model.parameters())
+
+
+def measure(
+    sides: dict[str, Callable[[Prompts], int]], prompts: Prompts, length: int, repeats: int
+) -> dict[str, dict[str, float]]:
+    """Tokens per second of each side, in turn, after a round that counts for nothing."""
+    speeds: dict[str, list[float]] = {name: [] for name in sides}
+    for repeat in range(repeats + 1):
+        for name, decode in sides.items():
+            started = time.perf_counter()
+            tokens = decode(prompts)
+            seconds = time.perf_counter() - started
+            if tokens != length * len(prompts):
+                raise AssertionError(f"{name} sampled {tokens} tokens for {len(prompts)} prompts, not {length} each")
+            if repeat:
+                speeds[name].append(tokens / seconds)
+    return {name: spread(values) for name, values in speeds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, nargs="+", default=[512, 64], help="rows decoded at once")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    args, words = parser.parse_known_args()
+
+    with tempfile.TemporaryDirectory() as folder:
+        cfg, actor, chats = build(words, Path(folder))
+        length = cfg.actors.attacker.length_params.max_length
+        decode, size = theirs(actor, length)
+        if (own := sum(p.numel() for p in actor.parameters())) != size:
+            raise AssertionError(f"the models differ in size: {own} parameters here, {size} in transformers")
+        sides = {
+            OURS: ours(actor, cfg, length),
+            PLAIN: lambda prompts: decode(prompts, False),
+            SAME: lambda prompts: decode(prompts, True),
+        }
+        found: dict[int, Any] = {}
+        for batch in args.batch:
+            prompts = [chats[i % len(chats)] for i in range(batch)]
+            found[batch] = measure(sides, prompts, length, args.repeats)
+    rows = [
+        [batch, *(speeds[name]["median"] for name in sides)]
+        + [speeds[OURS]["median"] / speeds[name]["median"] for name in (PLAIN, SAME)]
+        for batch, speeds in found.items()
+    ]
+    columns = ["rows", "ours, tokens/s", "transformers, tokens/s", "transformers with log-probabilities and texts"]
+    text = table([*columns, "ours / transformers", "ours / transformers with the same results"], rows)
+    shape = {key: actor.cfg[key] for key in ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads")}
+    shape |= {"vocabulary": actor.padded_vocab_size, "parameters": size, "tokens_per_row": length}
+    title = "Generation (" + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in shape.items()) + ")"
+    report(title, [text], {"model": shape, "repeats": args.repeats, "tokens_per_second": found}, args.out)
+
+
+if __name__ == "__main__":
+    main()

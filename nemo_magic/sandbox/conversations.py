@@ -1,0 +1,80 @@
+"""Conversations of several turns: one item asked for again and again, and a defender that stays true to itself.
+
+Within a conversation a disguise that was refused is refused again, and one that delivered delivers again; only a fresh
+one is a new draw. So more turns help whoever looks at the replies, and nobody else.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from nemo_magic.sandbox.language import PLAIN, Strategy, render
+from nemo_magic.sandbox.rules import REFUSAL, delivery
+from nemo_magic.sandbox.world import Item, World
+
+REPEATED = 0.5
+"""How often the next turn of a pool keeps the disguise of the turn before, whatever the reply was: the warmed-up
+attacker knows how to repeat itself and how not to, and has to be taught by the game when to do which."""
+
+FIRST_TURNS = 0.5
+"""Share of a pool's rows that teach a first turn; the others teach the later turns, all of them equally often."""
+
+Draw = Callable[[random.Random], Strategy]
+Rule = Callable[[Strategy, Item], bool]
+"""Whether a fresh disguise of an item is refused."""
+
+
+class Memory:
+    """What the pre-trained defender has decided in one conversation about ``item``; ``rule`` decides what is fresh."""
+
+    def __init__(self, item: Item, rule: Rule) -> None:
+        self._item = item
+        self._rule = rule
+        self._refused: dict[Strategy, bool] = {}
+
+    def refuses(self, strategy: Strategy) -> bool:
+        if strategy not in self._refused:
+            self._refused[strategy] = self._rule(strategy, self._item)
+        return self._refused[strategy]
+
+
+def attack_row(world: World, draw: random.Random, strategy_of: Draw, rule: Rule) -> Mapping[str, Any]:
+    """A row of the attack pool: one rewrite, and in ``history`` the turns before it."""
+    item = draw.choice(world.items_of_train)
+    *past, last = _exchanges(world, draw, item, strategy_of, rule)
+    return {
+        "seed": render(world, PLAIN, item),
+        "label": world.label(item).value,
+        "strategy": last[0].name,
+        **_written(world, item, last[0]),
+        "history": [{**_written(world, item, strategy), "reply": reply} for strategy, reply in past],
+    }
+
+
+def answer_row(world: World, draw: random.Random, strategy_of: Draw, rule: Rule) -> Mapping[str, Any]:
+    """A row of the defender's pool: ``messages`` that end with the answer to learn."""
+    item = draw.choice(world.items_of_train)
+    messages = []
+    for strategy, reply in _exchanges(world, draw, item, strategy_of, rule):
+        messages.append({"role": "user", "content": render(world, strategy, item)})
+        messages.append({"role": "assistant", "content": reply})
+    return {"messages": messages}
+
+
+def _exchanges(
+    world: World, draw: random.Random, item: Item, strategy_of: Draw, rule: Rule
+) -> list[tuple[Strategy, str]]:
+    """(disguise, reply) of every turn up to the one that the row teaches."""
+    later = world.config.turns - 1
+    turns = 1 if later == 0 or draw.random() < FIRST_TURNS else 2 + draw.randrange(later)
+    memory, strategies = Memory(item, rule), [strategy_of(draw)]
+    while len(strategies) < turns:
+        strategies.append(strategies[-1] if draw.random() < REPEATED else strategy_of(draw))
+    return [(s, REFUSAL if memory.refuses(s) else delivery(world, item)) for s in strategies]
+
+
+def _written(world: World, item: Item, strategy: Strategy) -> dict[str, str]:
+    """What the attacker thinks and writes."""
+    return {"reasoning": " ".join(("use", *strategy.parts)), "rewrite": render(world, strategy, item)}
