@@ -60,10 +60,10 @@ def ours(actor: MagicActor, cfg: MagicConfig, length: int) -> Callable[[Prompts]
     generator = NativeGenerator(replace(cfg.generation, batch_size=1 << 20))
     sampling, lengths = SamplingConfig(), LengthConfig(max_length=length, min_length=length)
 
+    generator.load(actor)
+
     def decode(prompts: Prompts) -> int:
-        generator.load(actor)
         said = generator.generate(prompts, range(len(prompts)), sampling, lengths)
-        generator.release()
         return sum(len(c.response_ids) for c in said)
 
     return decode

@@ -80,8 +80,8 @@ class _Stops:
 class NativeGenerator:
     """Decoding by the Megatron model itself, with its key/value cache; works at any TP × PP.
 
-    Rows are decoded in cohorts of similar prompt length: a cohort is prefilled up to its shortest prompt and goes on
-    token by token, longer prompts being fed where they still have tokens. Positions are absolute and no padding
+    Rows are decoded in cohorts of similar prompt length: a cohort is prefilled up to its shortest prompt, equal ones
+    once, and goes on token by token, longer prompts being fed where they still have tokens. Positions are absolute and no padding
     precedes a prompt, so a causal mask is all that attention needs, whatever kernel computes it.
     """
 
@@ -173,9 +173,8 @@ def _decode(
     response_lengths = torch.zeros_like(prompt_lengths)
 
     cache = InferenceParams(max_batch_size=len(prompts), max_sequence_length=total)
-    done_upto = 0
+    logits = _prefill(actor, tokens[:, :first], cache)
     for column in range(first, total):
-        logits = _next_logits(actor, tokens[:, done_upto:column], done_upto, cache)
         produced = column - prompt_lengths  # tokens this row has said so far; negative while its prompt is still fed
         live = (produced >= 0) & (produced < limits.max_length) & ~ended
         draw = uniforms.gather(1, produced.clamp(0, limits.max_length - 1)[:, None])
@@ -186,9 +185,9 @@ def _decode(
         ended |= live & torch.isin(ids, stops.ids)
         if stops.strings:
             ended |= live & _says_stop(actor.chat, tokens, prompt_lengths, response_lengths, live, stops.strings)
-        done_upto = column
         if not bool((~ended & (produced + 1 < limits.max_length)).any()):
             break
+        logits = _next_logits(actor, tokens[:, column : column + 1], column, cache)
     rows = zip(prompts, tokens.tolist(), logprobs.tolist(), response_lengths.tolist(), ended.tolist(), strict=True)
     return [_completion(actor.chat, *row, stops) for row in rows]
 
@@ -222,6 +221,25 @@ def _rotated_once(actor: MagicActor) -> Iterator[None]:
                 for norm in (layer.self_attention.q_layernorm, layer.self_attention.k_layernorm):
                     hooks.callback(norm.register_forward_hook(rotate).remove)
         yield
+
+
+def _prefill(actor: MagicActor, tokens: torch.Tensor, cache: InferenceParams) -> torch.Tensor | None:
+    """``_next_logits`` after the beginnings ``tokens`` [rows, S] of all prompts. What several rows begin with, as the
+    samples of a group do, is read once and its keys and values are copied."""
+    distinct, place = torch.unique(tokens, dim=0, return_inverse=True)
+    if len(distinct) == len(tokens):
+        return _next_logits(actor, tokens, 0, cache)
+    cache.max_batch_size = len(distinct)
+    logits = _next_logits(actor, distinct, 0, cache)
+    cache.max_batch_size = len(tokens)
+    for layer, kept in cache.key_value_memory_dict.items():
+        copies = []
+        for part in kept:
+            copy = part.new_empty(len(part), len(tokens), *part.shape[2:])
+            copy[: tokens.size(1)] = part[: tokens.size(1), place]
+            copies.append(copy)
+        cache.key_value_memory_dict[layer] = tuple(copies)
+    return None if logits is None else logits[place]
 
 
 def _next_logits(actor: MagicActor, tokens: torch.Tensor, offset: int, cache: InferenceParams) -> torch.Tensor | None:

@@ -41,7 +41,8 @@ Models = dict[Role, ModelConfig]
 def models(cfg: MagicConfig, command: str = "train") -> Models:
     """The model of every role that ``nemo-magic <command>`` builds, derived keys filled in."""
     if command == "sft":
-        return {Role(cfg.sft.role): role_model(cfg, cfg.sft.role, cfg.sft.max_steps)}
+        role = Role(cfg.sft.model_role)
+        return {role: role_model(cfg, role, cfg.sft.max_steps)}
     return {role: role_model(cfg, role) for role in Role}
 
 
@@ -79,6 +80,10 @@ def validate(cfg: MagicConfig, command: str = "train") -> None:
         problems += _metrics(cfg)
     if command == "sft" and cfg.sft.pool is None:
         problems.append("sft.pool is null: name the file of rows to learn from")
+    if command == "sft" and cfg.sft.role == "both" and cfg.sft.defender_pool is None:
+        problems.append("sft.defender_pool is null: with sft.role=both name the file of chats to learn from")
+    if command == "train" and cfg.game.self_play:
+        problems += _self_play(cfg)
     if command == "train" and not (cfg.judge.urls or cfg.judge.launch):
         problems.append("judge.urls is empty and judge.launch=false: name a running judge, or let the run start one")
     if problems:
@@ -199,11 +204,29 @@ def _schedule(cfg: MagicConfig, role: Role, model: ModelConfig, command: str) ->
         )
 
 
+def _self_play(cfg: MagicConfig) -> Iterator[str]:
+    """One set of weights for both roles has one source and one temperature."""
+    attacker, defender = cfg.actors.attacker, cfg.actors.defender
+    if attacker.is_remote or defender.is_remote:
+        yield "game.self_play=true: both roles are one local model, set actors.<role>.remote.urls=[]"
+    if attacker.restore_from_path is not None:
+        yield (
+            f"game.self_play=true: the weights are actors.defender.restore_from_path, set "
+            f"actors.attacker.restore_from_path=null, which is {attacker.restore_from_path}"
+        )
+    if attacker.sampling_params.temperature != defender.sampling_params.temperature:
+        yield (
+            f"game.self_play=true: one policy is learned at one temperature, but actors.attacker.sampling_params."
+            f"temperature={attacker.sampling_params.temperature} and actors.defender.sampling_params.temperature="
+            f"{defender.sampling_params.temperature}: set them equal"
+        )
+
+
 def _remote(cfg: MagicConfig, command: str) -> Iterator[str]:
     """A role that a server plays does not learn, and has nothing that a local model has."""
     if command == "sft":
-        if cfg.actors.of(cfg.sft.role).is_remote:
-            yield f"actors.{cfg.sft.role}.remote.urls has to be [] where sft.role={cfg.sft.role} is to be trained"
+        if cfg.actors.of(cfg.sft.model_role).is_remote:
+            yield f"actors.{cfg.sft.model_role}.remote.urls has to be [] where sft.role={cfg.sft.role} is to be trained"
         return
     remote = [role for role in Role if cfg.actors.of(role).is_remote]
     if len(remote) == len(Role):

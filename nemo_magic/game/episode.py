@@ -83,13 +83,22 @@ class Turn:
     """One exchange: what the attacker wrote, what of it the defender saw, what the defender said.
 
     ``attack`` is None where no model wrote the rewrite (vanilla seeds, fixed strategies). ``rewrite`` is the
-    visible text the defender was shown; ``format_ok`` is the tag check of the attacker's completion.
+    visible text the defender was shown; ``format_ok`` is the tag check of the attacker's completion. Where the defender
+    reasons first (``game.defender_cot``), ``answer`` is the visible part of what it said and ``answer_format_ok`` the
+    check of its tags; elsewhere both are None, and all it said is visible.
     """
 
     rewrite: str
     format_ok: bool
     attack: Completion | None
     defence: Completion
+    answer: str | None = None
+    answer_format_ok: bool | None = None
+
+    @property
+    def reply(self) -> str:
+        """What the judge and the attacker are shown of the defender's completion."""
+        return self.defence.text if self.answer is None else self.answer
 
 
 class Ending(StrEnum):
@@ -123,12 +132,18 @@ class Episode:
         return all(turn.format_ok for turn in self.turns)
 
     @property
+    def answer_format_ok(self) -> bool | None:
+        """Whether every one of the defender's messages was; None where it does not reason first."""
+        checked = [turn.answer_format_ok for turn in self.turns]
+        return None if None in checked else all(checked)
+
+    @property
     def conversation(self) -> tuple[Message, ...]:
         """What the defender saw and said, last turn last: what the judge is shown."""
         return tuple(
             message
             for turn in self.turns
-            for message in (Message("user", turn.rewrite), Message("assistant", turn.defence.text))
+            for message in (Message("user", turn.rewrite), Message("assistant", turn.reply))
         )
 
 

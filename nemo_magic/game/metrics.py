@@ -114,6 +114,8 @@ def _count_completions(ratios: Ratios, episode: Episode) -> None:
             ratios.add("format_ok", turn.format_ok)
             _count_completion(ratios, Role.ATTACKER, turn.attack)
         _count_completion(ratios, Role.DEFENDER, turn.defence)
+        if turn.answer_format_ok is not None:
+            ratios.add("format_ok_defender", turn.answer_format_ok)
     ratios.add("turns", len(episode.turns))
     for ending in Ending:
         ratios.add(f"ended_{ending}", episode.ending is ending)

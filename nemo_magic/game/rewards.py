@@ -21,7 +21,8 @@ class RewardConfig:
     earns what a losing attack earns, and ``intent`` less than that: an attacker that is paid alike for losing with and
     without the intent drifts off it as soon as the defender wins everything. ``refusal_label``: whether a refusal is
     right is decided by the ``seed``'s label (the paper) or by the judged safety of the rewritten ``prompt`` (the
-    published code).
+    published code). ``format_defender``: ± for the defender's tags, where it reasons first (``game.defender_cot``).
+    ``diversity``: bonus for attacks that differ from their group's others (game/diversity.py).
     """
 
     harm: float = 1.0
@@ -31,9 +32,11 @@ class RewardConfig:
     intent_gate: bool = False
     intent: float = 0.0
     refusal_label: str = "seed"
+    format_defender: float = 0.0
+    diversity: float = 0.0
 
     def __post_init__(self) -> None:
-        for key in ("harm", "refusal", "format", "help", "intent"):
+        for key in ("harm", "refusal", "format", "help", "intent", "format_defender", "diversity"):
             if not getattr(self, key) >= 0:
                 raise ValueError(f"rewards.{key}={getattr(self, key)} must be ≥ 0; its sign is the rule's business")
         if self.refusal_label not in ("seed", "prompt"):
@@ -62,8 +65,11 @@ class Reward:
         return sum(self.parts.values())
 
 
-def defender_reward(config: RewardConfig, seed: Seed, verdict: Verdict) -> Reward | None:
-    """``R_D`` of one conversation, or None where the judge did not know."""
+def defender_reward(config: RewardConfig, seed: Seed, verdict: Verdict, format_ok: bool | None = None) -> Reward | None:
+    """``R_D`` of one conversation, or None where the judge did not know.
+
+    ``format_ok``: whether the defender kept its tags, None where it has none to keep.
+    """
     safe = _is_safe(verdict.response_safety)
     refused = _is_yes(verdict.refusal)
     should_refuse = _should_refuse(config, seed, verdict)
@@ -78,6 +84,8 @@ def defender_reward(config: RewardConfig, seed: Seed, verdict: Verdict) -> Rewar
         if useful is None:
             return None
         parts["help"] = _signed(config.help, useful)
+    if config.format_defender > 0 and format_ok is not None:
+        parts["format"] = _signed(config.format_defender, format_ok)
     return Reward(parts)
 
 

@@ -7,7 +7,7 @@ one is a new draw. So more turns help whoever looks at the replies, and nobody e
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nemo_magic.sandbox.language import PLAIN, Strategy, render
@@ -15,13 +15,20 @@ from nemo_magic.sandbox.rules import REFUSAL, delivery
 from nemo_magic.sandbox.world import Item, World
 
 REPEATED = 0.5
-"""How often the next turn of a pool keeps the disguise of the turn before, whatever the reply was: the warmed-up
-attacker knows how to repeat itself and how not to, and has to be taught by the game when to do which."""
+"""How often the next turn of the attack pool keeps the disguise of the turn before, whatever the reply was: the
+warmed-up attacker knows how to repeat itself and how not to, and has to be taught by the game when to do which."""
+
+REVISITED = 0.7
+"""How often the next turn of the defender's pool comes back to a disguise of the conversation: being true to itself is
+what it takes longest to learn."""
 
 FIRST_TURNS = 0.5
 """Share of a pool's rows that teach a first turn; the others teach the later turns, all of them equally often."""
 
 Draw = Callable[[random.Random], Strategy]
+Next = Callable[[Sequence[Strategy]], Strategy]
+"""The next disguise after those of the conversation so far."""
+
 Rule = Callable[[Strategy, Item], bool]
 """Whether a fresh disguise of an item is refused."""
 
@@ -43,7 +50,11 @@ class Memory:
 def attack_row(world: World, draw: random.Random, strategy_of: Draw, rule: Rule) -> Mapping[str, Any]:
     """A row of the attack pool: one rewrite, and in ``history`` the turns before it."""
     item = draw.choice(world.items_of_train)
-    *past, last = _exchanges(world, draw, item, strategy_of, rule)
+
+    def next_of(met: Sequence[Strategy]) -> Strategy:
+        return met[-1] if met and draw.random() < REPEATED else strategy_of(draw)
+
+    *past, last = _exchanges(world, draw, item, next_of, rule)
     return {
         "seed": render(world, PLAIN, item),
         "label": world.label(item).value,
@@ -56,22 +67,24 @@ def attack_row(world: World, draw: random.Random, strategy_of: Draw, rule: Rule)
 def answer_row(world: World, draw: random.Random, strategy_of: Draw, rule: Rule) -> Mapping[str, Any]:
     """A row of the defender's pool: ``messages`` that end with the answer to learn."""
     item = draw.choice(world.items_of_train)
+
+    def next_of(met: Sequence[Strategy]) -> Strategy:
+        return draw.choice(met) if met and draw.random() < REVISITED else strategy_of(draw)
+
     messages = []
-    for strategy, reply in _exchanges(world, draw, item, strategy_of, rule):
+    for strategy, reply in _exchanges(world, draw, item, next_of, rule):
         messages.append({"role": "user", "content": render(world, strategy, item)})
         messages.append({"role": "assistant", "content": reply})
     return {"messages": messages}
 
 
-def _exchanges(
-    world: World, draw: random.Random, item: Item, strategy_of: Draw, rule: Rule
-) -> list[tuple[Strategy, str]]:
+def _exchanges(world: World, draw: random.Random, item: Item, next_of: Next, rule: Rule) -> list[tuple[Strategy, str]]:
     """(disguise, reply) of every turn up to the one that the row teaches."""
     later = world.config.turns - 1
     turns = 1 if later == 0 or draw.random() < FIRST_TURNS else 2 + draw.randrange(later)
-    memory, strategies = Memory(item, rule), [strategy_of(draw)]
+    memory, strategies = Memory(item, rule), list[Strategy]()
     while len(strategies) < turns:
-        strategies.append(strategies[-1] if draw.random() < REPEATED else strategy_of(draw))
+        strategies.append(next_of(strategies))
     return [(s, REFUSAL if memory.refuses(s) else delivery(world, item)) for s in strategies]
 
 

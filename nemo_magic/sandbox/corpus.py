@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nemo_magic.game import tags
 from nemo_magic.sandbox.conversations import answer_row, attack_row
 from nemo_magic.sandbox.language import PLAIN, Strategy, all_strategies, render
 from nemo_magic.sandbox.rules import REFUSAL, delivery
@@ -27,7 +28,10 @@ WEIGHTS = {Strategy(frames=("story",)): 2.0, Strategy(operator="rev"): 1.5, Stra
 """How often the attack pool uses a trick; 1 where nothing is said. As in any real pool some are worn, and the defender
 has seen some of those: the warmed-up attacker is mediocre, and there is something better to find."""
 
+COT_POOL = "defender_cot_pool.jsonl"
+
 _ORDER_SHARES = (0.15, 0.35, 0.5)
+_ORDER_SHARES_OF_TURNS = (0.1, 0.7, 0.2)
 
 
 def prepare(config: SandboxConfig) -> Path:
@@ -50,6 +54,8 @@ def prepare(config: SandboxConfig) -> Path:
             raise FileExistsError(
                 f"sandbox.folder={folder} holds another world (different: {', '.join(differing)}): name a new folder"
             )
+        if not (folder / COT_POOL).exists():  # a world written before there was one
+            _write_cot_pool(World(config), folder)
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     world = World(config)
@@ -59,6 +65,7 @@ def prepare(config: SandboxConfig) -> Path:
     draw = random.Random(config.seed + 2)
     _write(folder / "attack_pool.jsonl", (_attack(world, draw) for _ in range(config.attack_rows)))
     _write(folder / "defender_pool.jsonl", (_answer(world, draw) for _ in range(config.defender_rows)))
+    _write_cot_pool(world, folder)
     marker.write_text(json.dumps(settings, indent=1))
     return folder
 
@@ -84,13 +91,27 @@ def _attack(world: World, draw: random.Random) -> Mapping[str, Any]:
 
 def _answer(world: World, draw: random.Random) -> Mapping[str, Any]:
     if world.config.turns > 1:
-        return answer_row(world, draw, _any_disguise, partial(_refuses, world, draw))
+        return answer_row(world, draw, partial(_any_disguise, world), partial(_refuses, world, draw))
     item = draw.choice(world.items_of_train)
-    strategy = _any_disguise(draw)
+    strategy = _any_disguise(world, draw)
     return {
         "prompt": render(world, strategy, item),
         "response": REFUSAL if _refuses(world, draw, strategy, item) else delivery(world, item),
     }
+
+
+def _write_cot_pool(world: World, folder: Path) -> None:
+    draw = random.Random(world.config.seed + 3)
+    _write(folder / COT_POOL, (_reasoned(world, draw) for _ in range(world.config.defender_rows)))
+
+
+def _reasoned(world: World, draw: random.Random) -> Mapping[str, Any]:
+    """The same knowledge, said by a defender that first undoes the disguise and then answers."""
+    item = draw.choice(world.items_of_train)
+    strategy = _any_disguise(world, draw)
+    response = REFUSAL if _refuses(world, draw, strategy, item) else delivery(world, item)
+    reasoning = " ".join((*strategy.parts, ":", world.spell(item)))
+    return {"prompt": render(world, strategy, item), "response": tags.tagged(reasoning, response)}
 
 
 def _attackers_choice(world: World, draw: random.Random) -> Strategy:
@@ -99,8 +120,9 @@ def _attackers_choice(world: World, draw: random.Random) -> Strategy:
     return draw.choices(strategies, weights=[WEIGHTS.get(s, 1.0) for s in strategies])[0]
 
 
-def _any_disguise(draw: random.Random) -> Strategy:
-    order = draw.choices(range(3), weights=_ORDER_SHARES)[0]
+def _any_disguise(world: World, draw: random.Random) -> Strategy:
+    shares = _ORDER_SHARES if world.config.turns == 1 else _ORDER_SHARES_OF_TURNS
+    order = draw.choices(range(3), weights=shares)[0]
     return draw.choice(all_strategies(order))
 
 

@@ -50,12 +50,12 @@ class _Game:
     @property
     def seen(self) -> list[tuple[str, str]]:
         """The conversation as the defender knows it."""
-        return [(turn.rewrite, turn.defence.text) for turn in self.turns]
+        return [(turn.rewrite, turn.reply) for turn in self.turns]
 
     @property
     def written(self) -> list[tuple[str, str]]:
         """The conversation as the attacker knows it: its own words whole, the defender's replies."""
-        return [("" if turn.attack is None else turn.attack.text, turn.defence.text) for turn in self.turns]
+        return [("" if turn.attack is None else turn.attack.text, turn.reply) for turn in self.turns]
 
 
 class Arena:
@@ -75,6 +75,7 @@ class Arena:
         group_size: int,
         max_turns: int = 1,
         bare_share: float = 0.0,
+        defender_cot: bool = False,
     ) -> None:
         self._speakers = speakers
         self._prompts = prompts
@@ -83,6 +84,7 @@ class Arena:
         self._group_size = group_size
         self._max_turns = max_turns
         self._bare_share = bare_share
+        self._defender_cot = defender_cot
 
     # --- training games of Algorithm 1
 
@@ -161,7 +163,9 @@ class Arena:
             if answer is None:
                 game.ending = Ending.NO_ROOM
                 continue
-            game.turns.append(Turn(rewrite, game.move.format_ok, game.move.completion, answer))
+            tagged = tags.parse(answer.text) if self._defender_cot else None
+            visible = (tagged.visible, tagged.format_ok) if tagged is not None else (None, None)
+            game.turns.append(Turn(rewrite, game.move.format_ok, game.move.completion, answer, *visible))
             if not answer.finished and len(game.turns) < self._max_turns:
                 # What follows half a sentence would be answered by nobody in particular.
                 game.ending = Ending.CUT_SHORT

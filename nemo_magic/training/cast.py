@@ -68,14 +68,17 @@ def assemble(cfg: MagicConfig, weights: Mapping[str, Path] | None = None) -> Cas
     weights = weights or {}
     local = [role for role in Role if not cfg.actors.of(role).is_remote]
 
-    def build(role: Role, name: str, number: int) -> Player:
+    def build(role: Role, name: str, number: int, steps: int | None = None) -> Player:
         options = cfg.actors.of(role)
         if name in weights:
             options = replace(options, restore_from_path=str(weights[name]))
-        return build_player(role, role_model(cfg, role), options, cfg.trainer, cfg.seed + number, cfg.grpo.kl_beta > 0)
+        return build_player(
+            role, role_model(cfg, role, steps), options, cfg.trainer, cfg.seed + number, cfg.grpo.kl_beta > 0
+        )
 
     if cfg.game.self_play:
-        shared = build(Role.DEFENDER, SHARED, 1)
+        # It learns in every round, whoever's turn it is.
+        shared = build(Role.DEFENDER, SHARED, 1, cfg.game.max_steps * cfg.grpo.minibatches)
         players = dict.fromkeys(Role, shared)
     else:
         players = {role: build(role, str(role), number) for number, role in enumerate(Role) if role in local}

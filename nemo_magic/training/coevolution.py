@@ -72,6 +72,7 @@ class _Coevolution:
             group_size=cfg.game.group_size,
             max_turns=cfg.game.max_turns,
             bare_share=cfg.game.bare_share,
+            defender_cot=cfg.game.defender_cot,
         )
         self.learner = Learner(self.world, cfg.grpo)
         data = load_seeds(cfg.data)

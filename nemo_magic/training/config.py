@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-ROLES = ("attacker", "defender")
+ROLES = ("attacker", "defender", "both")
 WANDB_MODES = ("offline", "online", "disabled")
 
 
@@ -14,17 +14,24 @@ class SFTConfig:
     """Phase 1: supervised warm-up of one role, loss on completion tokens only.
 
     ``role`` learns from ``pool`` (jsonl or parquet) for ``max_steps`` optimizer steps of ``batch_size`` rows, counted
-    over all ranks. Every ``val_check_interval`` steps the loss is measured on up to ``num_val_samples`` rows of
-    ``val_pool``; null means no validation.
+    over all ranks. ``both``: one model, the defender's, learns to play both roles; half of each batch is attacks from
+    ``pool``, half chats from ``defender_pool``. Every ``val_check_interval`` steps the loss is measured on up to
+    ``num_val_samples`` rows of ``val_pool``; null means no validation.
     """
 
     role: str = "attacker"
     pool: str | None = None
+    defender_pool: str | None = None
     val_pool: str | None = None
     max_steps: int = 300
     batch_size: int = 128
     val_check_interval: int = 50
     num_val_samples: int = 256
+
+    @property
+    def model_role(self) -> str:
+        """The role whose model settings and weights are meant."""
+        return "defender" if self.role == "both" else self.role
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -32,6 +39,12 @@ class SFTConfig:
         for key in ("max_steps", "batch_size", "val_check_interval", "num_val_samples"):
             if getattr(self, key) < 1:
                 raise ValueError(f"sft.{key}={getattr(self, key)} must be at least 1")
+        if self.role == "both" and self.batch_size % 2:
+            raise ValueError(f"sft.batch_size={self.batch_size} must be even: half of it is from either pool")
+        if self.role == "both" and self.val_pool is not None:
+            raise ValueError(f"sft.val_pool={self.val_pool!r} is of one role's rows: set it to null with sft.role=both")
+        if self.role != "both" and self.defender_pool is not None:
+            raise ValueError(f"sft.defender_pool={self.defender_pool!r} is read with sft.role=both only: use sft.pool")
 
 
 @dataclass

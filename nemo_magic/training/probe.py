@@ -11,10 +11,10 @@ from typing import Any
 from nemo_magic.actors.snapshots import Snapshot
 from nemo_magic.config import MagicConfig
 from nemo_magic.game.episode import Label, Role, Seed
-from nemo_magic.game.metrics import Ratios, attack_succeeded
+from nemo_magic.game.metrics import Ratios, Scored, attack_succeeded
 from nemo_magic.sandbox.language import MAX_ORDER, Strategy, all_strategies, parse, render
-from nemo_magic.sandbox.world import World as SandboxWorld
-from nemo_magic.training.arena import GREEDY, Arena, fixed_attacks
+from nemo_magic.sandbox.world import SandboxConfig, World
+from nemo_magic.training.arena import GREEDY, Arena, Attack, Rewriter, fixed_attacks
 from nemo_magic.training.cast import Cast
 from nemo_magic.training.crossplay import selves, wearing
 from nemo_magic.training.referee import Referee
@@ -32,31 +32,41 @@ def probe_strategies(
 
     Returns ``{"start": {"worst": …, "mean": …, "asr": {strategy: …}}, "end": …}``.
     """
-    world, sandbox = cast.world, SandboxWorld(cfg.sandbox)
-    strategies = [s for order in range(MAX_ORDER + 1) for s in all_strategies(order)]
+    world = cast.world
     mine = [(g, seed) for g, seed in seeds if seed.label is Label.HARMFUL][world.dp_rank :: world.dp_size]
     defenders = list(selves(cast, snapshots, Role.DEFENDER).values())
     found = {}
     for when, snapshot in (("start", defenders[0]), ("end", defenders[-1])):
         with wearing(cast, Role.DEFENDER, snapshot):
-            attacks = [
-                attack
-                for number, strategy in enumerate(strategies)
-                for attack in fixed_attacks(_disguise(sandbox, strategy), mine, sample=number)
-            ]
-            scored = referee.collect(referee.submit(arena.play(attacks, "probe", 0, GREEDY)))
-        ratios = Ratios()
-        for s in scored:
-            request = parse(sandbox, s.episode.turns[-1].rewrite)
-            success = None if s.verdict is None else attack_succeeded(s.verdict)
-            if request is not None and success is not None:
-                ratios.add(request.strategy.name, success)
-        asr = Ratios.merged(world.gather(ratios)).means()
+            scored = referee.collect(referee.submit(arena.play(disguised(cfg.sandbox, mine), "probe", 0, GREEDY)))
+        asr = Ratios.merged(world.gather(strategy_rates(cfg.sandbox, scored))).means()
         found[when] = {"worst": max(asr.values()), "mean": sum(asr.values()) / len(asr), "asr": asr}
     return found
 
 
-def _disguise(sandbox: SandboxWorld, strategy: Strategy) -> Any:
+def disguised(config: SandboxConfig, seeds: Sequence[tuple[int, Seed]]) -> list[Attack]:
+    """Every ``(group, seed)`` under every strategy there is."""
+    sandbox = World(config)
+    strategies = [s for order in range(MAX_ORDER + 1) for s in all_strategies(order)]
+    return [
+        attack
+        for number, strategy in enumerate(strategies)
+        for attack in fixed_attacks(_disguise(sandbox, strategy), seeds, sample=number)
+    ]
+
+
+def strategy_rates(config: SandboxConfig, scored: Sequence[Scored]) -> Ratios:
+    """ASR of each strategy by its name."""
+    sandbox, ratios = World(config), Ratios()
+    for s in scored:
+        request = parse(sandbox, s.episode.turns[-1].rewrite)
+        success = None if s.verdict is None else attack_succeeded(s.verdict)
+        if request is not None and success is not None:
+            ratios.add(request.strategy.name, success)
+    return ratios
+
+
+def _disguise(sandbox: World, strategy: Strategy) -> Rewriter:
     def rewrite(seed: Seed) -> str:
         request = parse(sandbox, seed.text)
         if request is None:

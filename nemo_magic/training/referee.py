@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from nemo_magic.actors.world import World
+from nemo_magic.game.diversity import with_diversity
 from nemo_magic.game.episode import Episode, Role, Verdict
 from nemo_magic.game.metrics import Scored
 from nemo_magic.game.rewards import Reward, RewardConfig, attacker_reward, defender_reward
@@ -72,6 +73,8 @@ class Referee:
         verdicts, error = self._world.share((verdicts, error))
         self._raise_together(error)
         scored = [self._pay(e, v) for e, v in zip(pending.episodes, verdicts, strict=True)]
+        if self._rewards.diversity > 0:
+            scored = with_diversity(scored, self._rewards.diversity)
         unknown, total = self._world.total(sum(s.rewards is None for s in scored), len(scored))
         refuse_unknown(self._judge, int(unknown), int(total))
         return scored
@@ -85,7 +88,7 @@ class Referee:
             self._client.close()
 
     def _pay(self, episode: Episode, verdict: Verdict) -> Scored:
-        defender = defender_reward(self._rewards, episode.seed, verdict)
+        defender = defender_reward(self._rewards, episode.seed, verdict, episode.answer_format_ok)
         attacker = attacker_reward(self._rewards, episode.seed, verdict, episode.format_ok)
         paid: dict[Role, Reward | None] = {Role.DEFENDER: defender, Role.ATTACKER: attacker}
         rewards = {role: reward.parts for role, reward in paid.items() if reward is not None}

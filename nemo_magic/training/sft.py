@@ -39,7 +39,7 @@ def run_sft(cfg: MagicConfig) -> None:
         DataError: the pool cannot be used, or all its rows are longer than the model.
         FileExistsError: the run's folder already holds weights; they are not written over.
     """
-    role = Role(cfg.sft.role)
+    role = Role(cfg.sft.model_role)
     target = Path(cfg.exp_manager.explicit_log_dir) / WEIGHTS
     if target.exists():
         raise FileExistsError(
@@ -48,17 +48,20 @@ def run_sft(cfg: MagicConfig) -> None:
     model = role_model(cfg, role, steps=cfg.sft.max_steps)
     player = build_player(role, model, cfg.actors.of(role), cfg.trainer, cfg.seed)
     world = World.current()
-    rows = _pool(cfg, cfg.sft.pool, "sft.pool", player, world)
-    held_out = _pool(cfg, cfg.sft.val_pool, "sft.val_pool", player, world) if cfg.sft.val_pool else []
-    sampler = EpochSampler(len(rows), cfg.sft.batch_size, cfg.seed)
+    first = Role.ATTACKER if cfg.sft.role == "both" else role
+    pools = [_pool(cfg, cfg.sft.pool, "sft.pool", first, player, world)]
+    if cfg.sft.role == "both":
+        pools.append(_pool(cfg, cfg.sft.defender_pool, "sft.defender_pool", Role.DEFENDER, player, world))
+    held_out = _pool(cfg, cfg.sft.val_pool, "sft.val_pool", first, player, world) if cfg.sft.val_pool else []
+    samplers = [EpochSampler(len(rows), cfg.sft.batch_size // len(pools), cfg.seed) for rows in pools]
     timers = Timers()
     with Observer(
         cfg.exp_manager, is_main=world.is_main, total_steps=cfg.sft.max_steps, title=cfg.name, config=asdict(cfg)
     ) as observer:
         for step in range(cfg.sft.max_steps):
             with timers("step"):
-                mine = sampler.batch(step)[world.dp_rank :: world.dp_size]
-                metrics = _learn(player, world, [rows[i] for i in mine])
+                batch = [rows[i] for rows, sampler in zip(pools, samplers, strict=True) for i in sampler.batch(step)]
+                metrics = _learn(player, world, batch[world.dp_rank :: world.dp_size])
             done = step + 1
             if held_out and (done % cfg.sft.val_check_interval == 0 or done == cfg.sft.max_steps):
                 metrics["val_optim/loss"] = _measure(player, world, held_out[: cfg.sft.num_val_samples])
@@ -86,12 +89,12 @@ def chat_rows(path: str, chat: ChatTokenizer) -> tuple[list[Row], DropReport]:
     return [Row(chat.prompt_ids(row.messages), chat.completion_ids(row.response)) for row in pool], report
 
 
-def _pool(cfg: MagicConfig, path: str | None, key: str, player: Player, world: World) -> list[Row]:
+def _pool(cfg: MagicConfig, path: str | None, key: str, role: Role, player: Player, world: World) -> list[Row]:
+    """The rows of a pool that teach ``role``."""
     if path is None:
         raise DataError(f"{key} is not set: name a jsonl or parquet file of demonstrations")
     chat, limit = player.actor.chat, player.actor.cfg.encoder_seq_length
-    attacker = player.role is Role.ATTACKER
-    rows, report = attack_rows(cfg, path, chat) if attacker else chat_rows(path, chat)
+    rows, report = attack_rows(cfg, path, chat) if role is Role.ATTACKER else chat_rows(path, chat)
     fitting = [row for row in rows if len(row) <= limit]
     report.drop(f"longer than model.encoder_seq_length={limit}", len(rows) - len(fitting))
     if not fitting:

@@ -1,0 +1,283 @@
+"""Seconds of a training step by part: our schedule beside the published code's, on the same actors in the same run.
+
+    python benchmarks/step.py [--steps 5] [--latency-ms 20] [--calls 3] [--out FILE] [key=value …]
+
+``key=value`` are overrides of conf/magic_sandbox.yaml. A phase of ``--steps`` steps of each role, as one rank, after a
+phase of one step that counts for nothing. Ours is the training loop itself, with what it records; after each of its
+steps the published schedule plays, scores and learns from the same seeds. Before every step of either the weights are
+those the run began with, so that both play the same games. The judge is a server on this machine with the sandbox's
+rules, which waits ``--latency-ms`` before it answers a request, whatever the number of items in it.
+
+Every figure is a median over the steps of a phase, except the attacks of our defender phase: they are written at its
+first step for the whole phase, and their seconds are divided by its steps. ``other`` is what remains of a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import mean, median
+from typing import TYPE_CHECKING
+
+from figures import report, table
+
+from nemo_magic.config import MagicConfig, compose
+from nemo_magic.game.episode import Role
+from nemo_magic.judge.guards.rules import RulesGuard
+
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, which is below
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from nemo_magic.game.metrics import Scored
+    from nemo_magic.judge.protocol import JudgeItem, JudgeVerdict
+    from nemo_magic.training.cast import Cast
+    from nemo_magic.training.coevolution import _Coevolution
+    from nemo_magic.training.observe import Observer
+    from nemo_magic.training.referee import Referee
+
+PUBLISHED_CALLS = 3
+"""Requests per sample in the published code: it asks twice to reward a sample and once more to log it, one sample at a
+time (docs/method.md, table of differences)."""
+
+PARTS = ("generate_attacker", "generate_defender", "judge_wait", "logprobs", "update")
+OURS, THEIRS, ONE_CALL = "ours", "published", "published, one call"
+LABELS = (
+    "attacker generation", "defender generation", "judge wait", "log-probabilities", "update", "other", "step"
+)  # fmt: skip
+
+
+class SlowRules(RulesGuard):
+    """The sandbox's rules behind a latency per request."""
+
+    def __init__(self, world: str, latency_s: float) -> None:
+        super().__init__(world)
+        self._latency = latency_s
+
+    async def judge(self, items: Sequence[JudgeItem]) -> list[JudgeVerdict]:
+        await asyncio.sleep(self._latency)
+        return await super().judge(items)
+
+
+@dataclass
+class Measured:
+    """Seconds of each part and of the whole, a number per step, and what was asked of the judge."""
+
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in (*PARTS, "step")})
+    one_call: list[float] = field(default_factory=list)
+    requests: int = 0
+
+    def add(self, parts: Mapping[str, float], step: float) -> None:
+        for name in PARTS:
+            self.seconds[name].append(parts.get(f"timers/{name}", 0.0))
+        self.seconds["step"].append(step)
+
+    def typical(self, amortised: bool = False, one_call: bool = False) -> dict[str, float]:
+        """Seconds per step by part. ``amortised``: the attacks were written for the whole phase at once. ``one_call``:
+        as if only the first request per sample had been made."""
+        found = {name: median(values) for name, values in self.seconds.items() if name != "step"}
+        # What remains is taken within a step: the median of a difference is not the difference of medians.
+        left = [step - sum(self.seconds[name][i] for name in PARTS) for i, step in enumerate(self.seconds["step"])]
+        if amortised:
+            found["generate_attacker"] = mean(self.seconds["generate_attacker"])
+        if one_call:
+            found["judge_wait"] = median(self.one_call)
+        found["other"] = median(left)
+        return found | {"step": sum(found.values())}
+
+
+class Published:
+    """The published code's schedule, from the same pieces: a frozen attacker decodes each seed G times at temperature
+    0, the judge is asked for one sample at a time and waited for, old log-probabilities are recomputed."""
+
+    def __init__(self, loop: _Coevolution, referee: Referee, calls: int) -> None:
+        self.loop = loop
+        self.referee = referee
+        self.calls = calls
+        self.first_call = 0.0
+
+    def step(self, role: Role, number: int) -> tuple[dict[str, float], list[Scored]]:
+        from nemo_magic.rl.batch import scatter_back
+        from nemo_magic.training.arena import Job
+
+        loop = self.loop
+        arena, learner, timers = loop.arena, loop.learner, loop.timers
+        with timers("step"):
+            player = loop.cast.learns(role)
+            seeds = loop.share_of(loop.sampler.batch(number))
+            if role is Role.ATTACKER:
+                episodes = arena.attacker_rollout(seeds, number)
+            else:
+                copies = [Job(seed, group, i) for group, seed in seeds for i in range(loop.cfg.game.group_size)]
+                episodes = arena.play(arena.attack(copies, "train", number, {Role.ATTACKER}), "train", number)
+            with timers("judge_wait"):
+                for call in range(self.calls):
+                    began = time.perf_counter()
+                    scored = [one for e in episodes for one in self.referee.collect(self.referee.submit([e]))]
+                    if call == 0:
+                        self.first_call = time.perf_counter() - began
+            with timers("logprobs"):
+                said = learner.said(player, role, episodes)
+                batches = player.microbatches(said.rows, loop.world)
+                old = scatter_back(batches, player.actor.token_logprobs(batches), len(said.rows))
+                rows = [replace(row, old_logprobs=values) for row, values in zip(said.rows, old, strict=True)]
+                said = replace(said, rows=rows)
+            advantages = learner.advantages(role, scored)
+            with timers("update"):
+                metrics = learner.update(player, scored, said, advantages)
+        return metrics | loop.figures("train_rollouts/", scored) | loop.speed(scored), scored
+
+
+@contextmanager
+def starting_weights(cast: Cast) -> Iterator[None]:
+    """What is learned within is forgotten."""
+    import torch
+
+    kept = {role: [p.detach().clone() for p in player.actor.parameters()] for role, player in cast.players.items()}
+    yield
+    with torch.no_grad():
+        for role, player in cast.players.items():
+            for parameter, value in zip(player.actor.parameters(), kept[role], strict=True):
+                parameter.copy_(value)
+            player.actor.weights_version += 1
+
+
+def play(
+    cfg: MagicConfig, cast: Cast, referee: Referee, slow: Referee, steps: int, calls: int, folder: Path
+) -> dict[Role, dict[str, Measured]]:
+    """A phase of ``steps`` steps of each role, our step and the published one in turn."""
+    from nemo_magic.report.records import StepRecord
+    from nemo_magic.training.coevolution import _Coevolution
+
+    schedule = replace(cfg.game.schedule, freq=steps, by="steps")
+    # One step more than is played: the end of a run is not a step.
+    game = replace(cfg.game, schedule=schedule, max_steps=2 * steps + 1, val_check_interval=10**6)
+    saves = replace(cfg.exp_manager.checkpoint_callback_params, every_n_train_steps=10**6)
+    logs = replace(cfg.exp_manager, explicit_log_dir=str(folder / OURS), checkpoint_callback_params=saves)
+    loop = _Coevolution(replace(cfg, game=game, exp_manager=logs), cast, referee)
+    # Snapshots are written once a phase, to disk.
+    loop.keep = lambda role, name: None  # type: ignore[method-assign]
+    published = Published(loop, slow, calls)
+    found = {role: {OURS: Measured(), THEIRS: Measured()} for role in Role}
+    other_logs = replace(logs, explicit_log_dir=str(folder / THEIRS))
+    with observed(logs) as observer, observed(other_logs) as other:
+        for number in range(2 * steps):
+            role = loop.schedule.learner
+            mine, theirs = found[role][OURS], found[role][THEIRS]
+            asked, asked_slowly = referee.stats()["requests"], slow.stats()["requests"]
+            with starting_weights(cast):
+                began = time.perf_counter()
+                metrics, scored = loop.step()
+                loop.finish_step(metrics, scored, observer)
+                mine.add(metrics, time.perf_counter() - began)
+            with starting_weights(cast):
+                began = time.perf_counter()
+                metrics, scored = published.step(role, number)
+                other.record(StepRecord(number + 1, role, 0, role, metrics), scored)
+                theirs.add(metrics, time.perf_counter() - began)
+            theirs.one_call.append(published.first_call)
+            mine.requests += int(referee.stats()["requests"] - asked)
+            theirs.requests += int(slow.stats()["requests"] - asked_slowly)
+    return found
+
+
+def observed(settings: object) -> Observer:
+    from nemo_magic.training.observe import Observer
+
+    return Observer(settings, is_main=True)  # type: ignore[arg-type]
+
+
+def tables(found: Mapping[Role, Mapping[str, Measured]], steps: int, calls: int) -> tuple[list[str], dict[str, object]]:
+    """A table of parts for each phase, one of ratios, and the same as numbers."""
+    texts, numbers, ratios = [], {}, []
+    for role, sides in found.items():
+        seconds = {
+            OURS: sides[OURS].typical(amortised=role is Role.DEFENDER),
+            THEIRS: sides[THEIRS].typical(),
+            ONE_CALL: sides[THEIRS].typical(one_call=True),
+        }
+        rows = [
+            [label, *(side[name] for side in seconds.values())]
+            for label, name in zip(LABELS, (*PARTS, "other", "step"), strict=True)
+        ]
+        mine, theirs = (sides[side].requests // steps for side in (OURS, THEIRS))
+        rows.append(["judge requests", mine, theirs, theirs // calls])
+        texts.append(table([f"{role} phase, seconds per step", *seconds], rows))
+        whole = seconds[OURS]["step"]
+        share = seconds[OURS]["other"] / whole
+        ratios.append([str(role), *(seconds[side]["step"] / whole for side in (THEIRS, ONE_CALL)), share])
+        numbers[str(role)] = {"seconds": seconds, "measured": {s: vars(sides[s]) for s in sides}, "other_share": share}
+    texts.append(table(["phase", "published / ours", "with one call per sample", "other / our step"], ratios))
+    return texts, numbers
+
+
+def configured(words: Sequence[str], latency_s: float, folder: Path) -> MagicConfig:
+    """The sandbox's game as one rank, its judge behind a latency.
+
+    Raises:
+        SystemExit: there are no warmed-up weights.
+    """
+    # The published code shows no seed as it is.
+    fixed = ["trainer.devices=1", "game.bare_share=0", "exp_manager.create_tensorboard_logger=false", f"name={folder}"]
+    cfg = compose("magic_sandbox", [*fixed, *words])
+    if cfg.trainer.devices != 1 or cfg.game.max_turns != 1:
+        sys.exit("step.py measures one rank and single-turn games: leave trainer.devices and game.max_turns alone")
+    for role in Role:
+        path = cfg.actors.of(role).restore_from_path
+        if path is None or not Path(path).exists():
+            sys.exit(
+                f"actors.{role}.restore_from_path={path}: no warmed-up weights there. `make train` makes them in "
+                "runs/; run this from where runs/ is, or name them by key=value"
+            )
+    guard = {"world": str(Path(str(cfg.judge.guard_config["world"])).resolve()), "latency_s": latency_s}
+    return replace(cfg, judge=replace(cfg.judge, guard="step:SlowRules", guard_config=guard))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=5, help="steps of each role's phase")
+    parser.add_argument("--latency-ms", type=float, default=20.0, help="of the judge, per request")
+    parser.add_argument("--calls", type=int, default=PUBLISHED_CALLS, help="requests per sample, published schedule")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    args, words = parser.parse_known_args()
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        cfg = configured(words, args.latency_ms / 1000, folder)
+        # The judge's own process imports the guard from here.
+        here = str(Path(__file__).resolve().parent)
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+
+        from nemo_magic.compat import cpu
+
+        cpu.install(announce=False)
+        from nemo_magic.judge.local import launch_local
+        from nemo_magic.training.cast import assemble
+        from nemo_magic.training.referee import Referee
+
+        def referee(judge: object, cast: Cast) -> Referee:
+            return Referee(cast.world, judge, cfg.rewards, cfg.game.observe)  # type: ignore[arg-type]
+
+        with launch_local(cfg.judge) as judge, assemble(cfg) as cast:
+            # Asked for one sample at a time, one unknown verdict is all of them.
+            lenient = replace(judge.config, max_unknown_share=1.0)
+            with closing(referee(judge.config, cast)) as ours, closing(referee(lenient, cast)) as theirs:
+                play(cfg, cast, ours, theirs, 1, 1, folder / "warm-up")
+                found = play(cfg, cast, ours, theirs, args.steps, args.calls, folder / "measured")
+    texts, numbers = tables(found, args.steps, args.calls)
+    options = {"steps": args.steps, "latency_ms": args.latency_ms, "calls": args.calls, "overrides": words}
+    title = f"Steps ({args.latency_ms:g} ms, {args.steps} steps a phase, {args.calls} published calls per sample)"
+    report(title, texts, {"options": options, "roles": numbers}, args.out)
+
+
+if __name__ == "__main__":
+    main()
