@@ -81,8 +81,8 @@ class NativeGenerator:
     """Decoding by the Megatron model itself, with its key/value cache; works at any TP × PP.
 
     Rows are decoded in cohorts of similar prompt length: a cohort is prefilled up to its shortest prompt, equal ones
-    once, and goes on token by token, longer prompts being fed where they still have tokens. Positions are absolute and no padding
-    precedes a prompt, so a causal mask is all that attention needs, whatever kernel computes it.
+    once, and goes on token by token, longer prompts being fed where they still have tokens. Positions are absolute and
+    no padding precedes a prompt, so a causal mask is all that attention needs, whatever kernel computes it.
     """
 
     def __init__(self, config: GenerationConfig) -> None:
