@@ -5,12 +5,22 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+
+def settle() -> None:
+    """One thread, and no warnings of packages that are not needed; call before torch is imported."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
 
 
 def machine() -> dict[str, Any]:

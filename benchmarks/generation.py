@@ -1,27 +1,27 @@
 """Tokens per second of our native decoding beside transformers' ``generate``, on equal models, prompts and lengths.
 
-    python benchmarks/generation.py [--batch 512 64] [--repeats 9] [--out FILE] [key=value …]
+    python benchmarks/generation.py [--batch 512 64] [--group 8 1] [--repeats 9] [--out FILE] [key=value …]
 
 ``key=value`` are overrides of conf/magic_sandbox.yaml, e.g. ``model.num_layers=8``. Both sides sample at temperature 1
-from random weights, exactly ``actors.attacker.length_params.max_length`` tokens a row, and take turns. Both begin with
-lists of prompt ids and end with lists of sampled ids; ours also returns every token's log-probability and the texts,
-so transformers is timed twice: as it is, and returning the same (``output_scores``, ``batch_decode``).
+from random weights, exactly ``actors.attacker.length_params.max_length`` tokens a row, and take turns. Prompts are
+random ids, as many as the sandbox's attacker is shown; each is sampled ``--group`` times (8 as in the game, 1: all
+prompts differ). Both sides begin with lists of prompt ids and end with lists of sampled ids; ours also returns every
+token's log-probability and the texts, so transformers is timed twice: as it is, and returning the same.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from figures import report, spread, table
-
-os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, which is below
+from figures import report, settle, spread, table
 
 if TYPE_CHECKING:
     from nemo_magic.actors.actor import MagicActor
@@ -31,8 +31,8 @@ Prompts = list[tuple[int, ...]]
 OURS, PLAIN, SAME = "ours", "transformers", "transformers, log-probabilities and texts too"
 
 
-def build(words: Sequence[str], folder: Path) -> tuple[MagicConfig, MagicActor, Prompts]:
-    """An attacker with random weights, and the chats it is shown for the sandbox's training seeds."""
+def build(words: Sequence[str], folder: Path) -> tuple[MagicConfig, MagicActor, int]:
+    """An attacker with random weights, and how many tokens the sandbox shows it."""
     from nemo_magic.compat import cpu
 
     cpu.install(announce=False)
@@ -48,8 +48,15 @@ def build(words: Sequence[str], folder: Path) -> tuple[MagicConfig, MagicActor, 
     prepare(cfg.sandbox)
     options = cfg.actors.attacker
     player = build_player(Role.ATTACKER, role_model(cfg, Role.ATTACKER), options, cfg.trainer, cfg.seed)
-    chats = [attacker_messages(cfg.game.prompts, seed, [], 1) for seed in load_seeds(cfg.data).train]
-    return cfg, player.actor, [player.actor.chat.prompt_ids(chat) for chat in chats]
+    chat = attacker_messages(cfg.game.prompts, load_seeds(cfg.data).train[0], [], 1)
+    return cfg, player.actor, len(player.actor.chat.prompt_ids(chat))
+
+
+def prompts_of(rows: int, group: int, length: int, vocabulary: int) -> Prompts:
+    """Random prompts, each ``group`` times in a row."""
+    draw = random.Random(0)
+    distinct = [tuple(draw.randrange(vocabulary) for _ in range(length)) for _ in range(-(-rows // group))]
+    return [distinct[i // group] for i in range(rows)]
 
 
 def ours(actor: MagicActor, cfg: MagicConfig, length: int) -> Callable[[Prompts], int]:
@@ -139,12 +146,14 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=[512, 64], help="rows decoded at once")
+    parser.add_argument("--group", type=int, nargs="+", default=[8, 1], help="samples of each prompt")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args, words = parser.parse_known_args()
+    settle()
 
     with tempfile.TemporaryDirectory() as folder:
-        cfg, actor, chats = build(words, Path(folder))
+        cfg, actor, shown = build(words, Path(folder))
         length = cfg.actors.attacker.length_params.max_length
         decode, size = theirs(actor, length)
         if (own := sum(p.numel() for p in actor.parameters())) != size:
@@ -154,21 +163,22 @@ def main() -> None:
             PLAIN: lambda prompts: decode(prompts, False),
             SAME: lambda prompts: decode(prompts, True),
         }
-        found: dict[int, Any] = {}
-        for batch in args.batch:
-            prompts = [chats[i % len(chats)] for i in range(batch)]
-            found[batch] = measure(sides, prompts, length, args.repeats)
+        found: dict[tuple[int, int], Any] = {}
+        for batch, group in product(args.batch, args.group):
+            prompts = prompts_of(batch, group, shown, actor.chat.size)
+            found[batch, group] = measure(sides, prompts, length, args.repeats)
     rows = [
-        [batch, *(speeds[name]["median"] for name in sides)]
+        [*case, *(speeds[name]["median"] for name in sides)]
         + [speeds[OURS]["median"] / speeds[name]["median"] for name in (PLAIN, SAME)]
-        for batch, speeds in found.items()
+        for case, speeds in found.items()
     ]
-    columns = ["rows", "ours, tokens/s", "transformers, tokens/s", "transformers with log-probabilities and texts"]
-    text = table([*columns, "ours / transformers", "ours / transformers with the same results"], rows)
+    columns = ["rows", "per prompt", "ours, tokens/s", "transformers", "with log-probabilities and texts"]
+    text = table([*columns, "ours / transformers", "ours / transformers with those"], rows)
     shape = {key: actor.cfg[key] for key in ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads")}
-    shape |= {"vocabulary": actor.padded_vocab_size, "parameters": size, "tokens_per_row": length}
+    shape |= {"vocabulary": actor.padded_vocab_size, "parameters": size, "prompt": shown, "tokens_per_row": length}
     title = "Generation (" + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in shape.items()) + ")"
-    report(title, [text], {"model": shape, "repeats": args.repeats, "tokens_per_second": found}, args.out)
+    figures = [{"rows": batch, "group": group, "tokens_per_second": s} for (batch, group), s in found.items()]
+    report(title, [text], {"model": shape, "repeats": args.repeats, "measured": figures}, args.out)
 
 
 if __name__ == "__main__":

@@ -27,13 +27,11 @@ from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING
 
-from figures import report, table
+from figures import report, settle, table
 
 from nemo_magic.config import MagicConfig, compose
 from nemo_magic.game.episode import Role
 from nemo_magic.judge.guards.rules import RulesGuard
-
-os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, which is below
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -249,6 +247,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=PUBLISHED_CALLS, help="requests per sample, published schedule")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args, words = parser.parse_known_args()
+    settle()
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

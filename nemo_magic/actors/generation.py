@@ -7,8 +7,7 @@ protocol.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,11 +15,11 @@ import numpy as np
 import torch
 from megatron.core import parallel_state
 from megatron.core.inference_params import InferenceParams
-from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
 from nemo_magic.actors.config import GenerationConfig, LengthConfig, SamplingConfig
+from nemo_magic.actors.rotation import rotated_once
 from nemo_magic.actors.tokenizer import ChatTokenizer
 from nemo_magic.game.episode import Completion
 
@@ -120,7 +119,7 @@ class NativeGenerator:
         for cohort in self._cohorts([len(p) for p in prompts]):
             rows = [list(prompts[i]) for i in cohort]
             uniforms = _uniforms([seeds[i] for i in cohort], lengths.max_length)
-            with _rotated_once(actor):
+            with rotated_once(actor):
                 said = _decode(actor, rows, uniforms, sampling, lengths, stops)
             for i, completion in zip(cohort, said, strict=True):
                 completions[i] = completion
@@ -190,37 +189,6 @@ def _decode(
         logits = _next_logits(actor, tokens[:, column : column + 1], column, cache)
     rows = zip(prompts, tokens.tolist(), logprobs.tolist(), response_lengths.tolist(), ended.tolist(), strict=True)
     return [_completion(actor.chat, *row, stops) for row in rows]
-
-
-@contextmanager
-def _rotated_once(actor: MagicActor) -> Iterator[None]:
-    """Let attention keep keys that are rotated already.
-
-    Megatron keeps them as they were projected and rotates the whole cache in every layer at every token; here queries
-    and keys are rotated as they leave their (possibly identical) norms, and attention is told of no rotary embedding.
-    """
-    now: list[torch.Tensor] = []
-
-    def take(_: torch.nn.Module, args: tuple[Any, ...], given: Mapping[str, Any]) -> tuple[Any, Any]:
-        offset = given["inference_params"].sequence_len_offset
-        now[:] = [given["rotary_pos_emb"][offset:]]
-        return args, {**given, "rotary_pos_emb": None}
-
-    with ExitStack() as hooks:
-        for module in actor.get_model_module_list():
-            if module.position_embedding_type != "rope":
-                continue
-            hooks.callback(module.decoder.register_forward_pre_hook(take, with_kwargs=True).remove)
-
-            def rotate(
-                _: torch.nn.Module, args: Any, states: torch.Tensor, config: Any = module.config
-            ) -> torch.Tensor:
-                return apply_rotary_pos_emb(states, now[0][: states.size(0)], config=config)
-
-            for layer in module.decoder.layers:
-                for norm in (layer.self_attention.q_layernorm, layer.self_attention.k_layernorm):
-                    hooks.callback(norm.register_forward_hook(rotate).remove)
-        yield
 
 
 def _prefill(actor: MagicActor, tokens: torch.Tensor, cache: InferenceParams) -> torch.Tensor | None:

@@ -116,7 +116,14 @@ class _Coevolution:
                     raise TrainingError(
                         f"step {self.schedule.step + 1}: {error}; saved after {self.schedule.step}"
                     ) from error
-                self.finish_step(metrics, scored, observer)
+                try:
+                    self.finish_step(metrics, scored, observer)
+                except (JudgeError, RemoteError) as error:
+                    # The learner has moved on and the game has not: this is no state to go on from.
+                    self.checkpoints.finish()
+                    raise TrainingError(
+                        f"validation after step {self.schedule.step + 1}: {error}; goes on from the last checkpoint"
+                    ) from error
                 if (reason := interruption.reason()) and not self.over():
                     self.save(wait=True)
                     raise Preempted(f"{reason}: saved after {self.schedule.step} of {self.total} steps")
@@ -269,8 +276,8 @@ class _Coevolution:
     def speed(self, scored: Sequence[Scored]) -> dict[str, float]:
         """Timings of this step, and sampled tokens per second over all ranks."""
         timings = self.drained()
-        said = [(role, completion) for s in scored for role in Role for completion in s.episode.said_by(role)]
+        said = [completion for s in scored for role in Role for completion in s.episode.said_by(role)]
         # A group that shares an attack shares one object: count it once.
-        sampled = sum(len(c.response_ids) for c in {id(c): c for _, c in said}.values())
+        sampled = sum(len(completion.response_ids) for completion in {id(c): c for c in said}.values())
         (tokens,) = self.world.total(sampled)
         return timings | {"throughput/tokens_per_second": tokens / timings["timers/step"]}

@@ -1,6 +1,6 @@
 """A run that cannot be lost: killed, interrupted, starved of its judge or its disk, it goes on as if nothing had been.
 
-``NEMO_MAGIC_KILLS`` (default 3) is how often the random kills strike at each layout.
+``NEMO_MAGIC_KILLS`` is how often the random kills strike at each layout; by default as often as CI has time for.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ from program import (
 
 from nemo_magic.cli import EXIT_PREEMPTED
 
-KILLS = int(os.environ.get("NEMO_MAGIC_KILLS", "3"))
+KILLS = {"dp2": 3, "tp2": 1}
+if times := os.environ.get("NEMO_MAGIC_KILLS"):
+    KILLS = dict.fromkeys(KILLS, int(times))
 
 
 def restart_from(game: Game, source: Path, name: str, step: int) -> Path:
@@ -66,11 +68,11 @@ def test_a_run_killed_at_any_moment_ends_as_the_unbroken_one(
     def saving() -> bool:
         return any((folder / "checkpoints").glob(".step_*.partial/*"))
 
-    for number in range(KILLS):
+    for number in range(KILLS[layout]):
         training = start(*words, log=log)
         ranks: list[int] = []
         # The moments move through the run: defender phase, attacker phase, defender phase.
-        after = 1 + (number * 5) // KILLS
+        after = 1 + (number * 5) // KILLS[layout]
         wait_for(lambda after=after: steps(folder) > after, training, log)  # type: ignore[misc]
         ranks = ranks_of(training)
         if number % 3 == 1:
@@ -203,8 +205,8 @@ def test_a_judge_that_knows_too_little_ends_the_run_at_a_checkpoint(
     said = log.read_text()
     assert "the judge could not tell for" in said
     assert "judge.max_unknown_share=0.1; saved after" in said
-    run(*game.quick("riddle"))
-    same_end(folder, unbroken)
+    saved = max(int(path.name[5:]) for path in (folder / "checkpoints").glob("step_*"))
+    assert checkpoint_sums(folder, saved) == checkpoint_sums(unbroken, saved)
 
 
 def test_updates_that_cannot_be_made_end_the_run_at_a_checkpoint(game: Game, unbroken: Path) -> None:
