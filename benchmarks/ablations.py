@@ -111,7 +111,7 @@ def defending(cfg: MagicConfig, cast: Cast, run: Path, name: str | None) -> Iter
     own = yaml.safe_load((run / "config.yaml").read_text())
     kept = run / "snapshots"
     kept = kept / "shared" if (kept / "shared").is_dir() else kept / Role.DEFENDER
-    folder = kept / name if name else max(kept.glob("phase-*"))
+    folder = kept / name if name else max(kept.glob("phase-*"), key=lambda path: int(path.name.removeprefix("phase-")))
     lengths = replace(
         cfg.actors.defender.length_params, max_length=own["actors"]["defender"]["length_params"]["max_length"]
     )

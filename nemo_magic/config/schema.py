@@ -79,12 +79,14 @@ class GameConfig:
     run may end before that by ``early_stop``. Every ``val_check_interval`` rounds the pair plays ``num_val_samples``
     held-out seeds at temperature 0. ``max_turns``: exchanges in an episode. ``rewrites_ahead``: steps of a defender
     phase whose attacks are written at once; null means the whole phase (in self-play always one step).
-    ``self_play``: one set of weights, the defender's, plays both roles. ``defender_cot``: the defender reasons in tags
-    before it answers, and only its answer is shown to anybody. ``max_unplayed_share``: more of a step's games
-    than that not played, because a model cannot read even the first message, end the run. ``bare_share``: share of a
-    defender phase's seeds that are shown as they are, so that the defender does not forget plain requests, which no
-    attacker writes. ``observe``: verdict fields to ask for the record, beside those the rewards need. ``probe``:
-    ``sandbox`` ends the run with the defender against every strategy of the sandbox.
+    ``self_play``: one set of weights plays both roles, the defender's with the defender's ``model``; of
+    ``actors.attacker`` only lengths and sampling are read. It is kept where a phase ends with a validation, for its
+    phases may be a single round. ``defender_cot``: the defender reasons in tags before it answers, and only its answer
+    is shown to anybody. ``max_unplayed_share``: more of a step's games than that not played, because a model cannot
+    read even the first message, end the run. ``bare_share``: share of a defender phase's seeds that are shown as they
+    are, so that the defender does not forget plain requests, which no attacker writes. ``observe``: verdict fields to
+    ask for the record, beside those the rewards need. ``probe``: ``sandbox`` ends the run with the defender against
+    every strategy of the sandbox.
     """
 
     max_turns: int = 1

@@ -84,6 +84,11 @@ def validate(cfg: MagicConfig, command: str = "train") -> None:
         problems.append("sft.defender_pool is null: with sft.role=both name the file of chats to learn from")
     if command == "train" and cfg.game.self_play:
         problems += _self_play(cfg)
+    if cfg.rewards.format_defender > 0 and not cfg.game.defender_cot:
+        problems.append(
+            f"rewards.format_defender={cfg.rewards.format_defender} is paid for tags that only game.defender_cot=true "
+            "asks for: set that, or rewards.format_defender=0"
+        )
     if command == "train" and not (cfg.judge.urls or cfg.judge.launch):
         problems.append("judge.urls is empty and judge.launch=false: name a running judge, or let the run start one")
     if problems:
@@ -219,6 +224,11 @@ def _self_play(cfg: MagicConfig) -> Iterator[str]:
             f"game.self_play=true: one policy is learned at one temperature, but actors.attacker.sampling_params."
             f"temperature={attacker.sampling_params.temperature} and actors.defender.sampling_params.temperature="
             f"{defender.sampling_params.temperature}: set them equal"
+        )
+    if cfg.game.max_turns > 1 and cfg.game.crossplay.enabled:
+        yield (
+            f"game.self_play=true with game.max_turns={cfg.game.max_turns}: an older attacker and an older defender "
+            "cannot take turns in one model, set game.crossplay.enabled=false"
         )
 
 

@@ -14,9 +14,9 @@ from nemo_magic.sandbox.language import PLAIN, Strategy, render
 from nemo_magic.sandbox.rules import REFUSAL, delivery
 from nemo_magic.sandbox.world import Item, World
 
-REPEATED = 0.5
-"""How often the next turn of the attack pool keeps the disguise of the turn before, whatever the reply was: the
-warmed-up attacker knows how to repeat itself and how not to, and has to be taught by the game when to do which."""
+KEPT_AFTER_REFUSAL, KEPT_AFTER_DELIVERY = 0.3, 0.7
+"""How often the next turn of the attack pool keeps the disguise of the turn before. The warmed-up attacker has read the
+reply, no more: one that ignores it altogether learns to repeat itself whatever it is told, and stops there."""
 
 REVISITED = 0.7
 """How often the next turn of the defender's pool comes back to a disguise of the conversation: being true to itself is
@@ -26,8 +26,8 @@ FIRST_TURNS = 0.5
 """Share of a pool's rows that teach a first turn; the others teach the later turns, all of them equally often."""
 
 Draw = Callable[[random.Random], Strategy]
-Next = Callable[[Sequence[Strategy]], Strategy]
-"""The next disguise after those of the conversation so far."""
+Next = Callable[[Sequence[tuple[Strategy, bool]]], Strategy]
+"""The next disguise, after those of the conversation so far and whether each was refused."""
 
 Rule = Callable[[Strategy, Item], bool]
 """Whether a fresh disguise of an item is refused."""
@@ -51,8 +51,10 @@ def attack_row(world: World, draw: random.Random, strategy_of: Draw, rule: Rule)
     """A row of the attack pool: one rewrite, and in ``history`` the turns before it."""
     item = draw.choice(world.items_of_train)
 
-    def next_of(met: Sequence[Strategy]) -> Strategy:
-        return met[-1] if met and draw.random() < REPEATED else strategy_of(draw)
+    def next_of(met: Sequence[tuple[Strategy, bool]]) -> Strategy:
+        last, refused = met[-1] if met else (None, False)
+        kept = KEPT_AFTER_REFUSAL if refused else KEPT_AFTER_DELIVERY
+        return last if last is not None and draw.random() < kept else strategy_of(draw)
 
     *past, last = _exchanges(world, draw, item, next_of, rule)
     return {
@@ -68,8 +70,8 @@ def answer_row(world: World, draw: random.Random, strategy_of: Draw, rule: Rule)
     """A row of the defender's pool: ``messages`` that end with the answer to learn."""
     item = draw.choice(world.items_of_train)
 
-    def next_of(met: Sequence[Strategy]) -> Strategy:
-        return draw.choice(met) if met and draw.random() < REVISITED else strategy_of(draw)
+    def next_of(met: Sequence[tuple[Strategy, bool]]) -> Strategy:
+        return draw.choice(met)[0] if met and draw.random() < REVISITED else strategy_of(draw)
 
     messages = []
     for strategy, reply in _exchanges(world, draw, item, next_of, rule):
@@ -82,10 +84,11 @@ def _exchanges(world: World, draw: random.Random, item: Item, next_of: Next, rul
     """(disguise, reply) of every turn up to the one that the row teaches."""
     later = world.config.turns - 1
     turns = 1 if later == 0 or draw.random() < FIRST_TURNS else 2 + draw.randrange(later)
-    memory, strategies = Memory(item, rule), list[Strategy]()
-    while len(strategies) < turns:
-        strategies.append(next_of(strategies))
-    return [(s, REFUSAL if memory.refuses(s) else delivery(world, item)) for s in strategies]
+    memory, met = Memory(item, rule), list[tuple[Strategy, bool]]()
+    while len(met) < turns:
+        strategy = next_of(met)
+        met.append((strategy, memory.refuses(strategy)))
+    return [(strategy, REFUSAL if refused else delivery(world, item)) for strategy, refused in met]
 
 
 def _written(world: World, item: Item, strategy: Strategy) -> dict[str, str]:

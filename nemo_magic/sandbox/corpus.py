@@ -134,6 +134,9 @@ def _refuses(world: World, draw: random.Random, strategy: Strategy, item: Item) 
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with path.open("w") as file:
+    # Whoever finds the file may take it for whole.
+    part = path.with_name(f"{path.name}.part")
+    with part.open("w") as file:
         for row in rows:
             file.write(json.dumps(row) + "\n")
+    part.replace(path)

@@ -183,13 +183,15 @@ class _Coevolution:
         """Validate and record what was played, move on, and keep what is to be kept."""
         cfg, before = self.cfg, self.schedule
         done = before.step + 1
-        if done % cfg.game.val_check_interval == 0 or done == self.total:
+        validated = done % cfg.game.val_check_interval == 0 or done == self.total
+        if validated:
             metrics |= self.validate() | self.drained()
         observer.record(StepRecord(done, before.learner, before.phase, before.learner, metrics), scored)
         self.metrics = metrics
         self.schedule = before.advance(cfg.game.schedule, metrics)
         self.early_stop = self.early_stop.after(cfg.game.early_stop, done, metrics)
-        if self.schedule.phase != before.phase or self.over():
+        ended = self.schedule.phase != before.phase and (validated or not cfg.game.self_play)
+        if ended or self.over():
             self.keep(before.learner, f"phase-{before.phase:02d}")
         if done % cfg.exp_manager.checkpoint_callback_params.every_n_train_steps == 0:
             self.save()

@@ -88,6 +88,8 @@ def test_a_prompt_and_a_response_have_to_fit_the_model(role: str) -> None:
         (["model.sequence_parallel=true"], "model.sequence_parallel=true needs a GPU"),
         (["cluster=slurm"], "model.optim.name=cpu_fused_adam exists where trainer.accelerator=cpu"),
         (["judge.launch=false"], "judge.urls is empty and judge.launch=false"),
+        (["rewards.format_defender=0.5"], "rewards.format_defender=0.5 is paid for tags that only game.defender_cot"),
+        (["ablation=self_play", "game.max_turns=3"], "game.self_play=true with game.max_turns=3: an older attacker"),
     ],
 )
 def test_a_fault_of_the_shared_configuration_is_named_once(overrides: list[str], problem: str) -> None:

@@ -16,7 +16,7 @@ from nemo_magic.data.pools import read_attack_pool, read_chat_pool
 from nemo_magic.game import tags
 from nemo_magic.game.episode import Message
 from nemo_magic.game.prompts import attacker_messages
-from nemo_magic.sandbox.conversations import FIRST_TURNS, REPEATED, Memory
+from nemo_magic.sandbox.conversations import FIRST_TURNS, KEPT_AFTER_DELIVERY, KEPT_AFTER_REFUSAL, Memory
 from nemo_magic.sandbox.corpus import COVERED, prepare
 from nemo_magic.sandbox.language import PLAIN, Strategy, parse
 from nemo_magic.sandbox.rules import REFUSAL, delivery
@@ -115,7 +115,7 @@ def test_a_fresh_disguise_follows_the_rule_of_one_turn_wherever_it_is_tried(
         assert sum(outcomes) / len(outcomes) == pytest.approx((1 - DIFFICULTY) ** order, abs=0.08)
 
 
-def test_the_warmed_up_attacker_ignores_what_it_is_told(config: SandboxConfig, world: World) -> None:
+def test_the_warmed_up_attacker_has_a_leaning_and_no_more(config: SandboxConfig, world: World) -> None:
     kept: dict[bool, list[bool]] = {True: [], False: []}
     for row in rows(config, "attack"):
         if row["label"] == "harmful" and row["history"]:
@@ -123,9 +123,10 @@ def test_the_warmed_up_attacker_ignores_what_it_is_told(config: SandboxConfig, w
             assert before is not None
             assert now is not None
             kept[row["history"][-1]["reply"] == REFUSAL].append(before.strategy == now.strategy)
-    for outcomes in kept.values():
+    for refused, share in ((True, KEPT_AFTER_REFUSAL), (False, KEPT_AFTER_DELIVERY)):
         # A disguise drawn anew is at times the same one.
-        assert sum(outcomes) / len(outcomes) == pytest.approx(REPEATED + 0.03, abs=0.06)
+        by_chance = (1 - share) * 0.1
+        assert sum(kept[refused]) / len(kept[refused]) == pytest.approx(share + by_chance, abs=0.06)
 
 
 def test_memory_asks_the_rule_once_per_disguise() -> None:

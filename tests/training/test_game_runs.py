@@ -122,3 +122,20 @@ def test_a_role_that_learns_nothing_may_be_played_by_a_server(game: Game) -> Non
     assert matrix["attackers"] == ["no rewrite", "remote"]
     assert matrix["defenders"] == ["start", "phase-00"]
     assert {body["model"] for body in server.bodies} == {"tiny"}
+
+
+def test_one_model_may_play_both_roles_and_goes_on_as_one(game: Game) -> None:
+    words = game.words(
+        "self", "ablation=self_play", "actors.attacker.restore_from_path=null", "game.schedule.freq=1",
+        "game.probe=null", "trainer.devices=1",
+    )  # fmt: skip
+    run(*words, "game.max_steps=2")
+    assert "2 of 3 steps are done" in run(*words, "game.max_steps=3").stdout
+    folder = game.folder("self")
+    assert [row["phase"] for row in played(folder)[1:]] == ["defender", "attacker", "defender"]
+    # Phases of one round: a self is kept where a phase ends with a validation, and at the end.
+    selves = ["start", "phase-01", "phase-02"]
+    assert {path.name for path in (folder / "snapshots" / "shared").iterdir()} == set(selves)
+    matrix = json.loads((folder / "crossplay.json").read_text())
+    assert matrix["attackers"] == ["no rewrite", *selves]
+    assert matrix["defenders"] == selves
