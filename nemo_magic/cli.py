@@ -6,6 +6,7 @@ import argparse
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -181,10 +182,13 @@ def _commented(text: str) -> str:
 
 if (_rank := multiprocessing.parent_process()) is not None and _rank.pid is not None:
     # A process that Megatron-core starts beside a rank to collect what was written, and that imports the rank's main
-    # module: it must not outlive a rank that is killed.
+    # module: it must not outlive a rank that is killed, and must outlive a signal that asks the rank to save.
     from nemo_magic.launcher import die_with_parent
+    from nemo_magic.training.interruption import SAVE_SIGNALS
 
     die_with_parent(_rank.pid)
+    for _number in SAVE_SIGNALS:
+        signal.signal(_number, signal.SIG_IGN)
 
 if __name__ == "__main__":
     sys.exit(main())

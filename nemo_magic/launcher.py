@@ -16,6 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from nemo_magic.config import ConfigError, MagicConfig, TrainerConfig
+from nemo_magic.training.interruption import SAVE_SIGNALS
 
 if TYPE_CHECKING:
     from nemo_magic.judge.local import LocalJudge
@@ -103,7 +104,7 @@ def launch(argv: Sequence[str], trainer: TrainerConfig) -> int:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.signal(number, pass_on) for number in SAVE_SIGNALS}
     try:
         result = ranks.wait(period=0.2)
     except SignalException as error:

@@ -6,11 +6,13 @@ import signal
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from nemo_magic.actors.world import World
+if TYPE_CHECKING:
+    from nemo_magic.actors.world import World
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SAVE_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""What a scheduler sends, to some or all processes of a run, to have it save and end."""
 
 
 class Interruption:
@@ -38,7 +40,7 @@ class Interruption:
         return "exp_manager.max_time_per_run is over" if told else None
 
     def __enter__(self) -> Self:
-        for number in SIGNALS:
+        for number in SAVE_SIGNALS:
             self._before[number] = signal.signal(number, self._note)
         return self
 

@@ -115,7 +115,12 @@ def test_a_scheduler_that_asks_is_given_a_checkpoint_and_a_status_of_its_own(
         done = steps(folder)
         training = start(*words, log=log)
         wait_for(lambda done=done: steps(folder) > done + (not done), training, log)  # type: ignore[misc]
-        training.send_signal(number)
+        # To the process that was started, or, as a scheduler may, to every process there is.
+        if number is signal.SIGUSR1:
+            training.send_signal(number)
+        else:
+            for rank in ranks_of(training):
+                os.killpg(rank, number)
         assert training.wait(timeout=2 * MINUTES) == EXIT_PREEMPTED, log.read_text()[-4000:]
         assert f"{number.name} received: saved after" in log.read_text()
     timed = run(*words, "exp_manager.max_time_per_run='00:00:00:01'", status=EXIT_PREEMPTED)

@@ -1,4 +1,4 @@
-"""In a conversation a defender that reasons first is quoted by its answers only; what it sampled is what is trained on."""
+"""A defender that reasons first is quoted by its answers only, and trained on what it sampled."""
 
 from __future__ import annotations
 
