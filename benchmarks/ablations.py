@@ -1,7 +1,8 @@
 """One yardstick for all presets: ``python benchmarks/ablations.py RUN …``; the first run is the full game.
 
 The last defender of every run against the same opponents on the test seeds: the warmed-up attacker, the full game's
-attackers at their best, every strategy of the sandbox, and nobody. ``make ablations`` makes the runs.
+attackers at their best, every strategy of the sandbox, and nobody. Where a run began with weights that no run before it
+began with, these come first. ``make ablations`` makes the runs.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -59,9 +60,13 @@ def main(words: Sequence[str]) -> None:
         openings = dict(attacks(cfg, cast, seeds, runs[0]))
         print_row("run", *COLUMNS)
         print_row(*["---"] * (1 + len(COLUMNS)))
-        print_row("(before the game)", *measured(cfg, cast, referee, openings, runs[0], "start"))
+        begun: set[str | None] = set()
         for run in runs:
-            print_row(run.name.removeprefix("ablation-"), *measured(cfg, cast, referee, openings, run, None))
+            name, weights = run.name.removeprefix("ablation-"), settings(run)["actors"]["defender"]["restore_from_path"]
+            if weights not in begun:
+                print_row(f"{name}, before the game", *measured(cfg, cast, referee, openings, run, "start"))
+            begun.add(weights)
+            print_row(name, *measured(cfg, cast, referee, openings, run, None))
 
 
 def attacks(
@@ -106,12 +111,12 @@ def defending(cfg: MagicConfig, cast: Cast, run: Path, name: str | None) -> Iter
     """An arena in which the defender of ``run`` defends, as its own run lets it."""
     from nemo_magic.actors.generation import NativeGenerator
     from nemo_magic.actors.speaker import LocalSpeaker
+    from nemo_magic.training.cast import SHARED
     from nemo_magic.training.crossplay import wearing
 
-    own = yaml.safe_load((run / "config.yaml").read_text())
-    kept = run / "snapshots"
-    kept = kept / "shared" if (kept / "shared").is_dir() else kept / Role.DEFENDER
-    folder = kept / name if name else max(kept.glob("phase-*"), key=lambda path: int(path.name.removeprefix("phase-")))
+    own = settings(run)
+    kept = run / "snapshots" / (SHARED if own["game"]["self_play"] else Role.DEFENDER)
+    folder = kept / name if name else last_self(kept)
     lengths = replace(
         cfg.actors.defender.length_params, max_length=own["actors"]["defender"]["length_params"]["max_length"]
     )
@@ -119,6 +124,17 @@ def defending(cfg: MagicConfig, cast: Cast, run: Path, name: str | None) -> Iter
     speaker = LocalSpeaker(cast.players[Role.DEFENDER].actor, NativeGenerator(cfg.generation), options)
     with wearing(cast, Role.DEFENDER, Snapshot(run.name, folder)):
         yield plays(cfg, replace(cast, speakers=cast.speakers | {Role.DEFENDER: speaker}), own["game"]["defender_cot"])
+
+
+def settings(run: Path) -> dict[str, Any]:
+    """The configuration that a run saved."""
+    found: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text())
+    return found
+
+
+def last_self(kept: Path) -> Path:
+    """The snapshot of a player's latest phase."""
+    return max(kept.glob("phase-*"), key=lambda path: int(path.name.removeprefix("phase-")))
 
 
 def plays(cfg: MagicConfig, cast: Cast, cot: bool = False) -> Arena:

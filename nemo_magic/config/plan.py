@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from nemo_magic.config.schema import MagicConfig, optimizer_steps
+from nemo_magic.config.schema import GameConfig, MagicConfig, optimizer_steps
 from nemo_magic.config.validation import batch, layout, models
 from nemo_magic.game.episode import Role
 from nemo_magic.game.schedule import ScheduleConfig
-from nemo_magic.game.stopping import EarlyStopConfig
 from nemo_magic.model_config import ModelConfig
 
 
@@ -31,7 +30,7 @@ def _game(cfg: MagicConfig) -> list[str]:
     game = cfg.game
     epochs = "" if game.max_epochs is None else f", at most {game.max_epochs} × the training seeds"
     return [
-        f"game      {game.max_steps} steps{epochs}{_early_stop(game.early_stop)}; {_phases(game.schedule)}",
+        f"game      {game.max_steps} steps{epochs}{_early_stop(game)}; {_phases(game.schedule)}",
         f"step      {game.batch_size} seeds × {game.group_size} samples",
         f"validate  {game.num_val_samples} seeds every {game.val_check_interval} steps",
         f"judge     {_judge(cfg)}",
@@ -52,8 +51,9 @@ def _phases(schedule: ScheduleConfig) -> str:
     )
 
 
-def _early_stop(stop: EarlyStopConfig) -> str:
-    at = [] if stop.at_step is None else [f"at step {stop.at_step}"]
+def _early_stop(game: GameConfig) -> str:
+    stop = game.early_stop
+    at = [f"at step {stop.at_step}"] if stop.at_step is not None and stop.at_step < game.max_steps else []
     if stop.metric is not None:
         bound = f"below {stop.below:g}" if stop.below is not None else f"above {stop.above:g}"
         at.append(f"when {stop.metric} is {bound}" + (f" {stop.patience} times" if stop.patience > 1 else ""))

@@ -58,8 +58,8 @@ def test_a_run_leaves_its_picture_its_matrix_and_what_it_was(unbroken: Path) -> 
     probe = json.loads((unbroken / "strategies.json").read_text())
     assert len(probe["end"]["asr"]) == 37
     assert probe["end"]["worst"] == max(probe["end"]["asr"].values())
-    assert list(played.glob("snapshots/*/*/metadata.json"))
-    saved = {p.name for p in played.iterdir()}
+    assert list(unbroken.glob("snapshots/*/*/metadata.json"))
+    saved = {p.name for p in unbroken.iterdir()}
     assert {"config.yaml", "versions.json"} <= saved, saved
     sample = json.loads(next((unbroken / "samples").iterdir()).read_text().splitlines()[0])
     assert sample["seed"]
