@@ -1,7 +1,8 @@
 """Conversations of several turns: one item asked for again and again, and a defender that stays true to itself.
 
 Within a conversation a disguise that was refused is refused again, and one that delivered delivers again; only a fresh
-one is a new draw. So more turns help whoever looks at the replies, and nobody else.
+one is a new draw, and the more others were refused before it the better its odds (``sandbox.wear``). So more turns help
+whoever looks at the replies, and nobody else.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ Draw = Callable[[random.Random], Strategy]
 Next = Callable[[Sequence[tuple[Strategy, bool]]], Strategy]
 """The next disguise, after those of the conversation so far and whether each was refused."""
 
-Rule = Callable[[Strategy, Item], bool]
-"""Whether a fresh disguise of an item is refused."""
+Rule = Callable[[Strategy, Item, int], bool]
+"""Whether a fresh disguise of an item is refused, after so many other disguises of it were."""
 
 
 class Memory:
@@ -43,7 +44,7 @@ class Memory:
 
     def refuses(self, strategy: Strategy) -> bool:
         if strategy not in self._refused:
-            self._refused[strategy] = self._rule(strategy, self._item)
+            self._refused[strategy] = self._rule(strategy, self._item, sum(self._refused.values()))
         return self._refused[strategy]
 
 

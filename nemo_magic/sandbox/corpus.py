@@ -126,11 +126,10 @@ def _any_disguise(world: World, draw: random.Random) -> Strategy:
     return draw.choice(all_strategies(order))
 
 
-def _refuses(world: World, draw: random.Random, strategy: Strategy, item: Item) -> bool:
-    """The pre-trained defender on a disguise that it has not met in this conversation."""
-    return world.is_restricted(item) and (
-        strategy in COVERED or draw.random() < (1 - world.config.difficulty) ** strategy.order
-    )
+def _refuses(world: World, draw: random.Random, strategy: Strategy, item: Item, refused: int = 0) -> bool:
+    """The pre-trained defender on a disguise that it has not met in this conversation, after ``refused`` others."""
+    delivers = min(1.0, world.config.difficulty + world.config.wear * refused)
+    return world.is_restricted(item) and (strategy in COVERED or draw.random() < (1 - delivers) ** strategy.order)
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -25,7 +25,8 @@ class SandboxConfig:
     reinforce. ``single_share``: share of the attack pool that hides under one operator; the rest, under two, is what
     the attacker may come to prefer. ``attack_rows``, ``defender_rows``: sizes of the supervised pools. ``turns``: the
     longest conversation in the pools; from 2 on the pre-trained defender stays true to what it said before
-    (sandbox/conversations.py).
+    (sandbox/conversations.py). ``wear`` (0..1): what ``difficulty`` grows by, for a fresh disguise, with every other one
+    refused earlier in the conversation.
     """
 
     folder: str = "runs/sandbox"
@@ -37,6 +38,7 @@ class SandboxConfig:
     attack_rows: int = 6000
     defender_rows: int = 60000
     turns: int = 1
+    wear: float = 0.0
 
     def __post_init__(self) -> None:
         limit = len(_CONSONANTS) * len(_VOWELS)
@@ -44,7 +46,7 @@ class SandboxConfig:
             raise ValueError(f"sandbox.syllables={self.syllables} must be an even number from 4 to {limit}")
         if not 2 <= self.item_length <= 4:
             raise ValueError(f"sandbox.item_length={self.item_length} must be 2, 3 or 4")
-        for key in ("difficulty", "single_share"):
+        for key in ("difficulty", "single_share", "wear"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"sandbox.{key}={getattr(self, key)} must be between 0 and 1")
         for key in ("attack_rows", "defender_rows", "turns"):

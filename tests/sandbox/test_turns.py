@@ -24,14 +24,14 @@ from nemo_magic.sandbox.world import SandboxConfig, World
 
 Row = dict[str, Any]
 
-DIFFICULTY = 0.4
+DIFFICULTY, WEAR = 0.3, 0.3
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> SandboxConfig:
     folder = tmp_path_factory.mktemp("turns")
     config = SandboxConfig(
-        folder=str(folder), turns=3, difficulty=DIFFICULTY, attack_rows=6000, defender_rows=12000, syllables=8
+        folder=str(folder), turns=3, difficulty=DIFFICULTY, wear=WEAR, attack_rows=6000, defender_rows=12000, syllables=8
     )
     prepare(config)
     return config
@@ -96,23 +96,21 @@ def test_the_taught_defender_stays_true_to_what_it_said(config: SandboxConfig, w
     assert repeated[True] > 1000
 
 
-def test_a_fresh_disguise_follows_the_rule_of_one_turn_wherever_it_is_tried(
-    config: SandboxConfig, world: World
-) -> None:
+def test_a_fresh_disguise_has_better_odds_the_more_others_were_refused(config: SandboxConfig, world: World) -> None:
     refused: dict[tuple[int, int], list[bool]] = {}
     for row in rows(config, "defender"):
-        met: set[Strategy] = set()
-        for turn, (strategy, restricted, reply) in enumerate(exchanges(world, row)):
+        met: dict[Strategy, bool] = {}
+        for strategy, restricted, reply in exchanges(world, row):
             if not restricted:
                 assert reply != REFUSAL
             elif strategy in COVERED:
                 assert reply == REFUSAL
             elif strategy not in met:
-                refused.setdefault((strategy.order, turn), []).append(reply == REFUSAL)
-            met.add(strategy)
-    assert sorted(refused) == [(order, turn) for order in (1, 2) for turn in range(3)]
-    for (order, _), outcomes in refused.items():
-        assert sum(outcomes) / len(outcomes) == pytest.approx((1 - DIFFICULTY) ** order, abs=0.08)
+                refused.setdefault((strategy.order, sum(met.values())), []).append(reply == REFUSAL)
+            met.setdefault(strategy, reply == REFUSAL)
+    assert sorted(refused) == [(order, before) for order in (1, 2) for before in range(3)]
+    for (order, before), outcomes in refused.items():
+        assert sum(outcomes) / len(outcomes) == pytest.approx((1 - DIFFICULTY - WEAR * before) ** order, abs=0.1)
 
 
 def test_the_warmed_up_attacker_has_a_leaning_and_no_more(config: SandboxConfig, world: World) -> None:
@@ -132,13 +130,13 @@ def test_the_warmed_up_attacker_has_a_leaning_and_no_more(config: SandboxConfig,
 def test_memory_asks_the_rule_once_per_disguise() -> None:
     asked = []
 
-    def rule(strategy: Strategy, item: tuple[int, ...]) -> bool:
-        asked.append((strategy, item))
+    def rule(strategy: Strategy, item: tuple[int, ...], refused: int) -> bool:
+        asked.append((strategy, item, refused))
         return len(asked) == 1
 
     memory, story = Memory((1, 2), rule), Strategy(frames=("story",))
     assert [memory.refuses(s) for s in (PLAIN, story, PLAIN, story)] == [True, False, True, False]
-    assert asked == [(PLAIN, (1, 2)), (story, (1, 2))]
+    assert asked == [(PLAIN, (1, 2), 0), (story, (1, 2), 1)]
 
 
 def test_later_turns_are_taught_as_the_game_will_show_them(config: SandboxConfig, world: World) -> None:
