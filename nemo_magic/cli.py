@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import multiprocessing
 import os
 import signal
 import sys
@@ -26,6 +25,9 @@ EXIT_PREEMPTED = 75
 """The run was asked to end, has saved, and goes on when the same command is given again (EX_TEMPFAIL)."""
 
 _TRAINING = ("train", "sft")
+_RANK = "NEMO_MAGIC_RANK"
+"""Tells what a rank starts who it belongs to; multiprocessing says so too late."""
+
 _COMMANDS = {
     "train": "co-train attacker and defender (phase 2)",
     "sft": "warm up one role on a pool of examples (phase 1)",
@@ -120,6 +122,7 @@ def _one_rank(command: str, cfg: MagicConfig, resume: Resume) -> None:
     from nemo_magic.launcher import die_with_launcher
 
     die_with_launcher()
+    os.environ[_RANK] = str(os.getpid())
     if not sys.warnoptions:
         # Importing NeMo warns some dozen times of packages that are not needed here; python -W shows them again.
         warnings.simplefilter("ignore")
@@ -180,13 +183,13 @@ def _commented(text: str) -> str:
     return "\n".join(f"# {line}".rstrip() for line in text.splitlines())
 
 
-if (_rank := multiprocessing.parent_process()) is not None and _rank.pid is not None:
-    # A process that Megatron-core starts beside a rank to collect what was written, and that imports the rank's main
+if __name__ == "__mp_main__" and _RANK in os.environ:
+    # A process that Megatron-core spawns beside a rank to collect what was written, and that imports the rank's main
     # module: it must not outlive a rank that is killed, and must outlive a signal that asks the rank to save.
     from nemo_magic.launcher import die_with_parent
     from nemo_magic.training.interruption import SAVE_SIGNALS
 
-    die_with_parent(_rank.pid)
+    die_with_parent(int(os.environ[_RANK]))
     for _number in SAVE_SIGNALS:
         signal.signal(_number, signal.SIG_IGN)
 

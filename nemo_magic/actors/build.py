@@ -29,7 +29,7 @@ from nemo_magic.actors.checkpoint import load_weights
 from nemo_magic.actors.offload import Offload
 from nemo_magic.actors.world import World
 from nemo_magic.game.episode import Role
-from nemo_magic.rl.batch import MicroBatch, Row, microbatch_count, microbatches
+from nemo_magic.rl.batch import MicroBatch, Row, extras_of, microbatch_count, microbatches
 
 if TYPE_CHECKING:
     from nemo_magic.actors.config import ActorConfig
@@ -76,11 +76,12 @@ class Player:
         self._away.fetch(self.optimizer)
 
     def microbatches(self, rows: Sequence[Row], world: World) -> list[MicroBatch]:
-        """This rank's rows as microbatches for the actor, equally many on every rank."""
+        """This rank's rows as microbatches for the actor: equally many on every rank, and holding the same values."""
         cfg = self.actor.cfg
-        count = world.maximum(microbatch_count(len(rows), cfg.micro_batch_size))
+        each = world.gather((microbatch_count(len(rows), cfg.micro_batch_size), extras_of(rows)))
+        count, extras = max(number for number, _ in each), {name for _, names in each for name in names}
         multiple = cfg.tensor_model_parallel_size if cfg.sequence_parallel else 1
-        return microbatches(rows, cfg.micro_batch_size, self.actor.chat.pad_id, count, multiple)
+        return microbatches(rows, cfg.micro_batch_size, self.actor.chat.pad_id, count, multiple, extras)
 
     @property
     def learning_rate(self) -> float:

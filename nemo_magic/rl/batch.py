@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 
 DUMMY = -1
+
+EXTRAS = ("old_logprobs", "ref_logprobs", "rollout_logprobs")
+"""What a row may bring beside its ids: one number per response id, in nats."""
 
 
 @dataclass(frozen=True)
@@ -47,28 +50,40 @@ class MicroBatch:
     rollout_logprobs: torch.Tensor | None = None
 
 
+def extras_of(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The names out of EXTRAS that any of ``rows`` brings."""
+    return tuple(name for name in EXTRAS if any(getattr(row, name) is not None for row in rows))
+
+
 def microbatch_count(rows: int, micro_batch_size: int) -> int:
     """How many microbatches ``rows`` fill; at least one, so that every rank has something to bring."""
     return max(1, -(-rows // micro_batch_size))
 
 
 def microbatches(
-    rows: Sequence[Row], micro_batch_size: int, pad_id: int, count: int | None = None, pad_to_multiple: int = 1
+    rows: Sequence[Row],
+    micro_batch_size: int,
+    pad_id: int,
+    count: int | None = None,
+    pad_to_multiple: int = 1,
+    extras: Collection[str] | None = None,
 ) -> list[MicroBatch]:
     """Cut ``rows`` into microbatches of similar length.
 
     Every microbatch has ``micro_batch_size`` rows or, if there are fewer rows than that, all of them; missing rows are
     dummies. ``count`` (≥ what the rows fill) asks for more, all-dummy microbatches, so that data-parallel ranks with
     unequal work bring equally many. ``pad_to_multiple``: widths are multiples of it (sequence parallelism needs the TP
-    size).
+    size). ``extras``: which of EXTRAS every microbatch has, zero where a row has none; by default those that the rows
+    bring. A rank whose rows are all dummies cannot tell from them.
     """
     needed = microbatch_count(len(rows), micro_batch_size)
     count = needed if count is None else count
     if count < needed:
         raise ValueError(f"{len(rows)} rows fill {needed} microbatches of {micro_batch_size}; {count} were asked for")
+    extras = extras_of(rows) if extras is None else extras
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     chunks = [order[i * micro_batch_size : (i + 1) * micro_batch_size] for i in range(count)]
-    return [_microbatch(rows, chunk, micro_batch_size, pad_id, pad_to_multiple) for chunk in chunks]
+    return [_microbatch(rows, chunk, micro_batch_size, pad_id, pad_to_multiple, extras) for chunk in chunks]
 
 
 def scatter_back(batches: Sequence[MicroBatch], values: Sequence[torch.Tensor], rows: int) -> list[tuple[float, ...]]:
@@ -82,20 +97,16 @@ def scatter_back(batches: Sequence[MicroBatch], values: Sequence[torch.Tensor], 
     return found
 
 
-def _microbatch(rows: Sequence[Row], chunk: Sequence[int], size: int, pad_id: int, pad_to_multiple: int) -> MicroBatch:
+def _microbatch(
+    rows: Sequence[Row], chunk: Sequence[int], size: int, pad_id: int, pad_to_multiple: int, extras: Collection[str]
+) -> MicroBatch:
     width = max([len(rows[i]) for i in chunk], default=2)
     width = -(-width // pad_to_multiple) * pad_to_multiple
     tokens = torch.full((size, width), pad_id, dtype=torch.long)
     mask = torch.zeros(size, width - 1)
     advantages = torch.zeros(size)
     row_index = torch.full((size,), DUMMY, dtype=torch.long)
-
-    def wanted(given: Iterable[tuple[float, ...] | None]) -> torch.Tensor | None:
-        return torch.zeros(size, width - 1) if any(values is not None for values in given) else None
-
-    old = wanted(row.old_logprobs for row in rows)
-    reference = wanted(row.ref_logprobs for row in rows)
-    rollout = wanted(row.rollout_logprobs for row in rows)
+    brought = {name: torch.zeros(size, width - 1) for name in extras}
     for r, index in enumerate(chunk):
         row = rows[index]
         response = slice(len(row.prompt_ids) - 1, len(row) - 1)
@@ -103,8 +114,7 @@ def _microbatch(rows: Sequence[Row], chunk: Sequence[int], size: int, pad_id: in
         mask[r, response] = 1.0
         advantages[r] = row.advantage
         row_index[r] = index
-        given = ((old, row.old_logprobs), (reference, row.ref_logprobs), (rollout, row.rollout_logprobs))
-        for target, values in given:
-            if target is not None and values is not None:
+        for name, target in brought.items():
+            if (values := getattr(row, name)) is not None:
                 target[r, response] = torch.tensor(values)
-    return MicroBatch(tokens, mask, advantages, row_index, old, reference, rollout)
+    return MicroBatch(tokens, mask, advantages, row_index, **brought)

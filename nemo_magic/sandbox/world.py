@@ -25,8 +25,8 @@ class SandboxConfig:
     reinforce. ``single_share``: share of the attack pool that hides under one operator; the rest, under two, is what
     the attacker may come to prefer. ``attack_rows``, ``defender_rows``: sizes of the supervised pools. ``turns``: the
     longest conversation in the pools; from 2 on the pre-trained defender stays true to what it said before
-    (sandbox/conversations.py). ``wear`` (0..1): what ``difficulty`` grows by, for a fresh disguise, with every other one
-    refused earlier in the conversation.
+    (sandbox/conversations.py). ``wear`` (0..1): what ``difficulty`` grows by, for a fresh disguise, with every other
+    one refused earlier in the conversation.
     """
 
     folder: str = "runs/sandbox"

@@ -62,6 +62,7 @@ def main(folder: Path, name: str, tp: int, pp: int) -> None:
     found |= _scores(players[Role.DEFENDER])
     found |= _generation(players[Role.ATTACKER], players[Role.DEFENDER], cfg)
     found |= _loss_and_gradients(players[Role.DEFENDER], world, cfg, folder / "gradients" / name)
+    found["one_rank_learns"] = _one_rank_learns(players[Role.ATTACKER], world, cfg)
     found |= _learning(players[Role.ATTACKER], world, cfg)
     found["past"] = _past_selves(players[Role.DEFENDER], folder / "snapshots" / name)
     found["no_room"] = _no_room(players, world, folder / "full" / name)
@@ -184,6 +185,25 @@ def _loss_and_gradients(player: Any, world: Any, cfg: Any, target: Path) -> dict
         "counts": [norm.tokens, norm.sequences],
         "largest_gradient": max(norms),
     }
+
+
+def _one_rank_learns(player: Any, world: Any, cfg: Any) -> dict[str, Any]:
+    """All that can be learnt from is with the first data-parallel rank; the others bring dummies."""
+    from nemo_magic.rl.loss import Normalizer
+    from nemo_magic.training.learner import grpo_objective
+
+    def full(row: Any) -> Any:
+        zeros = (0.0,) * len(row.response_ids)
+        return replace(row, old_logprobs=zeros, ref_logprobs=zeros, rollout_logprobs=zeros)
+
+    live = [full(row) for row in rows()] if world.dp_rank == 0 else []
+    norm = Normalizer(*world.total(sum(len(row.response_ids) for row in live), len(live)))
+    config = replace(cfg.grpo, kl_beta=0.1, tis_clip=2.0)
+    player.optimizer.zero_grad()
+    batches = player.microbatches(live, world)
+    metrics = player.actor.accumulate(batches, lambda lp, b: grpo_objective(lp, b, config, norm))
+    player.optimizer.zero_grad()
+    return {"tokens": norm.tokens, "counts": {name: count for name, (_, count) in metrics.items()}}
 
 
 def _learning(player: Any, world: Any, cfg: Any) -> dict[str, Any]:

@@ -128,6 +128,15 @@ def test_a_generator_refuses_weights_that_are_not_the_actors(worlds: Any, name: 
 
 
 @pytest.mark.parametrize("name", WORLDS)
+def test_a_rank_with_nothing_to_learn_from_still_measures_what_the_others_do(worlds: Any, name: str) -> None:
+    _, found = worlds
+    for rank in found[name]:
+        counts = rank["one_rank_learns"]["counts"]
+        assert {"kl", "mismatch", "mismatch_max", "tis_clipped_share"} <= set(counts)
+        assert counts["mismatch"] == counts["kl"] == rank["one_rank_learns"]["tokens"] > 0
+
+
+@pytest.mark.parametrize("name", WORLDS)
 def test_what_is_masked_or_has_no_advantage_moves_nothing(worlds: Any, name: str) -> None:
     _, found = worlds
     for rank in found[name]:

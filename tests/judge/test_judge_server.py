@@ -26,7 +26,7 @@ from keyword_guards import (
 
 from nemo_magic.judge.config import JudgeConfig, JudgeServerConfig
 from nemo_magic.judge.protocol import JudgeBatch
-from nemo_magic.judge.server import create_app
+from nemo_magic.judge.server import create_app, listen
 
 CFG = JudgeConfig(server=JudgeServerConfig(max_items=4, max_chars=100, max_body_mb=0.01))
 
@@ -214,3 +214,10 @@ def test_a_server_ends_with_its_parent():
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
     wait_for(gone)
+
+
+def test_answers_are_not_held_back_until_their_headers_are_acknowledged() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nemo_magic.rl.advantages import group_advantages, rollout_advantages
-from nemo_magic.rl.batch import Row, microbatches, scatter_back
+from nemo_magic.rl.batch import Row, extras_of, microbatches, scatter_back
 from nemo_magic.rl.config import GRPOConfig
 from nemo_magic.rl.loss import LossInputs, Normalizer, grpo_loss, kl_estimate, nll_loss
 
@@ -256,6 +256,16 @@ def test_extra_microbatches_are_dummies_so_that_ranks_bring_equally_many() -> No
     assert [float(b.mask.sum()) for b in batches[1:]] == [0, 0]
     with pytest.raises(ValueError, match="7 rows fill 2 microbatches of 4; 1 were asked for"):
         microbatches(rows(), 4, pad_id=0, count=1)
+
+
+def test_dummies_hold_what_the_rows_of_other_ranks_bring() -> None:
+    assert extras_of(rows()) == ("old_logprobs",)
+    assert extras_of([]) == ()
+    (batch,) = microbatches([], 2, pad_id=0, extras={"old_logprobs", "rollout_logprobs"})
+    assert batch.ref_logprobs is None
+    for values in (batch.old_logprobs, batch.rollout_logprobs):
+        assert values is not None
+        assert values.shape == batch.mask.shape
 
 
 def test_widths_are_padded_to_a_multiple() -> None:

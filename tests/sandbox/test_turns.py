@@ -31,7 +31,13 @@ DIFFICULTY, WEAR = 0.3, 0.3
 def config(tmp_path_factory: pytest.TempPathFactory) -> SandboxConfig:
     folder = tmp_path_factory.mktemp("turns")
     config = SandboxConfig(
-        folder=str(folder), turns=3, difficulty=DIFFICULTY, wear=WEAR, attack_rows=6000, defender_rows=12000, syllables=8
+        folder=str(folder),
+        turns=3,
+        difficulty=DIFFICULTY,
+        wear=WEAR,
+        attack_rows=6000,
+        defender_rows=12000,
+        syllables=8,
     )
     prepare(config)
     return config

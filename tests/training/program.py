@@ -89,18 +89,24 @@ def kill(running: subprocess.Popen[bytes]) -> None:
     running.wait()
 
 
-def ranks_of(running: subprocess.Popen[bytes]) -> list[int]:
-    """Process ids of the ranks, rank 0 first."""
-    found = {}
+def processes_of(running: subprocess.Popen[bytes]) -> list[tuple[int, int, int]]:
+    """(process id, its parent's, rank) of the ranks of a run and of all that they started."""
+    found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             entries = dict(e.split("=", 1) for e in (path / "environ").read_text().split("\0") if "=" in e)
-            is_child = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1]) == running.pid
+            parent = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
         except (OSError, ValueError):
             continue
-        if is_child and entries.get("NEMO_MAGIC_LAUNCHER") == str(running.pid):
-            found[int(entries["RANK"])] = int(path.name)
-    return [found[rank] for rank in sorted(found)]
+        if entries.get("NEMO_MAGIC_LAUNCHER") == str(running.pid):
+            found.append((int(path.name), parent, int(entries["RANK"])))
+    return found
+
+
+def ranks_of(running: subprocess.Popen[bytes]) -> list[int]:
+    """Process ids of the ranks, rank 0 first."""
+    ranks = {rank: pid for pid, parent, rank in processes_of(running) if parent == running.pid}
+    return [ranks[rank] for rank in sorted(ranks)]
 
 
 def gone(pid: int) -> bool:

@@ -25,6 +25,7 @@ from program import (
     gone,
     kill,
     played,
+    processes_of,
     ranks_of,
     run,
     start,
@@ -70,18 +71,17 @@ def test_a_run_killed_at_any_moment_ends_as_the_unbroken_one(
 
     for number in range(KILLS[layout]):
         training = start(*words, log=log)
-        ranks: list[int] = []
         # The moments move through the run: defender phase, attacker phase, defender phase.
         after = 1 + (number * 5) // KILLS[layout]
         wait_for(lambda after=after: steps(folder) > after, training, log)  # type: ignore[misc]
-        ranks = ranks_of(training)
+        assert len(ranks_of(training)) == 2
         if number % 3 == 1:
             wait_for(saving, training, log)
         else:
             time.sleep(draw.uniform(0, 0.5))
+        left = [pid for pid, *_ in processes_of(training)]
         kill(training)
-        assert len(ranks) == 2
-        wait_for_all(lambda ranks=ranks: all(map(gone, ranks)))  # type: ignore[misc]
+        wait_for_all(lambda left=left: all(map(gone, left)))  # type: ignore[misc]
     run(*words)
     same_end(folder, unbroken)
 
