@@ -70,10 +70,15 @@ def test_a_run_killed_at_any_moment_ends_as_the_unbroken_one(
         return any((folder / "checkpoints").glob(".step_*.partial/*"))
 
     for number in range(KILLS[layout]):
-        training = start(*words, log=log)
+        begun, training = time.time(), start(*words, log=log)
         # The moments move through the run: defender phase, attacker phase, defender phase.
-        after = 1 + (number * 5) // KILLS[layout]
-        wait_for(lambda after=after: steps(folder) > after, training, log)  # type: ignore[misc]
+        after = 1 + (number * 4) // KILLS[layout]
+
+        def reached(begun: float = begun, after: int = after) -> bool:
+            rows = folder / "metrics.jsonl"
+            return rows.exists() and rows.stat().st_mtime > begun and steps(folder) > after
+
+        wait_for(reached, training, log)
         assert len(ranks_of(training)) == 2
         if number % 3 == 1:
             wait_for(saving, training, log)
