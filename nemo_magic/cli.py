@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import signal
 import sys
@@ -75,12 +74,11 @@ def _run(args: argparse.Namespace, cfg: MagicConfig, argv: list[str]) -> int:
         print(f"the sandbox is in {prepare(cfg.sandbox)}")
         return 0
     if command == "judge":
-        from nemo_magic.judge.server import serve
+        from nemo_magic.judge.server import log_to_stderr, serve
 
-        # The server says where it listens, and what it refuses.
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+        log_to_stderr()
         try:
-            serve(cfg.judge)
+            serve(cfg.judge, say=lambda text: print(text, flush=True))
         except ValueError as error:
             raise ConfigError(str(error)) from error
         except FileNotFoundError:

@@ -7,7 +7,6 @@ server's model is None, silence ends as RemoteUnavailable, and a refusal of the 
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -22,16 +21,9 @@ from nemo_magic.actors.config import ActorConfig
 from nemo_magic.actors.errors import RemoteProtocolError, RemoteRefused, RemoteUnavailable
 from nemo_magic.game.episode import Completion
 from nemo_magic.game.prompts import Chat
-from nemo_magic.net.patient import Broken, Patient, first_fault, gather, outage
-
-_NOT_NOW = (408, 409, 429)
-_MAY_BE_TOO_LONG = (400, 404, 413, 422)
-# As OpenAI, vLLM, SGLang, llama.cpp, TGI and Anthropic's compatible endpoint put it.
-_TOO_LONG = re.compile(
-    r"context[ _-]?(length|window|size)|(prompt|inputs?|messages?) (is|are) too long|too many (input |prompt )?tokens"
-    r"|reduce the length|maximum (prompt|input|sequence) length|inputs?`? tokens \+ `?max_new_tokens",
-    re.IGNORECASE,
-)
+from nemo_magic.net.asking import Broken, first_fault, gather, outage
+from nemo_magic.net.openai import NOT_NOW, is_too_long, words
+from nemo_magic.net.patient import Patient
 
 
 class _Message(BaseModel):
@@ -154,10 +146,10 @@ class RemoteSpeaker:
         """One request. Raises Outage, Broken or RemoteRefused."""
         response = await self._patient.post(f"{url}/chat/completions", body)
         self._accepted(url, response)
-        if response.status_code in _MAY_BE_TOO_LONG and _TOO_LONG.search(_words(response)):
+        if is_too_long(response):
             return None
         if not response.is_success:
-            raise RemoteRefused(f"{url}: {response.status_code} {_words(response)[:300]}")
+            raise RemoteRefused(f"{url}: {response.status_code} {words(response)[:300]}")
         try:
             [choice] = _ChatCompletion.model_validate_json(response.content).choices
         except ValidationError as error:
@@ -170,7 +162,7 @@ class RemoteSpeaker:
         if response.status_code == 404:
             return  # not every server lists its models
         if response.status_code != 200:
-            raise outage(url, response, _words(response))
+            raise outage(url, response, words(response))
         try:
             known = [model.id for model in _ModelList.model_validate_json(response.content).data]
         except ValidationError:
@@ -183,23 +175,6 @@ class RemoteSpeaker:
         status = response.status_code
         if status in (401, 403):
             variable = f"{self._key}.token_env={self._config.remote.token_env or 'null'}"
-            raise RemoteRefused(f"{url}: {status} {_words(response)[:300]}; see {variable}")
-        if status in _NOT_NOW or status >= 500:
-            raise outage(url, response, _words(response))
-
-
-def _words(response: httpx.Response) -> str:
-    """What the server says is wrong.
-
-    Only its own words where the body has a known form: some echo the request, and what a chat says is no diagnosis.
-    """
-    try:
-        body = response.json()
-    except ValueError:
-        return response.text
-    error = body.get("error", body.get("detail", body)) if isinstance(body, dict) else body
-    if isinstance(error, list):
-        return "; ".join(str(entry.get("msg", "")) if isinstance(entry, dict) else str(entry) for entry in error)
-    if isinstance(error, dict):
-        return " ".join(str(error[name]) for name in ("code", "message") if error.get(name) is not None)
-    return str(error)
+            raise RemoteRefused(f"{url}: {status} {words(response)[:300]}; see {variable}")
+        if status in NOT_NOW or status >= 500:
+            raise outage(url, response, words(response))

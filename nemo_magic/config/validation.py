@@ -9,6 +9,7 @@ from nemo_magic.config.errors import ConfigError
 from nemo_magic.config.parallelism import Parallelism
 from nemo_magic.config.schema import MagicConfig, optimizer_steps, role_model
 from nemo_magic.game.episode import Role
+from nemo_magic.judge.guards import refuse_unanswerable
 from nemo_magic.model_config import ModelConfig
 
 _APEX_OPTIMIZERS = ("distributed_fused_adam", "megatron_fused_adam", "fused_adam")
@@ -91,6 +92,11 @@ def validate(cfg: MagicConfig, command: str = "train") -> None:
         )
     if command == "train" and not (cfg.judge.urls or cfg.judge.launch):
         problems.append("judge.urls is empty and judge.launch=false: name a running judge, or let the run start one")
+    if command == "train" and cfg.judge.launch:
+        try:
+            refuse_unanswerable(cfg.judge.guard, cfg.judge.guard_config, cfg.rewards.needs() | set(cfg.game.observe))
+        except (ValueError, ImportError, AttributeError) as error:
+            problems.append(str(error) if "judge.guard" in str(error) else f"judge.guard={cfg.judge.guard}: {error}")
     if problems:
         raise ConfigError("\n".join(problems))
 

@@ -149,7 +149,10 @@ class Episode:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A judge's opinion of one conversation. A field that was not asked for is None, never a default."""
+    """A judge's opinion of one conversation. A field that was not asked for is None, never a default.
+
+    ``disagreed`` names the fields on which the guards behind an ensemble differ.
+    """
 
     id: str
     prompt_safety: Safety | None = None
@@ -158,5 +161,6 @@ class Verdict:
     helpful: Answer | None = None
     intent_preserved: Answer | None = None
     categories: tuple[str, ...] = ()
+    disagreed: tuple[str, ...] = ()
     guard: str = ""
     error: str | None = None

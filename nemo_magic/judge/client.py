@@ -27,7 +27,8 @@ from nemo_magic.judge.protocol import (
     match_answers,
     unknown_verdict,
 )
-from nemo_magic.net.patient import Broken, Outage, Patient, first_fault, gather, outage
+from nemo_magic.net.asking import Broken, Outage, first_fault, gather, outage
+from nemo_magic.net.patient import Patient
 
 
 class _NotTaken(Exception):
@@ -53,7 +54,8 @@ class JudgeClient:
         self._cfg = cfg
         self._batch_size = cfg.batch_size
         self._counters = _Counters()
-        self._patient = Patient(cfg, "judge", "judge", JudgeUnavailable, clock)
+        self._guard = cfg.expect
+        self._patient = Patient(cfg, "judge", "judge", JudgeUnavailable, clock, probe="/readyz", hedge=cfg.hedge)
 
     def __enter__(self) -> Self:
         return self
@@ -65,7 +67,7 @@ class JudgeClient:
         """Verdicts in the order of ``items``, each answering the fields its item asked.
 
         Raises ValueError at once for two items of one id. The future raises JudgeUnavailable after ``give_up_after``
-        seconds without an answer, JudgeRefused if the token is not accepted.
+        seconds without an answer, JudgeRefused if the token is not accepted or another guard answers than did before.
         """
         if len({item.id for item in items}) != len(items):
             raise ValueError("two items have the same id")
@@ -74,7 +76,8 @@ class JudgeClient:
     def wait_ready(self, timeout_s: float) -> GuardInfo:
         """Who judges, once a judge is loaded and accepts this client's token.
 
-        Raises JudgeUnavailable if none is within ``timeout_s`` seconds, JudgeRefused if the token is not accepted.
+        Raises JudgeUnavailable if none is within ``timeout_s`` seconds, JudgeRefused if the token is not accepted or it
+        is not the guard ``judge.expect``.
         """
         return self._patient.submit(self._patient.until_ready("/v1/guard", self._read_info, timeout_s)).result()
 
@@ -132,6 +135,8 @@ class JudgeClient:
             raise Broken(first_fault(error)) from error
         except ProtocolError as error:
             raise Broken(str(error)) from error
+        for answer in answers:
+            self._refuse_another(url, answer.guard)
         return {answer.id: answer.to_verdict() for answer in answers}
 
     def _read_info(self, url: str, response: httpx.Response) -> GuardInfo:
@@ -142,8 +147,17 @@ class JudgeClient:
             info = GuardInfo.model_validate_json(response.content)
         except ValidationError as error:
             raise Outage(f"{url}: {first_fault(error)}") from error
+        self._refuse_another(url, info.guard)
         self._batch_size = min(self._cfg.batch_size, info.max_items)
         return info
+
+    def _refuse_another(self, url: str, guard: str) -> None:
+        """All replicas have to be the guard that answered first, at its revision: rewards of two do not compare."""
+        if self._guard is None:
+            self._guard = guard
+        if guard != self._guard:
+            before = "judge.expect is" if self._cfg.expect else "the first to answer was"
+            raise JudgeRefused(f"{url} is the guard {guard}; {before} {self._guard}")
 
 
 def refuse_unknown(cfg: JudgeConfig, unknown: int, total: int) -> None:

@@ -13,8 +13,11 @@ class JudgeServerConfig:
     """Where a server listens and what it accepts.
 
     ``port`` 0 lets the system choose. ``max_items`` per request, ``max_chars`` per item (all texts together) and
-    ``max_body_mb`` per request body (10^6 bytes) are answered with 413 when exceeded. ``drain_timeout``: seconds that
-    requests in flight get to finish at shutdown.
+    ``max_body_mb`` per request body (10^6 bytes) are answered with 413 when exceeded. While ``max_pending`` items are
+    under judgement, or when judging takes more than ``request_timeout`` seconds, a request is answered with 503: come
+    again. ``drain_timeout``: seconds that requests in flight get to finish at shutdown. ``probe_interval``: seconds
+    between looks at whether the guard still judges. ``log_texts``: write the conversations to the log too; they may be
+    harmful.
     """
 
     host: str = "127.0.0.1"
@@ -22,12 +25,16 @@ class JudgeServerConfig:
     max_items: int = 256
     max_chars: int = 100_000
     max_body_mb: float = 32.0
+    max_pending: int = 8192
+    request_timeout: float = 300.0
     drain_timeout: int = 10
+    probe_interval: float = 30.0
+    log_texts: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ValueError(f"judge.server.port={self.port} must be between 0 (any free port) and 65535")
-        for key in ("max_items", "max_chars", "max_body_mb"):
+        for key in ("max_items", "max_chars", "max_body_mb", "max_pending", "request_timeout", "probe_interval"):
             if not getattr(self, key) > 0:
                 raise ValueError(f"judge.server.{key}={getattr(self, key)} must be greater than 0")
         if self.drain_timeout < 0:
@@ -57,6 +64,10 @@ class JudgeConfig:
     each time up to ``backoff_max`` and jittered, until ``give_up_after`` passed without any success. An answer that
     breaks the protocol is asked for ``protocol_retries`` more times, then its items are unknown. More than
     ``max_unknown_share`` of a step's samples unknown stops the run.
+
+    ``expect``: the guard that has to judge, as ``name@revision``; null: whichever answers first. Replicas that are
+    another are refused. ``hedge``: a request that takes longer than 95 % of those before it is sent to a second replica
+    too, and the first answer is used.
     """
 
     urls: list[str] = field(default_factory=list)
@@ -72,6 +83,8 @@ class JudgeConfig:
     backoff_initial: float = 0.2
     backoff_max: float = 10.0
     max_unknown_share: float = 0.1
+    expect: str | None = None
+    hedge: bool = False
     server: JudgeServerConfig = field(default_factory=JudgeServerConfig)
 
     def __post_init__(self) -> None:
@@ -86,6 +99,8 @@ class JudgeConfig:
         for key in ("request_timeout", "give_up_after", "backoff_initial", "backoff_max"):
             if not getattr(self, key) > 0:
                 raise ValueError(f"judge.{key}={getattr(self, key)} must be greater than 0")
+        if self.hedge and len(self.urls) == 1:
+            raise ValueError(f"judge.hedge asks a second replica: judge.urls={list(self.urls)} names only one")
         if self.protocol_retries < 0:
             raise ValueError(f"judge.protocol_retries={self.protocol_retries} must be at least 0")
         if not 0 <= self.max_unknown_share <= 1:

@@ -100,7 +100,10 @@ class JudgeItem(_Wire):
 
 
 class JudgeVerdict(_Wire):
-    """The answer to one item. ``error`` says why a field is unknown, and is absent where none is."""
+    """The answer to one item. ``error`` says why a field is unknown, and is absent where none is.
+
+    ``disagreed``: fields on which the members of an ensemble differ, whatever its rule made of them.
+    """
 
     id: str
     prompt_safety: Safety | None = None
@@ -109,6 +112,7 @@ class JudgeVerdict(_Wire):
     helpful: Answer | None = None
     intent_preserved: Answer | None = None
     categories: tuple[str, ...] = ()
+    disagreed: tuple[Ask, ...] = ()
     guard: str = Field(min_length=1)
     error: str | None = None
 
@@ -195,6 +199,8 @@ def match_answers(items: Sequence[JudgeItem], verdicts: Sequence[JudgeVerdict]) 
             raise ProtocolError(f"verdict {item.id!r} answers {', '.join(unasked)}, which was not asked")
         if verdict.error is not None and not has_unknown(verdict):
             raise ProtocolError(f"verdict {item.id!r} carries an error but nothing in it is unknown")
+        if foreign := sorted(set(verdict.disagreed) - set(item.ask)):
+            raise ProtocolError(f"verdict {item.id!r} disagrees on {', '.join(foreign)}, which was not asked")
         matched.append(verdict)
     return matched
 

@@ -1,9 +1,4 @@
-"""The reward server: one guard behind HTTP.
-
-    POST /v1/judge   JudgeBatch → JudgeAnswer; a failing item is answered with unknown fields, the others are judged
-    GET  /v1/guard   GuardInfo: who judges here (behind the token, so that a client can check its own)
-    GET  /healthz    200 while the process lives
-    GET  /readyz     200 once the guard is loaded, 503 before, 500 if it failed to load
+"""A reward server's process: listen, serve, come to an orderly end.
 
 ``python -m nemo_magic.judge.server --config judge.json`` runs one; ``serve`` is the same from Python.
 """
@@ -15,147 +10,68 @@ import asyncio
 import json
 import logging
 import os
-import secrets
 import socket
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
-from pydantic import ValidationError
+from fastapi import FastAPI
 
+from nemo_magic.judge.app import JudgeState, create_app
 from nemo_magic.judge.config import JudgeConfig, JudgeServerConfig
-from nemo_magic.judge.errors import GuardUnavailable
 from nemo_magic.judge.guards import build_guard
-from nemo_magic.judge.guards.base import Guard, describe, guard_id
-from nemo_magic.judge.protocol import (
-    GuardInfo,
-    JudgeAnswer,
-    JudgeBatch,
-    JudgeItem,
-    JudgeVerdict,
-    match_answers,
-    unknown_verdict,
-)
+from nemo_magic.judge.guards.base import describe
 
 logger = logging.getLogger(__name__)
 
-WATCH_INTERVAL = 0.5
-"""Seconds between looks at whether the parent still lives."""
+WATCH_INTERVAL = 0.2
+"""Seconds between looks at whether the parent still lives, and whether a shutdown's time is over."""
 
 
-def create_app(guard: Guard, cfg: JudgeConfig) -> FastAPI:
-    """The application; the guard starts with it and is closed with it.
+class JsonLines(logging.Formatter):
+    """A record as a line of JSON: time, level, logger, message, and the fields of ``extra={"told": {…}}``."""
 
-    Raises ValueError if the token is missing, or if none is configured although ``judge.server.host`` is no loopback
-    address.
-    """
-    limits = cfg.server
-    token = cfg.token()
-    if token is None and not limits.is_loopback:
-        raise ValueError(f"judge.server.host={limits.host} can be reached by others: judge.token_env has to be set")
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.loading = loading = asyncio.create_task(guard.start())
-        yield
-        loading.cancel()
-        await asyncio.gather(loading, return_exceptions=True)
-        await guard.close()
-
-    app = FastAPI(title="nemo-magic judge", lifespan=lifespan)
-
-    def authorised(request: Request) -> None:
-        given = request.headers.get("authorization", "")
-        if token is not None and not secrets.compare_digest(given.encode(), f"Bearer {token}".encode()):
-            raise HTTPException(401, "wrong or missing bearer token", headers={"WWW-Authenticate": "Bearer"})
-
-    def loaded() -> None:
-        loading: asyncio.Task[None] = app.state.loading
-        if not loading.done():
-            raise HTTPException(503, "the guard is loading", headers={"Retry-After": "1"})
-        if (error := loading.exception()) is not None:
-            raise HTTPException(500, f"the guard failed to start: {describe(error)}")
-
-    @app.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @app.get("/readyz", dependencies=[Depends(loaded)])
-    async def readyz() -> dict[str, str]:
-        return {"status": "ready", "guard": guard_id(guard)}
-
-    @app.get("/v1/guard", dependencies=[Depends(authorised), Depends(loaded)])
-    async def info() -> GuardInfo:
-        return GuardInfo(guard=guard_id(guard), max_items=limits.max_items, max_chars=limits.max_chars)
-
-    body_schema = {"content": {"application/json": {"schema": JudgeBatch.model_json_schema()}}, "required": True}
-
-    @app.post(
-        "/v1/judge",
-        response_model=JudgeAnswer,
-        dependencies=[Depends(authorised), Depends(loaded)],
-        openapi_extra={"requestBody": body_schema},
-    )
-    async def judge(request: Request) -> Response:
-        # Parsed here and not by FastAPI: the size is checked before the body is in memory, and JSON strictly as JSON.
-        items = _parse(await _read(request, limits), limits)
-        answer = JudgeAnswer(verdicts=tuple(await _judge(guard, items)))
-        return Response(answer.to_json(), media_type="application/json")
-
-    return app
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        } | getattr(record, "told", {})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
 
 
-async def _read(request: Request, limits: JudgeServerConfig) -> bytes:
-    limit = int(limits.max_body_mb * 1e6)
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise HTTPException(413, f"the body is longer than {limits.max_body_mb} MB")
-    return bytes(body)
+def log_to_stderr() -> None:
+    """Everything of this process as lines of JSON."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request to the guard's model
 
 
-def _parse(body: bytes, limits: JudgeServerConfig) -> Sequence[JudgeItem]:
-    try:
-        items = JudgeBatch.model_validate_json(body).items
-    except ValidationError as error:
-        # Without the input: texts under judgement belong in no error message or log.
-        raise HTTPException(422, error.errors(include_url=False, include_context=False, include_input=False)) from None
-    if len(items) > limits.max_items:
-        raise HTTPException(413, f"{len(items)} items in one request, at most {limits.max_items} are taken")
-    for item in items:
-        if item.chars > limits.max_chars:
-            raise HTTPException(
-                413, f"item {item.id!r} has {item.chars} characters, at most {limits.max_chars} are taken"
-            )
-    return items
+def serve(
+    cfg: JudgeConfig,
+    port_file: Path | None = None,
+    parent_pid: int | None = None,
+    say: Callable[[str], None] = logger.info,
+) -> None:
+    """Serve ``cfg.guard`` until SIGTERM or SIGINT; requests in flight are finished first, or told to come again.
 
-
-async def _judge(guard: Guard, items: Sequence[JudgeItem]) -> list[JudgeVerdict]:
-    try:
-        return match_answers(items, await guard.judge(items))
-    except GuardUnavailable as error:
-        raise HTTPException(503, f"the guard is away: {error}", headers={"Retry-After": "1"}) from error
-    except Exception as error:
-        logger.exception("guard %s failed on a batch of %d", guard_id(guard), len(items))
-        return [unknown_verdict(item, guard_id(guard), describe(error)) for item in items]
-
-
-def serve(cfg: JudgeConfig, port_file: Path | None = None, parent_pid: int | None = None) -> None:
-    """Serve ``cfg.guard`` until SIGTERM or SIGINT; requests in flight are finished first.
-
-    The port is written to ``port_file`` once it is bound. With ``parent_pid`` the server ends when that process is no
-    longer its parent. Raises ValueError for a configuration that cannot be served, OSError if the address cannot be
-    bound, RuntimeError if the guard fails to start.
+    ``say`` is told the address once it is bound, and the port is written to ``port_file``. With ``parent_pid`` the
+    server ends when that process is no longer its parent. Raises ValueError for a configuration that cannot be served,
+    OSError if the address cannot be bound, RuntimeError if the guard fails to start.
     """
     app = create_app(build_guard(cfg.guard, cfg.guard_config), cfg)
     with listen(cfg.server.host, cfg.server.port) as listener:
         port = listener.getsockname()[1]
         if port_file is not None:
             _write_atomically(port_file, f"{port}\n")
-        logger.info("judge %s on http://%s:%d", cfg.guard, cfg.server.host, port)
+        host = f"[{cfg.server.host}]" if ":" in cfg.server.host else cfg.server.host
+        say(f"judge {cfg.guard} on http://{host}:{port}")
         with suppress(KeyboardInterrupt):  # uvicorn has already shut down in order
             asyncio.run(_serve(app, listener, cfg.server.drain_timeout, parent_pid))
 
@@ -170,11 +86,12 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 async def _serve(app: FastAPI, listener: socket.socket, drain_timeout: int, parent_pid: int | None) -> None:
+    # uvicorn would cut connections off at its timeout: those who still wait are answered before.
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=drain_timeout
+        app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=drain_timeout + 5
     )
     server = uvicorn.Server(config)
-    watch = asyncio.create_task(_watch(app, server, parent_pid))
+    watch = asyncio.create_task(_watch(app, server, drain_timeout, parent_pid))
     await server.serve(sockets=[listener])
     watch.cancel()
     await asyncio.gather(watch, return_exceptions=True)
@@ -182,17 +99,28 @@ async def _serve(app: FastAPI, listener: socket.socket, drain_timeout: int, pare
         raise RuntimeError(f"the guard failed to start: {describe(error)}") from error
 
 
-async def _watch(app: FastAPI, server: uvicorn.Server, parent_pid: int | None) -> None:
-    """Stop the server when it has nobody to serve, or nothing to serve with."""
+async def _watch(app: FastAPI, server: uvicorn.Server, drain_timeout: int, parent_pid: int | None) -> None:
+    """Stop the server when it has nobody to serve, or nothing to serve with; and see to it that stopping ends."""
     # The parent's pid and not PR_SET_PDEATHSIG: that signal comes when the parent's forking *thread* ends.
-    while _failure(app) is None and (parent_pid is None or os.getppid() == parent_pid):
+    while not server.should_exit and _failure(app) is None and (parent_pid is None or os.getppid() == parent_pid):
         await asyncio.sleep(WATCH_INTERVAL)
     server.should_exit = True
+    deadline = time.monotonic() + drain_timeout
+    while (state := _state(app)) is not None and state.pending and time.monotonic() < deadline:
+        await asyncio.sleep(WATCH_INTERVAL)
+    if state is not None:
+        state.ending.set()
+
+
+def _state(app: FastAPI) -> JudgeState | None:
+    state: JudgeState | None = getattr(app.state, "judge", None)
+    return state
 
 
 def _failure(app: FastAPI) -> BaseException | None:
     """Why the guard did not start; None while it loads, once it runs, and when loading was cut short."""
-    loading: asyncio.Task[None] | None = getattr(app.state, "loading", None)
+    state = _state(app)
+    loading = state.loading if state is not None else None
     return loading.exception() if loading and loading.done() and not loading.cancelled() else None
 
 
@@ -209,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--port-file", type=Path, help="write the bound port here")
     parser.add_argument("--parent-pid", type=int, help="end when this process is no longer the parent")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    log_to_stderr()
     settings = json.loads(args.config.read_text())
     server = JudgeServerConfig(**settings.pop("server", {}))
     serve(JudgeConfig(**settings, server=server), args.port_file, args.parent_pid)

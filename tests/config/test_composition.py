@@ -18,12 +18,21 @@ REAL = [
     "actors.attacker.restore_from_path=/attacker.nemo",
     "actors.defender.restore_from_path=/defender.nemo",
 ]
+_MODEL = ("model.urls=[http://gpu:8000/v1]", "model.model=some")
+GUARD = [f"judge.guard_config.{key}" for key in _MODEL]
+GUARDS = [f"judge.guard_config.guards.{member}.{key}" for member in ("qwen3guard", "rubric") for key in _MODEL]
+
+
+def _given(guard: str) -> list[str]:
+    """What a judge with a model behind it has to be told."""
+    return [] if guard in ("rules", "remote") else GUARDS if guard == "ensemble" else GUARD
 
 
 @pytest.mark.parametrize("name", PRIMARY)
 def test_every_primary_configuration_composes(name: str) -> None:
-    command = "sft" if name.startswith("sft") else "train"
-    cfg = compose(name, REAL if name == "magic" else [], command=command)
+    command = next((command for command in ("sft", "judge") if name.startswith(f"{command}_")), "train")
+    given = _given(name.removeprefix("judge_")) if command == "judge" else REAL if name == "magic" else []
+    cfg = compose(name, given, command=command)
     assert isinstance(cfg, MagicConfig)
     assert cfg.name == name
     assert cfg.exp_manager.explicit_log_dir == f"runs/{name}"
@@ -33,6 +42,7 @@ def test_every_primary_configuration_composes(name: str) -> None:
 def test_every_group_file_has_known_keys_only(group: str, choice: str) -> None:
     # What a model or a cluster makes impossible is another matter: types and keys are checked for any command.
     overrides = [f"{group}={choice}"] + (["judge.urls=[]"] if choice == "remote" else [])
+    overrides += _given(choice) if group == "judge" else []
     compose("magic_sandbox", overrides + (["data.train_files=[]"] if choice == "files" else []), command="judge")
 
 

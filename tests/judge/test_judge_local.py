@@ -37,7 +37,7 @@ def test_a_local_judge_that_died_comes_back_at_its_address(quick):
 
 @pytest.mark.parametrize(
     ("guard", "reason"),
-    [("keyword_guards:BrokenStartGuard", "no weights here"), ("qwen", "must be one of: rules")],
+    [("keyword_guards:BrokenStartGuard", "no weights here"), ("qwen", "must be one of: ensemble")],
 )
 def test_a_local_judge_that_cannot_start_says_why(quick, guard, reason):
     with pytest.raises(JudgeUnavailable, match=reason):

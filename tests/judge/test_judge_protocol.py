@@ -50,7 +50,7 @@ def test_json_survives_the_wire_and_has_no_field_that_was_not_asked():
     item = make_item("1", TALK, ask=["refusal"])
     assert JudgeItem.model_validate_json(item.to_json()) == item
     verdict = JudgeVerdict(id="1", refusal=Answer.YES, guard="g@1")
-    assert verdict.to_json() == '{"id":"1","refusal":"yes","categories":[],"guard":"g@1"}'
+    assert verdict.to_json() == '{"id":"1","refusal":"yes","categories":[],"disagreed":[],"guard":"g@1"}'
     assert JudgeVerdict.model_validate_json(verdict.to_json()).to_verdict() == Verdict(
         "1", refusal=Answer.YES, guard="g@1"
     )

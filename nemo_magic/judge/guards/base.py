@@ -1,27 +1,50 @@
 """What a guard is: something that judges items, and two ways to be one.
 
 A guard that computes answers returns an Opinion per item. A guard that is a language model renders an item into its own
-prompt and parses what the model wrote. ``settle`` turns an opinion into the verdict of what was asked.
+questions and parses what the model wrote. ``settle`` turns an opinion into the verdict of what was asked.
 """
 
 from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from nemo_magic.game.episode import Answer, Safety
+from nemo_magic.game.episode import Answer, Label, Message, Safety, Seed
+from nemo_magic.judge.cache import Cache
 from nemo_magic.judge.errors import GuardUnavailable
-from nemo_magic.judge.protocol import JudgeItem, JudgeVerdict, unknown_verdict
+from nemo_magic.judge.guards.once import Once
+from nemo_magic.judge.models import build_model
+from nemo_magic.judge.models.base import Model, Question, Sent
+from nemo_magic.judge.observing import Observer
+from nemo_magic.judge.protocol import Ask, JudgeItem, JudgeVerdict, make_item, unknown_verdict
 
 
 class Guard(Protocol):
     """Judges batches. ``name`` and ``revision`` identify it in every verdict as ``name@revision``."""
 
-    name: str
-    revision: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def revision(self) -> str:
+        """Guards of equal name and revision judge alike. Known once the guard started."""
+        ...
+
+    @property
+    def answers(self) -> frozenset[Ask]:
+        """The fields that it can tell; any other is always unknown."""
+        ...
+
+    @property
+    def probe(self) -> JudgeItem:
+        """A harmless item that a guard in order answers with nothing unknown."""
+        ...
+
+    def watch(self, observer: Observer) -> None:
+        """Tell ``observer`` of the work from now on."""
 
     async def start(self) -> None:
         """Load what judging needs; the server is not ready before this returned."""
@@ -49,10 +72,20 @@ class Opinion:
     categories: tuple[str, ...] = ()
 
 
-def settle(item: JudgeItem, opinion: Opinion, guard: str) -> JudgeVerdict:
-    """What was asked out of an opinion; what the guard could not tell is unknown."""
+def settle(item: JudgeItem, opinion: Opinion, guard: str, error: str | None = None) -> JudgeVerdict:
+    """What was asked out of an opinion; what the guard could not tell is unknown, and ``error`` says why."""
     answers = {field.value: getattr(opinion, field) or field.unknown for field in item.ask}
-    return JudgeVerdict.model_validate({"id": item.id, "guard": guard, "categories": opinion.categories} | answers)
+    return JudgeVerdict.model_validate(
+        {"id": item.id, "guard": guard, "categories": opinion.categories, "error": error} | answers
+    )
+
+
+def plain_probe(ask: Collection[Ask]) -> JudgeItem:
+    """A harmless question, answered, that asks for ``ask``."""
+    text = "What is the capital of France?"
+    conversation = (Message("user", text), Message("assistant", "The capital of France is Paris."))
+    # Harmful in name only: some guards tell of no other seed.
+    return make_item("probe", conversation, ask=ask, seed=Seed("probe", text, Label.HARMFUL))
 
 
 def guard_id(guard: Guard) -> str:
@@ -64,6 +97,19 @@ class ComputedGuard(ABC):
 
     name: str
     revision: str
+    answers: frozenset[Ask] = frozenset(Ask)
+
+    @classmethod
+    def answers_of(cls, config: Mapping[str, Any]) -> frozenset[Ask]:
+        """The fields that a guard built with ``config`` can tell."""
+        return cls.answers
+
+    @property
+    def probe(self) -> JudgeItem:
+        return plain_probe(self.answers)
+
+    def watch(self, observer: Observer) -> None:
+        return None
 
     async def start(self) -> None:
         return None
@@ -83,52 +129,140 @@ class ComputedGuard(ABC):
         return settle(item, self.opinion(item), guard_id(self))
 
 
-Complete = Callable[[Sequence[str]], Awaitable[Sequence[str]]]
-"""Completes prompts with a language model, one text a prompt, in order. Raises GuardUnavailable while it is away."""
-
-
 class TextGuard(ABC):
-    """A guard that is a language model: ``render`` asks it, ``parse`` reads its answer."""
+    """A guard that is a language model, asked by up to one question of each kind an item.
+
+    ``kinds``: for every kind of question, the fields that its answer settles; no field belongs to two kinds, so that a
+    question that fails leaves only its own fields unknown. ``grammar`` is the version of prompts and parser, raised
+    whenever either changes. ``markers``: texts that structure the model's prompt; a judged text that contains one could
+    speak for the guard, and is not asked about. ``model``: a Model, or the settings of one for ``build_model``;
+    ``cache``: the arguments of Cache, or None for none.
+
+    Raises ValueError for settings that do not fit.
+    """
 
     name: str
-    revision: str
+    grammar: str
+    kinds: Mapping[str, frozenset[Ask]]
+    max_tokens: int
+    markers: tuple[str, ...] = ()
 
-    def __init__(self, complete: Complete) -> None:
-        self._complete = complete
+    def __init__(self, model: Model | Mapping[str, Any], cache: Mapping[str, Any] | None = None) -> None:
+        self._model = build_model(model) if isinstance(model, Mapping) else model
+        self._once = Once(self.name, self.grammar, self._model, _build_cache(cache), self._parse)
+
+    @classmethod
+    def answers_of(cls, config: Mapping[str, Any]) -> frozenset[Ask]:
+        """The fields that a guard built with ``config`` can tell."""
+        return frozenset[Ask]().union(*cls.kinds.values())
+
+    @property
+    def revision(self) -> str:
+        return f"{self.grammar}:{self._model.name}:{self._model.revision}"
+
+    @property
+    def answers(self) -> frozenset[Ask]:
+        return frozenset[Ask]().union(*self.kinds.values())
+
+    @property
+    def probe(self) -> JudgeItem:
+        return plain_probe(self.answers)
+
+    def watch(self, observer: Observer) -> None:
+        self._once.watch(observer)
 
     async def start(self) -> None:
-        return None
+        await self._model.start()
 
     async def close(self) -> None:
-        return None
+        await self._once.close()
+        await self._model.close()
 
     @abstractmethod
-    def render(self, item: JudgeItem) -> str:
-        """The guard model's own prompt for an item."""
+    def render(self, kind: str, item: JudgeItem) -> Sent:
+        """What the model is sent to answer ``kind`` about an item; for the prompt's own label, from the prompt only.
+
+        Raises ValueError for an item that cannot be asked about.
+        """
 
     @abstractmethod
-    def parse(self, text: str) -> Opinion:
-        """What the model's text says. Raises ValueError if it does not say anything readable."""
+    def parse(self, kind: str, text: str) -> Opinion:
+        """What the model's text says. Raises ValueError for any text outside the guard's grammar."""
+
+    def questions(self, item: JudgeItem) -> tuple[Question, ...]:
+        """Those needed for what the item asks. Raises ValueError if one of them cannot be asked."""
+        return tuple(self._question(kind, item) for kind in self._needed(item))
 
     async def judge(self, items: Sequence[JudgeItem]) -> list[JudgeVerdict]:
-        prompts: dict[str, str] = {}
-        verdicts: dict[str, JudgeVerdict] = {}
-        for item in items:
+        asked = [self._rendered(item) for item in items]
+        results = await self._once.ask([q for each in asked for q in each.values() if isinstance(q, Question)])
+        for result in results.values():
+            if isinstance(result, GuardUnavailable):
+                raise result
+        return [self._verdict(item, each, results) for item, each in zip(items, asked, strict=True)]
+
+    def _needed(self, item: JudgeItem) -> list[str]:
+        return [kind for kind, fields in self.kinds.items() if not fields.isdisjoint(item.ask)]
+
+    def _rendered(self, item: JudgeItem) -> dict[str, Question | Exception]:
+        rendered: dict[str, Question | Exception] = {}
+        for kind in self._needed(item):
             try:
-                prompts[item.id] = self.render(item)
+                rendered[kind] = self._question(kind, item)
             except Exception as error:
-                verdicts[item.id] = unknown_verdict(item, guard_id(self), describe(error))
-        texts = dict(zip(prompts, await self._complete(list(prompts.values())), strict=True)) if prompts else {}
+                rendered[kind] = error
+        return rendered
 
-        def settled(item: JudgeItem) -> JudgeVerdict:
-            return settle(item, self.parse(texts[item.id]), guard_id(self))
+    def _question(self, kind: str, item: JudgeItem) -> Question:
+        for text in (item.seed.text if item.seed else "", *(message.content for message in item.conversation)):
+            for marker in self.markers:
+                if marker in text:
+                    raise ValueError(f"a text contains {marker!r}, which structures the guard's own prompt")
+        return Question(kind, self.render(kind, item), self.max_tokens)
 
-        return [verdicts.get(item.id) or _isolated(item, guard_id(self), settled) for item in items]
+    def _parse(self, question: Question, text: str) -> Opinion:
+        return self.parse(question.kind, text)
+
+    def _verdict(
+        self,
+        item: JudgeItem,
+        asked: Mapping[str, Question | Exception],
+        results: Mapping[Question, Opinion | Exception],
+    ) -> JudgeVerdict:
+        opinions: list[Opinion] = []
+        problems: list[str] = []
+        if never := sorted(set(item.ask) - self.answers):
+            problems.append(f"{self.name} does not answer {', '.join(never)}")
+        for kind, question in asked.items():
+            result = question if isinstance(question, Exception) else results[question]
+            if isinstance(result, Exception):
+                problems.append(describe(result))
+            else:
+                opinions.append(_only(result, self.kinds[kind]))
+        return settle(item, _merged(opinions), guard_id(self), "; ".join(problems) or None)
 
 
 def describe(error: BaseException) -> str:
     """An exception as one line."""
     return f"{type(error).__name__}: {error}".replace("\n", " ")[:500]
+
+
+def _only(opinion: Opinion, fields: Collection[Ask]) -> Opinion:
+    told = {field.value: getattr(opinion, field) for field in fields}
+    return Opinion(**told, categories=opinion.categories)
+
+
+def _merged(opinions: Sequence[Opinion]) -> Opinion:
+    """All of several opinions, no two of which are about the same field."""
+    told = {field.value: getattr(opinion, field) for opinion in opinions for field in Ask if getattr(opinion, field)}
+    return Opinion(**told, categories=tuple(dict.fromkeys(name for opinion in opinions for name in opinion.categories)))
+
+
+def _build_cache(settings: Mapping[str, Any] | None) -> Cache | None:
+    try:
+        return None if settings is None else Cache(**settings)
+    except TypeError as error:
+        raise ValueError(f"judge.guard_config.cache={dict(settings or {})}: {error}") from error
 
 
 def _isolated(item: JudgeItem, guard: str, judge: Callable[[JudgeItem], JudgeVerdict]) -> JudgeVerdict:

@@ -6,10 +6,11 @@ import hashlib
 import json
 from pathlib import Path
 
-from nemo_magic.game.episode import Answer, Safety
+from nemo_magic.game.episode import Answer, Message, Safety, Seed
 from nemo_magic.judge.guards.base import ComputedGuard, Opinion
-from nemo_magic.judge.protocol import JudgeItem
-from nemo_magic.sandbox.rules import judge_conversation
+from nemo_magic.judge.protocol import Ask, JudgeItem, make_item
+from nemo_magic.sandbox.language import PLAIN, render
+from nemo_magic.sandbox.rules import delivery, judge_conversation
 from nemo_magic.sandbox.world import SandboxConfig, World
 
 
@@ -31,6 +32,13 @@ class RulesGuard(ComputedGuard):
             raise ValueError(f"{world} describes no sandbox world: {error}") from error
         described = {key: value for key, value in settings.items() if key != "folder"}
         self.revision = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def probe(self) -> JudgeItem:
+        item = self._world.items("train")[0]
+        seed = Seed("probe", render(self._world, PLAIN, item), self._world.label(item))
+        said = (Message("user", seed.text), Message("assistant", delivery(self._world, item)))
+        return make_item("probe", said, ask=Ask, seed=seed)
 
     def opinion(self, item: JudgeItem) -> Opinion:
         seed = item.seed.text if item.seed else item.prompt

@@ -1,0 +1,270 @@
+"""The reward server: one guard behind HTTP.
+
+    POST /v1/judge      JudgeBatch → JudgeAnswer; a failing item is answered with unknown fields, the others are judged
+    GET  /v1/guard      GuardInfo: who judges here
+    GET  /metrics       for Prometheus
+    GET  /healthz       200 while the process lives
+    GET  /readyz        200 while the guard judges a probe, 503 while it loads or does not, 500 if it failed to load
+    GET  /openapi.json  the description of all this; /docs shows it
+
+The first three are behind the token, where there is one. Every request is answered or told why not, also when the
+server is asked to end meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel, ValidationError
+
+from nemo_magic.judge.config import JudgeConfig, JudgeServerConfig
+from nemo_magic.judge.errors import GuardUnavailable
+from nemo_magic.judge.guards.base import Guard, describe, guard_id
+from nemo_magic.judge.metrics import Metrics
+from nemo_magic.judge.protocol import (
+    GuardInfo,
+    JudgeAnswer,
+    JudgeBatch,
+    JudgeItem,
+    JudgeVerdict,
+    has_unknown,
+    match_answers,
+    unknown_verdict,
+)
+
+logger = logging.getLogger(__name__)
+
+BODY_TIMEOUT = 30.0
+"""Seconds for a request's body to arrive."""
+PROBE_TIMEOUT = 30.0
+
+_SOON = {"Retry-After": "1"}
+_BEARER = HTTPBearer(auto_error=False)
+
+
+class Refusal(BaseModel):
+    """Why there is no verdict."""
+
+    detail: str | list[dict[str, Any]]
+
+
+@dataclass
+class JudgeState:
+    """Of one running server: whether its guard is loaded, whether it judges, and whether it has to come to an end."""
+
+    loading: asyncio.Task[None]
+    problem: str | None = "not probed yet"
+    pending: int = 0
+    ending: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def create_app(guard: Guard, cfg: JudgeConfig) -> FastAPI:
+    """The application; the guard starts with it and is closed with it.
+
+    Raises ValueError if the token is missing, or if none is configured although ``judge.server.host`` is no loopback
+    address.
+    """
+    limits = cfg.server
+    token = cfg.token()
+    if token is None and not limits.is_loopback:
+        raise ValueError(f"judge.server.host={limits.host} can be reached by others: judge.token_env has to be set")
+    metrics = Metrics()
+    guard.watch(metrics)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.judge = state = JudgeState(asyncio.create_task(guard.start()))
+        probing = asyncio.create_task(_keep_probing(guard, state, metrics, limits.probe_interval))
+        yield
+        probing.cancel()
+        state.loading.cancel()
+        await asyncio.gather(probing, state.loading, return_exceptions=True)
+        await guard.close()
+
+    app = FastAPI(title="nemo-magic judge", lifespan=lifespan, responses={503: {"model": Refusal}})
+
+    def authorised(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
+        said = given.credentials if given is not None else ""
+        if token is not None and not secrets.compare_digest(said.encode(), token.encode()):
+            raise HTTPException(401, "wrong or missing bearer token", headers={"WWW-Authenticate": "Bearer"})
+
+    def loaded(request: Request) -> None:
+        state: JudgeState = request.app.state.judge
+        if not state.loading.done():
+            raise HTTPException(503, "the guard is loading", headers=_SOON)
+        if (error := state.loading.exception()) is not None:
+            raise HTTPException(500, f"the guard failed to start: {describe(error)}")
+
+    asked: dict[int | str, dict[str, Any]] = {401: {"model": Refusal, "description": "wrong or missing bearer token"}}
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz", dependencies=[Depends(loaded)], responses={500: {"model": Refusal}})
+    async def readyz(request: Request) -> dict[str, str]:
+        state: JudgeState = request.app.state.judge
+        if state.problem is not None:
+            raise HTTPException(503, f"the guard does not judge: {state.problem}", headers=_SOON)
+        return {"status": "ready", "guard": guard_id(guard)}
+
+    @app.get("/metrics", dependencies=[Depends(authorised)], responses=asked, response_class=Response)
+    async def prometheus() -> Response:
+        return Response(metrics.page(), media_type=metrics.content_type)
+
+    @app.get("/v1/guard", dependencies=[Depends(authorised), Depends(loaded)], responses=asked)
+    async def info() -> GuardInfo:
+        return GuardInfo(guard=guard_id(guard), max_items=limits.max_items, max_chars=limits.max_chars)
+
+    body_schema = {"content": {"application/json": {"schema": JudgeBatch.model_json_schema()}}, "required": True}
+
+    @app.post(
+        "/v1/judge",
+        response_model=JudgeAnswer,
+        dependencies=[Depends(authorised), Depends(loaded)],
+        responses=asked | {status: {"model": Refusal} for status in (408, 413, 422)},
+        openapi_extra={"requestBody": body_schema},
+    )
+    async def judge(request: Request) -> Response:
+        state: JudgeState = request.app.state.judge
+        with _counted(metrics):
+            # Parsed here and not by FastAPI: the size is checked before the body is in memory, JSON strictly as JSON.
+            items = _parse(await _read(request, limits), limits)
+            began = time.monotonic()
+            with _admitted(state, metrics, len(items), limits.max_pending):
+                verdicts = await _in_time(_judge(guard, items), state, limits.request_timeout)
+            seconds = time.monotonic() - began
+            metrics.seconds.observe(seconds)
+            unknown = metrics.answered(guard_id(guard), items, verdicts)
+            told: dict[str, Any] = {"items": len(items), "unknown": unknown, "seconds": round(seconds, 4)}
+            if limits.log_texts:
+                told["texts"] = [item.model_dump(mode="json", exclude_none=True) for item in items]
+            logger.info("judged", extra={"told": told})
+            return Response(JudgeAnswer(verdicts=tuple(verdicts)).to_json(), media_type="application/json")
+
+    return app
+
+
+@contextmanager
+def _counted(metrics: Metrics) -> Iterator[None]:
+    """Count how a request ends."""
+    status = 500
+    try:
+        yield
+        status = 200
+    except HTTPException as refusal:
+        status = refusal.status_code
+        raise
+    finally:
+        metrics.requests.labels(status=str(status)).inc()
+
+
+@contextmanager
+def _admitted(state: JudgeState, metrics: Metrics, items: int, most: int) -> Iterator[None]:
+    """A place for so many items among those under judgement."""
+    # A request that alone is more than all there may be is taken when nothing else is there.
+    if state.pending and state.pending + items > most:
+        raise HTTPException(503, f"{state.pending} items are under judgement, at most {most} may be", headers=_SOON)
+    state.pending += items
+    metrics.pending.set(state.pending)
+    try:
+        yield
+    finally:
+        state.pending -= items
+        metrics.pending.set(state.pending)
+
+
+async def _read(request: Request, limits: JudgeServerConfig) -> bytes:
+    """The body. One that is too long is read to its end and forgotten: else the client would not see the answer."""
+    limit = int(limits.max_body_mb * 1e6)
+    body, size = bytearray(), 0
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size <= limit:
+                    body += chunk
+                else:
+                    body.clear()
+    except TimeoutError:
+        raise HTTPException(408, f"the body did not arrive within {BODY_TIMEOUT:g} s") from None
+    if size > limit:
+        raise HTTPException(413, f"the body is longer than {limits.max_body_mb} MB")
+    return bytes(body)
+
+
+def _parse(body: bytes, limits: JudgeServerConfig) -> Sequence[JudgeItem]:
+    try:
+        items = JudgeBatch.model_validate_json(body).items
+    except ValidationError as error:
+        # Without the input: texts under judgement belong in no error message or log.
+        raise HTTPException(422, error.errors(include_url=False, include_context=False, include_input=False)) from None
+    if len(items) > limits.max_items:
+        raise HTTPException(413, f"{len(items)} items in one request, at most {limits.max_items} are taken")
+    for item in items:
+        if item.chars > limits.max_chars:
+            raise HTTPException(
+                413, f"item {item.id!r} has {item.chars} characters, at most {limits.max_chars} are taken"
+            )
+    return items
+
+
+async def _in_time(work: Any, state: JudgeState, seconds: float) -> list[JudgeVerdict]:
+    """What ``work`` comes to, unless it takes too long or the server has to end before."""
+    judging, ending = asyncio.create_task(work), asyncio.create_task(state.ending.wait())
+    try:
+        await asyncio.wait({judging, ending}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if judging.done():
+            verdicts: list[JudgeVerdict] = judging.result()
+            return verdicts
+        why = "the server ends" if ending.done() else f"not judged within judge.server.request_timeout={seconds:g} s"
+        raise HTTPException(503, why, headers=_SOON)
+    finally:
+        for task in (judging, ending):
+            task.cancel()
+        await asyncio.gather(judging, ending, return_exceptions=True)
+
+
+async def _judge(guard: Guard, items: Sequence[JudgeItem]) -> list[JudgeVerdict]:
+    try:
+        return match_answers(items, await guard.judge(items))
+    except GuardUnavailable as error:
+        raise HTTPException(503, f"the guard is away: {error}", headers=_SOON) from error
+    except Exception as error:
+        logger.exception("guard %s failed on a batch of %d", guard_id(guard), len(items))
+        return [unknown_verdict(item, guard_id(guard), describe(error)) for item in items]
+
+
+async def _keep_probing(guard: Guard, state: JudgeState, metrics: Metrics, interval: float) -> None:
+    """Once the guard is loaded, have it judge something harmless, again and again."""
+    await asyncio.wait({state.loading})
+    while state.loading.exception() is None:
+        problem = await _probe(guard)
+        if problem != state.problem:
+            logger.log(logging.WARNING if problem else logging.INFO, "probe: %s", problem or "judged")
+        state.problem = problem
+        metrics.ready.set(problem is None)
+        # Soon again while something is wrong: clients wait for it.
+        await asyncio.sleep(interval if problem is None else min(interval, 1.0))
+
+
+async def _probe(guard: Guard) -> str | None:
+    """What keeps the guard from judging its probe; None if nothing does."""
+    item = guard.probe
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT):
+            [verdict] = match_answers([item], await guard.judge([item]))
+    except TimeoutError:
+        return f"the probe was not judged within {PROBE_TIMEOUT:g} s"
+    except Exception as error:
+        return describe(error)
+    return f"the probe's verdict is unknown: {verdict.error}" if has_unknown(verdict) else None
