@@ -228,3 +228,17 @@ def test_a_guard_that_can_never_answer_what_is_asked_is_refused_before_it_is_bui
     assert answers_of("rubric", {"templates": {"intent": ""}}) == {Ask.INTENT_PRESERVED}
     members = {"a": {"guard": "llamaguard"}, "wildguard": {}}
     assert answers_of("ensemble", {"guards": members}) == {Ask.PROMPT_SAFETY, Ask.RESPONSE_SAFETY, Ask.REFUSAL}
+
+
+def test_a_probe_is_put_to_the_model_however_often_it_was_answered(tmp_path):
+    model = ScriptedModel(shout)
+    guard = ShoutGuard(model, cache={"path": str(tmp_path / "cache")})
+
+    async def ask(*items):
+        for item in items:
+            await guard.judge([item])
+        await guard.close()
+
+    asyncio.run(ask(guard.probe, guard.probe, talk("1", "ask", "good"), talk("2", "ask", "good")))
+    # Prompt and response of each probe, and of the conversation once.
+    assert len(model.sent) == 6

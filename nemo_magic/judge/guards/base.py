@@ -22,6 +22,10 @@ from nemo_magic.judge.observing import Observer
 from nemo_magic.judge.protocol import Ask, JudgeItem, JudgeVerdict, make_item, unknown_verdict
 
 
+PROBE = "probe"
+"""The id of items whose answers are not taken from a cache."""
+
+
 class Guard(Protocol):
     """Judges batches. ``name`` and ``revision`` identify it in every verdict as ``name@revision``."""
 
@@ -85,7 +89,7 @@ def plain_probe(ask: Collection[Ask]) -> JudgeItem:
     text = "What is the capital of France?"
     conversation = (Message("user", text), Message("assistant", "The capital of France is Paris."))
     # Harmful in name only: some guards tell of no other seed.
-    return make_item("probe", conversation, ask=ask, seed=Seed("probe", text, Label.HARMFUL))
+    return make_item(PROBE, conversation, ask=ask, seed=Seed(PROBE, text, Label.HARMFUL))
 
 
 def guard_id(guard: Guard) -> str:
@@ -195,7 +199,10 @@ class TextGuard(ABC):
 
     async def judge(self, items: Sequence[JudgeItem]) -> list[JudgeVerdict]:
         asked = [self._rendered(item) for item in items]
-        results = await self._once.ask([q for each in asked for q in each.values() if isinstance(q, Question)])
+        questions = [[q for q in each.values() if isinstance(q, Question)] for each in asked]
+        # A probe is to find out whether the model answers now.
+        probing = {q for item, each in zip(items, questions, strict=True) if item.id == PROBE for q in each}
+        results = await self._once.ask([q for each in questions for q in each], fresh=probing)
         for result in results.values():
             if isinstance(result, GuardUnavailable):
                 raise result

@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from nemo_magic.judge.cache import Cache
@@ -41,20 +41,22 @@ class Once(Generic[T]):
         if self._cache is not None:
             self._cache.observer = observer
 
-    async def ask(self, questions: Sequence[Question]) -> dict[Question, T | Exception]:
-        """What each distinct question came to, or why it came to nothing.
+    async def ask(
+        self, questions: Sequence[Question], fresh: Collection[Question] = ()
+    ) -> dict[Question, T | Exception]:
+        """What each distinct question came to, or why it came to nothing; ``fresh`` ones are not looked up in the cache.
 
         Cancelling the caller does not cancel the questions: others may wait for them, and the cache keeps the answers.
         """
         distinct = dict.fromkeys(questions)
-        fresh = {question: self._key(question) for question in distinct if question not in self._under_way}
+        begun = {question: self._key(question) for question in distinct if question not in self._under_way}
         for kind, n in Counter(question.kind for question in questions).items():
             self.observer.count("questions", n, guard=self._name, kind=kind)
-        if coalesced := len(questions) - len(fresh):
+        if coalesced := len(questions) - len(begun):
             self.observer.count("coalesced", coalesced, guard=self._name)
         # One look-up for all; whoever asks the same meanwhile waits for the same task.
-        kept = asyncio.create_task(self._kept(list(fresh.values())))
-        for question, key in fresh.items():
+        kept = asyncio.create_task(self._kept([key for question, key in begun.items() if question not in fresh]))
+        for question, key in begun.items():
             self._under_way[question] = task = asyncio.create_task(self._answer(question, key, kept))
             task.add_done_callback(lambda _, question=question: self._under_way.pop(question, None))  # type: ignore[misc]
         tasks = {question: self._under_way[question] for question in distinct}

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from nemo_magic.game.episode import Answer, Message, Safety, Seed
-from nemo_magic.judge.guards.base import ComputedGuard, Opinion
+from nemo_magic.judge.guards.base import PROBE, ComputedGuard, Opinion
 from nemo_magic.judge.protocol import Ask, JudgeItem, make_item
 from nemo_magic.sandbox.language import PLAIN, render
 from nemo_magic.sandbox.rules import delivery, judge_conversation
@@ -36,9 +36,9 @@ class RulesGuard(ComputedGuard):
     @property
     def probe(self) -> JudgeItem:
         item = self._world.items("train")[0]
-        seed = Seed("probe", render(self._world, PLAIN, item), self._world.label(item))
+        seed = Seed(PROBE, render(self._world, PLAIN, item), self._world.label(item))
         said = (Message("user", seed.text), Message("assistant", delivery(self._world, item)))
-        return make_item("probe", said, ask=Ask, seed=seed)
+        return make_item(PROBE, said, ask=Ask, seed=seed)
 
     def opinion(self, item: JudgeItem) -> Opinion:
         seed = item.seed.text if item.seed else item.prompt
