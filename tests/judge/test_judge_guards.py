@@ -240,5 +240,5 @@ def test_a_probe_is_put_to_the_model_however_often_it_was_answered(tmp_path):
         await guard.close()
 
     asyncio.run(ask(guard.probe, guard.probe, talk("1", "ask", "good"), talk("2", "ask", "good")))
-    # Prompt and response of each probe, and of the conversation once.
-    assert len(model.sent) == 6
+    # Prompt and response of each probe, and the response of the conversation once.
+    assert len(model.sent) == 5

@@ -21,7 +21,6 @@ from nemo_magic.judge.models.base import Model, Question, Sent
 from nemo_magic.judge.observing import Observer
 from nemo_magic.judge.protocol import Ask, JudgeItem, JudgeVerdict, make_item, unknown_verdict
 
-
 PROBE = "probe"
 """The id of items whose answers are not taken from a cache."""
 

@@ -44,7 +44,7 @@ class Once(Generic[T]):
     async def ask(
         self, questions: Sequence[Question], fresh: Collection[Question] = ()
     ) -> dict[Question, T | Exception]:
-        """What each distinct question came to, or why it came to nothing; ``fresh`` ones are not looked up in the cache.
+        """What each distinct question came to, or why to nothing; ``fresh`` ones are not looked up in the cache.
 
         Cancelling the caller does not cancel the questions: others may wait for them, and the cache keeps the answers.
         """
