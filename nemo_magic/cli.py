@@ -1,4 +1,7 @@
-"""nemo-magic train | sft | judge | sandbox: compose, check, launch. Everything else is imported once it is needed."""
+"""nemo-magic train | sft | judge | judge-check | sandbox: compose, check, launch.
+
+Everything else is imported once it is needed.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     args = _parse(argv)
     try:
+        if args.command == "judge-check":
+            return _check_judges(args)
         cfg = compose(args.config_name, args.overrides, args.config_dir, args.command)
         if args.dry_run:
             print(to_yaml(cfg), end="")
@@ -89,6 +94,26 @@ def _run(args: argparse.Namespace, cfg: MagicConfig, argv: list[str]) -> int:
             ) from error
         return 0
     return _train_or_warm_up(args, cfg, argv)
+
+
+def _check_judges(args: argparse.Namespace) -> int:
+    from nemo_magic.judge.check import check, read_labelled, summary
+    from nemo_magic.judge.client import JudgeClient
+    from nemo_magic.judge.config import JudgeConfig
+
+    rows, report = read_labelled(args.file)
+    print(f"{args.file}: {report}", flush=True)
+    runs = []
+    for url in args.judge:
+        try:
+            settings = JudgeConfig(urls=[url], token_env=args.token_env, batch_size=args.batch)
+            client = JudgeClient(settings)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        with client:
+            runs.append(check(client, rows, args.batch, args.parallel))
+    print(f"\n{summary(rows, runs)}")
+    return 0
 
 
 def _train_or_warm_up(args: argparse.Namespace, cfg: MagicConfig, argv: list[str]) -> int:
@@ -167,11 +192,20 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
                 help="go on from the newest checkpoint of the run's folder (auto), from none, or from a given one",
             )
         command.add_argument("--dry-run", action="store_true", help="print the resolved configuration and the plan")
+    about = "have one or two running judges judge a labelled file: agreement, confusion, unknown share, latency, κ"
+    checking = commands.add_parser("judge-check", help=about, description=about, allow_abbrev=False)
+    checking.add_argument("file", metavar="FILE", help="prompt, response, and a column per labelled field of a verdict")
+    checking.add_argument("--judge", metavar="URL", action="append", required=True, help="given twice: κ of the two")
+    checking.add_argument("--token-env", metavar="NAME", help="the environment variable that holds their token")
+    checking.add_argument("--batch", type=int, default=64, metavar="N", help="rows a request (64)")
+    checking.add_argument("--parallel", type=int, default=4, metavar="N", help="requests at once (4)")
     # Overrides are what is left over: argparse cannot mix an open list of positionals with options.
     args, rest = parser.parse_known_args(argv)
     options = [word for word in rest if word.startswith("-")]
     if options:
         parser.error(f"unknown option: {' '.join(options)}")
+    if args.command == "judge-check" and (rest or len(args.judge) > 2):
+        parser.error(f"unknown argument: {' '.join(rest)}" if rest else "--judge is given at most twice")
     args.overrides = rest
     return args
 
