@@ -123,7 +123,10 @@ def create_app(guard: Guard, cfg: JudgeConfig) -> FastAPI:
 
     @app.get("/v1/guard", dependencies=[Depends(authorised), Depends(loaded)], responses=asked)
     async def info() -> GuardInfo:
-        return GuardInfo(guard=guard_id(guard), max_items=limits.max_items, max_chars=limits.max_chars)
+        answers = tuple(sorted(guard.answers))
+        return GuardInfo(
+            guard=guard_id(guard), answers=answers, max_items=limits.max_items, max_chars=limits.max_chars
+        )
 
     body_schema = {"content": {"application/json": {"schema": JudgeBatch.model_json_schema()}}, "required": True}
 

@@ -16,7 +16,7 @@ import httpx
 from pydantic import ValidationError
 
 from nemo_magic.game.episode import Verdict
-from nemo_magic.judge.config import JudgeConfig
+from nemo_magic.judge.config import JudgeClientConfig, JudgeConfig
 from nemo_magic.judge.errors import JudgeRefused, JudgeUnavailable, ProtocolError, TooManyUnknown
 from nemo_magic.judge.protocol import (
     GuardInfo,
@@ -48,14 +48,15 @@ class JudgeClient:
     Raises ValueError if there are no urls, or if the token's environment variable is empty.
     """
 
-    def __init__(self, cfg: JudgeConfig, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, cfg: JudgeClientConfig, clock: Callable[[], float] = time.monotonic) -> None:
         if not cfg.urls:
-            raise ValueError("judge.urls is empty: name a running judge, or start one with judge.launch=true")
+            or_launch = ", or start one with judge.launch=true" if isinstance(cfg, JudgeConfig) else ""
+            raise ValueError(f"{cfg.KEY}.urls is empty: name a running judge{or_launch}")
         self._cfg = cfg
         self._batch_size = cfg.batch_size
         self._counters = _Counters()
         self._guard = cfg.expect
-        self._patient = Patient(cfg, "judge", "judge", JudgeUnavailable, clock, probe="/readyz", hedge=cfg.hedge)
+        self._patient = Patient(cfg, _noun(cfg), cfg.KEY, JudgeUnavailable, clock, probe="/readyz", hedge=cfg.hedge)
 
     def __enter__(self) -> Self:
         return self
@@ -124,7 +125,7 @@ class JudgeClient:
     async def _ask(self, url: str, items: Sequence[JudgeItem], body: bytes) -> dict[str, Verdict]:
         """One request. Raises Outage, Broken, _NotTaken or JudgeRefused."""
         response = await self._patient.post(f"{url}/v1/judge", body)
-        _accepted(url, response)
+        self._accepted(url, response)
         if response.status_code in (400, 413, 422):
             raise _NotTaken(f"{url}: {response.status_code} {response.text[:300]}")
         if response.status_code != 200:
@@ -140,7 +141,7 @@ class JudgeClient:
         return {answer.id: answer.to_verdict() for answer in answers}
 
     def _read_info(self, url: str, response: httpx.Response) -> GuardInfo:
-        _accepted(url, response)
+        self._accepted(url, response)
         if response.status_code != 200:
             raise outage(url, response)
         try:
@@ -151,13 +152,26 @@ class JudgeClient:
         self._batch_size = min(self._cfg.batch_size, info.max_items)
         return info
 
+    def _accepted(self, url: str, response: httpx.Response) -> None:
+        if response.status_code in (401, 403):
+            raise JudgeRefused(f"{url}: {response.status_code} {response.text[:300]}; see {self._cfg.KEY}.token_env")
+
     def _refuse_another(self, url: str, guard: str) -> None:
         """All replicas have to be the guard that answered first, at its revision: rewards of two do not compare."""
         if self._guard is None:
             self._guard = guard
         if guard != self._guard:
-            before = "judge.expect is" if self._cfg.expect else "the first to answer was"
+            before = f"{self._cfg.KEY}.expect is" if self._cfg.expect else "the first to answer was"
             raise JudgeRefused(f"{url} is the guard {guard}; {before} {self._guard}")
+
+
+def refuse_incapable(info: GuardInfo, asked: Iterable[str]) -> None:
+    """Raise JudgeRefused if the guard can never tell one of the fields ``asked``: every sample would be unknown."""
+    if never := sorted(set(asked) - set(info.answers)):
+        raise JudgeRefused(
+            f"the guard {info.guard} never answers {', '.join(never)}, which the run asks for (rewards, game.observe); "
+            f"it answers {', '.join(info.answers)}. Name a judge in judge.urls that does, e.g. judge_ensemble"
+        )
 
 
 def refuse_unknown(cfg: JudgeConfig, unknown: int, total: int) -> None:
@@ -169,9 +183,9 @@ def refuse_unknown(cfg: JudgeConfig, unknown: int, total: int) -> None:
         )
 
 
-def _accepted(url: str, response: httpx.Response) -> None:
-    if response.status_code in (401, 403):
-        raise JudgeRefused(f"{url}: {response.status_code} {response.text[:300]}; see judge.token_env")
+def _noun(cfg: JudgeClientConfig) -> str:
+    """What logs call it: the judge whose verdicts pay, or the second one."""
+    return "judge" if isinstance(cfg, JudgeConfig) else "auditing judge"
 
 
 def _unknown(items: Sequence[JudgeItem], error: str) -> dict[str, Verdict]:

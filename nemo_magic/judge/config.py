@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 
 @dataclass
@@ -52,28 +52,26 @@ class JudgeServerConfig:
 
 
 @dataclass
-class JudgeConfig:
-    """The judge of a run. All times in seconds.
+class JudgeClientConfig:
+    """Judges that run somewhere, and how patient a client of theirs is. All times in seconds.
 
-    ``urls``: replicas to ask, or ``launch``: start one on this machine with the run. ``guard`` names what judges, with
-    ``guard_config`` as its settings (``rules``: ``world``, the sandbox's world file). ``token_env``: environment
-    variable holding the bearer token; the token itself is in no file.
+    ``urls``: replicas to ask. ``token_env``: environment variable holding the bearer token; the token itself is in no
+    file.
 
     Every rank has a client. It sends ``batch_size`` items a request, ``max_concurrency`` requests at once, each with
     ``request_timeout`` from first byte to last. While nothing answers it tries again after ``backoff_initial``, doubled
     each time up to ``backoff_max`` and jittered, until ``give_up_after`` passed without any success. An answer that
-    breaks the protocol is asked for ``protocol_retries`` more times, then its items are unknown. More than
-    ``max_unknown_share`` of a step's samples unknown stops the run.
+    breaks the protocol is asked for ``protocol_retries`` more times, then its items are unknown.
 
     ``expect``: the guard that has to judge, as ``name@revision``; null: whichever answers first. Replicas that are
     another are refused. ``hedge``: a request that takes longer than 95 % of those before it is sent to a second replica
     too, and the first answer is used.
     """
 
+    KEY: ClassVar[str] = "judge"
+    """Where these settings are in the configuration."""
+
     urls: list[str] = field(default_factory=list)
-    launch: bool = False
-    guard: str = "rules"
-    guard_config: dict[str, Any] = field(default_factory=dict)
     token_env: str | None = None
     batch_size: int = 64
     max_concurrency: int = 8
@@ -82,29 +80,25 @@ class JudgeConfig:
     protocol_retries: int = 3
     backoff_initial: float = 0.2
     backoff_max: float = 10.0
-    max_unknown_share: float = 0.1
     expect: str | None = None
     hedge: bool = False
-    server: JudgeServerConfig = field(default_factory=JudgeServerConfig)
 
     def __post_init__(self) -> None:
         for url in self.urls:
             if not url.startswith(("http://", "https://")):
-                raise ValueError(f"judge.urls={url!r} must start with one of: http://, https://")
-        if self.urls and self.launch:
-            raise ValueError(f"judge.launch starts a judge with the run: judge.urls={list(self.urls)} must be empty")
+                raise ValueError(f"{self.KEY}.urls={url!r} must start with one of: http://, https://")
         for key in ("batch_size", "max_concurrency"):
             if getattr(self, key) < 1:
-                raise ValueError(f"judge.{key}={getattr(self, key)} must be at least 1")
+                raise ValueError(f"{self.KEY}.{key}={getattr(self, key)} must be at least 1")
         for key in ("request_timeout", "give_up_after", "backoff_initial", "backoff_max"):
             if not getattr(self, key) > 0:
-                raise ValueError(f"judge.{key}={getattr(self, key)} must be greater than 0")
+                raise ValueError(f"{self.KEY}.{key}={getattr(self, key)} must be greater than 0")
         if self.hedge and len(self.urls) == 1:
-            raise ValueError(f"judge.hedge asks a second replica: judge.urls={list(self.urls)} names only one")
+            raise ValueError(
+                f"{self.KEY}.hedge asks a second replica: {self.KEY}.urls={list(self.urls)} names only one"
+            )
         if self.protocol_retries < 0:
-            raise ValueError(f"judge.protocol_retries={self.protocol_retries} must be at least 0")
-        if not 0 <= self.max_unknown_share <= 1:
-            raise ValueError(f"judge.max_unknown_share={self.max_unknown_share} must be between 0 and 1")
+            raise ValueError(f"{self.KEY}.protocol_retries={self.protocol_retries} must be at least 0")
 
     def token(self) -> str | None:
         """The bearer token, or None where none is wanted. Raises ValueError if its variable is unset or empty."""
@@ -112,8 +106,62 @@ class JudgeConfig:
             return None
         token = os.environ.get(self.token_env, "")
         if not token:
-            raise ValueError(f"judge.token_env={self.token_env}: this environment variable is unset or empty")
+            raise ValueError(f"{self.KEY}.token_env={self.token_env}: this environment variable is unset or empty")
         return token
+
+
+@dataclass
+class JudgeAuditConfig(JudgeClientConfig):
+    """The second judge that ``judge.audit_fraction`` of the samples are shown to. Nobody waits for it.
+
+    Figures are over the last ``window`` samples of every rank. While ``max_pending`` samples of a rank wait for it,
+    further ones are not sent.
+    """
+
+    KEY: ClassVar[str] = "judge.audit"
+
+    max_concurrency: int = 2
+    window: int = 1024
+    max_pending: int = 1024
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("window", "max_pending"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{self.KEY}.{key}={getattr(self, key)} must be at least 1")
+
+
+@dataclass
+class JudgeConfig(JudgeClientConfig):
+    """The judge of a run.
+
+    ``launch``: start one on this machine with the run, instead of ``urls``. ``guard`` names what judges, with
+    ``guard_config`` as its settings (``rules``: ``world``, the sandbox's world file). More than ``max_unknown_share``
+    of a step's samples unknown stops the run. ``audit_fraction``: share of the samples that ``audit`` judges as well,
+    for the record only.
+    """
+
+    launch: bool = False
+    guard: str = "rules"
+    guard_config: dict[str, Any] = field(default_factory=dict)
+    max_unknown_share: float = 0.1
+    audit_fraction: float = 0.0
+    audit: JudgeAuditConfig = field(default_factory=JudgeAuditConfig)
+    server: JudgeServerConfig = field(default_factory=JudgeServerConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.audit, dict):  # as JSON has it, for a server in a process of its own
+            self.audit = JudgeAuditConfig(**self.audit)
+        if self.urls and self.launch:
+            raise ValueError(f"judge.launch starts a judge with the run: judge.urls={list(self.urls)} must be empty")
+        for key in ("max_unknown_share", "audit_fraction"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"judge.{key}={getattr(self, key)} must be between 0 and 1")
+        if self.audit_fraction and not self.audit.urls:
+            raise ValueError(
+                f"judge.audit_fraction={self.audit_fraction} asks a second judge: name it in judge.audit.urls"
+            )
 
     def at(self, url: str) -> JudgeConfig:
         """The same judge, already running at ``url``."""

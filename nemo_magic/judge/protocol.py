@@ -140,9 +140,10 @@ class JudgeAnswer(_Wire):
 
 
 class GuardInfo(_Wire):
-    """Who judges at this address, and how much it takes at once."""
+    """Who judges at this address, the fields it can tell (any other is always unknown), and how much it takes at once."""
 
     guard: str
+    answers: tuple[Ask, ...]
     max_items: int
     max_chars: int
 

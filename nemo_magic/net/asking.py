@@ -126,10 +126,10 @@ class Asker:
     def stats(self) -> dict[str, float]:
         """Totals since the client began: counts of requests, latencies of answers, seconds of outage."""
         counters = asdict(self._counters)
-        answers, latency = counters.pop("answers"), counters.pop("latency_sum_s")
+        latency = counters.pop("latency_sum_s")
         if self._down_since is not None:
             counters["outage_s"] += self._clock() - self._down_since
-        return counters | {"latency_mean_s": latency / max(answers, 1)}
+        return counters | {"latency_mean_s": latency / max(self._counters.answers, 1)}
 
     async def aclose(self) -> None:
         """Cancel the probes and close the connections."""

@@ -137,7 +137,7 @@ class _Coevolution:
             player = self.cast.learns(role)
             episodes = self.play(role)
             unplayed = self.unplayed_share(len(episodes))
-            pending = self.referee.submit(episodes)
+            pending = self.referee.submit(episodes, audit=True)
             with timers("logprobs"):  # the judge works meanwhile
                 said = self.learner.said(player, role, episodes)
             with timers("judge_wait"):
@@ -146,7 +146,8 @@ class _Coevolution:
             with timers("update"):
                 metrics = self.learner.update(player, scored, said, advantages)
         metrics |= {"train_rollouts/unplayed_share": unplayed}
-        return metrics | self.figures("train_rollouts/", scored) | self.speed(scored), scored
+        metrics |= self.figures("train_rollouts/", scored) | self.referee.figures()
+        return metrics | self.speed(scored), scored
 
     def play(self, role: Role) -> list[Episode]:
         """Attacker phase: G attacks per seed, one response to each. Defender phase: one attack per seed, shared by its

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -11,10 +11,13 @@ from nemo_magic.game.diversity import with_diversity
 from nemo_magic.game.episode import Episode, Role, Verdict
 from nemo_magic.game.metrics import Scored
 from nemo_magic.game.rewards import Reward, RewardConfig, attacker_reward, defender_reward
-from nemo_magic.judge.client import JudgeClient, refuse_unknown
+from nemo_magic.judge.audit import AuditCounts, Auditor
+from nemo_magic.judge.client import JudgeClient, refuse_incapable, refuse_unknown
 from nemo_magic.judge.config import JudgeConfig
 from nemo_magic.judge.errors import JudgeError
-from nemo_magic.judge.protocol import to_request
+from nemo_magic.judge.protocol import JudgeItem, to_request
+
+_COUNTED = ("items", "duplicates", "unknown", "requests", "retries", "hedges", "protocol_errors")
 
 
 class JudgeFailed(JudgeError):
@@ -23,10 +26,12 @@ class JudgeFailed(JudgeError):
 
 @dataclass(frozen=True)
 class Pending:
-    """Episodes under judgement. ``future`` exists on the speaking rank only."""
+    """Episodes under judgement. ``future`` exists on the speaking rank only, as do ``audited``: the items of which a
+    second judge may be shown some."""
 
     episodes: Sequence[Episode]
     future: Future[list[Verdict]] | None
+    audited: Sequence[JudgeItem] = ()
 
 
 class Referee:
@@ -38,23 +43,28 @@ class Referee:
         self._rewards = rewards
         self._fields = sorted(rewards.needs() | set(observe))
         self._client = JudgeClient(judge) if world.speaks else None
+        self._auditor = Auditor(judge) if world.speaks and judge.audit_fraction else None
+        self._told: Mapping[str, float] = {}
 
     def wait_ready(self, timeout_s: float) -> None:
-        """Wait until a judge answers; an error on one rank is an error on all."""
+        """Wait until a judge answers; an error on one rank is an error on all.
+
+        A judge that can never tell one of the fields which the run asks for is such an error.
+        """
         error = None
         if self._client is not None:
             try:
-                self._client.wait_ready(timeout_s)
+                refuse_incapable(self._client.wait_ready(timeout_s), self._fields)
             except Exception as caught:
                 error = f"{type(caught).__name__}: {caught}"
         self._raise_together(error)
 
-    def submit(self, episodes: Sequence[Episode]) -> Pending:
-        """Send episodes to the judge and return at once."""
-        future = None
-        if self._client is not None:
-            future = self._client.score([to_request(episode, self._fields) for episode in episodes])
-        return Pending(episodes, future)
+    def submit(self, episodes: Sequence[Episode], audit: bool = False) -> Pending:
+        """Send episodes to the judge and return at once. ``audit``: some may be shown to the second judge later."""
+        if self._client is None:
+            return Pending(episodes, None)
+        items = [to_request(episode, self._fields) for episode in episodes]
+        return Pending(episodes, self._client.score(items), items if audit else ())
 
     def collect(self, pending: Pending) -> list[Scored]:
         """Wait for the verdicts and pay rewards; a sample whose verdict leaves a needed field open is paid nothing.
@@ -67,6 +77,8 @@ class Referee:
         if pending.future is not None:
             try:
                 verdicts = pending.future.result()
+                if self._auditor is not None and pending.audited:
+                    self._auditor.compare(pending.audited, verdicts)
             except Exception as caught:
                 # Value and error travel the same way: a rank that raised alone would leave its peers in a broadcast.
                 error = f"{type(caught).__name__}: {caught}"
@@ -79,13 +91,29 @@ class Referee:
         refuse_unknown(self._judge, int(unknown), int(total))
         return scored
 
-    def stats(self) -> dict[str, float]:
-        """The client's counters, for the log; empty on ranks that do not ask."""
-        return self._client.stats() if self._client is not None else {}
+    def figures(self) -> dict[str, float]:
+        """The metrics ``judge/*`` since the last call and ``judge_audit/*``, over all ranks and equal on each."""
+        told = self._client.stats() if self._client is not None else {}
+        since = {name: value - self._told.get(name, 0.0) for name, value in told.items()}
+        # A mean goes with its count, and comes back as one at the end.
+        since["latency_sum_s"] = _latency_sum(told) - _latency_sum(self._told)
+        self._told = told
+        audited = self._auditor.counts() if self._auditor is not None else None
+        ranks = self._world.gather(self._world.share((since, audited)))
+        found = {name: sum(since[name] for since, _ in ranks) for name in _COUNTED}
+        found["outage_s"] = max(since["outage_s"] for since, _ in ranks)
+        if answers := sum(since["answers"] for since, _ in ranks):
+            found["latency_mean_s"] = sum(since["latency_sum_s"] for since, _ in ranks) / answers
+        audits = [counts for _, counts in ranks if counts is not None]
+        return {f"judge/{name}": value for name, value in found.items()} | (
+            AuditCounts.merged(audits).figures() if audits else {}
+        )
 
     def close(self) -> None:
         if self._client is not None:
             self._client.close()
+        if self._auditor is not None:
+            self._auditor.close()
 
     def _pay(self, episode: Episode, verdict: Verdict) -> Scored:
         defender = defender_reward(self._rewards, episode.seed, verdict, episode.answer_format_ok)
@@ -98,3 +126,7 @@ class Referee:
         errors = [e for e in self._world.gather(self._world.share(error)) if e]
         if errors:
             raise JudgeFailed(errors[0])
+
+
+def _latency_sum(told: Mapping[str, float]) -> float:
+    return told.get("latency_mean_s", 0.0) * told.get("answers", 0.0)

@@ -9,7 +9,7 @@ from pathlib import Path
 from nemo_magic.game.episode import Answer, Safety
 from nemo_magic.judge.errors import GuardUnavailable
 from nemo_magic.judge.guards.base import ComputedGuard, Opinion
-from nemo_magic.judge.protocol import JudgeItem, JudgeVerdict
+from nemo_magic.judge.protocol import Ask, JudgeItem, JudgeVerdict
 
 
 def safety(text: str) -> Safety:
@@ -32,6 +32,13 @@ class KeywordGuard(ComputedGuard):
             helpful=None if "mumble" in response else Answer.NO if refused else Answer.YES,
             intent_preserved=Answer.YES if item.seed and item.seed.text in item.prompt else Answer.NO,
         )
+
+
+class NarrowGuard(KeywordGuard):
+    """Tells safety and refusal, as a guard model does."""
+
+    name = "narrow"
+    answers = frozenset({Ask.PROMPT_SAFETY, Ask.RESPONSE_SAFETY, Ask.REFUSAL})
 
 
 class GatedGuard(KeywordGuard):

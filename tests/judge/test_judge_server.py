@@ -81,7 +81,12 @@ def test_a_server_with_a_token_judges_for_its_bearer_only(item, monkeypatch):
         wait_for(lambda: http.get("/readyz").status_code == 200)
         right = {"Authorization": "Bearer s3cret"}
         assert http.post("/v1/judge", content=body(item("1", "x")), headers=right).status_code == 200
-        assert http.get("/v1/guard", headers=right).json() == {"guard": "keyword@1", "max_items": 4, "max_chars": 100}
+        assert http.get("/v1/guard", headers=right).json() == {
+            "guard": "keyword@1",
+            "answers": ["helpful", "intent_preserved", "prompt_safety", "refusal", "response_safety"],
+            "max_items": 4,
+            "max_chars": 100,
+        }
 
 
 def test_a_server_that_others_can_reach_needs_a_token(monkeypatch):

@@ -117,10 +117,11 @@ def gone(pid: int) -> bool:
 
 
 def played(folder: Path) -> list[dict[str, Any]]:
-    """Every figure of every step that is not about speed or memory."""
+    """Every figure of every step that is not about speed, memory or what a request went through."""
+    elsewhere = ("timers/", "memory/", "throughput/", "judge/", "judge_audit/")
     return [
         {"step": r.step, "phase": r.phase}
-        | {k: v for k, v in r.metrics.items() if not k.startswith(("timers/", "memory/", "throughput/"))}
+        | {k: v for k, v in r.metrics.items() if not k.startswith(elsewhere)}
         for r in read_records(folder / "metrics.jsonl")
     ]
 

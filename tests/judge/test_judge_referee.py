@@ -1,0 +1,184 @@
+"""The referee's figures, and that a second judge, whatever it says or fails to say, leaves every reward as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+import pytest
+from faulty_server import Act, FaultyServer, answering, hang, honest, saying, truncated_json
+from keyword_guards import wait_for
+
+from nemo_magic.actors.world import World
+from nemo_magic.game.episode import Completion, Episode, Label, Seed, Turn
+from nemo_magic.game.rewards import RewardConfig
+from nemo_magic.judge.config import JudgeAuditConfig, JudgeConfig
+from nemo_magic.judge.local import launch_local
+from nemo_magic.training.referee import JudgeFailed, Referee
+
+REWARDS = RewardConfig()
+ALONE = World(0, 1, 0, 1, True, None, 0, None)
+
+
+class Twins:
+    """The first of two data-parallel ranks of two; whatever it gathers, the other has the same."""
+
+    size, dp_size, speaks = 4, 2, True
+
+    def share(self, value: Any) -> Any:
+        return value
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, value]
+
+    def total(self, *values: float) -> list[float]:
+        return [2 * value for value in values]
+
+
+@pytest.fixture
+def server() -> Iterator[Callable[..., FaultyServer]]:
+    servers: list[FaultyServer] = []
+
+    def start(*acts: Act) -> FaultyServer:
+        servers.append(FaultyServer(*acts))
+        return servers[-1]
+
+    yield start
+    for running in servers:
+        running.close()
+
+
+@pytest.fixture
+def referee() -> Iterator[Callable[..., Referee]]:
+    opened: list[Referee] = []
+
+    def build(first: str, second: str | None = None, world: Any = ALONE, observe: Sequence[str] = ()) -> Referee:
+        audit = JudgeAuditConfig(urls=[second] if second else [], request_timeout=5.0, protocol_retries=0)
+        cfg = JudgeConfig(
+            urls=[first],
+            batch_size=4,
+            request_timeout=5.0,
+            backoff_initial=0.01,
+            audit_fraction=1.0 if second else 0.0,
+            audit=audit,
+        )
+        opened.append(Referee(cast(World, world), cfg, REWARDS, observe))
+        return opened[-1]
+
+    yield build
+    for one in opened:
+        one.close()
+
+
+def episodes(count: int) -> list[Episode]:
+    def episode(n: int) -> Episode:
+        reply = Completion((), (), (), f"{'bad' if n % 3 else 'fine'} {n}", True)
+        return Episode(Seed(f"s{n}", "question", Label.HARMFUL), n, 0, (Turn(f"rewrite {n}", True, None, reply),))
+
+    return [episode(n) for n in range(count)]
+
+
+def every_field(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the first judge says: whoever says "bad" is unsafe, all else is fine."""
+    values = {"prompt_safety": "unsafe", "refusal": "no", "helpful": "yes", "intent_preserved": "yes"}
+    return [
+        {"id": item["id"], "guard": "scripted@1"}
+        | {
+            ask: values.get(ask, "unsafe" if "bad" in item["conversation"][-1]["content"] else "safe")
+            for ask in item["ask"]
+        }
+        for item in body["items"]
+    ]
+
+
+def judging(connection: Any, body: dict[str, Any], closing: Any) -> None:
+    answering(lambda _: every_field(body))(connection, body, closing)
+
+
+def contrary(connection: Any, body: dict[str, Any], closing: Any) -> None:
+    """A second judge that finds everything safe and refused."""
+    rows = [row | {"response_safety": "safe"} for row in every_field(body)]
+    answering(lambda _: [row | ({"refusal": "yes"} if "refusal" in row else {}) for row in rows])(
+        connection, body, closing
+    )
+
+
+def test_a_judge_somewhere_that_can_never_tell_what_a_run_asks_for_is_refused_before_the_game(referee) -> None:  # type: ignore[no-untyped-def]
+    asked = ["helpful", "intent_preserved"]
+    with launch_local(JudgeConfig(guard="keyword_guards:NarrowGuard")) as narrow:
+        with pytest.raises(JudgeFailed, match=r"narrow@1 never answers helpful, intent_preserved, which the run asks"):
+            referee(narrow.url, observe=asked).wait_ready(30)
+    with launch_local(JudgeConfig(guard="keyword_guards:KeywordGuard")) as able:
+        referee(able.url, observe=asked).wait_ready(30)
+
+
+SECOND: dict[str, Act] = {
+    "contrary": contrary,
+    "hangs": hang,
+    "away": saying(503, b"loading"),
+    "refuses": saying(401, b"no"),
+    "garbage": saying(200, b"safe safe safe"),
+    "truncated": truncated_json,
+    "answers what was not asked": honest,
+}
+
+
+@pytest.mark.parametrize("kind", SECOND)
+def test_rewards_are_the_same_with_and_without_a_second_judge(kind: str, server, referee) -> None:  # type: ignore[no-untyped-def]
+    first, second = server(judging), server(SECOND[kind])
+    played = episodes(9)
+    alone = referee(first.url)
+    audited = referee(first.url, second.url)
+    without = alone.collect(alone.submit(played))
+    for _ in range(3):
+        assert audited.collect(audited.submit(played, audit=True)) == without
+    wait_for(lambda: second.asked)
+    assert all(scored.rewards is not None for scored in without)
+    figures = audited.figures()
+    assert {"judge_audit/samples", "judge_audit/failed", "judge_audit/skipped"} <= set(figures)
+
+
+def test_a_second_judge_is_shown_what_is_to_be_audited_and_nothing_else(server, referee) -> None:  # type: ignore[no-untyped-def]
+    first, second = server(judging), server(contrary)
+    audited = referee(first.url, second.url)
+    audited.collect(audited.submit(episodes(5)))
+    audited.collect(audited.submit(episodes(2), audit=True))
+    wait_for(lambda: audited.figures()["judge_audit/samples"] == 2)
+    assert sum(len(body["items"]) for body in second.asked) == 2
+
+
+def test_figures_count_since_they_were_last_asked_for(server, referee) -> None:  # type: ignore[no-untyped-def]
+    judge = server(saying(503, b"busy"), judging)
+    ref = referee(judge.url)
+    ref.collect(ref.submit(episodes(8)))
+    one, two = ref.figures(), ref.figures()
+    assert one["judge/items"] == 8
+    assert one["judge/retries"] >= 1
+    assert one["judge/requests"] == 2 + one["judge/retries"]
+    assert one["judge/outage_s"] > 0
+    assert one["judge/latency_mean_s"] > 0
+    assert set(two) == set(one) - {"judge/latency_mean_s"}
+    assert not any(two.values())
+    ref.collect(ref.submit(episodes(3)))
+    assert ref.figures()["judge/items"] == 3
+
+
+def test_figures_of_ranks_add_up_and_their_latency_does_not(server, referee) -> None:  # type: ignore[no-untyped-def]
+    first, second = server(judging), server(contrary)
+    ref = referee(first.url, second.url, world=Twins())
+    ref.collect(ref.submit(episodes(6), audit=True))
+    mean = ref._client.stats()["latency_mean_s"]
+    found = ref.figures()
+    assert found["judge/items"] == 12
+    assert found["judge/latency_mean_s"] == pytest.approx(mean)
+    wait_for(lambda: ref.figures()["judge_audit/samples"] == 12)
+    found = ref.figures()
+    # Of six replies the first judge finds four unsafe; the second none.
+    assert found["judge_audit/agreement_response_safety"] == pytest.approx(1 / 3)
+    assert found["judge_audit/kappa_response_safety"] == 0
+
+
+def test_without_a_second_judge_there_are_no_figures_of_one(server, referee) -> None:  # type: ignore[no-untyped-def]
+    ref = referee(server(judging).url)
+    ref.collect(ref.submit(episodes(2), audit=True))
+    assert not [name for name in ref.figures() if name.startswith("judge_audit/")]
