@@ -1,12 +1,13 @@
 """How much a judge takes, what it adds to its model, and what the published way of asking it costs.
 
     python benchmarks/judge.py load [--minutes 10] [--batch 64] [--concurrency 2]
-    python benchmarks/judge.py overhead [--latency-ms 50] [--parallel 64] [--rounds 40]
+    python benchmarks/judge.py overhead [--latency-ms 50] [--parallel 64] [--rounds 40] [--repeats 5]
     python benchmarks/judge.py reference [--latency-ms 50] [--seeds 64] [--group 4]
 
 ``load``: the sandbox's rules, verdicts per second and latency of a request as the client sees it, memory of the server.
-``overhead``: Qwen3Guard in front of a model that answers every question after ``--latency-ms``, ``--parallel`` at once;
-the ideal is rounds × latency. ``reference``: the same model; the published code asks for one sample at a time, prompt
+``overhead``: Qwen3Guard in front of a model that answers every question after ``--latency-ms``, ``--parallel`` at once,
+against the same questions put to such a model directly, in turn, and against rounds × latency, which a timer that rings
+late never reaches; medians. ``reference``: the same model; the published code asks for one sample at a time, prompt
 and response in two calls, and for all of it again to log it. All over HTTP to a server process on this machine.
 ``--out FILE`` writes the figures as JSON.
 """
@@ -143,22 +144,38 @@ def load(args: argparse.Namespace, folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def overhead(args: argparse.Namespace, folder: Path) -> tuple[str, dict[str, Any]]:
-    settings = {"latency_s": args.latency_ms / 1000, "parallel": args.parallel}
+    latency_s = args.latency_ms / 1000
+    count = args.parallel * args.rounds
+
+    async def ask_model(items: Sequence[JudgeItem]) -> None:
+        model = SlowModel(latency_s, args.parallel)
+        await asyncio.gather(*(model.complete(item.conversation, 1) for item in items))
+
+    alone, served = [], []
+    settings = {"latency_s": latency_s, "parallel": args.parallel}
     with launch_local(JudgeConfig(guard="judge:slow_guard", guard_config=settings)) as judge:
         cfg = replace(judge.config, batch_size=args.parallel, max_concurrency=4)
         with JudgeClient(cfg) as client:
             client.wait_ready(60)
-            talks = [(f"ask {i}", f"reply {i}") for i in range(args.parallel * args.rounds)]
-            client.score(items_of(talks[: args.parallel], RESPONSE, -1)).result()
-            items = items_of([(f"{a} now", b) for a, b in talks], RESPONSE, 0)
-            began = time.monotonic()
-            client.score(items).result()
-            took = time.monotonic() - began
-    ideal = args.rounds * args.latency_ms / 1000
-    figures = {"ideal_s": ideal, "measured_s": took, "added": took / ideal - 1}
-    return table(
-        ["questions", "ideal, s", "measured, s", "added"], [[len(items), ideal, took, took / ideal - 1]]
-    ), figures
+            for repeat in range(-1, args.repeats):
+                items = items_of([(f"ask {repeat} {i}", f"reply {i}") for i in range(count)], RESPONSE, repeat)
+                alone.append(_seconds(lambda items=items: asyncio.run(ask_model(items))))
+                served.append(_seconds(lambda items=items: client.score(items).result()))
+    # The first of each warms up.
+    ideal, model, judged = args.rounds * latency_s, median(alone[1:]), median(served[1:])
+    figures = {
+        "ideal_s": ideal, "model_s": alone[1:], "judge_s": served[1:],
+        "added": judged / model - 1, "added_to_ideal": judged / ideal - 1,
+    }  # fmt: skip
+    columns = ["questions", "rounds × latency, s", "model alone, s", "through the judge, s", "added", "added to rounds"]
+    row = [count, ideal, model, judged, figures["added"], figures["added_to_ideal"]]
+    return table(columns, [row]), figures
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.monotonic()
+    work()
+    return time.monotonic() - began
 
 
 def reference(args: argparse.Namespace, folder: Path) -> tuple[str, dict[str, Any]]:
@@ -205,6 +222,7 @@ def main() -> None:
     parser.add_argument("--latency-ms", type=float, default=50.0)
     parser.add_argument("--parallel", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=64)
     parser.add_argument("--group", type=int, default=4)
     parser.add_argument("--out", type=Path)

@@ -124,9 +124,7 @@ def create_app(guard: Guard, cfg: JudgeConfig) -> FastAPI:
     @app.get("/v1/guard", dependencies=[Depends(authorised), Depends(loaded)], responses=asked)
     async def info() -> GuardInfo:
         answers = tuple(sorted(guard.answers))
-        return GuardInfo(
-            guard=guard_id(guard), answers=answers, max_items=limits.max_items, max_chars=limits.max_chars
-        )
+        return GuardInfo(guard=guard_id(guard), answers=answers, max_items=limits.max_items, max_chars=limits.max_chars)
 
     body_schema = {"content": {"application/json": {"schema": JudgeBatch.model_json_schema()}}, "required": True}
 

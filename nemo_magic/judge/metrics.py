@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -54,14 +55,22 @@ class Metrics:
         self.batch = Histogram("judge_batch_items", "items in a request", buckets=_SIZES, registry=registry)
         self.pending = Gauge("judge_pending_items", "items under judgement", registry=registry)
         self.ready = Gauge("judge_ready", "1 when the last probe was judged", registry=registry)
+        self._labelled: dict[tuple[Any, ...], Any] = {}
         self._verdicts = Counter("judge_verdicts", "verdicts given", ("guard",), registry=registry)
         self._unknown = Counter("judge_unknown", "fields answered unknown", ("guard", "field"), registry=registry)
 
     def count(self, name: str, n: int = 1, **labels: str) -> None:
-        self._counts[name].labels(**labels).inc(n)
+        self._child(self._counts[name], name, labels).inc(n)
 
     def observe(self, name: str, value: float, **labels: str) -> None:
-        self._distributions[name].labels(**labels).observe(value)
+        self._child(self._distributions[name], name, labels).observe(value)
+
+    def _child(self, metric: Any, name: str, labels: Mapping[str, str]) -> Any:
+        """The metric at these labels; looked up by Prometheus once, as that takes longer than counting."""
+        key = (name, *labels.items())
+        if (child := self._labelled.get(key)) is None:
+            child = self._labelled[key] = metric.labels(**labels)
+        return child
 
     def answered(self, guard: str, items: Sequence[JudgeItem], verdicts: Sequence[JudgeVerdict]) -> int:
         """Count a request's verdicts; returns how many of them leave something unknown."""

@@ -140,7 +140,7 @@ class JudgeAnswer(_Wire):
 
 
 class GuardInfo(_Wire):
-    """Who judges at this address, the fields it can tell (any other is always unknown), and how much it takes at once."""
+    """Who judges at this address, the fields it can tell (others are always unknown), and how much it takes at once."""
 
     guard: str
     answers: tuple[Ask, ...]

@@ -105,9 +105,9 @@ def contrary(connection: Any, body: dict[str, Any], closing: Any) -> None:
 
 def test_a_judge_somewhere_that_can_never_tell_what_a_run_asks_for_is_refused_before_the_game(referee) -> None:  # type: ignore[no-untyped-def]
     asked = ["helpful", "intent_preserved"]
-    with launch_local(JudgeConfig(guard="keyword_guards:NarrowGuard")) as narrow:
-        with pytest.raises(JudgeFailed, match=r"narrow@1 never answers helpful, intent_preserved, which the run asks"):
-            referee(narrow.url, observe=asked).wait_ready(30)
+    never = pytest.raises(JudgeFailed, match=r"narrow@1 never answers helpful, intent_preserved, which the run asks")
+    with launch_local(JudgeConfig(guard="keyword_guards:NarrowGuard")) as narrow, never:
+        referee(narrow.url, observe=asked).wait_ready(30)
     with launch_local(JudgeConfig(guard="keyword_guards:KeywordGuard")) as able:
         referee(able.url, observe=asked).wait_ready(30)
 

@@ -120,8 +120,7 @@ def played(folder: Path) -> list[dict[str, Any]]:
     """Every figure of every step that is not about speed, memory or what a request went through."""
     elsewhere = ("timers/", "memory/", "throughput/", "judge/", "judge_audit/")
     return [
-        {"step": r.step, "phase": r.phase}
-        | {k: v for k, v in r.metrics.items() if not k.startswith(elsewhere)}
+        {"step": r.step, "phase": r.phase} | {k: v for k, v in r.metrics.items() if not k.startswith(elsewhere)}
         for r in read_records(folder / "metrics.jsonl")
     ]
 

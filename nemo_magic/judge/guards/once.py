@@ -49,15 +49,15 @@ class Once(Generic[T]):
         Cancelling the caller does not cancel the questions: others may wait for them, and the cache keeps the answers.
         """
         distinct = dict.fromkeys(questions)
-        begun = {question: self._key(question) for question in distinct if question not in self._under_way}
+        begun = [question for question in distinct if question not in self._under_way]
         for kind, n in Counter(question.kind for question in questions).items():
             self.observer.count("questions", n, guard=self._name, kind=kind)
         if coalesced := len(questions) - len(begun):
             self.observer.count("coalesced", coalesced, guard=self._name)
         # One look-up for all; whoever asks the same meanwhile waits for the same task.
-        kept = asyncio.create_task(self._kept([key for question, key in begun.items() if question not in fresh]))
-        for question, key in begun.items():
-            self._under_way[question] = task = asyncio.create_task(self._answer(question, key, kept))
+        kept = asyncio.create_task(self._kept(begun, fresh)) if self._cache is not None else None
+        for question in begun:
+            self._under_way[question] = task = asyncio.create_task(self._answer(question, kept))
             task.add_done_callback(lambda _, question=question: self._under_way.pop(question, None))  # type: ignore[misc]
         tasks = {question: self._under_way[question] for question in distinct}
         if tasks:
@@ -74,8 +74,8 @@ class Once(Generic[T]):
         if self._cache is not None:
             await self._cache.close()
 
-    async def _answer(self, question: Question, key: bytes, kept: asyncio.Task[Mapping[bytes, str]]) -> T | Exception:
-        if (text := (await asyncio.shield(kept)).get(key)) is not None:
+    async def _answer(self, question: Question, kept: asyncio.Task[Mapping[Question, str]] | None) -> T | Exception:
+        if kept is not None and (text := (await asyncio.shield(kept)).get(question)) is not None:
             try:
                 opinion = self._parse(question, text)
             except Exception:
@@ -97,14 +97,17 @@ class Once(Generic[T]):
             self.observer.count("unparsed", guard=self._name, kind=question.kind)
             return error
         if self._cache is not None:
-            self._cache.put(key, text)
+            self._cache.put(self._key(question), text)
         return opinion
 
-    async def _kept(self, keys: Sequence[bytes]) -> Mapping[bytes, str]:
+    async def _kept(self, questions: Sequence[Question], fresh: Collection[Question]) -> Mapping[Question, str]:
+        """The texts in the cache, by question; none for ``fresh`` ones."""
+        keys = {self._key(question): question for question in questions if question not in fresh}
         try:
-            return await self._cache.get(keys) if self._cache is not None and keys else {}
+            texts = await self._cache.get(list(keys)) if self._cache is not None and keys else {}
         except RuntimeError:  # it was closed meanwhile
             return {}
+        return {keys[key]: text for key, text in texts.items()}
 
     def _key(self, question: Question) -> bytes:
         """A digest of everything that decides what the answer is and means."""
