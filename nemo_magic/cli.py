@@ -19,6 +19,7 @@ from nemo_magic.actors.errors import RemoteError
 from nemo_magic.config import ConfigError, MagicConfig, compose, describe, save_resolved, to_yaml
 from nemo_magic.data.errors import DataError
 from nemo_magic.judge.errors import JudgeError
+from nemo_magic.training import postmortem
 from nemo_magic.training.errors import Preempted, TrainingError
 from nemo_magic.training.resume import Resume, decide
 
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.command == "judge-check":
             return _check_judges(args)
+        if args.command == "postmortem":
+            return postmortem.run(args)
         cfg = compose(args.config_name, args.overrides, args.config_dir, args.command)
         if args.dry_run:
             print(to_yaml(cfg), end="")
@@ -66,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _say(command: str, text: str, status: int) -> int:
     """One rank speaks for all that fail alike."""
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
         print(f"nemo-magic {command}: {text}", file=sys.stderr)
     return status
 
@@ -158,6 +161,13 @@ def _one_rank(command: str, cfg: MagicConfig, resume: Resume) -> None:
             cpu.install()
         except cpu.CudaAvailableError as error:
             raise ConfigError(str(error)) from error
+    else:
+        from nemo_magic.compat import trtllm
+
+        try:
+            trtllm.prepare(wanted=command == "train" and cfg.generation.trt_llm.enable)
+        except trtllm.TensorRTLLMMissingError as error:
+            raise ConfigError(str(error)) from error
     if command == "sft":
         from nemo_magic.training.sft import run_sft
 
@@ -198,6 +208,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     checking.add_argument("--judge", metavar="URL", action="append", required=True, help="given twice: κ of the two")
     checking.add_argument("--token-env", metavar="NAME", help="the environment variable that holds their token")
     checking.add_argument("--batch", type=int, default=64, metavar="N", help="rows a request (64)")
+    postmortem.add_parser(commands)
     checking.add_argument("--parallel", type=int, default=4, metavar="N", help="requests at once (4)")
     # Overrides are what is left over: argparse cannot mix an open list of positionals with options.
     args, rest = parser.parse_known_args(argv)
@@ -206,6 +217,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"unknown option: {' '.join(options)}")
     if args.command == "judge-check" and (rest or len(args.judge) > 2):
         parser.error(f"unknown argument: {' '.join(rest)}" if rest else "--judge is given at most twice")
+    if args.command == "postmortem" and rest:
+        parser.error(f"unknown argument: {' '.join(rest)}")
     args.overrides = rest
     return args
 

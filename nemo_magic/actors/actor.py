@@ -60,10 +60,11 @@ class MagicActor(MegatronGPTActorModel):
 
     # --- learning
 
-    def accumulate(self, batches: Sequence[MicroBatch], loss: LossFunction) -> Metrics:
+    def accumulate(self, batches: Sequence[MicroBatch], loss: LossFunction, observe: bool = False) -> Metrics:
         """Forward and backward over ``batches``, gradients reduced over data-parallel ranks; no optimizer step.
 
-        Every rank must bring the same number of microbatches. Returns metrics summed over microbatches and ranks.
+        Every rank must bring the same number of microbatches. Returns metrics summed over microbatches and ranks; with
+        ``observe`` also ``entropy`` and ``surprise`` of the policy at the tokens that train.
         """
         # The schedule divides by the microbatches and the gradient reduction by the ranks; the loss is a global mean
         # already.
@@ -73,8 +74,10 @@ class MagicActor(MegatronGPTActorModel):
             batch = next(iterator)
 
             def loss_of(logits: torch.Tensor) -> tuple[torch.Tensor, dict[str, tuple[Any, Any]]]:
-                objective = loss(self._token_logprobs(logits, batch.tokens), batch)
-                return objective.loss * scale, objective.metrics
+                logprobs = self._token_logprobs(logits, batch.tokens)
+                objective = loss(logprobs, batch)
+                observed = self._observed(logits, logprobs, batch) if observe else {}
+                return objective.loss * scale, objective.metrics | observed
 
             return self._forward(model, batch), loss_of
 
@@ -151,6 +154,19 @@ class MagicActor(MegatronGPTActorModel):
             higher_stability=True,
         )
 
+    @torch.no_grad()
+    def _observed(self, logits: torch.Tensor, logprobs: torch.Tensor, batch: MicroBatch) -> dict[str, tuple[Any, Any]]:
+        """``entropy``: of the next token, in nats, at the sampling temperature. ``surprise``: by how much less likely
+        the sampled tokens are than the policy's own samples would be on average, ``-log π(token) - H(π)``; around 0
+        where the generator samples from the policy, whatever engine it is."""
+        mask = batch.mask.to(logprobs.device)
+        spread = _entropy(logits[:, :-1], self._temperature)
+        count = mask.sum()
+        return {
+            "entropy": ((spread * mask).sum(), count),
+            "surprise": (((-logprobs - spread) * mask).sum(), count),
+        }
+
     def _run(self, batches: Sequence[MicroBatch], step: Any, forward_only: bool, **options: Any) -> list[Any]:
         set_sync_funcs(self, forward_only)
         return get_forward_backward_func()(
@@ -184,3 +200,19 @@ class MagicActor(MegatronGPTActorModel):
                 group=parallel_state.get_pipeline_model_parallel_group(),
             )
         return box[0]
+
+
+def _entropy(logits: torch.Tensor, temperature: float, width: int = 512) -> torch.Tensor:
+    """[b, S] entropies in nats of vocabulary-parallel ``logits`` [b, S, V / TP]; ``width`` positions at a time."""
+    group = parallel_state.get_tensor_model_parallel_group()
+    found = []
+    for part in logits.split(width, dim=1):
+        scaled = part.float() / temperature
+        largest = scaled.amax(dim=-1)
+        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group=group)
+        scaled = scaled - largest[..., None]
+        weights = scaled.exp()
+        sums = torch.stack([weights.sum(dim=-1), (weights * scaled).sum(dim=-1)])
+        torch.distributed.all_reduce(sums, group=group)
+        found.append(sums[0].log() - sums[1] / sums[0])
+    return torch.cat(found, dim=1)

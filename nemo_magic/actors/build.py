@@ -58,10 +58,12 @@ class Player:
     skipped_updates: int = 0
     _away: Offload = field(default_factory=Offload)
 
-    def learn(self, batches: list[MicroBatch], loss: LossFunction, skip_norm: float | None = None) -> Update:
+    def learn(
+        self, batches: list[MicroBatch], loss: LossFunction, skip_norm: float | None = None, observe: bool = False
+    ) -> Update:
         """One optimizer step on ``batches``, unless the gradient is not finite or longer than ``skip_norm``."""
         self.optimizer.zero_grad()
-        metrics = self.actor.accumulate(batches, loss)
+        metrics = self.actor.accumulate(batches, loss, observe)
         made, norm = self.actor.apply_gradients(self.optimizer, self.scheduler, self.max_grad_norm, skip_norm)
         self.skipped_updates = 0 if made else self.skipped_updates + 1
         return Update(made, metrics, norm)

@@ -43,8 +43,9 @@ class SamplingConfig:
 class LengthConfig:
     """Lengths in tokens.
 
-    ``max_length`` and ``min_length`` bound a response, end token included. ``max_prompt_length`` bounds a prompt, chat
-    template included; null means what ``model.encoder_seq_length`` leaves: ``encoder_seq_length - max_length``.
+    ``max_length`` bounds a response, end token included; ``min_length`` what comes before its end token.
+    ``max_prompt_length`` bounds a prompt, chat template included; null means what ``model.encoder_seq_length`` leaves:
+    ``encoder_seq_length - max_length``.
     """
 
     max_length: int = 256
@@ -52,9 +53,9 @@ class LengthConfig:
     max_prompt_length: int | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min_length <= self.max_length:
+        if not 0 <= self.min_length <= self.max_length:
             raise ValueError(
-                f"length_params.min_length={self.min_length} must be between 1 and "
+                f"length_params.min_length={self.min_length} must be between 0 and "
                 f"length_params.max_length={self.max_length}"
             )
         if self.max_prompt_length is not None and self.max_prompt_length < 1:
@@ -147,16 +148,47 @@ class ActorConfig:
         return bool(self.remote.urls)
 
 
+TRTLLM_MODEL_TYPES = ("gpt", "gptnext", "llama", "starcoder", "gemma", "falcon", "mixtral")
+"""What this stack's exporter to TensorRT-LLM can build (megatron.core.export.model_type)."""
+
+
+@dataclass
+class TRTLLMConfig:
+    """Decoding by TensorRT-LLM; NeMo-Aligner's own key names.
+
+    ``reshard``: an engine holds all layers of its tensor-parallel shard, and the pipeline stages decode different rows.
+    ``max_input_len``: the longest prompt, in tokens; null means the longest that a role may be given (see
+    ``length_params``). ``unload_engine_train``: the engine leaves device memory while a role learns, and is read from
+    ``engine_dir`` (a folder of each node) before it is refitted.
+    """
+
+    enable: bool = False
+    reshard: bool = True
+    model_type: str = "llama"
+    max_input_len: int | None = None
+    unload_engine_train: bool = False
+    engine_dir: str = "/tmp/nemo_magic_trt_llm"
+
+    def __post_init__(self) -> None:
+        if self.model_type not in TRTLLM_MODEL_TYPES:
+            raise ValueError(
+                f"generation.trt_llm.model_type={self.model_type!r} must be one of: {', '.join(TRTLLM_MODEL_TYPES)}"
+            )
+        if self.max_input_len is not None and self.max_input_len < 1:
+            raise ValueError(f"generation.trt_llm.max_input_len={self.max_input_len} must be at least 1, or null")
+
+
 @dataclass
 class GenerationConfig:
-    """Native decoding. ``batch_size``: rows decoded at once on a rank, validation included.
+    """Decoding. ``batch_size``: rows decoded at once on a rank, validation included.
 
-    ``max_prompt_spread``: rows decoded together differ by at most so many prompt tokens; 0 means equal lengths, which
-    wastes nothing, and more means fewer and larger batches.
+    Native decoding: rows decoded together differ by at most ``max_prompt_spread`` prompt tokens; 0 means equal lengths,
+    which wastes nothing, and more means fewer and larger batches. ``trt_llm``: TensorRT-LLM instead, where enabled.
     """
 
     batch_size: int = 256
     max_prompt_spread: int = 0
+    trt_llm: TRTLLMConfig = field(default_factory=TRTLLMConfig)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

@@ -1,8 +1,8 @@
 """Decoding: the ``Generator`` protocol, and native Megatron decoding behind it.
 
 A generator belongs to the world, not to an actor: ``load(actor)`` makes it speak with that actor's weights, and it
-refuses to decode when the actor has learned since. TensorRT-LLM, which allows one engine per process, fits the same
-protocol.
+refuses to decode when the actor has learned since. TensorRT-LLM, which allows one engine per process, is behind the
+same protocol (trtllm.py).
 """
 
 from __future__ import annotations
@@ -52,12 +52,21 @@ class Generator(Protocol):
             StaleWeightsError: when no actor is loaded, or the loaded one has changed since ``load``.
         """
 
+    def pause(self) -> None:
+        """The actor may be trained again; an engine and its weights may stay where they are."""
+
     def release(self) -> None:
-        """Give back what decoding held, so that training can have it."""
+        """``pause``, and give back the memory that decoding held, so that training can have it."""
+
+    def drain(self) -> dict[str, float]:
+        """Figures since the last call, the same names on every rank (docs/metrics.md)."""
+
+    def close(self) -> None:
+        """Nothing is decoded any more."""
 
 
 @dataclass(frozen=True)
-class _Stops:
+class Stops:
     """What ends a response: single ids (checked on tensors) and strings of several tokens (checked on decoded
     tails)."""
 
@@ -65,7 +74,7 @@ class _Stops:
     strings: tuple[str, ...]
 
     @classmethod
-    def of(cls, tokenizer: ChatTokenizer, end_strings: Sequence[str]) -> _Stops:
+    def of(cls, tokenizer: ChatTokenizer, end_strings: Sequence[str]) -> Stops:
         ids, strings = [tokenizer.end_id], []
         for end in end_strings:
             single = tokenizer.single_id(end)
@@ -74,6 +83,18 @@ class _Stops:
             else:
                 ids.append(single)
         return cls(torch.tensor(ids, device=torch.cuda.current_device()), tuple(strings))
+
+    def end_of(self, chat: ChatTokenizer, response: Sequence[int]) -> int | None:
+        """How many ids of ``response`` there are up to its end, what ends it included; None where nothing does."""
+        ids = set(self.ids.tolist())
+        size = next((n for n, index in enumerate(response, 1) if index in ids), None)
+        said = response if size is None else response[:size]
+        if not any(end in chat.text(said) for end in self.strings):
+            return size
+        size = len(said)
+        while any(end in chat.text(response[: size - 1]) for end in self.strings):
+            size -= 1
+        return size
 
 
 class NativeGenerator:
@@ -90,14 +111,23 @@ class NativeGenerator:
         self._version = -1
 
     def load(self, actor: MagicActor) -> None:
-        self.release()
+        self.pause()
         actor.prepare_for_inference()
         self._actor, self._version = actor, actor.weights_version
 
-    def release(self) -> None:
+    def pause(self) -> None:
         if self._actor is not None:
             self._actor.finish_inference()
         self._actor = None
+
+    def release(self) -> None:
+        self.pause()
+
+    def drain(self) -> dict[str, float]:
+        return {}
+
+    def close(self) -> None:
+        self.pause()
 
     @torch.no_grad()
     def generate(
@@ -114,7 +144,7 @@ class NativeGenerator:
                 f"a prompt of {longest} tokens and length_params.max_length={lengths.max_length} exceed "
                 f"model.encoder_seq_length={actor.cfg.encoder_seq_length}"
             )
-        stops = _Stops.of(actor.chat, sampling.end_strings)
+        stops = Stops.of(actor.chat, sampling.end_strings)
         completions: list[Completion | None] = [None] * len(prompts)
         for cohort in self._cohorts([len(p) for p in prompts]):
             rows = [list(prompts[i]) for i in cohort]
@@ -159,7 +189,7 @@ def _decode(
     uniforms: torch.Tensor,
     sampling: SamplingConfig,
     limits: LengthConfig,
-    stops: _Stops,
+    stops: Stops,
 ) -> list[Completion]:
     device = torch.cuda.current_device()
     prompt_lengths = torch.tensor([len(p) for p in prompts], device=device)
@@ -188,7 +218,7 @@ def _decode(
             break
         logits = _next_logits(actor, tokens[:, column : column + 1], column, cache)
     rows = zip(prompts, tokens.tolist(), logprobs.tolist(), response_lengths.tolist(), ended.tolist(), strict=True)
-    return [_completion(actor.chat, *row, stops) for row in rows]
+    return [as_completion(actor.chat, *row, stops) for row in rows]
 
 
 def _prefill(actor: MagicActor, tokens: torch.Tensor, cache: InferenceParams) -> torch.Tensor | None:
@@ -244,7 +274,7 @@ def _pick_everywhere(
     draw: torch.Tensor,
     sampling: SamplingConfig,
     banned: torch.Tensor,
-    stops: _Stops,
+    stops: Stops,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sample on the last stage; every rank of the model-parallel group learns the same ids and log-probabilities
     [rows]."""
@@ -334,14 +364,14 @@ def _says_stop(
     return answer
 
 
-def _completion(
+def as_completion(
     chat: ChatTokenizer,
     prompt: list[int],
     tokens: list[int],
     logprobs: list[float],
     size: int,
     ended: bool,
-    stops: _Stops,
+    stops: Stops,
 ) -> Completion:
     span = slice(len(prompt), len(prompt) + size)
     response = tokens[span]

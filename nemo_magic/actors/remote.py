@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import httpx
 from pydantic import BaseModel, Field, ValidationError
+from typing_extensions import Self
 
 from nemo_magic.actors.config import ActorConfig
 from nemo_magic.actors.errors import RemoteProtocolError, RemoteRefused, RemoteUnavailable

@@ -30,14 +30,20 @@ class Speaker(Protocol):
 
 
 class LocalSpeaker:
-    """A role's own model, through the world's generator, with the role's sampling and length options."""
+    """A role's own model, through the world's generator, with the role's sampling and length options.
 
-    def __init__(self, actor: MagicActor, generator: Generator, options: ActorConfig) -> None:
+    ``longest_prompt``: what the generator can read, in tokens, where that is less than the model could.
+    """
+
+    def __init__(
+        self, actor: MagicActor, generator: Generator, options: ActorConfig, longest_prompt: int | None = None
+    ) -> None:
         self._actor = actor
         self._generator = generator
         self._sampling = options.sampling_params
         self._lengths = options.length_params
-        self._room = self._lengths.prompt_room(actor.cfg.encoder_seq_length)
+        room = self._lengths.prompt_room(actor.cfg.encoder_seq_length)
+        self._room = room if longest_prompt is None else min(room, longest_prompt)
         # The samples of a group share prompts, and what was fitted is said next.
         self._prompt_ids = lru_cache(maxsize=4096)(actor.chat.prompt_ids)
 
@@ -52,7 +58,7 @@ class LocalSpeaker:
                 [prompts[i] for i in readable], [seeds[i] for i in readable], sampling, self._lengths
             )
         finally:
-            self._generator.release()
+            self._generator.pause()
         for i, completion in zip(readable, found, strict=True):
             said[i] = completion
         return said

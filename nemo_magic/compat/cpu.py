@@ -9,17 +9,17 @@ the only file that patches anything, and the only one that asks what device it i
 from __future__ import annotations
 
 import functools
-import importlib.util
 import inspect
 import os
 import random
-import sys
 import types
 from collections.abc import Callable
 from typing import Any
 
 import psutil
 import torch
+
+from nemo_magic.compat import trtllm
 
 _CPU = torch.device("cpu")
 _FACTORIES = [
@@ -54,7 +54,7 @@ def installed() -> bool:
 
 
 def install(announce: bool = True) -> None:
-    """Make this process run the NeMo stack on CPU; a second call does nothing.
+    """Make this process run the NeMo stack on CPU, without TensorRT-LLM; a second call does nothing.
 
     Raises:
         CudaAvailableError: where ``torch.cuda.is_available()``; use ``trainer.accelerator=gpu`` there.
@@ -74,7 +74,7 @@ def install(announce: bool = True) -> None:
     torch.set_num_threads(1)
     _patch_torch_cuda()
     _patch_gloo()
-    _stand_in_for_trtllm()
+    trtllm.prepare(wanted=False)
     _patch_megatron()
     _patch_nemo()
     _register_adam()
@@ -154,6 +154,8 @@ def _patch_factories() -> None:
         def call(*args: Any, **kwargs: Any) -> Any:
             if _is_cuda(kwargs.get("device")):
                 kwargs["device"] = _CPU
+            if kwargs.get("pin_memory"):  # there is no device to copy to
+                kwargs["pin_memory"] = False
             return function(*args, **kwargs)
 
         return call
@@ -185,21 +187,6 @@ def _patch_gloo() -> None:
 
 
 # --- Megatron-core and NeMo
-
-
-def _stand_in_for_trtllm() -> None:
-    """NeMo-Aligner imports tensorrt_llm ahead of its own guard; without the package its module must exist all the
-    same."""
-    if importlib.util.find_spec("tensorrt_llm") is not None:
-        return
-
-    class GPTGenerateTRTLLM:
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            raise RuntimeError("tensorrt_llm is not installed; generate natively (trt_llm.enable=false)")
-
-    module: Any = types.ModuleType("nemo_aligner.utils.trt_llm")
-    module.GPTGenerateTRTLLM, module.HAVE_TRTLLM = GPTGenerateTRTLLM, False
-    sys.modules["nemo_aligner.utils.trt_llm"] = module
 
 
 def _patch_megatron() -> None:

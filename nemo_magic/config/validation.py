@@ -79,6 +79,8 @@ def validate(cfg: MagicConfig, command: str = "train") -> None:
     problems += _remote(cfg, command)
     if command == "train":
         problems += _metrics(cfg)
+        if cfg.generation.trt_llm.enable:
+            problems += _trt_llm(cfg, roles)
     if command == "sft" and cfg.sft.pool is None:
         problems.append("sft.pool is null: name the file of rows to learn from")
     if command == "sft" and cfg.sft.role == "both" and cfg.sft.defender_pool is None:
@@ -272,6 +274,44 @@ def _remote(cfg: MagicConfig, command: str) -> Iterator[str]:
             yield (
                 f"{urls}: the protocol has no actors.{role}.length_params.min_length="
                 f"{options.length_params.min_length}, set it to 1"
+            )
+
+
+def _trt_llm(cfg: MagicConfig, roles: Models) -> Iterator[str]:
+    """What TensorRT-LLM and its exporter in this stack have not."""
+    wanted, native = "generation.trt_llm.enable=true", "set generation.trt_llm.enable=false to decode natively"
+    if cfg.trainer.accelerator == "cpu":
+        yield f"{wanted} needs a GPU, and trainer.accelerator=cpu: {native}"
+    if cfg.grpo.tis_clip is not None:
+        yield (
+            f"grpo.tis_clip={cfg.grpo.tis_clip} weighs by the generator's own log-probabilities, and TensorRT-LLM "
+            f"gives none ({wanted}): set grpo.tis_clip=null"
+        )
+    local = {role: model for role, model in roles.items() if not cfg.actors.of(role).is_remote}
+    limits = {role: cfg.actors.of(role).length_params for role in local}
+    rooms = [limits[role].prompt_room(model.encoder_seq_length) for role, model in local.items()]
+    prompt = cfg.generation.trt_llm.max_input_len or max(rooms, default=0)
+    response = max((limit.max_length for limit in limits.values()), default=0)
+    for role, model in local.items():
+        actor = f"actors.{role}"
+        if model.qkv_bias:
+            yield (
+                f"{wanted}, but the {role}'s model has model.qkv_bias=true, as Qwen has, and TensorRT-LLM of this "
+                f"stack has no such type: {native}, or serve the role elsewhere while it does not learn "
+                f"({actor}.remote.urls)"
+            )
+        if model.bias and cfg.generation.trt_llm.model_type == "llama":
+            yield f"{wanted} with generation.trt_llm.model_type=llama, but the {role} has model.bias=true: {native}"
+        if prompt + response > model.encoder_seq_length:
+            yield (
+                f"{wanted}: one engine decodes for both roles, prompts of {prompt} tokens (generation.trt_llm."
+                f"max_input_len, or what length_params allow) and responses of {response}, together more than the "
+                f"{role}'s model.encoder_seq_length={model.encoder_seq_length}: lower generation.trt_llm.max_input_len"
+            )
+        if limits[role].min_length > 0:
+            yield (
+                f"{actor}.length_params.min_length={limits[role].min_length} is not kept to by TensorRT-LLM "
+                f"({wanted}): set it to 0"
             )
 
 

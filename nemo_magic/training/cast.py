@@ -7,11 +7,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+
+from typing_extensions import Self
 
 from nemo_magic.actors.build import Player, build_player
 from nemo_magic.actors.errors import RemoteError
-from nemo_magic.actors.generation import NativeGenerator
+from nemo_magic.actors.generation import Generator, NativeGenerator
 from nemo_magic.actors.remote import RemoteSpeaker
 from nemo_magic.actors.speaker import LocalSpeaker, Speaker
 from nemo_magic.actors.world import World
@@ -25,11 +26,13 @@ SHARED = "shared"
 
 @dataclass
 class Cast:
-    """``players``: role → its local model; in self-play both roles have the same one. ``speakers``: every role's."""
+    """``players``: role → its local model; in self-play both roles have the same one. ``speakers``: every role's.
+    ``generator``: what local players speak through."""
 
     world: World
     players: dict[Role, Player]
     speakers: dict[Role, Speaker]
+    generator: Generator
     _open: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -83,14 +86,27 @@ def assemble(cfg: MagicConfig, weights: Mapping[str, Path] | None = None) -> Cas
     else:
         players = {role: build(role, str(role), number) for number, role in enumerate(Role) if role in local}
     world = World.current()
-    cast = Cast(world, players, {})
-    generator = NativeGenerator(cfg.generation)
+    generator = _generator(cfg, players)
+    cast = Cast(world, players, {}, generator)
+    cast._open.callback(generator.close)
     for role in Role:
         if role in players:
-            cast.speakers[role] = LocalSpeaker(players[role].actor, generator, cfg.actors.of(role))
+            longest = cfg.generation.trt_llm.max_input_len if cfg.generation.trt_llm.enable else None
+            cast.speakers[role] = LocalSpeaker(players[role].actor, generator, cfg.actors.of(role), longest)
         else:
             cast.speakers[role] = cast._open.enter_context(_Remote(world, cfg, role))
     return cast
+
+
+def _generator(cfg: MagicConfig, players: Mapping[Role, Player]) -> Generator:
+    """One for all local players; an engine is built for the longest prompt and response of any."""
+    if not cfg.generation.trt_llm.enable:
+        return NativeGenerator(cfg.generation)
+    from nemo_magic.actors.trtllm import TRTLLMGenerator
+
+    limits = {role: cfg.actors.of(role).length_params for role in players}
+    longest = max(limits[role].prompt_room(player.actor.cfg.encoder_seq_length) for role, player in players.items())
+    return TRTLLMGenerator(cfg.generation, longest, max(limit.max_length for limit in limits.values()))
 
 
 class RemoteFailed(RemoteError):

@@ -36,6 +36,7 @@ from nemo_magic.training.resume import Resume, start_weights
 from nemo_magic.training.rewrites import Rewrites
 from nemo_magic.training.shelf import STATE
 from nemo_magic.training.timers import Timers
+from nemo_magic.training.watchdog import Watchdog
 
 REWRITES = "rewrites.json"
 
@@ -93,6 +94,7 @@ class _Coevolution:
         cfg, exp = self.cfg, self.cfg.exp_manager
         done = self.restore(resume)
         with (
+            self.watchdog(),
             Interruption(self.world, exp.max_seconds) as interruption,
             Observer(
                 exp,
@@ -130,12 +132,17 @@ class _Coevolution:
             self.save(wait=True)
         finale(cfg, self.cast, self.arena, self.referee, self.snapshots, self.test, self.folder)
 
+    def watchdog(self) -> Watchdog:
+        timeout, world = self.cfg.exp_manager.hang_timeout, self.world
+        return Watchdog(self.folder, timeout, world.rank, world.size, self.timers, lambda: self.schedule.step + 1)
+
     def step(self) -> tuple[dict[str, float], list[Scored]]:
         """One round of Algorithm 1: sample, play, judge, reward, learn."""
         role, timers = self.schedule.learner, self.timers
         with timers("step"):
             player = self.cast.learns(role)
             episodes = self.play(role)
+            self.cast.generator.release()
             unplayed = self.unplayed_share(len(episodes))
             pending = self.referee.submit(episodes, audit=True)
             with timers("logprobs"):  # the judge works meanwhile
@@ -272,8 +279,8 @@ class _Coevolution:
         return Ratios.merged(self.world.gather(rollout_metrics(scored))).means(prefix)
 
     def drained(self) -> dict[str, float]:
-        """Seconds and peak memory by part, of the rank that took or used most."""
-        ranks = self.world.everyone(self.timers.drain())
+        """Seconds and peak memory by part, and the generator's figures, of the rank that has most."""
+        ranks = self.world.everyone(self.timers.drain() | self.cast.generator.drain())
         return {name: max(rank[name] for rank in ranks) for name in ranks[0]}
 
     def speed(self, scored: Sequence[Scored]) -> dict[str, float]:

@@ -96,6 +96,9 @@ class ExpManagerConfig:
 
     ``explicit_log_dir``: the run's folder. ``num_logged_samples``: conversations saved per step.
     ``max_time_per_run``: ``DD:HH:MM:SS`` after which the run saves and ends by itself, to be started again; or null.
+    ``hang_timeout``: seconds without any part of a step beginning or ending after which the run ends with status 70,
+    every rank's place and stack in ``<run>/hangs``; null: nobody watches. It has to be longer than the longest part
+    (attacks written ahead for a phase, a wait for the judge) and than a checkpoint.
     """
 
     explicit_log_dir: str = "runs/${name}"
@@ -104,6 +107,7 @@ class ExpManagerConfig:
     create_tensorboard_logger: bool = True
     num_logged_samples: int = 8
     max_time_per_run: str | None = None
+    hang_timeout: float | None = None
     checkpoint_callback_params: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     @property
@@ -119,5 +123,7 @@ class ExpManagerConfig:
             raise ValueError("exp_manager.explicit_log_dir is empty: name the folder the run writes to")
         if self.num_logged_samples < 0:
             raise ValueError(f"exp_manager.num_logged_samples={self.num_logged_samples} must be at least 0")
+        if self.hang_timeout is not None and not self.hang_timeout > 0:
+            raise ValueError(f"exp_manager.hang_timeout={self.hang_timeout} must be greater than 0, or null")
         if self.max_time_per_run is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", self.max_time_per_run):
             raise ValueError(f"exp_manager.max_time_per_run={self.max_time_per_run!r} must read DD:HH:MM:SS or be null")

@@ -90,7 +90,7 @@ class Learner:
             def objective(logprobs: torch.Tensor, batch: MicroBatch, norm: Normalizer = norm) -> Objective:
                 return grpo_objective(logprobs, batch, self._config, norm)
 
-            update = player.learn(batches, objective, self._config.skip_grad_norm)
+            update = player.learn(batches, objective, self._config.skip_grad_norm, observe=True)
             ratios.add("skipped_updates", not update.made)
             if update.made:
                 for name, (value, count) in update.metrics.items():

@@ -30,17 +30,26 @@ class Timers:
         self._seconds: dict[str, float] = {}
         self._peaks: dict[str, float] = {}
         self._open: list[str] = []
+        self.moves = 0
+        """How often a part has begun or ended: a rank that gets on counts on."""
+
+    @property
+    def where(self) -> str:
+        """The part under way, within those that contain it; "between steps" outside of all."""
+        return "/".join(self._open) or "between steps"
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         started = self._clock()
         self._gauged()
         self._open.append(name)
+        self.moves += 1
         try:
             yield
         finally:
             self._gauged()
             self._open.pop()
+            self.moves += 1
             self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - started
 
     def seconds(self, name: str) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import closing
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from typing import Any
 
@@ -210,7 +210,7 @@ def test_a_rest_may_be_given_in_seconds_or_as_a_date():
         return retry_after(httpx.Response(429, headers={"Retry-After": value}))
 
     assert asked("7") == 7
-    assert 3000 < asked(format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)) <= 3600
+    assert 3000 < asked(format_datetime(datetime.now(timezone.utc) + timedelta(hours=1), usegmt=True)) <= 3600
     assert [asked(value) for value in ("Wed, 21 Oct 2015 07:28:00 GMT", "-3", "nan", "soon", "")] == [0.0] * 5
 
 

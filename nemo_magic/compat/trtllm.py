@@ -1,0 +1,76 @@
+"""TensorRT-LLM where it is not wanted, and what its exporter forgets. Not run on hardware (docs/hardware.md)."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+LLAMA3_ROPE = {
+    "type": "llama3",
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+"""Llama-3.1's scaling of rotary frequencies, the one NeMo applies for ``model.scale_positional_embedding``."""
+
+
+class TensorRTLLMMissingError(RuntimeError):
+    """TensorRT-LLM was asked for where it is not installed."""
+
+
+def prepare(wanted: bool) -> None:
+    """Before NeMo-Aligner is imported: let its actors do without TensorRT-LLM where it is not ``wanted``.
+
+    They import it whether they use it or not, ahead of their own guard; and importing it starts MPI, which a launch
+    without ``srun --mpi`` does not survive.
+
+    Raises:
+        TensorRTLLMMissingError: it is wanted and not installed.
+    """
+    if wanted:
+        if importlib.util.find_spec("tensorrt_llm") is None:
+            raise TensorRTLLMMissingError(
+                "generation.trt_llm.enable=true, but the package tensorrt_llm is not installed: run in the container "
+                "(docs/container.md), or set generation.trt_llm.enable=false to decode natively"
+            )
+        return
+
+    class GPTGenerateTRTLLM:
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            raise RuntimeError("TensorRT-LLM was not loaded: generation.trt_llm.enable=false")
+
+    module: Any = types.ModuleType("nemo_aligner.utils.trt_llm")
+    module.GPTGenerateTRTLLM, module.HAVE_TRTLLM = GPTGenerateTRTLLM, False
+    sys.modules["nemo_aligner.utils.trt_llm"] = module
+
+
+@contextmanager
+def scaled_rotary(wanted: bool) -> Iterator[None]:
+    """While an engine is built: give it Llama-3.1's scaled rotary frequencies where the model has them.
+
+    The exporter passes on a linear interpolation factor and nothing else: an engine of Llama-3.1 would turn queries and
+    keys by other angles than the model that learns.
+    """
+    if not wanted:
+        yield
+        return
+    from megatron.core.export.trtllm.trtllm_helper import TRTLLMHelper
+
+    plain = TRTLLMHelper._get_trtllm_config
+
+    def scaled(self: Any, *args: Any, **kwargs: Any) -> Any:
+        config = plain(self, *args, **kwargs)
+        config.rotary_scaling = dict(LLAMA3_ROPE)
+        return config
+
+    TRTLLMHelper._get_trtllm_config = scaled
+    try:
+        yield
+    finally:
+        TRTLLMHelper._get_trtllm_config = plain

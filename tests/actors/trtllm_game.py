@@ -1,0 +1,27 @@
+"""``nemo-magic`` on one rank, with TensorRT-LLM's double in its place: ``trtllm_game.py train -cn … key=value …``."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import trtllm_double as double
+
+double.install()
+# ruff: noqa: E402
+from nemo_magic import cli
+from nemo_magic.compat import cpu
+from nemo_magic.config import validation
+
+if __name__ == "__main__":
+    install, refuse = cpu.install, validation._trt_llm
+
+    def install_with_double() -> None:
+        install()
+        torch.cuda.current_device = lambda: 0  # the wrapper counts a node's devices by their numbers
+        sys.modules.pop("nemo_aligner.utils.trt_llm")
+
+    cpu.install = install_with_double
+    # Everything but this is refused as ever.
+    validation._trt_llm = lambda *args: (text for text in refuse(*args) if "needs a GPU" not in text)
+    sys.exit(cli.main(sys.argv[1:]))

@@ -1,0 +1,165 @@
+"""A rank that hangs is found out, by real ranks of a real world and by what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import threading
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from program import Game, gone, ranks_of, run, start, steps, wait_for
+
+from nemo_magic.training.config import ExpManagerConfig
+from nemo_magic.training.postmortem import culprit, read_places, report
+from nemo_magic.training.timers import Timers
+from nemo_magic.training.watchdog import EXIT_HUNG, FOLDER, Place, Watchdog
+
+# On SIGUSR2 a rank's main thread falls asleep wherever it is, as if a file system never answered.
+STUCK = """
+import signal, time
+def stuck(number, frame):
+    time.sleep(3600)
+signal.signal(signal.SIGUSR2, stuck)
+"""
+
+
+def hang(game: Game, name: str, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> tuple[str, int]:
+    """Play, do this to rank 1 after two rounds, and return what the log and the post-mortem say, and the status."""
+    (tmp_path / "sitecustomize.py").write_text(STUCK)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    log, folder = tmp_path / "log", game.folder(name)
+    playing = start(*game.quick(name, "game.max_steps=500", "exp_manager.hang_timeout=8"), log=log)
+    wait_for(lambda: steps(folder) > 2, playing, log)
+    ranks = ranks_of(playing)
+    os.kill(ranks[1], number)
+    status = playing.wait(timeout=240)
+    assert all(gone(pid) for pid in ranks)
+    return log.read_text() + run("postmortem", str(folder)).stdout, status
+
+
+def test_a_rank_that_falls_asleep_is_named_with_host_part_and_line(
+    game: Game, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, status = hang(game, "asleep", tmp_path, signal.SIGUSR2, monkeypatch)
+    assert status == EXIT_HUNG
+    last = said.splitlines()[-1]
+    assert last.startswith("culprit: rank 1 on ")
+    assert "sitecustomize.py:4 stuck" in last
+    assert "the others wait in" in last
+    assert "nemo-magic: rank 0 on " in said
+    (first, second) = read_places(game.folder("asleep") / FOLDER)
+    assert (first.rank, second.rank, first.world) == (0, 1, 2)
+    assert any("torch/distributed" in frame for frame in first.stacks["main"])
+
+
+def test_a_stopped_process_is_named_though_it_says_nothing(
+    game: Game, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, status = hang(game, "stopped", tmp_path, signal.SIGSTOP, monkeypatch)
+    assert status == EXIT_HUNG
+    assert said.splitlines()[-1].startswith("culprit: rank 1: nothing was written; the process is stopped")
+
+
+def place(rank: int, step: int = 7, moves: int = 40, part: str = "step/update", *frames: str) -> Place:
+    waiting = ("/x/torch/distributed/distributed_c10d.py:1 all_reduce", "/y/nemo_magic/actors/world.py:75 total")
+    return Place("1.0", rank, 3, f"node{rank}", 10, step, part, moves, 60.0, {"main": list(frames or waiting)})
+
+
+def test_the_rank_that_got_least_far_is_the_culprit() -> None:
+    found = culprit([place(0), place(1, 7, 38, "step/judge_wait", "/z/asking.py:3 wait"), place(2)])
+    assert found.startswith(
+        "rank 1 on node1 in step 7, step/judge_wait, at /z/asking.py:3 wait; the others wait in step/update"
+    )
+
+
+def test_of_those_equally_far_the_one_outside_a_collective_is() -> None:
+    assert culprit([place(0), place(1), place(2, 7, 40, "step/update", "/z/loader.py:9 read")]).startswith(
+        "rank 2 on node2"
+    )
+
+
+def test_where_all_wait_alike_nobody_is_accused() -> None:
+    assert culprit([place(0), place(1), place(2)]).startswith("none stands out: all 3 ranks")
+
+
+def test_ranks_without_a_word_are_named_together() -> None:
+    assert culprit([place(1)]).startswith("ranks 0, 2: nothing was written")
+
+
+def test_what_an_earlier_attempt_wrote_is_not_mixed_in(tmp_path: Path) -> None:
+    folder = tmp_path / FOLDER
+    folder.mkdir()
+    for age, one in enumerate([replace(place(0), attempt="1.0"), replace(place(1), attempt="1.1")]):
+        path = folder / f"rank-{one.rank:04d}.json"
+        path.write_text(json.dumps(asdict(one)))
+        os.utime(path, (age, age))
+    assert [p.attempt for p in read_places(folder)] == ["1.1"]
+
+
+def test_a_rank_that_moves_is_left_alone_and_one_that_does_not_is_ended(tmp_path: Path) -> None:
+    timers, ended, statuses = Timers(), threading.Event(), []
+
+    def end(status: int) -> None:
+        statuses.append(status)
+        ended.set()
+
+    moving = threading.Event()
+    with Watchdog(tmp_path, 0.5, 0, 1, timers, lambda: 3, end):
+        for _ in range(20):
+            with timers("update"):
+                assert not moving.wait(0.05)
+        assert not statuses
+        with timers("logprobs"):
+            assert ended.wait(30)
+    (found,) = read_places(tmp_path / FOLDER)
+    assert (statuses, found.step, found.part) == ([EXIT_HUNG], 3, "logprobs")
+
+
+def test_nobody_watches_where_no_timeout_is_set(tmp_path: Path) -> None:
+    with Watchdog(tmp_path, None, 0, 1, Timers(), lambda: 1):
+        pass
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="exp_manager.hang_timeout=0 must be greater than 0"):
+        ExpManagerConfig(hang_timeout=0)
+
+
+def test_the_flight_recorder_says_who_did_not_come_to_the_collective(tmp_path: Path) -> None:
+    logs = tmp_path / "logs" / "12.0"
+    logs.mkdir(parents=True)
+    for rank, (number, state) in enumerate([(9, "started"), (8, "completed")]):
+        done = {"collective_seq_id": 8, "process_group": ("0", "default_pg"), "state": "completed"}
+        entry = done | {"collective_seq_id": number, "profiling_name": "nccl:all_reduce", "state": state}
+        entries = [done, entry] if number > 8 else [entry]
+        (logs / f"nccl_trace_rank_{rank}").write_bytes(pickle.dumps({"version": "2.2", "entries": entries}))
+    (line, _) = report(tmp_path)
+    assert "rank 1 is at collective 8 (nccl:all_reduce, completed)" in line
+    assert "others at 9" in line
+
+
+class Trap:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (os.mkdir, ("planted",))
+
+
+def test_a_pickle_that_would_run_something_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "logs" / "12.0").mkdir(parents=True)
+    (tmp_path / "logs" / "12.0" / "nccl_trace_rank_0").write_bytes(pickle.dumps({"entries": [Trap()]}))
+    (line,) = report(tmp_path)
+    assert line.endswith("says anything of a failure")
+    assert not Path("planted").exists()
+
+
+def test_the_one_rank_whose_log_ends_in_an_error_is_the_culprit(tmp_path: Path) -> None:
+    logs = tmp_path / "logs" / "12.1"
+    logs.mkdir(parents=True)
+    (logs / "rank-0000.log").write_text("step 3\n")
+    (logs / "rank-0001.log").write_text("Traceback\n  File\nOSError: [Errno 5] Input/output error\n")
+    assert list(report(tmp_path)) == [
+        "rank 1 said last: OSError: [Errno 5] Input/output error",
+        "culprit: rank 1, the only one that failed by itself",
+    ]
