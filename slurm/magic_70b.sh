@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Attacker and defender of 70B on eight nodes of eight GPUs, the judge on a node of its own:
+#
+#   sbatch slurm/magic_70b.sh [-cn NAME] [KEY=VALUE …] [--judge -cn NAME KEY=VALUE …]
+#   bash slurm/magic_70b.sh --submit …     the same with partition, account and node counts of slurm/site.sh and the config
+#   bash slurm/magic_70b.sh --dry-run …    shows what that would submit, the resolved configuration and the plan
+#
+#SBATCH --job-name=magic_70b
+#SBATCH --nodes=8
+#SBATCH --ntasks-per-node=8
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=1-00:00:00
+#SBATCH --signal=B:USR1@900
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+#SBATCH hetjob
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=1-00:00:00
+#SBATCH --requeue
+set -euo pipefail
+home=${NEMO_MAGIC_HOME:-${SLURM_SUBMIT_DIR:-$(cd "$(dirname "$0")/.." && pwd)}}
+[[ -f $home/slurm/lib.sh ]] || { echo "$0: no slurm/lib.sh in $home: submit from the checkout, or export NEMO_MAGIC_HOME" >&2; exit 2; }
+# shellcheck source=slurm/lib.sh
+source "$home/slurm/lib.sh"
+
+parse magic_70b "$@"
+if [[ $mode == run ]]; then attempt_with_judge; else submit train yes "$@"; fi
