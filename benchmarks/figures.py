@@ -8,7 +8,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -26,7 +26,7 @@ def settle() -> None:
 def machine() -> dict[str, Any]:
     """Where and with what a figure was measured; ``load`` is the load average of the last minute before it."""
     return {
-        "date": datetime.now(UTC).date().isoformat(),
+        "date": datetime.now(timezone.utc).date().isoformat(),
         "cores": len(os.sched_getaffinity(0)),
         "cpu": _cpu(),
         "threads": os.environ.get("OMP_NUM_THREADS", "1"),

@@ -6,7 +6,8 @@ Plain immutable values. Nothing here knows tensors, models or sockets.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
+
+from nemo_magic.backports import StrEnum
 
 
 class Role(StrEnum):

@@ -26,6 +26,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ValidationError
 
+from nemo_magic.backports import timeout
 from nemo_magic.judge.config import JudgeConfig, JudgeServerConfig
 from nemo_magic.judge.errors import GuardUnavailable
 from nemo_magic.judge.guards.base import Guard, describe, guard_id
@@ -189,14 +190,14 @@ async def _read(request: Request, limits: JudgeServerConfig) -> bytes:
     limit = int(limits.max_body_mb * 1e6)
     body, size = bytearray(), 0
     try:
-        async with asyncio.timeout(BODY_TIMEOUT):
+        async with timeout(BODY_TIMEOUT):
             async for chunk in request.stream():
                 size += len(chunk)
                 if size <= limit:
                     body += chunk
                 else:
                     body.clear()
-    except TimeoutError:
+    except asyncio.TimeoutError:
         raise HTTPException(408, f"the body did not arrive within {BODY_TIMEOUT:g} s") from None
     if size > limit:
         raise HTTPException(413, f"the body is longer than {limits.max_body_mb} MB")
@@ -262,9 +263,9 @@ async def _probe(guard: Guard) -> str | None:
     """What keeps the guard from judging its probe; None if nothing does."""
     item = guard.probe
     try:
-        async with asyncio.timeout(PROBE_TIMEOUT):
+        async with timeout(PROBE_TIMEOUT):
             [verdict] = match_answers([item], await guard.judge([item]))
-    except TimeoutError:
+    except asyncio.TimeoutError:
         return f"the probe was not judged within {PROBE_TIMEOUT:g} s"
     except Exception as error:
         return describe(error)

@@ -120,7 +120,7 @@ class Auditor:
 def drawn(item: JudgeItem, fraction: float) -> bool:
     """Whether a sample is audited: by a digest of what is judged, so evenly and the same at every time."""
     digest = hashlib.sha256(item.content().encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8]) < fraction * 2**64
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
 def _pairs(first: Verdict, second: Verdict) -> tuple[_Pair, ...]:

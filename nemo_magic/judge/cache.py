@@ -27,7 +27,6 @@ CREATE TABLE IF NOT EXISTS texts (
     id INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB NOT NULL UNIQUE, text BLOB NOT NULL, seal BLOB NOT NULL
 )
 """
-_CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _AT_ONCE = 500
 """Keys in one query; SQLite's older builds take 999."""
 MAX_TEXT = 10_000
@@ -153,7 +152,8 @@ class Cache:
 
     def _failed(self, error: Exception) -> bool:
         """Go on without: with a new file, and True, if this one is corrupt; otherwise as if nothing were kept now."""
-        corrupt = isinstance(error, _Corrupt) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _CORRUPT
+        # This class and no subclass is SQLITE_CORRUPT and SQLITE_NOTADB; the codes themselves come with Python 3.11.
+        corrupt = isinstance(error, _Corrupt) or type(error) is sqlite3.DatabaseError
         self.observer.count("cache_errors", kind="corrupt" if corrupt else type(error).__name__)
         self._disconnect()
         if corrupt:

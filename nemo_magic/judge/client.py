@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
-from typing import Self
 
 import httpx
 from pydantic import ValidationError
+from typing_extensions import Self
 
 from nemo_magic.game.episode import Verdict
 from nemo_magic.judge.config import JudgeClientConfig, JudgeConfig

@@ -13,9 +13,9 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Self
 
 import httpx
+from typing_extensions import Self
 
 from nemo_magic.judge.config import JudgeConfig
 from nemo_magic.judge.errors import JudgeUnavailable

@@ -8,11 +8,11 @@ and refuse keys that they do not know.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from enum import StrEnum
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from nemo_magic.backports import StrEnum
 from nemo_magic.game.episode import Answer, Episode, Label, Message, Safety, Seed, Verdict
 from nemo_magic.judge.errors import ProtocolError
 

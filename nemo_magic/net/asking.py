@@ -24,6 +24,7 @@ from typing import Any, Protocol, TypeVar
 import httpx
 from pydantic import ValidationError
 
+from nemo_magic.backports import timeout
 from nemo_magic.net.http import Http
 from nemo_magic.net.replicas import Replicas
 
@@ -167,9 +168,9 @@ class Asker:
     async def post(self, url: str, body: bytes) -> httpx.Response:
         """Post JSON; the reply, whatever its status. Raises Outage if none is there within ``request_timeout``."""
         try:
-            async with asyncio.timeout(self._cfg.request_timeout):
+            async with timeout(self._cfg.request_timeout):
                 return await self._http.post(url, body)
-        except TimeoutError as error:
+        except asyncio.TimeoutError as error:
             limit = f"{self._key}.request_timeout={self._cfg.request_timeout:g}"
             raise Outage(f"{url}: no answer within {limit} s") from error
         except httpx.HTTPError as error:
@@ -183,7 +184,7 @@ class Asker:
         problem = "not asked yet"
         attempt = 0
         try:
-            async with asyncio.timeout(timeout_s):
+            async with timeout(timeout_s):
                 while True:
                     url = self.urls[attempt % len(self.urls)]
                     try:
@@ -195,7 +196,7 @@ class Asker:
                     attempt += 1
                     if attempt % len(self.urls) == 0:
                         await asyncio.sleep(min(self._backoff(attempt // len(self.urls)), 1.0))
-        except TimeoutError as error:
+        except asyncio.TimeoutError as error:
             raise self._unavailable(f"no {self._noun} is ready after {timeout_s:g} s; last: {problem}") from error
 
     # --- one request, and a second one where the first is slow
@@ -260,8 +261,8 @@ class Asker:
             if replica is not None:
                 return replica
             pause = self._replicas.next_change(now)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(None if math.isinf(pause) else pause):
+            with suppress(asyncio.TimeoutError):
+                async with timeout(None if math.isinf(pause) else pause):
                     await self._changed.wait()
             if self._last_outage is not None:
                 self._refuse_to_wait_longer(began, self._last_outage)

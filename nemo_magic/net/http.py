@@ -6,6 +6,7 @@ aiohttp's connections behind httpx's responses: httpx's own pool looks at every 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,7 +49,7 @@ class Http:
                 return httpx.Response(reply.status, headers=headers, content=content)
         except aiohttp.ClientConnectorError as error:
             raise httpx.ConnectError(str(error.os_error)) from error
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             raise httpx.ReadError(f"{type(error).__name__}: {error}".rstrip(": ")) from error
 
     def _open(self) -> aiohttp.ClientSession:

@@ -6,10 +6,12 @@ import signal
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nemo_magic.actors.world import World
+    from typing_extensions import Self
+
+from nemo_magic.actors.world import World
 
 SAVE_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What a scheduler sends, to some or all processes of a run, to have it save and end."""

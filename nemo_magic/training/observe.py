@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
+
+from typing_extensions import Self
 
 from nemo_magic.game.metrics import Ratios, Scored, rollout_metrics
 from nemo_magic.report.records import CROSSPLAY_FILE, METRICS_FILE, PICTURE_FILE, SAMPLES_DIR, StepRecord

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,7 +39,7 @@ class JsonlSink:
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, record: StepRecord) -> None:
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         self._file.write(json.dumps(record.to_row(now), allow_nan=False) + "\n")
         self._file.flush()
 
