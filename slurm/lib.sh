@@ -10,18 +10,20 @@ MISCONFIGURED=2
 
 say() { printf '%s %s\n' "$(date +%H:%M:%S)" "$*"; }
 die() { # status, message
-    printf '%s: %s\n' "$(basename "$0")" "$2" >&2
+    printf '%s: %s\n' "${SLURM_JOB_NAME:-$(basename "$0")}" "$2" >&2
     exit "$1"
 }
+quoted() { printf '%q ' "$@"; }
 
-# --- the site
+# --- the site: slurm/site.example.sh says what each setting means
 
-PARTITION='' ACCOUNT='' QOS='' TIME_LIMIT='' JUDGE_PARTITION='' JUDGE_NODES=1 SIGNAL_AHEAD=900
-SBATCH_EXTRA=() JUDGE_SBATCH_EXTRA=() SRUN_EXTRA=()
-MPI=pmix CONTAINER_IMAGE='' CONTAINER_MOUNTS='' SCRATCH='' PYTHON=python
-JUDGE_ARGS=(-cn judge_qwen3guard) JUDGE_PORT='' JUDGE_READY_WITHIN=1800 JUDGE_RESTARTS=3
-GUARD_COMMAND='' GUARD_PORT=8000
+PARTITION='' ACCOUNT='' QOS='' TIME_LIMIT='' SIGNAL_AHEAD=900 SBATCH_EXTRA=()
+JUDGE_PARTITION='' JUDGE_NODES=1 JUDGE_SBATCH_EXTRA=()
+MPI=pmix SRUN_EXTRA=() CONTAINER_IMAGE='' CONTAINER_MOUNTS='' PYTHON=python
+JUDGE_ARGS=(-cn judge_qwen3guard) JUDGE_HOST=0.0.0.0 JUDGE_READY_WITHIN=1800 JUDGE_RESTARTS=3
+GUARD_COMMAND='' GUARD_PORT=8000 GUARD_IMAGE=''
 MAX_FAILURES=3 MAX_RESTARTS=100
+JUDGE_FOLDER=${JUDGE_FOLDER:-}
 setup() { :; }
 node_address() { echo "$1"; }
 
@@ -36,178 +38,218 @@ fi
 
 # --- arguments: Hydra's for nemo-magic, and after --judge those of the judge
 
-mode=run training_words=() judge_words=() run_dir='' job='' logs=''
-parse() { # default configuration, the script's own words
-    local default=$1 to=training word
-    shift
+mode=run words=() judge_words=()
+parse() { # the script's own words
+    local to=words word
     for word in "$@"; do
         case $word in
             --submit | --dry-run) mode=${word#--} ;;
-            --judge) to=judge ;;
-            *) if [[ $to == training ]]; then training_words+=("$word"); else judge_words+=("$word"); fi ;;
+            --judge) to=judge_words ;;
+            *) if [[ $to == words ]]; then words+=("$word"); else judge_words+=("$word"); fi ;;
         esac
     done
-    [[ " ${training_words[*]-} " =~ \ (-cn|--config-name)[\ =] ]] || training_words=(-cn "$default" "${training_words[@]}")
-    ((${#judge_words[@]})) || judge_words=("${JUDGE_ARGS[@]}")
-    [[ " ${judge_words[*]} " =~ \ (-cn|--config-name)[\ =] ]] || judge_words=("${JUDGE_ARGS[@]}" "${judge_words[@]}")
+    named "${judge_words[@]}" || judge_words=("${JUDGE_ARGS[@]}" "${judge_words[@]}")
     if [[ $mode == run && -z ${SLURM_JOB_ID:-} ]]; then
-        die "$MISCONFIGURED" "this is no Slurm job: sbatch $0 …, or bash $0 --submit … (with the site's file), or --dry-run"
+        die "$MISCONFIGURED" "this is no Slurm job: bash $0 --submit …, or --dry-run first"
     fi
 }
+named() { [[ " $* " =~ \ (-cn|--config-name)[\ =] ]]; }
 
 nemo_magic=("$PYTHON" -m nemo_magic.cli)
+# Where the judge will be is known once the job runs; until then the configuration is checked with this in its place.
+judge_elsewhere=(judge.launch=false 'judge.urls=["http://JUDGE_NODE:PORT"]' judge.token_env=NEMO_MAGIC_JUDGE_TOKEN)
 
-value() { # file of a resolved configuration, section, key
-    awk -v section="$2:" -v key="  $3: " '
+# --- the configuration, as nemo-magic resolves it
+
+resolved='' nodes='' devices='' run_dir=''
+compose() { # nemo-magic's command, its words. Sets the four above; $composer is what the command line begins with
+    [[ -n $resolved ]] || { resolved=$(mktemp) && trap 'rm -f "$resolved"' EXIT; }
+    "${composer[@]}" "${nemo_magic[@]}" "$@" --dry-run >"$resolved" || die "$MISCONFIGURED" "$* cannot be run (see above)"
+    nodes=$(value trainer num_nodes) devices=$(value trainer devices) run_dir=$(value exp_manager explicit_log_dir)
+}
+composer=()
+
+value() { # section, key
+    awk -v section="$1:" -v key="  $2: " '
         /^[^ ]/ { inside = ($0 == section) }
-        inside && index($0, key) == 1 { print substr($0, length(key) + 1); exit }' "$1" | tr -d "'\""
+        inside && index($0, key) == 1 { print substr($0, length(key) + 1); exit }' "$resolved" | tr -d "'\""
 }
 
-# --- submitting: what sbatch is told, from the site's file and the configuration
+# --- submitting
 
-submit() { # nemo-magic's command, whether with judge nodes, the script's own words
-    local command=$1 judged=$2 script resolved nodes devices first=() words=()
-    shift 2
-    script=$(realpath "$0")
+prepare() { # makes ready what submitting needs
     setup
-    command -v "$PYTHON" >/dev/null || die "$MISCONFIGURED" "$PYTHON is not here, see PYTHON and setup in $site"
-    resolved=$(mktemp)
-    words=("${training_words[@]}")
-    [[ $command == sft ]] || words+=(judge.launch=false 'judge.urls=["http://judge:1"]')
-    "${nemo_magic[@]}" "$command" "${words[@]}" --dry-run >"$resolved" || { rm -f "$resolved"; exit "$MISCONFIGURED"; }
-    nodes=$(value "$resolved" trainer num_nodes) devices=$(value "$resolved" trainer devices)
-    first=(--nodes="$nodes" --ntasks-per-node="$devices" --signal="B:USR1@$SIGNAL_AHEAD")
-    site_options first "$PARTITION"
-    first+=("${SBATCH_EXTRA[@]}")
-    if [[ $judged == yes ]]; then
-        first+=(: --nodes="$JUDGE_NODES")
-        site_options first "${JUDGE_PARTITION:-$PARTITION}"
-        first+=("${JUDGE_SBATCH_EXTRA[@]}")
-    fi
-    local kept=() word
-    for word in "$@"; do [[ $word == --submit || $word == --dry-run ]] || kept+=("$word"); done
-    if [[ $mode == dry-run ]]; then
-        printf '# Would be submitted:\n%s\n\n# %s\n' "$(quoted sbatch "${SUBMIT_EXTRA[@]}" "${first[@]}" "$script" "${kept[@]}")" "$script"
-        cat "$script"
-        printf '\n# The resolved configuration, and what it will do (%s %s)\n' "$command" "${training_words[*]}"
-        cat "$resolved"
-        rm -f "$resolved"
-        if [[ $command == train ]] && "${nemo_magic[@]}" plan --help >/dev/null 2>&1; then
-            printf '\n# The plan: memory, seconds, GPU-hours\n'
-            "${nemo_magic[@]}" plan "${words[@]}" || true
-        fi
-        return
-    fi
-    rm -f "$resolved"
-    export NEMO_MAGIC_HOME=$home NEMO_MAGIC_SITE=$site
-    [[ -f $site ]] || unset NEMO_MAGIC_SITE
-    sbatch "${SUBMIT_EXTRA[@]}" "${first[@]}" "$script" "${kept[@]}"
+    command -v "$PYTHON" >/dev/null || die "$MISCONFIGURED" "$PYTHON is not here: see PYTHON and setup in $site"
+    export NEMO_MAGIC_HOME=$home
+    [[ ! -f $site ]] || export NEMO_MAGIC_SITE=$site
 }
-SUBMIT_EXTRA=()
 
-site_options() { # name of an array to add to, partition
-    local -n options=$1
-    [[ -z $2 ]] || options+=(--partition="$2")
+options=()
+ask_for() { # nodes, ranks a node, partition. Sets options to what sbatch is told
+    options=(--nodes="$1" --ntasks-per-node="$2")
+    [[ -z $3 ]] || options+=(--partition="$3")
     [[ -z $ACCOUNT ]] || options+=(--account="$ACCOUNT")
     [[ -z $QOS ]] || options+=(--qos="$QOS")
     [[ -z $TIME_LIMIT ]] || options+=(--time="$TIME_LIMIT")
 }
 
-quoted() { printf '%q ' "$@"; }
-
-# --- running: steps of the job
-
-steps_run_in() { # what every step needs; sets step, the beginning of every srun
-    setup
-    job=${SLURM_HET_JOB_ID:-$SLURM_JOB_ID}
-    attempt=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
-    # A job submitted with --export=NONE would hide all this from its steps.
-    export SLURM_EXPORT_ENV=ALL OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}"
-    [[ -z $SCRATCH ]] || export TMPDIR=$SCRATCH
-    local known
-    known=$(srun --mpi=list 2>&1)
-    grep -qw -- "$MPI" <<<"$known" || die "$MISCONFIGURED" "MPI=$MPI is not what this Slurm has, see $site: ${known//$'\n'/ }"
-    step=(srun --overlap "${SRUN_EXTRA[@]}")
-    if [[ -n $CONTAINER_IMAGE ]]; then
-        if srun --help 2>&1 | grep -q -- --container-image; then
-            step+=(--container-image="$CONTAINER_IMAGE" --container-mounts="${CONTAINER_MOUNTS:+$CONTAINER_MOUNTS,}$PWD" --container-workdir="$PWD" --no-container-mount-home)
-        else
-            say "srun has no --container-image (pyxis): $CONTAINER_IMAGE is not used, $PYTHON is the one of this environment"
-        fi
+send() { # sbatch's words: shown, or submitted. Sets submitted to the job's number
+    if [[ $mode == dry-run ]]; then
+        printf '# Would be submitted:\n%s\n\n' "$(quoted sbatch "$@")"
+        submitted=JOB
+    else
+        submitted=$(sbatch --parsable "$@")
+        submitted=${submitted%%;*}
+        echo "job $submitted"
     fi
-    in_group() { [[ ${SLURM_HET_SIZE:-1} -gt 1 ]] && echo "--het-group=$1" || echo --nodes="$2"; }
 }
 
-of_group() { # a Slurm variable, a component's number
+show() { # nemo-magic's command, its words: the composed configuration, and what it will do
+    printf '# The resolved configuration (nemo-magic %s)\n' "$(quoted "$@")"
+    cat "$resolved"
+    if [[ $1 == train ]] && "${nemo_magic[@]}" plan --help >/dev/null 2>&1; then
+        printf '\n# The plan (nemo-magic plan)\n'
+        "${nemo_magic[@]}" plan "${@:2}"
+    fi
+}
+
+submit() { # nemo-magic's command, whether the script asks for judge nodes, the script's own words
+    local command=$1 judged=$2 script=$home/slurm/${0##*/} composed=() first kept=() word
+    shift 2
+    prepare
+    composed=("$command" "${words[@]}")
+    [[ $command == sft ]] || composed+=("${judge_elsewhere[@]}")
+    compose "${composed[@]}"
+    ask_for "$nodes" "$devices" "$PARTITION"
+    first=("${options[@]}" "${SBATCH_EXTRA[@]}")
+    # A warm-up has no checkpoints: there is nothing to be warned for.
+    [[ $command == sft ]] || first+=(--signal="B:USR1@$SIGNAL_AHEAD")
+    if [[ $judged == yes && -n $JUDGE_FOLDER ]]; then
+        # Somebody else's judge: this job needs no nodes for one.
+        script=$(mktemp "${TMPDIR:-/tmp}/${0##*/}.XXXXXX")
+        sed '/^#SBATCH hetjob/,/^set /{/^#SBATCH/d}' "$home/slurm/${0##*/}" >"$script"
+        first+=(--export="ALL,JUDGE_FOLDER=$JUDGE_FOLDER")
+    elif [[ $judged == yes ]]; then
+        ask_for "$JUDGE_NODES" 1 "${JUDGE_PARTITION:-$PARTITION}"
+        first+=(: "${options[@]}" "${JUDGE_SBATCH_EXTRA[@]}")
+    fi
+    for word in "$@"; do [[ $word == --submit || $word == --dry-run ]] || kept+=("$word"); done
+    send "${first[@]}" "$script" "${kept[@]}"
+    if [[ $mode == dry-run ]]; then
+        printf '# %s\n' "$script"
+        cat "$script"
+        echo
+        show "${composed[@]}"
+    fi
+    [[ $script == "$home"/* ]] || rm -f "$script"
+}
+
+# --- inside the job: what its steps have in common
+
+on_nodes=() logs=''
+begin() { # sets step, the beginning of every srun; on_nodes, what picks the training's nodes; job and attempt
+    local known
+    setup
+    job=${SLURM_HET_JOB_ID:-$SLURM_JOB_ID}
+    # An element's own number, where it is the last one's, is that of the whole array.
+    [[ -z ${SLURM_ARRAY_TASK_ID:-} ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+    attempt=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
+    # A job submitted with --export=NONE would hide all this from its steps, and srun does not take over the cores asked for.
+    export SLURM_EXPORT_ENV=ALL
+    [[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}"
+    known=$(srun --mpi=list 2>&1)
+    [[ $known =~ (^|[[:space:]])$MPI([[:space:]]|$) ]] ||
+        die "$MISCONFIGURED" "MPI=$MPI is not what this Slurm has, see $site: ${known//$'\n'/ }"
+    step=(srun --overlap "${SRUN_EXTRA[@]}")
+    guard_step=("${step[@]}")
+    known=$(srun --help 2>&1)
+    if [[ $known == *--container-image* ]]; then
+        contain step "$CONTAINER_IMAGE"
+        contain guard_step "${GUARD_IMAGE:-$CONTAINER_IMAGE}"
+    elif [[ -n $CONTAINER_IMAGE ]]; then
+        say "srun has no --container-image (pyxis): $CONTAINER_IMAGE is not used, $PYTHON is the one of this environment"
+    fi
+    [[ -z ${SLURM_HET_SIZE:-} ]] || on_nodes=(--het-group=0)
+    one_task=("${step[@]}" "${on_nodes[@]}" --mpi=none --nodes=1 --ntasks=1 --ntasks-per-node=1)
+}
+
+contain() { # name of an array to add to, image
+    local -n to=$1
+    [[ -n $2 ]] || return 0
+    to+=(--container-image="$2" --container-mounts="${CONTAINER_MOUNTS:+$CONTAINER_MOUNTS,}$PWD:$PWD"
+        --container-workdir="$PWD" --no-container-mount-home)
+}
+
+of_group() { # a Slurm variable, a component's number; the only component's where there is one
     local name=$1_HET_GROUP_$2
     echo "${!name:-${!1}}"
 }
 
-plan() { # nemo-magic's command, its words. Sets run_dir and logs; stops where the job is not what the configuration asks for
-    local command=$1 nodes devices have tasks resolved
-    shift
-    resolved=$(mktemp)
-    local status=0
-    "${step[@]}" "$(in_group 0 1)" --nodes=1 --ntasks=1 --ntasks-per-node=1 "${nemo_magic[@]}" "$command" "$@" --dry-run >"$resolved" || status=$?
-    ((status == 0)) || die "$MISCONFIGURED" "the configuration cannot be run (see above)"
-    nodes=$(value "$resolved" trainer num_nodes) devices=$(value "$resolved" trainer devices)
-    run_dir=$(value "$resolved" exp_manager explicit_log_dir)
+hosts_of() { # name of an array to fill, a component's number
+    mapfile -t "$1" < <(scontrol show hostnames "$(of_group SLURM_JOB_NODELIST "$2")")
+}
+
+plan() { # nemo-magic's command, its words. Stops where the job is not what the configuration asks for
+    local have tasks
+    composer=("${one_task[@]}")
+    compose "$@"
     have=$(of_group SLURM_JOB_NUM_NODES 0) tasks=$(of_group SLURM_NTASKS 0)
     if ((have != nodes || tasks != nodes * devices)); then
-        die "$MISCONFIGURED" "the job has $have nodes and $tasks tasks, but trainer.num_nodes=$nodes × trainer.devices=$devices: sbatch --nodes=$nodes --ntasks-per-node=$devices $(basename "$0") …, or bash $(basename "$0") --submit, which asks for as many"
+        die "$MISCONFIGURED" "the job has $have nodes and $tasks tasks, but trainer.num_nodes=$nodes × \
+trainer.devices=$devices: bash slurm/….sh --submit asks for as many, or sbatch --nodes=$nodes --ntasks-per-node=$devices …"
     fi
     logs=$run_dir/logs/$attempt
     mkdir -p "$logs"
     grep '^# ' "$resolved" || true
-    rm -f "$resolved"
 }
-
-first_address() { node_address "$(scontrol show hostnames "$1" | head -n 1)"; }
 
 # --- the judge
 
-judge_pids=() judge_urls='' judge_hosts=() judge_started=0
-find_judge() { # where it is, or will be: component 1, or beside the training; somebody else's where JUDGE_FOLDER is set
+judge_pids=() judge_urls='' judge_started=0
+find_judge() { # where it is, or will be: somebody else's where JUDGE_FOLDER is set, else on this component of the job
     export NEMO_MAGIC_JUDGE_TOKEN
-    if [[ -n ${JUDGE_FOLDER:-} ]]; then
-        wait_until "$JUDGE_READY_WITHIN" "$JUDGE_FOLDER/url" test -s "$JUDGE_FOLDER/url"
+    if [[ -n $JUDGE_FOLDER ]]; then
+        wait_until "$JUDGE_READY_WITHIN" "the judge in JUDGE_FOLDER=$JUDGE_FOLDER" test -s "$JUDGE_FOLDER/url"
         NEMO_MAGIC_JUDGE_TOKEN=$(<"$JUDGE_FOLDER/token") judge_urls=$(<"$JUDGE_FOLDER/url")
+        say "judge of $JUDGE_FOLDER: $judge_urls"
         return
     fi
     # In the environment of the job's steps and nowhere else: a command line is for everyone to see.
-    NEMO_MAGIC_JUDGE_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
-    judge_port=${JUDGE_PORT:-$((40000 + SLURM_JOB_ID % 10000))}
-    local nodes node group=0
-    if [[ ${SLURM_HET_SIZE:-1} -gt 1 ]]; then group=1; fi
-    mapfile -t nodes < <(scontrol show hostnames "$(of_group SLURM_JOB_NODELIST $group)")
-    if ((group == 0)) && [[ $1 == beside ]]; then nodes=("${nodes[0]}"); fi
-    for node in "${nodes[@]}"; do judge_hosts+=("$(node_address "$node")"); done
-    judge_urls=$(printf ',"http://%s:'"$judge_port"'"' "${judge_hosts[@]}")
+    [[ -n ${NEMO_MAGIC_JUDGE_TOKEN:-} ]] || NEMO_MAGIC_JUDGE_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+    # Below the ports that systems give to outgoing connections.
+    judge_port=$((20000 + SLURM_JOB_ID % 6000))
+    local hosts host
+    hosts_of hosts "$1"
+    for host in "${hosts[@]}"; do judge_addresses+=("$(node_address "$host")"); done
+    judge_urls=$(printf ',"http://%s:'"$judge_port"'"' "${judge_addresses[@]}")
     judge_urls="[${judge_urls:1}]"
-    judge_step=("${step[@]}" --mpi=none --ntasks="${#nodes[@]}" --ntasks-per-node=1 --nodes="${#nodes[@]}" --open-mode=append)
-    if ((group)); then judge_step+=(--het-group=1); else judge_step+=(--nodelist="$(IFS=,; echo "${nodes[*]}")"); fi
+    on_judge_nodes=(--mpi=none --nodes="${#hosts[@]}" --ntasks="${#hosts[@]}" --ntasks-per-node=1 --open-mode=append)
+    [[ -z ${SLURM_HET_SIZE:-} ]] || on_judge_nodes+=(--het-group="$1")
 }
+judge_addresses=()
 
 launch_judge() {
-    local words=("${judge_words[@]}" judge.server.host=0.0.0.0 "judge.server.port=$judge_port" judge.token_env=NEMO_MAGIC_JUDGE_TOKEN)
+    local told=("${judge_words[@]}" "judge.server.host=$JUDGE_HOST" "judge.server.port=$judge_port"
+        judge.token_env=NEMO_MAGIC_JUDGE_TOKEN)
     judge_pids=()
     if [[ -n $GUARD_COMMAND ]]; then
-        "${judge_step[@]}" --output="$logs/guard-%t.log" bash -c "$GUARD_COMMAND" &
+        "${guard_step[@]}" "${on_judge_nodes[@]}" --output="$logs/guard-%t.log" bash -c "$GUARD_COMMAND" 2>>"$logs/judge-srun.log" &
         judge_pids+=($!)
-        words+=("judge.guard_config.model.urls=[http://127.0.0.1:$GUARD_PORT/v1]")
+        told+=("judge.guard_config.model.urls=[http://127.0.0.1:$GUARD_PORT/v1]")
     fi
-    "${judge_step[@]}" --output="$logs/judge-%t.log" "${nemo_magic[@]}" judge "${words[@]}" &
+    "${step[@]}" "${on_judge_nodes[@]}" --output="$logs/judge-%t.log" "${nemo_magic[@]}" judge "${told[@]}" 2>>"$logs/judge-srun.log" &
     judge_pids+=($!)
     judge_started=$((judge_started + 1))
-    say "judge on ${judge_hosts[*]}, port $judge_port; its log is $logs/judge-0.log"
+    say "judge at $judge_urls; its log is $logs/judge-0.log"
 }
 
 judge_is_ready() {
-    local host
-    for host in "${judge_hosts[@]}"; do
+    local address
+    for address in "${judge_addresses[@]}"; do
         # shellcheck disable=SC2016 # for the inner shell
         timeout 5 bash -c 'exec 3<>"/dev/tcp/$0/$1"; printf "GET /readyz HTTP/1.0\r\n\r\n" >&3; read -r _ status _ <&3; [[ $status == 200 ]]' \
-            "$host" "$judge_port" 2>/dev/null || return 1
+            "$address" "$judge_port" 2>/dev/null || return 1
     done
 }
 
@@ -216,17 +258,19 @@ judge_lives() {
     for pid in "${judge_pids[@]}"; do kill -0 "$pid" 2>/dev/null || return 1; done
 }
 
-wait_for_judge() {
-    [[ -n ${JUDGE_FOLDER:-} ]] || wait_until "$JUDGE_READY_WITHIN" "the judge's /readyz (see $logs/judge-0.log)" judge_is_ready
-}
+wait_for_judge() { wait_until "$JUDGE_READY_WITHIN" "the judge's /readyz (see $logs/judge-0.log)" judge_is_ready; }
 
 wait_until() { # seconds, what, command. Ends the attempt when the time is over, or when the judge ends meanwhile
     local deadline=$((SECONDS + $1)) what=$2
     shift 2
     until "$@"; do
-        [[ -z $asked && -z $ended ]] || return 0
-        if ! judge_lives; then what="$what: it ended"; elif ((SECONDS < deadline)); then nap 1 && continue; fi
-        [[ -z $logs ]] || tail -n 20 "$logs"/judge-0.log >&2 2>/dev/null || true
+        [[ -z $asked && -z $ended ]] || finish "$SAVED"
+        if judge_lives && ((SECONDS < deadline)); then
+            nap 1
+            continue
+        fi
+        judge_lives || what="$what, which ended"
+        [[ -z $logs ]] || tail -n 20 "$logs/judge-0.log" >&2 2>/dev/null || true
         finish 1 "waited for $what"
     done
 }
@@ -236,6 +280,16 @@ stop_judge() {
     for pid in "${judge_pids[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done
     for pid in "${judge_pids[@]}"; do wait "$pid" 2>/dev/null || true; done
     judge_pids=()
+}
+
+mourn_judge() { # what needs it waits for it for judge.give_up_after seconds, then saves and ends
+    stop_judge
+    if ((judge_started <= JUDGE_RESTARTS)); then
+        say "the judge ended: it is started again ($judge_started of $JUDGE_RESTARTS)"
+        launch_judge
+    else
+        say "the judge ended and has been started $judge_started times: the run saves and ends by itself"
+    fi
 }
 
 # --- signals: USR1 is the time limit's or the pre-emption's warning, TERM is Slurm ending the job by itself
@@ -251,51 +305,33 @@ nap() { sleep "$1" & wait $! 2>/dev/null || true; } # unlike a plain sleep, lets
 # --- training
 
 train() { # nemo-magic's command, its words
-    local command=$1
-    shift
-    export MASTER_ADDR MASTER_PORT NEMO_MAGIC_SAVED=$logs/saved NEMO_MAGIC_ATTEMPT=$attempt
-    MASTER_ADDR=$(first_address "$(of_group SLURM_JOB_NODELIST 0)")
-    MASTER_PORT=$((20000 + (SLURM_JOB_ID * 13 + ${SLURM_RESTART_COUNT:-0}) % 20000))
+    local hosts shown status=0
+    hosts_of hosts 0
+    export MASTER_ADDR MASTER_PORT NEMO_MAGIC_SAVED=$logs/saved
+    MASTER_ADDR=$(node_address "${hosts[0]}")
+    MASTER_PORT=$((26000 + (SLURM_JOB_ID * 7 + ${SLURM_RESTART_COUNT:-0}) % 6000))
     # What torch 2.4 keeps of its collectives, and writes down when one times out; newer releases understand these too.
     export TORCH_NCCL_TRACE_BUFFER_SIZE="${TORCH_NCCL_TRACE_BUFFER_SIZE:-2000}" TORCH_NCCL_DEBUG_INFO_TEMP_FILE=$logs/nccl_trace_rank_
     export TORCH_NCCL_DUMP_ON_TIMEOUT=1 TORCH_NCCL_ASYNC_ERROR_HANDLING=1 TORCH_NCCL_ENABLE_MONITORING=1
     export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
-    local words=("$command" "$@") nodes devices log=$logs/rank-0000.log
-    nodes=$(of_group SLURM_JOB_NUM_NODES 0)
-    devices=$(($(of_group SLURM_NTASKS 0) / nodes))
     # The first rank that fails ends the others; one that has saved must not, so its status is noted and becomes 0.
     # shellcheck disable=SC2016 # for the inner shell
-    "${step[@]}" "$(in_group 0 "$nodes")" --nodes="$nodes" --ntasks="$((nodes * devices))" --ntasks-per-node="$devices" \
+    "${step[@]}" "${on_nodes[@]}" --nodes="$nodes" --ntasks="$((nodes * devices))" --ntasks-per-node="$devices" \
         --mpi="$MPI" --kill-on-bad-exit=1 --output="$logs/rank-%4t.log" \
         bash -c 'trap : USR1 TERM; status=0; "$@" || status=$?; if ((status == '"$SAVED"')); then touch "$NEMO_MAGIC_SAVED"; status=0; fi; exit $status' \
-        rank "${nemo_magic[@]}" "${words[@]}" &
+        rank "${nemo_magic[@]}" "$@" 2>"$logs/srun.log" &
     training=$!
-    touch "$log"
-    tail -n +1 -F "$log" 2>/dev/null &
-    local shown=$!
-    [[ -z $asked ]] || pass_on
+    tail --pid="$training" -n +1 -q -F "$logs/rank-0000.log" "$logs/srun.log" 2>/dev/null &
+    shown=$!
+    [[ -z $asked && -z $ended ]] || pass_on
     while kill -0 "$training" 2>/dev/null; do
         nap 1
-        if ! judge_lives && [[ -z $asked && -z $ended ]] && kill -0 "$training" 2>/dev/null; then
-            mourn_judge
-        fi
+        judge_lives || [[ -n $asked || -n $ended ]] || ! kill -0 "$training" 2>/dev/null || mourn_judge
     done
-    local status=0
     wait "$training" || status=$?
     training=''
-    sleep 1 # what rank 0 said last is being shown
-    kill "$shown" 2>/dev/null || true
+    wait "$shown" || true # it shows what was said last
     return "$status"
-}
-
-mourn_judge() { # the judge ended: the ranks wait for it for judge.give_up_after seconds, then save and end
-    stop_judge
-    if ((judge_started <= JUDGE_RESTARTS)); then
-        say "the judge ended: starting it again ($judge_started of $JUDGE_RESTARTS)"
-        launch_judge
-    else
-        say "the judge ended and has been started $judge_started times: the run saves and ends by itself"
-    fi
 }
 
 # --- what next
@@ -312,27 +348,31 @@ finish() { # status, and why where nobody has said. Requeues, or ends the job
     [[ -z $asked ]] || requeue "asked to end before there was anything to save" 0
     [[ -z ${2:-} ]] || say "$2"
     ((status != MISCONFIGURED)) || exit "$status"
+    fail "$status"
+}
+
+fail() { # status. Failures are counted from one new checkpoint to the next: a run that gets on may fail again and again
+    local status=$1 counted=$run_dir/failures newest='' failures=0 before='' found
     say "the attempt ended with status $status; what its ranks said is in $logs"
-    timeout 300 "${step[@]}" "$(in_group 0 1)" --nodes=1 --ntasks=1 --ntasks-per-node=1 "${nemo_magic[@]}" postmortem "$run_dir" || true
-    # Failures are counted since the last step forward: a run that gets on may fail again, one that does not is given up.
-    local counted=$run_dir/failures newest='' failures=0 before=''
-    newest=$(find "$run_dir/checkpoints" -maxdepth 1 -name 'step_*' -printf '%f\n' 2>/dev/null | sort | tail -n 1)
+    for found in "$run_dir"/checkpoints/step_*; do [[ ! -d $found ]] || newest=${found##*/}; done
     if [[ -f $counted ]]; then read -r before failures <"$counted"; fi
-    if [[ $before != "at:$newest" ]]; then failures=0; fi
+    [[ $before == "at:$newest" ]] || failures=0
     failures=$((failures + 1))
     echo "at:$newest $failures" >"$counted"
+    timeout 300 "${one_task[@]}" "${nemo_magic[@]}" postmortem "$run_dir" || true
     if ((failures <= MAX_FAILURES)); then
         requeue "failure $failures of at most $MAX_FAILURES without a new checkpoint" "$status"
     fi
-    say "$failures failures without a new checkpoint (MAX_FAILURES=$MAX_FAILURES): given up. The same sbatch command goes on from ${newest:-the beginning}"
+    say "given up after $failures failures without a new checkpoint (MAX_FAILURES=$MAX_FAILURES); submitted again, it goes \
+on from ${newest:-the beginning}"
     exit "$status"
 }
 
 requeue() { # why, status where it cannot be
-    local state
-    state=$(scontrol -o show job "$job" | head -n 1 | grep -o 'JobState=[A-Z_]*')
-    if [[ $state != JobState=RUNNING ]]; then # cancelled, or requeued by somebody else: theirs to decide
-        say "$1; $state"
+    local known
+    known=$(scontrol -o show job "$job")
+    if [[ ${known%%$'\n'*} != *JobState=RUNNING* ]]; then # cancelled, or requeued by somebody else: theirs to decide
+        say "$1; Slurm ends this job"
         exit 143
     fi
     if ((${SLURM_RESTART_COUNT:-0} < MAX_RESTARTS)) && scontrol requeue "$job"; then
@@ -340,19 +380,19 @@ requeue() { # why, status where it cannot be
         nap 60 # until Slurm ends this attempt
         exit 0
     fi
-    say "$1, and job $job was not requeued (restarts: ${SLURM_RESTART_COUNT:-0}): the same sbatch command goes on"
+    say "$1, and job $job was not requeued (restarts: ${SLURM_RESTART_COUNT:-0}); submitted again, it goes on"
     exit $(($2 ? $2 : SAVED))
 }
 
-attempt_with_judge() { # the whole of a job that plays the game
+attempt_with_judge() { # nemo-magic's command. The whole of a job that plays the game
+    local command=$1 status=0
     listen
-    steps_run_in
-    find_judge beside
-    local status=0 words=("${training_words[@]}" judge.launch=false "judge.urls=$judge_urls" judge.token_env=NEMO_MAGIC_JUDGE_TOKEN)
-    plan train "${words[@]}"
-    [[ -n ${JUDGE_FOLDER:-} ]] || launch_judge
-    wait_for_judge
-    [[ -z $asked && -z $ended ]] || finish "$SAVED"
-    train train "${words[@]}" || status=$?
+    begin
+    [[ -n ${SLURM_HET_SIZE:-} || -n $JUDGE_FOLDER ]] ||
+        die "$MISCONFIGURED" "this job has no nodes for a judge, and JUDGE_FOLDER names none: see docs/cluster.md"
+    plan "$command" "${words[@]}" "${judge_elsewhere[@]}"
+    find_judge 1
+    [[ -n $JUDGE_FOLDER ]] || { launch_judge && wait_for_judge; }
+    train "$command" "${words[@]}" judge.launch=false "judge.urls=$judge_urls" judge.token_env=NEMO_MAGIC_JUDGE_TOKEN || status=$?
     finish "$status"
 }

@@ -28,5 +28,6 @@ home=${NEMO_MAGIC_HOME:-${SLURM_SUBMIT_DIR:-$(cd "$(dirname "$0")/.." && pwd)}}
 # shellcheck source=slurm/lib.sh
 source "$home/slurm/lib.sh"
 
-parse magic_8b "$@"
-if [[ $mode == run ]]; then attempt_with_judge; else submit train yes "$@"; fi
+parse "$@"
+named "${words[@]}" || words=(-cn magic_8b "${words[@]}")
+if [[ $mode == run ]]; then attempt_with_judge train; else submit train yes "$@"; fi

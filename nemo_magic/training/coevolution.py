@@ -36,7 +36,7 @@ from nemo_magic.training.resume import Resume, start_weights
 from nemo_magic.training.rewrites import Rewrites
 from nemo_magic.training.shelf import STATE
 from nemo_magic.training.timers import Timers
-from nemo_magic.training.watchdog import Watchdog
+from nemo_magic.training.watchdog import Watchdog, host_of_process
 
 REWRITES = "rewrites.json"
 
@@ -133,8 +133,15 @@ class _Coevolution:
         finale(cfg, self.cast, self.arena, self.referee, self.snapshots, self.test, self.folder)
 
     def watchdog(self) -> Watchdog:
-        timeout, world = self.cfg.exp_manager.hang_timeout, self.world
-        return Watchdog(self.folder, timeout, world.rank, world.size, self.timers, lambda: self.schedule.step + 1)
+        hosts = self.world.everyone(host_of_process())
+        return Watchdog(
+            self.folder,
+            self.cfg.exp_manager.hang_timeout,
+            self.world.rank,
+            hosts,
+            self.timers,
+            lambda: self.schedule.step + 1,
+        )
 
     def step(self) -> tuple[dict[str, float], list[Scored]]:
         """One round of Algorithm 1: sample, play, judge, reward, learn."""

@@ -1,7 +1,7 @@
 """Which rank a run died of: ``nemo-magic postmortem RUN``. Imports neither torch nor NeMo.
 
-Read are what the watchdogs wrote (``hangs/``), what torch's flight recorder did (``nccl_trace_rank_N``), and the last
-lines of the ranks' logs (``logs/<attempt>/rank-NNNN.log``) of the newest attempt.
+Read are what the watchdogs wrote (``hangs/``) and, in ``logs/<attempt>`` of the newest attempt, what torch's flight
+recorder did (``nccl_trace_rank_N``), the ends of the ranks' logs (``rank-NNNN.log``) and srun's own (``srun.log``).
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemo_magic.training.watchdog import FOLDER, Place
+from nemo_magic.training.watchdog import FOLDER, HOSTS, Place
 
 LOGS = "logs"
 _TRACE = "nccl_trace_rank_"
 _COLLECTIVE = re.compile(r"torch/distributed/|/gloo|/nccl")
+# srun: error: node7: task 12: Killed, and tasks 12-15 where several ended alike
+_SRUN = re.compile(r"srun: error: (?P<host>\S+): tasks? (?P<ranks>[\d,-]+): (?P<how>.+)")
 _ERROR = re.compile(r"^\S*(Error|Exception|Interrupt)\b|^nemo-magic |^srun: error|CUDA error|Killed|Segmentation fault")
 
 
@@ -54,12 +56,19 @@ def report(folder: Path) -> Iterator[str]:
         )
     collectives = dict(read_traces(logs)) if logs else {}
     yield from behind(collectives)
+    ended = first_ended(logs) if logs else None
     if places:
-        yield f"culprit: {culprit(places)}"
+        yield f"culprit: {culprit(places, read_hosts(folder / FOLDER, places[0].attempt))}"
     elif len(last) == 1:
-        yield f"culprit: rank {next(iter(last))}, the only one that failed by itself"
+        yield f"culprit: rank {next(iter(last))}{_of(ended)}, the only one that failed by itself"
+    elif ended:
+        yield f"culprit: rank {ended['ranks']} on {ended['host']} ended first: {ended['how']}"
     elif not last:
         yield f"{folder}: no watchdog, flight recorder or rank log says anything of a failure"
+
+
+def _of(ended: Mapping[str, str] | None) -> str:
+    return f" (srun: rank {ended['ranks']} on {ended['host']} ended first, {ended['how']})" if ended else ""
 
 
 def _looks_like_an_attempt(name: str) -> bool:
@@ -85,8 +94,17 @@ def read_places(folder: Path) -> list[Place]:
     return sorted((place for _, place in written if place.attempt == newest), key=lambda place: place.rank)
 
 
-def culprit(places: Sequence[Place]) -> str:
-    """The one that is not where the others wait.
+def read_hosts(folder: Path, attempt: str) -> Sequence[str]:
+    """Where the ranks of an attempt ran, rank 0 first; empty where it is not known."""
+    try:
+        found = json.loads((folder / HOSTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ()
+    return found["names"] if found.get("attempt") == attempt else ()
+
+
+def culprit(places: Sequence[Place], hosts: Sequence[str] = ()) -> str:
+    """The one that is not where the others wait. ``hosts``: of each rank, where that is known.
 
     A rank whose watchdog wrote nothing has no running process: stopped, or its node is gone. Otherwise the rank that
     got least far; of those equally far, one that is not inside a collective; else the one that is alone at its spot.
@@ -95,7 +113,7 @@ def culprit(places: Sequence[Place]) -> str:
     silent = sorted(set(range(world)) - {place.rank for place in places})
     waiting = f"the others wait in {_commonest([place.part for place in places])}, step {places[0].step}"
     if silent:
-        listed = ", ".join(map(str, silent))
+        listed = ", ".join(f"{rank} on {hosts[rank]}" if hosts else str(rank) for rank in silent)
         return (
             f"rank{'s' if len(silent) > 1 else ''} {listed}: nothing was written; the process is stopped, killed or "
             f"cut off, or its node is gone; {waiting}"
@@ -106,21 +124,23 @@ def culprit(places: Sequence[Place]) -> str:
         outside = [place for place in places if not _in_collective(place)]
         behind = outside if 0 < len(outside) < world else _alone(places)
     if not behind:
-        return f"none stands out: all {world} ranks are at the same spot, {_spot(places[0])}, step {places[0].step}"
+        spots = "; ".join(dict.fromkeys(_spot(place) for place in places))
+        return f"none stands out: all {world} ranks are equally far, in step {places[0].step}, at {spots}"
     listed = "; ".join(f"rank {p.rank} on {p.host} in step {p.step}, {p.part}, at {_spot(p)}" for p in behind)
     others = [place for place in places if place not in behind]
-    waiting = f"the others wait in {_commonest([p.part for p in others])}, at {_commonest([_spot(p) for p in others])}"
-    return f"{listed}; {waiting}" if others else listed
+    part, spot = _commonest([place.part for place in others]), _commonest([_spot(place) for place in others])
+    return f"{listed}; the others wait in {part}, at {spot}"
 
 
 def _alone(places: Sequence[Place]) -> list[Place]:
     counts = Counter(_spot(place) for place in places)
     rare = min(counts.values())
-    return [place for place in places if counts[_spot(place)] == rare] if len(counts) > 1 else []
+    return [place for place in places if counts[_spot(place)] == rare] if rare < max(counts.values()) else []
 
 
 def _in_collective(place: Place) -> bool:
-    return any(_COLLECTIVE.search(frame) for frame in place.stacks.get("main", [])[:6])
+    # The innermost only: what a signal's handler or a hook does on top of a collective is no waiting for others.
+    return any(_COLLECTIVE.search(frame) for frame in place.stacks.get("main", [])[:1])
 
 
 def _spot(place: Place) -> str:
@@ -143,6 +163,14 @@ def last_errors(logs: Path) -> Iterator[tuple[int, str]]:
         found = next((line for line in reversed(lines) if _ERROR.search(line)), None)
         if found is not None:
             yield int(path.stem.removeprefix("rank-")), found.strip()
+
+
+def first_ended(logs: Path) -> Mapping[str, str] | None:
+    """host, ranks, how: the first rank whose failing end srun told of; it ended the others."""
+    path = logs / "srun.log"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    found = _SRUN.search(text)
+    return found.groupdict() if found else None
 
 
 class _Plain(pickle.Unpickler):

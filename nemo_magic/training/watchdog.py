@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,7 @@ from typing import Protocol
 from typing_extensions import Self
 
 FOLDER = "hangs"
+HOSTS = "hosts.json"
 EXIT_HUNG = 70
 """A rank, or the others with it, did not move (EX_SOFTWARE)."""
 
@@ -57,6 +58,19 @@ class Place:
     stacks: dict[str, list[str]]
 
 
+@dataclass(frozen=True)
+class Hosts:
+    """Where the ranks of an attempt run, rank 0 first: a rank that hangs may not be able to say so itself."""
+
+    attempt: str
+    names: list[str]
+
+
+def host_of_process() -> str:
+    """The node's name, Slurm's where it has one: a container may go by another."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
 def attempt_of_process() -> str:
     """What all ranks of one start of a run have in common, and no other start has."""
     environ = os.environ
@@ -71,6 +85,7 @@ class Watchdog:
     Args:
         run: the run's folder, which all ranks share.
         timeout: seconds without a move that are a hang: longer than the longest part of a step, and than a checkpoint.
+        hosts: where each rank of the world runs (``host_of_process``).
         timers: what moves.
         step: the step under way.
         end: how the process ends; os._exit, since a thread that hangs in a collective cannot be asked to.
@@ -81,14 +96,14 @@ class Watchdog:
         run: Path,
         timeout: float | None,
         rank: int,
-        world: int,
+        hosts: Sequence[str],
         timers: Clockwork,
         step: Callable[[], int],
         end: Callable[[int], object] = os._exit,
     ) -> None:
         self._folder, self._timeout = run / FOLDER, timeout
         self._grace = GRACE if timeout is None else min(GRACE, timeout)
-        self._rank, self._world = rank, world
+        self._rank, self._hosts = rank, list(hosts)
         self._timers, self._step, self._end = timers, step, end
         self._attempt = attempt_of_process()
         self._alarm = self._folder / f"alarm-{self._attempt}"
@@ -100,6 +115,8 @@ class Watchdog:
         if self._timeout is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._path.unlink(missing_ok=True)
+            if self._rank == 0:
+                _write(self._folder / HOSTS, Hosts(self._attempt, self._hosts))
             self._thread.start()
         return self
 
@@ -131,9 +148,7 @@ class Watchdog:
 
     def _tell(self, idle: float, hung: bool) -> None:
         place = self._place(idle)
-        partial = self._path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(asdict(place), indent=1), encoding="utf-8")
-        partial.replace(self._path)
+        _write(self._path, place)
         if hung:
             self._alarm.touch()
         # The first that ends takes the others with it: all of them write first.
@@ -157,8 +172,8 @@ class Watchdog:
         return Place(
             self._attempt,
             self._rank,
-            self._world,
-            socket.gethostname(),
+            len(self._hosts),
+            self._hosts[self._rank],
             os.getpid(),
             self._step(),
             self._timers.where,
@@ -166,3 +181,9 @@ class Watchdog:
             round(idle, 1),
             stacks,
         )
+
+
+def _write(path: Path, said: Place | Hosts) -> None:
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps(asdict(said), indent=1), encoding="utf-8")
+    partial.replace(path)

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import signal
+import socket
 import threading
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -61,7 +62,8 @@ def test_a_stopped_process_is_named_though_it_says_nothing(
 ) -> None:
     said, status = hang(game, "stopped", tmp_path, signal.SIGSTOP, monkeypatch)
     assert status == EXIT_HUNG
-    assert said.splitlines()[-1].startswith("culprit: rank 1: nothing was written; the process is stopped")
+    host = socket.gethostname()
+    assert said.splitlines()[-1].startswith(f"culprit: rank 1 on {host}: nothing was written; the process is stopped")
 
 
 def place(rank: int, step: int = 7, moves: int = 40, part: str = "step/update", *frames: str) -> Place:
@@ -82,12 +84,23 @@ def test_of_those_equally_far_the_one_outside_a_collective_is() -> None:
     )
 
 
+def test_a_rank_that_sleeps_on_top_of_a_collective_does_not_wait_in_it() -> None:
+    asleep = place(1, 7, 40, "step/update", "/z/hook.py:4 stuck", *place(0).stacks["main"])
+    assert culprit([place(0), asleep, place(2)]).startswith("rank 1 on node1")
+
+
+def test_where_all_wait_elsewhere_nobody_is_accused() -> None:
+    apart = [place(rank, 7, 40, "step/update", f"/z/part{rank}.py:1 work") for rank in range(3)]
+    assert culprit(apart).startswith("none stands out: all 3 ranks are equally far, in step 7, at /z/part0.py:1 work; ")
+
+
 def test_where_all_wait_alike_nobody_is_accused() -> None:
     assert culprit([place(0), place(1), place(2)]).startswith("none stands out: all 3 ranks")
 
 
 def test_ranks_without_a_word_are_named_together() -> None:
     assert culprit([place(1)]).startswith("ranks 0, 2: nothing was written")
+    assert culprit([place(1)], ["a", "b", "c"]).startswith("ranks 0 on a, 2 on c: nothing was written")
 
 
 def test_what_an_earlier_attempt_wrote_is_not_mixed_in(tmp_path: Path) -> None:
@@ -108,7 +121,7 @@ def test_a_rank_that_moves_is_left_alone_and_one_that_does_not_is_ended(tmp_path
         ended.set()
 
     moving = threading.Event()
-    with Watchdog(tmp_path, 0.5, 0, 1, timers, lambda: 3, end):
+    with Watchdog(tmp_path, 0.5, 0, ["here"], timers, lambda: 3, end):
         for _ in range(20):
             with timers("update"):
                 assert not moving.wait(0.05)
@@ -116,11 +129,11 @@ def test_a_rank_that_moves_is_left_alone_and_one_that_does_not_is_ended(tmp_path
         with timers("logprobs"):
             assert ended.wait(30)
     (found,) = read_places(tmp_path / FOLDER)
-    assert (statuses, found.step, found.part) == ([EXIT_HUNG], 3, "logprobs")
+    assert (statuses, found.step, found.part, found.host) == ([EXIT_HUNG], 3, "logprobs", "here")
 
 
 def test_nobody_watches_where_no_timeout_is_set(tmp_path: Path) -> None:
-    with Watchdog(tmp_path, None, 0, 1, Timers(), lambda: 1):
+    with Watchdog(tmp_path, None, 0, ["here"], Timers(), lambda: 1):
         pass
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="exp_manager.hang_timeout=0 must be greater than 0"):
@@ -163,3 +176,14 @@ def test_the_one_rank_whose_log_ends_in_an_error_is_the_culprit(tmp_path: Path) 
         "rank 1 said last: OSError: [Errno 5] Input/output error",
         "culprit: rank 1, the only one that failed by itself",
     ]
+
+
+def test_a_rank_that_was_killed_says_nothing_but_srun_does(tmp_path: Path) -> None:
+    logs = tmp_path / "logs" / "12.1"
+    logs.mkdir(parents=True)
+    (logs / "rank-0002.log").write_text("step 3\n")
+    (logs / "srun.log").write_text(
+        "srun: error: node7: task 2: Killed\nsrun: Terminating StepId=12.2\n"
+        "srun: error: node7: tasks 0-1,3: Exited with exit code 1\n"
+    )
+    assert list(report(tmp_path)) == ["culprit: rank 2 on node7 ended first: Killed"]

@@ -1,0 +1,130 @@
+"""Runs side by side: ``nemo-magic sweep-table RUN …``. Imports neither torch nor NeMo.
+
+Each row is what a run's own files say. A run that did not finish has a row too, with what it had measured until then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nemo_magic.game.payoff import NO_REWRITE, CrossPlay
+from nemo_magic.report.records import CROSSPLAY_FILE, METRICS_FILE, PICTURE_FILE, STRATEGIES_FILE, read_records
+
+CONFIG_FILE = "config.yaml"
+TABLE = "table"
+FINISHED = "finished"
+
+_HELD_OUT = {
+    "ASR": "val_rollouts/asr",
+    "over-refusal": "val_rollouts/over_refusal",
+    "useful": "val_rollouts/useful",
+    "refusal, harmful": "val_rollouts/refusal_harmful",
+}
+"""Column → metric of the last step that was validated."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run's row. ``figures``: column → share in 0..1, of what the run measured."""
+
+    run: str
+    state: str
+    step: int | None
+    figures: Mapping[str, float]
+
+
+def add_parser(commands: Any) -> None:
+    """``nemo-magic sweep-table``."""
+    about = "put runs side by side in one table: what became of each, and of its defender"
+    parser = commands.add_parser("sweep-table", help=about, description=about, allow_abbrev=False)
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run's folder")
+    parser.add_argument(
+        "--into", metavar="FOLDER", type=Path, help="also write table.md, table.csv and table.json there"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    outcomes = [outcome(folder) for folder in args.runs]
+    if args.into is not None:
+        write(outcomes, args.into)
+    print(markdown(outcomes), end="")
+    return 0
+
+
+def outcome(folder: Path) -> Outcome:
+    """What is known of a run.
+
+    Raises:
+        ValueError: one of its files is no such file.
+    """
+    metrics = folder / METRICS_FILE
+    records = read_records(metrics) if metrics.exists() else []
+    if not records:
+        return Outcome(folder.name, "no steps" if folder.exists() else "missing", None, {})
+    validated = [record.metrics for record in records if any(name in record.metrics for name in _HELD_OUT.values())]
+    held_out = validated[-1] if validated else {}
+    figures = {column: held_out[name] for column, name in _HELD_OUT.items() if name in held_out}
+    return Outcome(folder.name, _state(folder, records[-1].step), records[-1].step, figures | _at_the_end(folder))
+
+
+def _state(folder: Path, step: int) -> str:
+    # The picture is the last thing a run draws; one that goes on has newer figures than its picture.
+    picture, metrics = folder / PICTURE_FILE, folder / METRICS_FILE
+    if picture.exists() and picture.stat().st_mtime >= metrics.stat().st_mtime:
+        return FINISHED
+    config = folder / CONFIG_FILE
+    game = yaml.safe_load(config.read_text(encoding="utf-8")).get("game", {}) if config.exists() else {}
+    return f"stopped after {step}" + (f" of {game['max_steps']} steps" if "max_steps" in game else " steps")
+
+
+def _at_the_end(folder: Path) -> dict[str, float]:
+    """What was measured of the last defender once the game was over."""
+    found = {}
+    if (folder / CROSSPLAY_FILE).exists():
+        crossplay = CrossPlay.load(folder / CROSSPLAY_FILE)
+        first = 1 if crossplay.attackers[0] == NO_REWRITE and len(crossplay.attackers) > 1 else 0
+        found = {"ASR, first attacker": crossplay.asr[first][-1], "ASR, worst attacker": crossplay.worst_case()}
+    if (folder / STRATEGIES_FILE).exists():
+        probe = json.loads((folder / STRATEGIES_FILE).read_text(encoding="utf-8"))["end"]
+        found |= {"ASR, worst strategy": probe["worst"], "ASR, mean strategy": probe["mean"]}
+    return found
+
+
+def columns(outcomes: Sequence[Outcome]) -> list[str]:
+    """What any of them measured, in the order in which a run measures it."""
+    return list(dict.fromkeys(column for one in outcomes for column in one.figures))
+
+
+def markdown(outcomes: Sequence[Outcome]) -> str:
+    """Shares in percent."""
+    names = columns(outcomes)
+    lines = [["run", "state", *names], ["---"] * (2 + len(names))]
+    lines += [[one.run, one.state, *(_percent(one.figures.get(name)) for name in names)] for one in outcomes]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def write(outcomes: Sequence[Outcome], folder: Path) -> None:
+    """``table.md`` for people, ``table.csv`` and ``table.json`` with shares in 0..1."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = columns(outcomes)
+    rows = [{"run": one.run, "state": one.state, "step": one.step, **one.figures} for one in outcomes]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["run", "state", "step", *names], restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    (folder / f"{TABLE}.csv").write_text(text.getvalue(), encoding="utf-8")
+    (folder / f"{TABLE}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    (folder / f"{TABLE}.md").write_text(markdown(outcomes), encoding="utf-8")
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None or share != share else f"{100 * share:.1f}"
