@@ -23,7 +23,7 @@ ARG ALIGNER_COMMIT=0d72d2829d34c07cd8685348c0f37f6b6b7e5834
 ARG MAGIC_VERSION=0.1.0
 ARG READY_MADE_IMAGE=nvcr.io/nvidia/nemo:25.02
 # --- not pins: how it is built, and what our own source was -------------------------------------------------------------
-# H100 and H200. More architectures are separated by semicolons: "80;90" and "8.0;9.0".
+# Of TensorRT-LLM and of apex: H100 and H200. More are separated by semicolons: "80;90" and "8.0;9.0".
 ARG CUDA_ARCHS=90
 ARG TORCH_CUDA_ARCH_LIST=9.0
 # Compilers at once: each takes up to 8 GB.
@@ -63,7 +63,7 @@ WORKDIR /src/NeMo
 # The commits of pull request 11497: what its head has and the main branch of that day has not. Names are only for git.
 RUN git config user.name build && git config user.email build@localhost \
     && git fetch --quiet --filter=blob:none --unshallow origin "${NEMO_FIX_COMMIT}" "${NEMO_FIX_UPSTREAM_COMMIT}" \
-    && git cherry-pick "$(git merge-base "${NEMO_FIX_UPSTREAM_COMMIT}" "${NEMO_FIX_COMMIT}")..${NEMO_FIX_COMMIT}" \
+    && git cherry-pick --allow-empty "$(git merge-base "${NEMO_FIX_UPSTREAM_COMMIT}" "${NEMO_FIX_COMMIT}")..${NEMO_FIX_COMMIT}" \
     && git rev-parse "${NEMO_FIX_COMMIT}" > /built/nemo_fix.commit \
     && rm -rf .git
 
@@ -87,10 +87,11 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     "--build-option=--cpp_ext --cuda_ext --fast_layer_norm --distributed_adam --deprecated_fused_adam" ./apex
 
 FROM sources AS te
-ARG TE_COMMIT CUDA_ARCHS MAX_JOBS
+ARG TE_COMMIT MAX_JOBS
 RUN checkout te TransformerEngine https://github.com/NVIDIA/TransformerEngine.git "${TE_COMMIT}"
+# At this commit it compiles for 70, 80, 89 and 90, whatever one says.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    NVTE_FRAMEWORK=pytorch NVTE_WITH_USERBUFFERS=1 MPI_HOME=/usr/local/mpi NVTE_CUDA_ARCHS="${CUDA_ARCHS}" \
+    NVTE_FRAMEWORK=pytorch NVTE_WITH_USERBUFFERS=1 MPI_HOME=/usr/local/mpi \
     pip wheel --no-deps --no-build-isolation --wheel-dir /wheels ./TransformerEngine
 
 # The TensorRT that TensorRT-LLM was written for, in place of the base image's; the final image stands on this one.
@@ -116,9 +117,12 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 FROM ${READY_MADE_IMAGE} AS ready-made
 SHELL ["/bin/bash", "-eu", "-o", "pipefail", "-c"]
 ARG READY_MADE_IMAGE MAGIC_VERSION REVISION
-# The container's own constraints stay in force: what it has is kept, what is missing comes.
-RUN --mount=type=bind,target=/mnt/source,rw --mount=type=cache,target=/root/.cache/pip \
-    pip install /mnt/source
+# Our wheel is built with the lock's setuptools. It is installed under the container's own constraints: what is there stays,
+# what is missing comes.
+RUN --mount=type=bind,target=/mnt/source,rw --mount=type=cache,target=/root/.cache/pip --mount=type=tmpfs,target=/wheels \
+    PIP_CONSTRAINT=/mnt/source/requirements/gpu.txt pip wheel --no-deps --wheel-dir /wheels /mnt/source \
+    && pip install /wheels/nemo_magic-*.whl \
+    && python -c "import nemo_aligner" && nemo-magic --help
 LABEL org.opencontainers.image.title="nemo-magic (on NeMo)" \
       org.opencontainers.image.version="${MAGIC_VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
@@ -134,11 +138,13 @@ CMD ["nemo-magic", "--help"]
 FROM tensorrt AS magic
 SHELL ["/bin/bash", "-eu", "-o", "pipefail", "-c"]
 ARG BASE_IMAGE MAGIC_VERSION REVISION
-# Their place is taken by the wheels; the base image's constraints pin what these replace.
-RUN pip uninstall --yes apex transformer-engine
+# Their place is taken by the wheels and the lock; the base image's constraints pin what these replace. Its triton is called
+# pytorch-triton, whose files would stay among those of the lock's.
+RUN pip uninstall --yes apex transformer-engine pytorch-triton
 COPY requirements/gpu.txt /opt/pins/
+# As a constraint the lock pins the setuptools, too, with which what comes as source is built.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    PIP_CONSTRAINT="" pip install --no-deps -r /opt/pins/gpu.txt
+    PIP_CONSTRAINT=/opt/pins/gpu.txt pip install --no-deps -r /opt/pins/gpu.txt
 RUN --mount=type=bind,from=apex,source=/wheels,target=/mnt/apex \
     --mount=type=bind,from=te,source=/wheels,target=/mnt/te \
     --mount=type=bind,from=trtllm,source=/wheels,target=/mnt/trtllm \

@@ -206,11 +206,14 @@ def _sources(args: argparse.Namespace) -> list[str]:
             ref = f"refs/tags/v{pins['TRTLLM_VERSION']}" if name == "TRTLLM" else None
             problem = missing_commit(url, pins[f"{name}_COMMIT"], ref)
             problems += [problem] if problem else []
-        lock = ["--no-deps", "--dry-run", "--quiet", "-r", str(args.folder / "gpu.txt")]
+        lock = str(args.folder / "gpu.txt")
+        pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--dry-run", "--quiet", "-r", lock]
         # The base image's own constraints are not ours to meet: the lock replaces them.
-        free = os.environ | {"PIP_CONSTRAINT": ""}
-        done = subprocess.run([sys.executable, "-m", "pip", "install", *lock], env=free, capture_output=True, text=True)
-        problems += [f"gpu.txt: {line}" for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        done = subprocess.run(pip, env=os.environ | {"PIP_CONSTRAINT": lock}, capture_output=True, text=True)
+        if done.returncode:
+            said = done.stderr.strip().splitlines() or ["no message"]
+            errors = [line for line in said if line.startswith("ERROR")] or said[-1:]
+            problems += [f"gpu.txt: pip: {line}" for line in errors]
     if not problems:
         (args.folder / "pins.env").write_text("".join(f"{name}={value}\n" for name, value in pins.items()))
     return problems
