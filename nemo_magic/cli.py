@@ -17,6 +17,8 @@ from dataclasses import replace
 from nemo_magic import __version__
 from nemo_magic.actors.errors import RemoteError
 from nemo_magic.config import ConfigError, MagicConfig, compose, describe, save_resolved, to_yaml
+from nemo_magic.convert import command as convert
+from nemo_magic.convert.errors import ConvertError
 from nemo_magic.data.errors import DataError
 from nemo_magic.judge.errors import JudgeError
 from nemo_magic.training import postmortem
@@ -46,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.command == "judge-check":
             return _check_judges(args)
+        if args.command == "convert":
+            return convert.run(args)
         if args.command == "postmortem":
             return postmortem.run(args)
         cfg = compose(args.config_name, args.overrides, args.config_dir, args.command)
@@ -60,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_CONFIG
     except Preempted as error:
         return _say(args.command, f"{error}; the same command goes on from there", EXIT_PREEMPTED)
-    except (DataError, JudgeError, RemoteError, TrainingError, FileNotFoundError, FileExistsError) as error:
+    except (ConvertError, DataError, JudgeError, RemoteError, TrainingError, FileNotFoundError, FileExistsError) as error:
         return _say(args.command, str(error), EXIT_RUNTIME)
     except KeyboardInterrupt:
         print(f"nemo-magic {args.command}: interrupted", file=sys.stderr)
@@ -209,6 +213,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     checking.add_argument("--token-env", metavar="NAME", help="the environment variable that holds their token")
     checking.add_argument("--batch", type=int, default=64, metavar="N", help="rows a request (64)")
     postmortem.add_parser(commands)
+    convert.add_parser(commands)
     checking.add_argument("--parallel", type=int, default=4, metavar="N", help="requests at once (4)")
     # Overrides are what is left over: argparse cannot mix an open list of positionals with options.
     args, rest = parser.parse_known_args(argv)
@@ -217,7 +222,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"unknown option: {' '.join(options)}")
     if args.command == "judge-check" and (rest or len(args.judge) > 2):
         parser.error(f"unknown argument: {' '.join(rest)}" if rest else "--judge is given at most twice")
-    if args.command == "postmortem" and rest:
+    if args.command in ("convert", "postmortem") and rest:
         parser.error(f"unknown argument: {' '.join(rest)}")
     args.overrides = rest
     return args

@@ -1,0 +1,252 @@
+"""``config.json`` of Hugging Face as keys of ``conf/model``, and back. Imports neither torch nor transformers.
+
+What a Megatron model of this stack cannot be is refused here, by key and value: a checkpoint that converts computes
+what it computed before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nemo_magic.convert.errors import ConvertError
+from nemo_magic.model_config import ModelConfig, TokenizerConfig
+
+FAMILIES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+"""``model_type`` → architecture. Qwen2.5 is ``qwen2``."""
+
+# The only scaling that NeMo has (scale_positional_embedding; its factors are constants there): Llama-3.1's.
+_LLAMA31_ROPE = {"factor": 8, "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}
+
+# Key → (the one value that can be represented, what another would mean).
+_FIXED: dict[str, tuple[Any, str]] = {
+    "hidden_act": ("silu", "the gated MLP here is SwiGLU"),
+    "attention_bias": (False, "Megatron has no bias on queries, keys, values and output alone"),
+    "mlp_bias": (False, "Megatron has no bias in the MLP alone"),
+    "use_sliding_window": (False, "attention here is over the whole sequence"),
+    "use_mrope": (False, "positions here are of text only"),
+    "partial_rotary_factor": (1.0, "the whole of a head is rotated"),
+    "quantization_config": (None, "give the unquantized checkpoint"),
+}
+_SHAPE = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+_LONGEST = 8192
+"""``encoder_seq_length`` of a converted model is at most this, as in conf/model; a run sets its own."""
+
+# What must agree for weights of one to be weights of the other.
+ARCHITECTURE = (
+    "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
+    "normalization", "layernorm_epsilon", "bias", "qkv_bias", "activation", "position_embedding_type",
+    "rotary_percentage", "rotary_base", "rotary_interleaved", "scale_positional_embedding",
+    "seq_len_interpolation_factor", "share_embeddings_and_output_weights",
+)  # fmt: skip
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises ConvertError when there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConvertError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise ConvertError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConvertError(f"{path} holds a {type(value).__name__}, not an object")
+    return value
+
+
+def model_of(config: Mapping[str, Any], tokens: int | None = None, tokenizer: str | None = None) -> ModelConfig:
+    """The Megatron model that computes what ``config`` (a ``config.json``) describes.
+
+    Args:
+        tokens: size of the tokenizer, which with ``make_vocab_size_divisible_by`` decides how many rows the embedding
+            has; by default that of the vocabulary in ``config``.
+        tokenizer: folder or name for ``model.tokenizer.type``.
+
+    Raises:
+        ConvertError: for what Megatron cannot represent, with one line for every key.
+    """
+    problems = _refused(config)
+    if problems:
+        raise ConvertError("\n".join(f"config.json: {line}" for line in problems))
+    rope = _rope(config)
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    head_dim = config.get("head_dim") or hidden // heads
+    positions = config["max_position_embeddings"]
+    qwen = config["model_type"] == "qwen2"
+    return ModelConfig(
+        tokenizer=TokenizerConfig(library="huggingface", type=tokenizer),
+        num_layers=config["num_hidden_layers"],
+        hidden_size=hidden,
+        ffn_hidden_size=config["intermediate_size"],
+        num_attention_heads=heads,
+        num_query_groups=config.get("num_key_value_heads") or heads,
+        kv_channels=head_dim if head_dim * heads != hidden else None,
+        max_position_embeddings=positions,
+        encoder_seq_length=min(positions, _LONGEST),
+        make_vocab_size_divisible_by=vocabulary_multiple(tokens or config["vocab_size"], config["vocab_size"]),
+        normalization="rmsnorm",
+        layernorm_epsilon=config.get("rms_norm_eps", 1e-6),
+        bias=False,
+        qkv_bias=qwen,
+        activation="fast-swiglu",
+        position_embedding_type="rope",
+        rotary_base=int(rope["rope_theta"]),
+        scale_positional_embedding=rope["rope_type"] == "llama3",
+        share_embeddings_and_output_weights=config.get("tie_word_embeddings", False),
+        attention_dropout=config.get("attention_dropout", 0.0),
+    )
+
+
+def vocabulary_multiple(tokens: int, rows: int) -> int:
+    """The multiple of 128 that, when ``tokens`` are padded to it, leaves the least beyond ``rows``.
+
+    NeMo sizes the embedding by the tokenizer, and published embeddings are often larger: Qwen2.5's 151,665 tokens have
+    152,064 rows, which padding to 512 gives. 128 keeps it divisible at every usual TP. Of equally good ones the
+    smallest.
+
+    Raises:
+        ConvertError: when the tokenizer is larger than the embedding.
+    """
+    if tokens > rows:
+        raise ConvertError(
+            f"config.json: vocab_size={rows}, but the tokenizer beside it has {tokens} tokens: it is another model's"
+        )
+    sizes = ((-(-tokens // m) * m, m) for m in range(128, rows + 128, 128))
+    return min((size, m) for size, m in sizes if size >= rows)[1]
+
+
+def padded_rows(model: ModelConfig, tokens: int) -> int:
+    """Rows of the embedding that NeMo builds for a tokenizer of ``tokens``."""
+    multiple = model.make_vocab_size_divisible_by
+    return -(-tokens // multiple) * multiple
+
+
+def difference(model: ModelConfig, other: ModelConfig) -> list[str]:
+    """Keys of the architecture in which the two differ, as ``key=one, not other``."""
+    one, two = _resolved(model), _resolved(other)
+    return [f"{key}={one[key]!r}, not {two[key]!r}" for key in ARCHITECTURE if one[key] != two[key]]
+
+
+def config_of(model: ModelConfig, rows: int, special: Mapping[str, int | None]) -> dict[str, Any]:
+    """A ``config.json`` for a model that never had one.
+
+    Args:
+        rows: of its embedding.
+        special: ``bos_token_id``, ``eos_token_id``, ``pad_token_id`` of its tokenizer.
+
+    Raises:
+        ConvertError: when no architecture of Hugging Face is known that computes the same.
+    """
+    wanted = {
+        "normalization": ("rmsnorm",),
+        "bias": (False,),
+        "activation": ("fast-swiglu", "swiglu"),
+        "position_embedding_type": ("rope",),
+        "rotary_percentage": (1.0,),
+        "rotary_interleaved": (False,),
+        "seq_len_interpolation_factor": (None,),
+        "apply_query_key_layer_scaling": (False,),
+    }
+    wrong = [
+        f"model.{key}={getattr(model, key)!r} has no place in {' or '.join(FAMILIES.values())}: "
+        f"it would have to be {' or '.join(map(repr, values))}"
+        for key, values in wanted.items()
+        if getattr(model, key) not in values
+    ]
+    if wrong:
+        raise ConvertError("\n".join(wrong))
+    kind = "qwen2" if model.qkv_bias else "llama"
+    head_dim = model.kv_channels or model.hidden_size // model.num_attention_heads
+    config: dict[str, Any] = {
+        "architectures": [FAMILIES[kind]],
+        "model_type": kind,
+        "hidden_act": "silu",
+        "num_hidden_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.ffn_hidden_size,
+        "num_attention_heads": model.num_attention_heads,
+        "num_key_value_heads": model.num_query_groups or model.num_attention_heads,
+        "head_dim": head_dim,
+        "max_position_embeddings": model.max_position_embeddings or model.encoder_seq_length,
+        "rms_norm_eps": model.layernorm_epsilon,
+        "rope_theta": float(model.rotary_base),
+        "rope_scaling": {"rope_type": "llama3", **_LLAMA31_ROPE} if model.scale_positional_embedding else None,
+        "tie_word_embeddings": model.share_embeddings_and_output_weights,
+        "initializer_range": model.init_method_std,
+        "vocab_size": rows,
+        "use_cache": True,
+    }
+    if kind == "llama":
+        config |= {"attention_bias": False, "mlp_bias": False}
+    return config | dict(special)
+
+
+def model_yaml(model: ModelConfig) -> dict[str, Any]:
+    """What of ``model`` a file of conf/model has to say; the rest is layout, optimizer and defaults."""
+    keys = (
+        "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
+        "max_position_embeddings", "encoder_seq_length", "make_vocab_size_divisible_by", "normalization",
+        "layernorm_epsilon", "activation", "position_embedding_type", "rotary_base", "scale_positional_embedding",
+        "bias", "qkv_bias", "share_embeddings_and_output_weights",
+    )  # fmt: skip
+    tokenizer = {"library": model.tokenizer.library, "type": model.tokenizer.type}
+    return {"tokenizer": tokenizer} | {k: getattr(model, k) for k in keys if getattr(model, k) is not None}
+
+
+def _refused(config: Mapping[str, Any]) -> list[str]:
+    kind = config.get("model_type")
+    if kind not in FAMILIES:
+        return [f"model_type={kind!r} is not known; known are: {', '.join(FAMILIES)}"]
+    missing = [key for key in (*_SHAPE, "max_position_embeddings") if key not in config]
+    if kind == "qwen2" and "num_key_value_heads" not in config:
+        missing.append("num_key_value_heads")
+    if missing:
+        return [f"{', '.join(missing)} is missing"]
+    found = []
+    architectures = config.get("architectures") or [FAMILIES[kind]]
+    if architectures != [FAMILIES[kind]]:
+        found.append(f"architectures={architectures} has to be [{FAMILIES[kind]!r}]: a model that generates text")
+    for key, (value, meaning) in _FIXED.items():
+        if config.get(key, value) != value:
+            found.append(f"{key}={config[key]!r} cannot be represented, only {value!r}: {meaning}")
+    kinds = set(config.get("layer_types") or ["full_attention"])
+    if kinds != {"full_attention"}:
+        found.append(f"layer_types has {sorted(kinds)}, only 'full_attention' can be represented")
+    heads, groups = config["num_attention_heads"], config.get("num_key_value_heads") or config["num_attention_heads"]
+    if heads % groups:
+        found.append(f"num_attention_heads={heads} is not divisible by num_key_value_heads={groups}")
+    if not config.get("head_dim") and config["hidden_size"] % heads:
+        found.append(f"hidden_size={config['hidden_size']} is not divisible by num_attention_heads={heads}")
+    rope = _rope(config)
+    if rope["rope_theta"] != int(rope["rope_theta"]):
+        found.append(f"rope_theta={rope['rope_theta']} is not a whole number, as model.rotary_base is")
+    if rope["rope_type"] == "llama3":
+        wrong = {key: rope.get(key) for key, value in _LLAMA31_ROPE.items() if rope.get(key) != value}
+        found += [
+            f"rope_scaling.{key}={value!r} is not {_LLAMA31_ROPE[key]}, the only value NeMo's "
+            "scale_positional_embedding applies (Llama-3.1's)"
+            for key, value in wrong.items()
+        ]
+    elif rope["rope_type"] != "default":
+        found.append(f"rope_scaling.rope_type={rope['rope_type']!r} is not known; known are: default, llama3")
+    return found
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Rotary positions as (``rope_theta``, ``rope_type``, its factors), in either of transformers' notations."""
+    given = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    given["rope_type"] = given.get("rope_type", given.pop("type", None)) or "default"
+    given.setdefault("rope_theta", config.get("rope_theta", 10000.0))
+    return given
+
+
+def _resolved(model: ModelConfig) -> dict[str, Any]:
+    keys = dataclasses.asdict(model)
+    heads = model.num_attention_heads
+    keys["num_query_groups"] = model.num_query_groups or heads
+    keys["kv_channels"] = model.kv_channels or model.hidden_size // heads
+    keys["activation"] = model.activation.removeprefix("fast-")
+    return keys

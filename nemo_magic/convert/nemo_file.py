@@ -1,0 +1,86 @@
+"""``.nemo`` files: an uncompressed tar of ``model_config.yaml`` and the checkpoint ``model_weights``."""
+
+from __future__ import annotations
+
+import dataclasses
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from nemo_magic.convert.errors import ConvertError
+from nemo_magic.model_config import ModelConfig
+
+CONFIG, WEIGHTS = "model_config.yaml", "model_weights"
+_TARGET = "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel"
+
+
+def nemo_config(model: ModelConfig, precision: str) -> dict[str, Any]:
+    """What ``MegatronGPTModel`` wants to find in ``model_config.yaml``; TP1 PP1, which a user of the file overrides."""
+    keys = dataclasses.asdict(model)
+    keys["optim"] = {"name": "fused_adam", "lr": 1e-6}
+    return keys | {
+        "target": _TARGET,
+        "mcore_gpt": True,
+        "precision": precision,
+        "micro_batch_size": 1,
+        "global_batch_size": 1,
+        "hidden_dropout": 0.0,
+        "data": {"data_impl": "mock", "data_prefix": [], "splits_string": None, "seq_length": model.encoder_seq_length},
+    }
+
+
+def pack(folder: Path, target: Path) -> None:
+    """Move everything in ``folder`` into the ``.nemo`` file ``target``; each file goes once it is in, to save room."""
+    with tarfile.open(target, "w") as tar:
+        for path in sorted(folder.rglob("*")):
+            tar.add(path, arcname=f"./{path.relative_to(folder)}", recursive=False)
+            if path.is_file():
+                path.unlink()
+
+
+def unpack(path: Path, folder: Path) -> ModelConfig:
+    """Extract a ``.nemo`` file to ``folder`` and read its model.
+
+    Raises:
+        ConvertError: when it is none, or its weights are not a Megatron-core distributed checkpoint.
+    """
+    try:
+        with tarfile.open(path, "r:*") as tar:
+            tar.extractall(folder, filter="data")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise ConvertError(f"{path} is no .nemo file, or damaged: {error}") from error
+    if not (folder / CONFIG).is_file():
+        raise ConvertError(f"{path} has no {CONFIG}")
+    if not (folder / WEIGHTS).is_dir():
+        there = ", ".join(sorted(entry.name for entry in folder.iterdir()))
+        raise ConvertError(
+            f"{path} has no folder {WEIGHTS} but {there}: only Megatron-core models saved as distributed checkpoints "
+            "can be read (mcore_gpt: true)"
+        )
+    return model_from(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")), str(path))
+
+
+def model_from(keys: Mapping[str, Any], where: str, own: Mapping[str, Any] | None = None) -> ModelConfig:
+    """A ModelConfig from NeMo's keys; those that ours does not have are not about what a model computes.
+
+    ``own``: keys laid over the others.
+    """
+    known = {field.name for field in dataclasses.fields(ModelConfig)} - {"optim", "tokenizer"}
+    chosen = {key: value for key, value in keys.items() if key in known}
+    tokenizer = {key: (keys.get("tokenizer") or {}).get(key) for key in ("library", "type")}
+    try:
+        merged = OmegaConf.merge(
+            OmegaConf.structured(ModelConfig),
+            chosen,
+            {"tokenizer": {key: value for key, value in tokenizer.items() if value is not None}},
+            {key: value for key, value in (own or {}).items() if key in known},
+        )
+        model = OmegaConf.to_object(merged)
+    except Exception as error:
+        raise ConvertError(f"{where}: {str(error).splitlines()[0]}") from error
+    assert isinstance(model, ModelConfig)
+    return model

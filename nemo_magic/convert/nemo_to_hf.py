@@ -1,0 +1,140 @@
+"""An actor's weights become a Hugging Face checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nemo_magic.convert import tokenizer_files
+from nemo_magic.convert.errors import ConvertError
+from nemo_magic.convert.families import config_of, difference, model_of, read_json
+from nemo_magic.convert.mapping import Block, blocks_of
+from nemo_magic.convert.safetensors_folder import DTYPES, NAMES, SafetensorsWriter
+from nemo_magic.convert.sources import Source, open_source
+from nemo_magic.convert.torch_dist import Checkpoint
+from nemo_magic.convert.whole import aside, gigabytes, refuse_target
+
+_EMBEDDING = "model.embedding.word_embeddings.weight"
+_GENERATION = "generation_config.json"
+
+
+def nemo_to_hf(
+    source: Path,
+    target: Path,
+    role: str | None = None,
+    dtype: str | None = None,
+    max_shard_size: str = "5GB",
+    hf: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Convert ``source`` (see ``open_source``) to the new folder ``target``.
+
+    In memory is one layer's share of a Megatron tensor at a time.
+
+    Args:
+        role: whose weights, where there are several.
+        dtype: bf16, fp16 or fp32; by default what the weights have.
+        hf: the folder whose config.json the model came with.
+
+    Raises:
+        ConvertError: for what cannot be converted; ``target`` then does not exist.
+    """
+    refuse_target(target, source.stat().st_size if source.is_file() else 0)
+    target.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.absolute().parent) as scratch:
+        _convert(open_source(source, role, hf, Path(scratch)), target, dtype, max_shard_size, say)
+
+
+def _convert(source: Source, target: Path, dtype: str | None, max_shard_size: str, say: Callable[[str], None]) -> None:
+    weights = source.weights
+    if _EMBEDDING not in weights.tensors:
+        raise ConvertError(f"{weights.folder}: {_EMBEDDING} is missing: these are no weights of a GPT model")
+    padded = int(weights.tensors[_EMBEDDING].size[0])
+    tokenizer = tokenizer_files.load(source.tokenizer)
+    config, published = _config(source, padded, tokenizer)
+    if published is None:
+        say(
+            "no config.json of Hugging Face is known for it (--hf-config names one): it is made from the model's own "
+            "keys"
+        )
+    files = blocks_of(source.model, config["vocab_size"], padded)
+    _check(weights, files)
+    wanted = _dtype(weights) if dtype is None else DTYPES[dtype]
+    config = _with_dtype(config, wanted)
+    shapes = {
+        name: shape
+        for blocks in files
+        for block in blocks
+        for name, shape in zip(block.names, block.shapes, strict=True)
+    }
+    size = sum(torch.Size(shape).numel() for shape in shapes.values()) * wanted.itemsize
+    refuse_target(target, size)
+    with aside(target) as partial:
+        with SafetensorsWriter(partial, shapes, wanted, max_shard_size) as writer:
+            for blocks in files:
+                for block in blocks:
+                    tensors = block.split(weights.read(block))
+                    for name, tensor in zip(block.names, tensors, strict=True):
+                        writer.write(name, tensor)
+        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if published is not None and (published / _GENERATION).is_file():
+            shutil.copyfile(published / _GENERATION, partial / _GENERATION)
+        elif published is None:
+            ids = {key: value for key, value in tokenizer_files.special_ids(tokenizer).items() if value is not None}
+            (partial / _GENERATION).write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
+        tokenizer_files.copy(source.tokenizer, partial)
+    count = f"{len(writer.files)} file{'s' * (len(writer.files) > 1)}"
+    say(f"{target}: {config['architectures'][0]}, {gigabytes(size)} of {NAMES[wanted]} in {count}")
+
+
+def _config(source: Source, padded: int, tokenizer: Any) -> tuple[dict[str, Any], Path | None]:
+    """The config.json that the model came with and its folder; one made from the model itself where none is known."""
+    wrong = []
+    for folder in source.published:
+        path = folder / "config.json"
+        config = read_json(path)
+        differences = difference(source.model, model_of(config))
+        if config["vocab_size"] > padded:
+            differences.append(f"{padded} rows of the embedding, not vocab_size={config['vocab_size']}")
+        if not differences:
+            return config, folder
+        wrong.append(f"{path} is of another model than {source.weights.folder}: {'; '.join(differences)}")
+    if wrong:
+        raise ConvertError("\n".join([*wrong, "name the folder that its config.json is in with --hf-config"]))
+    return config_of(source.model, padded, tokenizer_files.special_ids(tokenizer)), None
+
+
+def _check(weights: Checkpoint, files: Sequence[Sequence[Block]]) -> None:
+    """Refuse weights that are of another model than their configuration says."""
+    expected = {block.key: block.whole for blocks in files for block in blocks}
+    stored = weights.tensors
+    missing = sorted(expected.keys() - stored.keys())
+    over = sorted(stored.keys() - expected.keys())
+    if missing:
+        raise ConvertError(f"{weights.folder}: tensors are missing: {', '.join(missing)}")
+    if over:
+        raise ConvertError(f"{weights.folder}: tensors have no place at Hugging Face: {', '.join(over)}")
+    for key, shape in expected.items():
+        if tuple(stored[key].size) != shape:
+            raise ConvertError(
+                f"{weights.folder}: {key} has shape {list(stored[key].size)}; by its configuration it would be "
+                f"{list(shape)}"
+            )
+
+
+def _dtype(weights: Checkpoint) -> torch.dtype:
+    dtypes = {tensor.properties.dtype for tensor in weights.tensors.values()}
+    if len(dtypes) > 1:
+        raise ConvertError(f"{weights.folder}: tensors have dtypes {sorted(map(str, dtypes))}: choose one with --dtype")
+    return dtypes.pop()
+
+
+def _with_dtype(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    key = "dtype" if "dtype" in config else "torch_dtype"
+    return config | {key: str(dtype).removeprefix("torch.")}

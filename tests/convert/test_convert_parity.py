@@ -1,0 +1,134 @@
+"""An actor that starts from a converted checkpoint computes what transformers computes, at every layout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_hf import CHECKPOINTS, ROWS, make, tensors
+from torch.distributed.checkpoint import FileSystemReader
+from transformers import AutoModelForCausalLM
+
+from nemo_magic.convert.errors import ConvertError
+from nemo_magic.convert.hf_to_nemo import hf_to_nemo
+from nemo_magic.convert.nemo_to_hf import nemo_to_hf
+
+# name: (ranks, TP, PP)
+WORLDS = {"tp1": (1, 1, 1), "tp2": (2, 2, 1), "pp2": (2, 1, 2)}
+LENGTH = 640
+"""Long enough for Llama-3.1's scaling of the slow frequencies to matter."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints in hf/, converted ones in nemo/, and per world what it computed."""
+    folder = tmp_path_factory.mktemp("convert")
+    (folder / "conf" / "model").mkdir(parents=True)
+    (folder / "conf" / "own.yaml").write_text("defaults: [magic, _self_]\nname: own\n")
+    for name in CHECKPOINTS:
+        hf_to_nemo(make(folder / "hf", name), folder / "nemo" / name, say=lambda _: None)
+        model = (folder / "nemo" / name / "model.yaml").read_text()
+        (folder / "conf" / "model" / f"{name}.yaml").write_text(model)
+    hf_to_nemo(folder / "hf" / "qwen", folder / "qwen.nemo", say=lambda _: None)
+    torch.save(tokens(), folder / "tokens.pt")
+    for name, (ranks, tp, pp) in WORLDS.items():
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        command += [str(Path(__file__).with_name("convert_world.py")), str(folder), name, str(tp), str(pp)]
+        env = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=env)
+        assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    return folder
+
+
+def tokens() -> torch.Tensor:
+    return torch.randint(4, ROWS, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+
+
+def logits_of(checkpoint: Path) -> torch.Tensor:
+    """By transformers, in fp32."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, torch_dtype=torch.float32, attn_implementation="eager")
+    with torch.no_grad():
+        return model(tokens()).logits
+
+
+def difference(folder: Path, result: str, checkpoint: Path) -> float:
+    """The largest between an actor's logits and those of transformers, over the published vocabulary."""
+    actors = torch.load(folder / result)
+    assert actors.shape[-1] % 128 == 0
+    assert not actors[..., ROWS:].any() or "learnt" in result
+    return float((actors[..., :ROWS] - logits_of(checkpoint)).abs().max())
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_an_actor_has_the_logits_of_transformers(folder: Path, name: str, world: str) -> None:
+    assert difference(folder, f"{world}/{name}.pt", folder / "hf" / name) <= 1e-5
+
+
+def test_the_positions_reach_where_rope_scaling_matters(folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder / "hf" / "llama31", rope_scaling=None)
+    with torch.no_grad():
+        unscaled = model(tokens()).logits
+    assert float((unscaled - logits_of(folder / "hf" / "llama31")).abs().max()) > 1e-2
+
+
+def test_a_nemo_file_has_the_logits_of_transformers(folder: Path) -> None:
+    assert difference(folder, "tp1/packed.pt", folder / "hf" / "qwen") <= 1e-5
+
+
+def test_nemo_opens_a_nemo_file_by_its_own_configuration(folder: Path) -> None:
+    state, published = torch.load(folder / "tp1" / "by_nemo.pt"), tensors(folder / "hf" / "qwen")
+    assert torch.equal(
+        state["decoder.layers.2.mlp.linear_fc2.weight"], published["model.layers.2.mlp.down_proj.weight"]
+    )
+    assert torch.equal(state["embedding.word_embeddings.weight"][:ROWS], published["model.embed_tokens.weight"])
+
+
+def test_what_is_written_is_laid_out_as_megatron_lays_it_out(folder: Path) -> None:
+    ours = FileSystemReader(folder / "nemo" / "qwen").read_metadata()
+    megatrons = FileSystemReader(folder / "megatrons_own").read_metadata()
+    assert megatrons.state_dict_metadata.keys() < ours.state_dict_metadata.keys()
+    for key, theirs in megatrons.state_dict_metadata.items():
+        mine = ours.state_dict_metadata[key]
+        assert type(mine) is type(theirs)
+        if hasattr(theirs, "size"):
+            assert (mine.size, mine.properties.dtype) == (theirs.size, theirs.properties.dtype)
+            assert {(c.offsets, c.sizes) for c in mine.chunks} == {(c.offsets, c.sizes) for c in theirs.chunks}
+    # What only transformer_engine's modules ask for.
+    more = ours.state_dict_metadata.keys() - megatrons.state_dict_metadata.keys()
+    assert {key.split("._extra_state")[0].rsplit(".", 1)[-1] for key in more} == {"core_attention", "final_layernorm"}
+
+
+@pytest.mark.parametrize("role", ["attacker", "defender"])
+@pytest.mark.parametrize("source", ["run/snapshots/{role}/round_0002", "run/checkpoints/step_000004", "run"])
+def test_what_was_learnt_at_tp2_comes_back_with_its_logits(
+    folder: Path, tmp_path: Path, source: str, role: str
+) -> None:
+    nemo_to_hf(folder / source.format(role=role), tmp_path / "hf", role=role, say=lambda _: None)
+    assert difference(folder, f"tp2/learnt_{role}.pt", tmp_path / "hf") <= 2e-5
+
+
+@pytest.mark.parametrize("source", ["warm", "warm/weights", "by_nemo.nemo"])
+def test_a_warm_up_and_nemos_own_file_come_back(folder: Path, tmp_path: Path, source: str) -> None:
+    hf = folder / "hf" / "qwen" if source.endswith(".nemo") else None
+    nemo_to_hf(folder / source, tmp_path / "hf", hf=hf, say=lambda _: None)
+    assert difference(folder, "tp2/learnt_defender.pt", tmp_path / "hf") <= 2e-5
+
+
+def test_whose_weights_has_to_be_said_where_there_are_two(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConvertError, match="holds attacker and defender: say which with --role"):
+        nemo_to_hf(folder / "run", tmp_path / "hf")
+    with pytest.raises(ConvertError, match="is the attacker's, and not the defender's"):
+        nemo_to_hf(folder / "run" / "snapshots" / "attacker" / "round_0002", tmp_path / "hf", role="defender")
+
+
+def test_a_model_without_a_published_configuration_gets_one_made_from_its_keys(folder: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    nemo_to_hf(folder / "by_nemo.nemo", tmp_path / "hf", say=said.append)
+    assert "it is made from the model's own keys" in said[0]
+    actors = torch.load(folder / "tp2" / "learnt_defender.pt")
+    assert float((actors - logits_of(tmp_path / "hf")).abs().max()) <= 2e-5
