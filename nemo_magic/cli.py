@@ -64,7 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_CONFIG
     except Preempted as error:
         return _say(args.command, f"{error}; the same command goes on from there", EXIT_PREEMPTED)
-    except (ConvertError, DataError, JudgeError, RemoteError, TrainingError, FileNotFoundError, FileExistsError) as error:
+    except (
+        ConvertError,
+        DataError,
+        JudgeError,
+        RemoteError,
+        TrainingError,
+        FileNotFoundError,
+        FileExistsError,
+    ) as error:
         return _say(args.command, str(error), EXIT_RUNTIME)
     except KeyboardInterrupt:
         print(f"nemo-magic {args.command}: interrupted", file=sys.stderr)

@@ -96,6 +96,7 @@ def model_of(config: Mapping[str, Any], tokens: int | None = None, tokenizer: st
         rotary_base=int(rope["rope_theta"]),
         scale_positional_embedding=rope["rope_type"] == "llama3",
         share_embeddings_and_output_weights=config.get("tie_word_embeddings", False),
+        init_method_std=config.get("initializer_range", 0.02),
         attention_dropout=config.get("attention_dropout", 0.0),
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from nemo_magic.durable import sync_file, write_durably
 
 METADATA, COMMON, INDEX = "metadata.json", "common.pt", ".metadata"
 _FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
+_DAMAGE = (OSError, EOFError, RuntimeError, pickle.UnpicklingError)
 _COMMON_FORMAT = {"common_backend": "torch", "common_backend_version": 1}
 
 
@@ -56,7 +58,7 @@ def write(
     Args:
         files: the blocks of each file.
         objects: names of objects that are None.
-        tensor_of: called once for each block, in order; what it returned is let go once its file is written.
+        tensor_of: called once for each block; what it returned is let go once its file is written.
         written: told the number of files done, after each.
     """
     planner = _Planner(files, objects, dtype, tensor_of)
@@ -147,6 +149,8 @@ class Checkpoint:
             self._metadata = self._reader.read_metadata()
         except FileNotFoundError:
             raise ConvertError(f"{folder / INDEX}: no such file") from None
+        except _DAMAGE as error:
+            raise ConvertError(f"{folder / INDEX} is damaged: {error}") from error
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
         missing = sorted({info.relative_path for info in self._metadata.storage_data.values() if not self._whole(info)})
         if missing:
@@ -183,8 +187,11 @@ class Checkpoint:
             raise ConvertError(f"{self.folder}: {self._prefix}{block.key} has no elements at {block.offset}")
         try:
             self._reader.read_data(LoadPlan(items), _Target(target))
-        except (OSError, RuntimeError) as error:
-            raise ConvertError(f"{self.folder}: {self._prefix}{block.key}: {error}") from error
+        except _DAMAGE as error:
+            first = (str(error) or type(error).__name__).splitlines()[0]
+            raise ConvertError(
+                f"{self.folder}: {self._prefix}{block.key} at {block.offset} is damaged: {first}"
+            ) from error
         return target
 
     def _whole(self, info: Any) -> bool:

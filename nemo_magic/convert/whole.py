@@ -38,6 +38,9 @@ def aside(target: Path) -> Iterator[Path]:
     """A folder beside ``target`` to write to. When the context ends well it becomes ``target``; otherwise it goes.
 
     A ``target`` that ends in ``.nemo`` is a file: what is then kept is the file of that name inside the folder.
+
+    Raises:
+        ConvertError: for what the disk refuses.
     """
     partial = target.with_name(f".{target.name}.partial")
     # Left by somebody who was killed.
@@ -53,6 +56,8 @@ def aside(target: Path) -> Iterator[Path]:
                 sync_file(path)
         result.rename(target)
         sync_folder(target.parent)
+    except OSError as error:
+        raise ConvertError(f"{target}: {error}; nothing was left there") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
