@@ -1,4 +1,4 @@
-"""nemo-magic train | sft | judge | judge-check | sandbox: compose, check, launch.
+"""nemo-magic train | sft | judge | judge-check | sandbox | plan | …: compose, check, launch.
 
 Everything else is imported once it is needed.
 """
@@ -15,12 +15,13 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 from nemo_magic import __version__
-from nemo_magic.actors.errors import RemoteError
+from nemo_magic.actors.errors import ModelError, RemoteError
 from nemo_magic.config import ConfigError, MagicConfig, compose, describe, save_resolved, to_yaml
 from nemo_magic.convert import command as convert
 from nemo_magic.convert.errors import ConvertError
 from nemo_magic.data.errors import DataError
 from nemo_magic.judge.errors import JudgeError
+from nemo_magic.report import sweep_table
 from nemo_magic.training import postmortem
 from nemo_magic.training.errors import Preempted, TrainingError
 from nemo_magic.training.resume import Resume, decide
@@ -38,6 +39,7 @@ _COMMANDS = {
     "sft": "warm up one role on a pool of examples (phase 1)",
     "judge": "serve the configured judge until interrupted",
     "sandbox": "write the sandbox's files: tokenizer, seeds, pools",
+    "plan": "say what a run takes: memory, seconds, GPU-hours, and the best layout",
 }
 
 
@@ -52,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return convert.run(args)
         if args.command == "postmortem":
             return postmortem.run(args)
+        if args.command == "sweep-table":
+            return sweep_table.run(args)
         cfg = compose(args.config_name, args.overrides, args.config_dir, args.command)
         if args.dry_run:
             print(to_yaml(cfg), end="")
@@ -68,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ConvertError,
         DataError,
         JudgeError,
+        ModelError,
         RemoteError,
         TrainingError,
         FileNotFoundError,
@@ -108,6 +113,10 @@ def _run(args: argparse.Namespace, cfg: MagicConfig, argv: list[str]) -> int:
                 f"judge.server.host={cfg.judge.server.host}, port={cfg.judge.server.port}: {error}"
             ) from error
         return 0
+    if command == "plan":
+        from nemo_magic.planner.command import run as plan
+
+        return plan(cfg, args.json)
     return _train_or_warm_up(args, cfg, argv)
 
 
@@ -213,6 +222,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
                 metavar="auto|never|FOLDER",
                 help="go on from the newest checkpoint of the run's folder (auto), from none, or from a given one",
             )
+        if name == "plan":
+            command.add_argument("--json", action="store_true", help="the same as JSON, in bytes")
         command.add_argument("--dry-run", action="store_true", help="print the resolved configuration and the plan")
     about = "have one or two running judges judge a labelled file: agreement, confusion, unknown share, latency, κ"
     checking = commands.add_parser("judge-check", help=about, description=about, allow_abbrev=False)
@@ -222,6 +233,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     checking.add_argument("--batch", type=int, default=64, metavar="N", help="rows a request (64)")
     postmortem.add_parser(commands)
     convert.add_parser(commands)
+    sweep_table.add_parser(commands)
     checking.add_argument("--parallel", type=int, default=4, metavar="N", help="requests at once (4)")
     # Overrides are what is left over: argparse cannot mix an open list of positionals with options.
     args, rest = parser.parse_known_args(argv)
@@ -230,7 +242,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"unknown option: {' '.join(options)}")
     if args.command == "judge-check" and (rest or len(args.judge) > 2):
         parser.error(f"unknown argument: {' '.join(rest)}" if rest else "--judge is given at most twice")
-    if args.command in ("convert", "postmortem") and rest:
+    if args.command in ("convert", "postmortem", "sweep-table") and rest:
         parser.error(f"unknown argument: {' '.join(rest)}")
     args.overrides = rest
     return args

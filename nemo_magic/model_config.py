@@ -95,8 +95,9 @@ class ModelConfig:
     """One decoder-only Megatron model and how it is laid out over ranks.
 
     Keys without a default must be given. Null keys mean: ``num_query_groups`` as many as heads, ``kv_channels``
-    ``hidden_size / num_attention_heads``, ``max_position_embeddings`` as ``encoder_seq_length``, ``global_batch_size``
-    the rows of one optimizer step (see ``nemo_magic.config``; a number given here has to agree).
+    ``hidden_size / num_attention_heads``, ``max_position_embeddings`` as ``encoder_seq_length``, ``vocab_size`` as many
+    ids as the tokenizer has (before padding; a number given here has to be its own), ``global_batch_size`` the rows of
+    one optimizer step (see ``nemo_magic.config``; a number given here has to agree).
     """
 
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -110,6 +111,7 @@ class ModelConfig:
     kv_channels: int | None = None
     encoder_seq_length: int = MISSING
     max_position_embeddings: int | None = None
+    vocab_size: int | None = None
     make_vocab_size_divisible_by: int = 128
     normalization: str = "rmsnorm"
     layernorm_epsilon: float = 1e-5

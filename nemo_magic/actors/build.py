@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nemo_magic.actors.actor import LossFunction, MagicActor, Metrics
 from nemo_magic.actors.checkpoint import load_weights
+from nemo_magic.actors.errors import ModelError
 from nemo_magic.actors.offload import Offload
 from nemo_magic.actors.world import World
 from nemo_magic.game.episode import Role
@@ -106,6 +107,7 @@ def build_player(
 
     Raises:
         FileNotFoundError: ``actors.<role>.restore_from_path`` names nothing to load.
+        ModelError: the tokenizer has not the ``vocab_size`` that the model is said to have.
     """
     _quieten()
     cfg = _nemo_config(role, model, actor, trainer, seed)
@@ -117,6 +119,11 @@ def build_player(
         built = load_from_nemo(MagicActor, cfg.model, lightning, strict=True, restore_path=path)
     else:
         built = MagicActor(cfg.model, lightning)
+    if model.vocab_size not in (None, built.tokenizer.vocab_size):
+        raise ModelError(
+            f"the {role}'s tokenizer ({model.tokenizer.type}) has {built.tokenizer.vocab_size} ids, and "
+            f"model.vocab_size={model.vocab_size}: they belong to different models; set model.vocab_size=null if not"
+        )
     init_distributed(lightning, built, model.transformer_engine)
     if path and not path.endswith(".nemo"):
         load_weights(built, path)

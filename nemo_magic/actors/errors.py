@@ -17,3 +17,7 @@ class RemoteRefused(RemoteError):
 
 class RemoteProtocolError(RemoteError):
     """The server answers, however often it is asked, with what is no chat completion."""
+
+
+class ModelError(Exception):
+    """A role's model cannot be what its configuration says it is."""

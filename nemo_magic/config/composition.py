@@ -42,7 +42,8 @@ def compose(
         overrides: as Hydra writes them: ``game.schedule.freq=5``, ``game=paper``, ``+cluster=slurm``. Every key of the
             schema can be set, whether or not a file mentions it.
         config_dir: a folder of the user's own, searched before the package's; its groups add to the package's.
-        command: what will run; ``train`` and ``sft`` have different things to check, and others nothing beyond types.
+        command: what will run; ``train`` and ``sft`` have different things to check, ``plan`` what
+            ``train`` has, but files and servers (``???``) may be left open, and others nothing beyond types.
 
     Raises:
         ConfigError: for anything that cannot be run.
@@ -61,8 +62,8 @@ def compose(
             composed = hydra.compose(config_name, [*search, *written])
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"{config_name}: {concise(error)}") from error
-    cfg = _typed(composed)
-    if command in ("train", "sft"):
+    cfg = _typed(composed, complete=command != "plan")
+    if command in ("train", "sft", "plan"):
         validate(cfg, command)
     return cfg
 
@@ -104,12 +105,12 @@ def _forced(override: Override) -> str:
     return line if override.is_delete() else f"++{line.lstrip('+')}"
 
 
-def _typed(composed: DictConfig) -> MagicConfig:
+def _typed(composed: DictConfig, complete: bool = True) -> MagicConfig:
     raw: Any = OmegaConf.to_container(composed, resolve=False)
     unknown = unknown_keys(raw)
     if unknown:
         raise ConfigError("\n".join(unknown_key_message(path) for path in unknown))
-    if missing := sorted(_missing(raw)):
+    if complete and (missing := sorted(_missing(raw))):
         # Asked of the files: a merge takes ??? for "as before", and what was before is a default.
         raise ConfigError("\n".join(f"{path} has to be given" for path in missing))
     try:

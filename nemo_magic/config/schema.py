@@ -15,6 +15,7 @@ from nemo_magic.game.prompts import PromptConfig
 from nemo_magic.game.rewards import RewardConfig
 from nemo_magic.game.schedule import ScheduleConfig, learning_rounds
 from nemo_magic.game.stopping import EarlyStopConfig
+from nemo_magic.hardware import HardwareConfig, PlanConfig
 from nemo_magic.judge.config import JudgeConfig
 from nemo_magic.model_config import ModelConfig
 from nemo_magic.rl.config import GRPOConfig
@@ -148,6 +149,8 @@ class MagicConfig:
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     exp_manager: ExpManagerConfig = field(default_factory=ExpManagerConfig)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
 
 
 def optimizer_steps(cfg: MagicConfig, role: Role | str, rounds: int | None = None) -> int:

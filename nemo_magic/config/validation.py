@@ -64,11 +64,14 @@ def batch(cfg: MagicConfig, roles: Models, command: str = "train") -> Batch:
 
 
 def validate(cfg: MagicConfig, command: str = "train") -> None:
-    """Refuse what ``nemo-magic <command>`` cannot run.
+    """Refuse what ``nemo-magic <command>`` cannot run; for ``plan``, what ``train`` could not, whoever judges.
 
     Raises:
         ConfigError: with one line for every thing that is wrong.
     """
+    judged = command == "train"
+    if command == "plan":
+        command = "train"
     roles = models(cfg, command)
     faults = {role: list(_faults(cfg, role, model, command)) for role, model in roles.items()}
     problems = list(dict.fromkeys(_named(text, role, faults) for role, texts in faults.items() for text in texts))
@@ -92,9 +95,9 @@ def validate(cfg: MagicConfig, command: str = "train") -> None:
             f"rewards.format_defender={cfg.rewards.format_defender} is paid for tags that only game.defender_cot=true "
             "asks for: set that, or rewards.format_defender=0"
         )
-    if command == "train" and not (cfg.judge.urls or cfg.judge.launch):
+    if judged and not (cfg.judge.urls or cfg.judge.launch):
         problems.append("judge.urls is empty and judge.launch=false: name a running judge, or let the run start one")
-    if command == "train" and cfg.judge.launch:
+    if judged and cfg.judge.launch:
         try:
             refuse_unanswerable(cfg.judge.guard, cfg.judge.guard_config, cfg.rewards.needs() | set(cfg.game.observe))
         except (ValueError, ImportError, AttributeError) as error:

@@ -1,0 +1,325 @@
+"""A configuration's plan: what each device holds, how long a step takes, what the run costs. Builds no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+
+from nemo_magic.actors.config import ActorConfig
+from nemo_magic.config.parallelism import Parallelism
+from nemo_magic.config.schema import MagicConfig
+from nemo_magic.config.validation import batch, layout, models
+from nemo_magic.game.episode import Role
+from nemo_magic.game.schedule import learning_rounds
+from nemo_magic.model_config import ModelConfig
+from nemo_magic.planner import memory, seconds
+from nemo_magic.planner.memory import GIB, Engine, Layout, Parts, Precision
+from nemo_magic.planner.shapes import Shapes, measure, total_parameters
+
+Vocabularies = Mapping[Role, int]
+"""How many ids each local role's tokenizer has."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``memory``: moment → part → bytes on the fullest device; ``host``: part → bytes on a node. ``seconds``: part →
+    seconds of a step, the mean over the run's phases; ``per_role``: the same while a role learns. ``checkpoint``: bytes
+    of one. Hours are of the whole run, validations and checkpoints included."""
+
+    world: Parallelism
+    micro_batch_size: int
+    microbatches: int
+    recompute: str | None
+    parameters: Mapping[Role, int]
+    memory: Mapping[str, Parts]
+    available: float
+    host: Parts
+    host_available: float
+    fits: bool
+    checkpoint: float
+    checkpoint_seconds: float
+    seconds: Mapping[str, float]
+    per_role: Mapping[Role, Mapping[str, float]]
+    steps: int
+    hours: float
+    kilowatt_hours: float
+
+    @property
+    def needed(self) -> float:
+        """Bytes on the fullest device in the moment that needs most."""
+        return max(sum(parts.values()) for parts in self.memory.values())
+
+    @property
+    def step_seconds(self) -> float:
+        return sum(self.seconds.values())
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.hours * self.world.world
+
+
+def plan_of(cfg: MagicConfig, vocabularies: Vocabularies) -> Plan:
+    """The plan of a valid configuration of ``nemo-magic train``."""
+    estimate = Estimate(cfg, vocabularies)
+    roles, world, step = estimate.roles, estimate.world, batch(cfg, dict(estimate.roles))
+    hardware = cfg.hardware
+    per_role = {role: estimate.step(role) for role in _learners(cfg)}
+    share = {role: learning_rounds(cfg.game.schedule, role, cfg.game.max_steps) for role in per_role}
+    total = sum(share.values())
+    names = dict.fromkeys(name for parts in per_role.values() for name in parts)
+    mean = {name: sum(share[r] * per_role[r].get(name, 0.0) for r in per_role) / total for name in names}
+    steps = min(cfg.game.max_steps, cfg.game.early_stop.at_step or cfg.game.max_steps)
+    saved = memory.checkpoint(estimate.widest, estimate.layout, estimate.precision)
+    writing = saved / (hardware.storage_gb_s * seconds.GIGA)
+    hours = (steps * sum(mean.values()) + steps // cfg.game.val_check_interval * estimate.validation()) / 3600
+    return Plan(
+        world=world,
+        micro_batch_size=step.micro_batch_size,
+        microbatches=step.microbatches,
+        recompute=cfg.model.activations_checkpoint_granularity,
+        parameters={role: _total(_undivided(model), vocabularies[role]) for role, model in roles.items()},
+        memory=estimate.moments(),
+        available=estimate.available,
+        host=estimate.host(),
+        host_available=estimate.host_available,
+        fits=estimate.fits,
+        checkpoint=saved,
+        checkpoint_seconds=writing,
+        seconds=mean,
+        per_role=per_role,
+        steps=steps,
+        hours=hours,
+        kilowatt_hours=hours * cfg.trainer.num_nodes * hardware.node_kilowatts,
+    )
+
+
+def with_layout(cfg: MagicConfig, tp: int, pp: int, micro_batch_size: int, recompute: str | None) -> MagicConfig:
+    """``cfg`` at another layout, with activations kept or recomputed (``None``, ``selective``, ``full``) otherwise."""
+    full = recompute == "full"
+    model = replace(
+        cfg.model,
+        activations_checkpoint_granularity=recompute,
+        activations_checkpoint_method="uniform" if full else None,
+        activations_checkpoint_num_layers=1 if full else None,
+        tensor_model_parallel_size=tp,
+        pipeline_model_parallel_size=pp,
+        micro_batch_size=micro_batch_size,
+        global_batch_size=None,
+    )
+    return replace(cfg, model=model)
+
+
+def _learners(cfg: MagicConfig) -> list[Role]:
+    return [role for role in Role if learning_rounds(cfg.game.schedule, role, cfg.game.max_steps) > 0]
+
+
+_Architecture = tuple[tuple[str, Any], ...]
+"""A model's own keys, as what can be looked up; tokenizer and optimizer have no part in its shapes."""
+
+
+def _architecture(model: ModelConfig) -> _Architecture:
+    others = ("tokenizer", "optim", "micro_batch_size", "global_batch_size")
+    return tuple(sorted((key, value) for key, value in vars(model).items() if key not in others))
+
+
+def _undivided(model: ModelConfig) -> _Architecture:
+    alone = replace(model, tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
+    return _architecture(replace(alone, activations_checkpoint_granularity=None))
+
+
+@lru_cache(maxsize=64)
+def _total(architecture: _Architecture, vocab_size: int) -> int:
+    return total_parameters(ModelConfig(**dict(architecture)), vocab_size)
+
+
+@lru_cache(maxsize=4096)
+def _shapes(architecture: _Architecture, vocab_size: int, tp: int, pp: int, tokens: int, half: bool) -> Shapes:
+    """Of microbatches of one row."""
+    dtype = torch.bfloat16 if half else torch.float32
+    return measure(ModelConfig(**dict(architecture)), vocab_size, tp, pp, 1, tokens, dtype)
+
+
+class Estimate:
+    """The arithmetic of a plan. Of lengths: memory is for the longest rows, seconds are for the mean ones."""
+
+    def __init__(self, cfg: MagicConfig, vocabularies: Vocabularies) -> None:
+        self.cfg, self.hardware, self.vocabularies = cfg, cfg.hardware, vocabularies
+        self.roles = roles = {role: model for role, model in models(cfg).items() if role in vocabularies}
+        self.world = world = layout(cfg, roles)
+        step = batch(cfg, roles)
+        self.rows, self.microbatches, self.updates = step.micro_batch_size, step.microbatches, step.updates
+        self.half = cfg.trainer.precision == "bf16"
+        model = next(iter(roles.values()))
+        halves = self.half and model.megatron_amp_O2
+        self.precision: Precision = memory.precision_of(model.optim.name, halves)
+        devices = cfg.trainer.devices
+        self.links = seconds.Links(tp_within=world.tp <= devices, dp_within=world.world <= devices)
+        players = [Role.DEFENDER] if cfg.game.self_play else list(roles)
+        tokens = max(self._widest(role) for role in players)
+        self.layout = Layout(
+            world.tp, world.pp, world.dp, self.rows, tokens, self.microbatches,
+            keeps_gradients=model.optim.name == "distributed_fused_adam",
+        )  # fmt: skip
+        self.widest = {str(role): self.shapes(role, self._widest(role)) for role in players}
+
+    @cached_property
+    def mean(self) -> dict[Role, Shapes]:
+        return {role: self.shapes(role, sum(self._mean(role))) for role in self.roles}
+
+    # --- memory
+
+    @property
+    def fits(self) -> bool:
+        """Whether every moment fits the devices, and the hosts what they have to hold."""
+        needed = max(sum(parts.values()) for parts in self.moments().values())
+        return needed <= self.available and sum(self.host().values()) <= self.host_available
+
+    @property
+    def available(self) -> float:
+        """Bytes of a device that can be counted on."""
+        hardware = self.hardware
+        return (hardware.memory_gib * (1 - hardware.slack) - hardware.reserved_gib) * GIB
+
+    @property
+    def host_available(self) -> float:
+        """Bytes of a node's memory; a tenth is the system's."""
+        return self.hardware.host_memory_gib * GIB * 0.9
+
+    def host(self) -> Parts:
+        references = len(_learners(self.cfg)) if self.cfg.grpo.kl_beta > 0 else 0
+        return memory.host(self.widest, self.layout, self.precision, references, self.cfg.trainer.devices)
+
+    def moments(self) -> dict[str, Parts]:
+        """The parts of every moment of a step; of several learners, the one that needs most."""
+        engine, kv = self.engine(), max(self.kv_bytes(role) for role in self.roles)
+        found = {}
+        learning = [
+            memory.training(self.widest, role, self.layout, self.precision)
+            for role in self.widest
+            if role in _learners(self.cfg) or self.cfg.game.self_play
+        ]
+        found["learning"] = max(learning, key=lambda parts: sum(parts.values()))
+        found["generating"] = memory.generating(
+            self.widest, self.layout, self.precision, engine, kv, self.cfg.generation.batch_size
+        )
+        if engine is not None:
+            found["refitting"] = memory.refitting(self.widest, self.layout, self.precision, engine)
+            if not engine.unloaded:
+                found["learning"] = {**found["learning"], "engine": found["refitting"]["engine"]}
+        return found
+
+    def engine(self) -> Engine | None:
+        options = self.cfg.generation
+        if not options.trt_llm.enable:
+            return None
+        limits = {role: self.cfg.actors.of(role).length_params for role in self.roles}
+        rooms = [limits[role].prompt_room(model.encoder_seq_length) for role, model in self.roles.items()]
+        return Engine(
+            options.batch_size,
+            options.trt_llm.max_input_len or max(rooms),
+            max(limit.max_length for limit in limits.values()),
+            options.trt_llm.reshard,
+            options.trt_llm.unload_engine_train,
+        )
+
+    def kv_bytes(self, role: Role) -> float:
+        """Keys and values of one token in all layers, on a tensor-parallel rank."""
+        model = self.roles[role]
+        width = model.kv_channels or model.hidden_size // model.num_attention_heads
+        groups = (model.num_query_groups or model.num_attention_heads) / self.world.tp
+        return 2.0 * model.num_layers * groups * width * (2 if self.half else 4)
+
+    # --- seconds
+
+    def step(self, learner: Role) -> dict[str, float]:
+        """Parts of a step in which ``learner`` learns."""
+        cfg, game, hardware = self.cfg, self.cfg.game, self.hardware
+        rows = game.batch_size * game.group_size * game.max_turns
+        parts: dict[str, float] = {}
+        refits = 0.0
+        for role in Role:
+            if role not in self.roles:
+                continue  # a server's seconds are not ours to know
+            ahead, asked = 1, rows
+            if role is Role.ATTACKER and learner is Role.DEFENDER:
+                ahead = 1 if game.self_play else min(game.rewrites_ahead or 10**9, game.schedule.phase_steps(learner))
+                asked = game.batch_size * game.max_turns * ahead
+            parts[f"generate_{role}"] = self.generation(role, asked) / ahead
+            refits += game.max_turns / ahead if ahead > 1 or not game.self_play else 0
+        if cfg.generation.trt_llm.enable:
+            refits = 1.0 if game.self_play else refits
+            parts["refit"] = refits * seconds.refit(
+                self.mean[learner].rank_parameters * self.precision.weight, hardware
+            )
+        shapes, microbatches = self.mean[learner], self.microbatches * self.updates * game.max_turns
+        referred, tp = cfg.grpo.kl_beta > 0, self.world.tp
+        scored = int(cfg.grpo.minibatches > 1) + int(referred)
+        largest = max(shapes.parameters(stage) for stage in range(shapes.pp))
+        parts["logprobs"] = scored * seconds.passes(shapes, hardware, tp, microbatches, False, self.links)
+        if referred:
+            parts["logprobs"] += 2 * seconds.swap(largest * self.precision.weight, hardware)
+        hidden = parts["logprobs"]
+        parts["judge_wait"] = max(0.0, game.batch_size * game.group_size / cfg.plan.judge_items_per_second - hidden)
+        parts["update"] = seconds.passes(shapes, hardware, tp, microbatches, True, self.links)
+        state = largest * (self.precision.shared / self.world.dp + self.precision.own)
+        parts["optimizer"] = self.updates * seconds.optimizer_step(
+            largest, self.precision.gradient, state, self.world.dp, hardware, self.links
+        )
+        if len(_learners(cfg)) > 1 and len(self.widest) > 1:
+            parts["switch"] = seconds.swap(state, hardware) / game.schedule.phase_steps(learner)
+        return parts
+
+    def generation(self, role: Role, rows: int) -> float:
+        """Seconds of ``rows`` responses of ``role`` over all ranks."""
+        options, hardware, shapes = self.cfg.generation, self.hardware, self.mean[role]
+        prompt, response = self._mean(role)
+        native = not options.trt_llm.enable
+        resharded = not native and options.trt_llm.reshard
+        engines = self.world.dp * (self.world.pp if resharded else 1)
+        # Without an engine every layer is started from Python.
+        slow = replace(hardware, decode_layer_us=hardware.layer_floor_us) if native else hardware
+        per_token = shapes.layers * shapes.layer.forward + shapes.first.forward + shapes.last.forward
+        pp = 1 if resharded else self.world.pp
+        return seconds.decoding(
+            rows=-(-rows // engines),
+            at_once=options.batch_size,
+            prompt=prompt,
+            response=response,
+            longest=max(response, self.cfg.plan.longest * self._actor(role).length_params.max_length),
+            weight_bytes=shapes.rank_parameters * self.precision.weight / pp,
+            kv_bytes=self.kv_bytes(role) / pp,
+            layers=shapes.layers,
+            pp=pp,
+            forward_flops_per_token=per_token / (self.rows * (prompt + response)),
+            hardware=slow,
+        )
+
+    def validation(self) -> float:
+        return sum(self.generation(role, self.cfg.game.num_val_samples) for role in self.roles)
+
+    # --- lengths
+
+    def shapes(self, role: Role, tokens: int) -> Shapes:
+        world, own = self.world, _architecture(self.roles[role])
+        return _shapes(own, self.vocabularies[role], world.tp, world.pp, tokens, self.half).times(self.rows)
+
+    def _actor(self, role: Role) -> ActorConfig:
+        return self.cfg.actors.of(role)
+
+    def _widest(self, role: Role) -> int:
+        """Tokens of the longest row."""
+        limits, total = self._actor(role).length_params, self.roles[role].encoder_seq_length
+        return min(total, limits.prompt_room(total) + limits.max_length)
+
+    def _mean(self, role: Role) -> tuple[int, int]:
+        """(prompt, response) in tokens, no longer than the role's limits."""
+        plan, limits = self.cfg.plan, self._actor(role).length_params
+        prompt, response = (
+            (plan.attacker_prompt, plan.attack) if role is Role.ATTACKER else (plan.defender_prompt, plan.reply)
+        )
+        room = limits.prompt_room(self.roles[role].encoder_seq_length)
+        return min(prompt, room), min(response, limits.max_length)

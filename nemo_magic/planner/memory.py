@@ -1,0 +1,147 @@
+"""Bytes by part: on a device in the three moments of a step that need most, on a node's host, and on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nemo_magic.planner.shapes import Shapes
+
+GIB = float(1 << 30)
+
+LOGIT_BYTES = 26
+"""Bytes per logit and rank that live at once in the backward pass of NeMo-Aligner's token log-probabilities, beside the
+model's own: the 16-bit logits, the saved softmax in fp32, a one-hot of 8-byte integers, its masked copy, and the fp32
+gradient (nemo_aligner.utils.distributed.DistributedLogprob)."""
+
+FORWARD_LOGIT_BYTES = 18
+"""The same without a backward pass: logits in 16 bits and fp32, scaled, and their log-softmax, cloned."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Bytes per parameter. ``shared``: of optimizer state that data-parallel ranks divide among them, ``own``: that
+    each has whole."""
+
+    weight: int
+    gradient: int
+    shared: int
+    own: int
+
+    @property
+    def saved(self) -> int:
+        """Per parameter in a checkpoint: the optimizer's fp32 state, and the weights."""
+        return self.weight + 12 if self.weight == 2 else self.weight + 8
+
+
+def precision_of(optimizer: str, half: bool) -> Precision:
+    """What NeMo's optimizers keep. apex's distributed Adam keeps fp32 gradients in one buffer and, of 16-bit weights,
+    only the 16 bits that fp32 weights have beyond them; others keep an fp32 copy."""
+    weight = 2 if half else 4
+    if optimizer == "distributed_fused_adam":
+        return Precision(weight, 4, (2 if half else 0) + 8, 0)
+    if optimizer == "mcore_distributed_optim":
+        return Precision(weight, 4, (4 if half else 0) + 8, 0)
+    return Precision(weight, 4, 0, (4 if half else 0) + 8)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Who shares what. ``rows``: of a microbatch; ``tokens``: of its longest row; ``microbatches``: on a rank, in an
+    optimizer step; ``keeps_gradients``: a role that does not learn keeps the buffer of its gradients."""
+
+    tp: int
+    pp: int
+    dp: int
+    rows: int
+    tokens: int
+    microbatches: int
+    keeps_gradients: bool
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A TensorRT-LLM engine: ``rows`` decoded at once, prompts and responses of up to so many tokens."""
+
+    rows: int
+    prompt: int
+    response: int
+    reshard: bool
+    unloaded: bool
+
+
+Parts = Mapping[str, float]
+"""Name of a part → bytes on the fullest rank."""
+
+
+def training(models: Mapping[str, Shapes], learner: str, layout: Layout, precision: Precision) -> Parts:
+    """While ``learner`` learns, on the pipeline stage that is fullest."""
+    shapes = models[learner]
+
+    def of(stage: int) -> dict[str, float]:
+        parameters = shapes.parameters(stage)
+        in_flight = min(shapes.pp - stage, layout.microbatches)
+        last = stage == shapes.pp - 1
+        return {
+            "weights": sum(m.parameters(stage) for m in models.values()) * precision.weight,
+            "gradients": (sum(m.parameters(stage) for m in models.values()) if layout.keeps_gradients else parameters)
+            * precision.gradient,
+            "optimizer": parameters * (precision.shared / layout.dp + precision.own),
+            "activations": in_flight * shapes.kept(stage) + shapes.layer.recomputed,
+            "logits": shapes.logits * LOGIT_BYTES if last else 0.0,
+        }
+
+    return max((of(stage) for stage in range(shapes.pp)), key=lambda parts: sum(parts.values()))
+
+
+def generating(
+    models: Mapping[str, Shapes],
+    layout: Layout,
+    precision: Precision,
+    engine: Engine | None,
+    kv_bytes: float,
+    rows: int,
+) -> Parts:
+    """While responses are decoded. ``kv_bytes``: keys and values of a token in all layers, on a tensor-parallel rank;
+    ``rows``: decoded at once without an engine."""
+    stage = max(range(layout.pp), key=lambda s: sum(m.parameters(s) for m in models.values()))
+    resident = {
+        "weights": sum(m.parameters(stage) for m in models.values()) * precision.weight,
+        "gradients": sum(m.parameters(stage) for m in models.values()) * precision.gradient
+        if layout.keeps_gradients
+        else 0.0,
+        "optimizer": max(m.parameters(stage) for m in models.values()) * (precision.shared / layout.dp + precision.own),
+    }
+    if engine is None:
+        return resident | {"keys and values": rows * layout.tokens * kv_bytes / layout.pp}
+    share = 1 if engine.reshard else layout.pp
+    largest = max(m.rank_parameters for m in models.values()) * precision.weight / share
+    tokens = engine.prompt + engine.response
+    return resident | {
+        "engine": largest,
+        "keys and values": engine.rows * tokens * kv_bytes / share,
+    }
+
+
+def refitting(models: Mapping[str, Shapes], layout: Layout, precision: Precision, engine: Engine) -> Parts:
+    """While weights are gathered from the pipeline's stages, converted, and installed in an engine."""
+    parts = dict(generating(models, layout, precision, engine, 0.0, 0))
+    del parts["keys and values"]
+    return parts | {"gathered weights": parts["engine"]}
+
+
+def host(models: Mapping[str, Shapes], layout: Layout, precision: Precision, references: int, devices: int) -> Parts:
+    """On a node with ``devices`` ranks: what waits for its role to learn, reference policies, and what is being
+    written. ``references``: roles that keep the weights they began with."""
+    each = max(sum(m.parameters(s) for m in models.values()) / len(models) for s in range(layout.pp))
+    frozen = (len(models) - 1) * each * (precision.shared / layout.dp + precision.own)
+    return {
+        "frozen optimizers": devices * frozen,
+        "reference weights": devices * references * each * precision.weight,
+        "checkpoint being written": devices * len(models) * each * precision.saved / layout.dp,
+    }
+
+
+def checkpoint(models: Mapping[str, Shapes], layout: Layout, precision: Precision) -> float:
+    """Bytes of one game checkpoint: weights and optimizer of every role."""
+    return sum(m.rank_parameters for m in models.values()) * layout.tp * float(precision.saved)

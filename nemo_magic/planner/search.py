@@ -1,0 +1,47 @@
+"""The layouts that the nodes allow, best first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nemo_magic.config.errors import ConfigError
+from nemo_magic.config.schema import MagicConfig
+from nemo_magic.config.validation import validate
+from nemo_magic.planner.estimate import Estimate, Plan, Vocabularies, plan_of, with_layout
+
+_MICRO_BATCHES = (1, 2, 4, 8)
+_RECOMPUTE = (None, "selective", "full")
+
+
+def best(cfg: MagicConfig, vocabularies: Vocabularies, count: int = 5) -> list[Plan]:
+    """The ``count`` fastest layouts of ``cfg``'s ranks that fit. Empty where none does."""
+    return sorted(_fitting(cfg, vocabularies), key=lambda plan: plan.step_seconds)[:count]
+
+
+def _fitting(cfg: MagicConfig, vocabularies: Vocabularies) -> Iterator[Plan]:
+    world, devices = cfg.trainer.num_nodes * cfg.trainer.devices, cfg.trainer.devices
+    for tp in _divisors(devices):  # no engine and no fast link reaches beyond a node
+        for pp in _divisors(world // tp):
+            for recompute in _RECOMPUTE:
+                yield from _microbatches(cfg, vocabularies, tp, pp, recompute)
+
+
+def _microbatches(
+    cfg: MagicConfig, vocabularies: Vocabularies, tp: int, pp: int, recompute: str | None
+) -> Iterator[Plan]:
+    for rows in _MICRO_BATCHES:
+        candidate = with_layout(cfg, tp, pp, rows, recompute)
+        try:
+            validate(candidate, "plan")
+        except ConfigError:
+            return  # the layout divides nothing, whatever the microbatch
+        if not Estimate(candidate, vocabularies).fits:
+            return  # larger ones need more
+        plan = plan_of(candidate, vocabularies)
+        yield plan
+        if plan.microbatches == 1:
+            return  # larger ones are this one
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]

@@ -1,0 +1,344 @@
+"""What a rank of a layout holds and does, asked of Megatron-core itself: parameters, kept activations, FLOPs.
+
+Layers are built and run on the meta device (``compat.meta``), forwards and backwards, at the layout's tensor
+parallelism; so are embedding and head. Nothing here knows how many parameters a transformer has.
+
+What transformer_engine does otherwise than Megatron-core's own layers is stood in for by two modules that keep what its
+kernels keep: a fused norm its input and one number a token; flash attention queries, keys, values, its output and one
+number a token and head, and it computes half of the square, as a causal mask leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch.utils.flop_counter import FlopCounterMode
+
+from nemo_magic.compat.meta import META, rank_of
+from nemo_magic.model_config import ModelConfig
+
+_ACTIVATIONS = {
+    "gelu": torch.nn.functional.gelu,
+    "geglu": torch.nn.functional.gelu,
+    "reglu": torch.nn.functional.relu,
+    "swiglu": torch.nn.functional.silu,
+    "squared-relu": lambda x: torch.pow(torch.nn.functional.relu(x), 2),
+    "approx-gelu": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a model on one rank, for one microbatch.
+
+    ``parameters``: how many the rank has. ``kept``: bytes that the forward pass keeps for the backward pass, weights
+    not counted. ``recomputed``: bytes that live besides while one checkpointed chunk is run again. ``forward``,
+    ``backward``: FLOPs; what is run again counts as backward.
+    """
+
+    parameters: int
+    kept: int
+    recomputed: int
+    forward: float
+    backward: float
+
+    def times(self, rows: int) -> Part:
+        """The same for ``rows`` times as many rows; parameters are what they are."""
+        scaled = {name: getattr(self, name) * rows for name in ("kept", "recomputed", "forward", "backward")}
+        return replace(self, **scaled)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """A model's shards.
+
+    ``layer``: one transformer layer; ``first``, ``last``: what the first stage has before its layers (the embedding)
+    and the last behind its own (norm and head); of a single stage both are in ``last``. ``shared``: bytes that all
+    layers of a stage keep together. ``logits``: elements of a microbatch's logits on one rank; ``hidden``: bytes of its
+    hidden state, the whole sequence.
+    """
+
+    layers: int
+    pp: int
+    layer: Part
+    first: Part
+    last: Part
+    shared: int
+    logits: int
+    hidden: int
+
+    @property
+    def layers_of_stage(self) -> int:
+        return self.layers // self.pp
+
+    def times(self, rows: int) -> Shapes:
+        """The same for microbatches of ``rows`` times as many rows."""
+        each = {name: getattr(self, name).times(rows) for name in ("layer", "first", "last")}
+        return replace(self, **each, logits=self.logits * rows, hidden=self.hidden * rows)
+
+    def parameters(self, stage: int) -> int:
+        """Parameters on a rank of pipeline stage ``stage``."""
+        ends = (self.first.parameters if stage == 0 else 0) + (self.last.parameters if stage == self.pp - 1 else 0)
+        return self.layers_of_stage * self.layer.parameters + ends
+
+    def kept(self, stage: int) -> int:
+        """Bytes that a rank of ``stage`` keeps of a microbatch between its forward and its backward pass."""
+        ends = (self.first.kept if stage == 0 else 0) + (self.last.kept if stage == self.pp - 1 else 0)
+        return self.layers_of_stage * self.layer.kept + self.shared + ends
+
+    @property
+    def rank_parameters(self) -> int:
+        """Those of all stages together: one tensor-parallel shard of the model."""
+        return sum(self.parameters(stage) for stage in range(self.pp))
+
+
+def total_parameters(model: ModelConfig, vocab_size: int) -> int:
+    """How many parameters the whole model has, its vocabulary padded; built undivided."""
+    with rank_of(1, 1):
+        return _count(_build(model, vocab_size, 1, 1, model.num_layers, True, True, torch.float32))
+
+
+def measure(
+    model: ModelConfig, vocab_size: int, tp: int, pp: int, rows: int, tokens: int, dtype: torch.dtype = torch.bfloat16
+) -> Shapes:
+    """Build and run a rank's part of ``model`` on microbatches of ``rows`` × ``tokens``.
+
+    ``tokens`` is rounded up to a multiple of ``tp`` where the model's sequences are split (``sequence_parallel``).
+    ``vocab_size``: the tokenizer's, before padding.
+    """
+    split = tp if model.sequence_parallel else 1
+    tokens = -(-tokens // split) * split
+    chunk = _chunk(model)
+    with rank_of(tp, pp):
+        hidden = _hidden(model, rows, tokens // split, dtype)
+
+        def run(count: int, recompute: bool = True) -> Part:
+            return _run(_build(model, vocab_size, tp, pp, count, False, False, dtype, recompute), hidden, rows, tokens)
+
+        # What all layers share (rotary angles, masks) is in one of them and in two of them once.
+        layers, twice = run(chunk), run(2 * chunk)
+        whole, whole_twice = layers, twice
+        if model.activations_checkpoint_granularity is not None:
+            whole, whole_twice = run(chunk, recompute=False), run(2 * chunk, recompute=False)
+        first = _ends(model, vocab_size, tp, pp, layers, chunk, hidden, rows, tokens, dtype, (True, pp == 1))
+        size = split * hidden.numel() * hidden.element_size()
+    last = first
+    if pp > 1:
+        with rank_of(tp, pp, pp - 1):
+            hidden = _hidden(model, rows, tokens // split, dtype)
+            last = _ends(model, vocab_size, tp, pp, layers, chunk, hidden, rows, tokens, dtype, (False, True))
+    nothing = Part(0, 0, 0, 0.0, 0.0)
+    kept = twice.kept - layers.kept
+    layer = Part(
+        layers.parameters // chunk,
+        kept // chunk,
+        whole_twice.kept - whole.kept - kept,
+        layers.forward / chunk,
+        layers.backward / chunk,
+    )
+    logits = rows * tokens * (padded(vocab_size, model) // tp)
+    return Shapes(model.num_layers, pp, layer, first if pp > 1 else nothing, last, layers.kept - kept, logits, size)
+
+
+def padded(vocab_size: int, model: ModelConfig) -> int:
+    """Rows of the embedding."""
+    multiple = model.make_vocab_size_divisible_by
+    return -(-vocab_size // multiple) * multiple
+
+
+def _hidden(model: ModelConfig, rows: int, tokens: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(tokens, rows, model.hidden_size, dtype=dtype, device=META, requires_grad=True)
+
+
+def _chunk(model: ModelConfig) -> int:
+    """Layers that are run again together."""
+    if model.activations_checkpoint_granularity == "full" and model.activations_checkpoint_method == "uniform":
+        return model.activations_checkpoint_num_layers or 1
+    return 1
+
+
+def _ends(
+    model: ModelConfig, vocab_size: int, tp: int, pp: int, layers: Part, chunk: int, hidden: torch.Tensor, rows: int,
+    tokens: int, dtype: torch.dtype, ends: tuple[bool, bool],
+) -> Part:  # fmt: skip
+    """What a stage with these ends has beyond its ``layers``."""
+    all_of_it = _run(_build(model, vocab_size, tp, pp, chunk, *ends, dtype), hidden, rows, tokens)
+    return Part(
+        all_of_it.parameters - layers.parameters,
+        all_of_it.kept - layers.kept,
+        0,
+        all_of_it.forward - layers.forward,
+        all_of_it.backward - layers.backward,
+    )
+
+
+def _build(
+    model: ModelConfig, vocab_size: int, tp: int, pp: int, layers: int, pre: bool, post: bool, dtype: torch.dtype,
+    recompute: bool = True,
+) -> GPTModel:  # fmt: skip
+    """``layers`` of a stage, as NeMo would have Megatron-core build them."""
+    name = model.activation.removeprefix("fast-")
+    config = TransformerConfig(
+        num_layers=layers * pp,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_query_groups,
+        kv_channels=model.kv_channels,
+        tensor_model_parallel_size=tp,
+        pipeline_model_parallel_size=pp,
+        sequence_parallel=model.sequence_parallel and tp > 1,
+        pipeline_dtype=dtype,
+        params_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        use_cpu_initialization=True,
+        perform_initialization=False,
+        normalization="RMSNorm" if model.normalization == "rmsnorm" else "LayerNorm",
+        layernorm_epsilon=model.layernorm_epsilon,
+        add_bias_linear=model.bias,
+        add_qkv_bias=model.qkv_bias,
+        gated_linear_unit=name.endswith("glu"),
+        activation_func=_ACTIVATIONS[name],
+        hidden_dropout=model.hidden_dropout,
+        attention_dropout=model.attention_dropout,
+        apply_query_key_layer_scaling=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        recompute_granularity=model.activations_checkpoint_granularity if recompute else None,
+        recompute_method=model.activations_checkpoint_method if recompute else None,
+        recompute_num_layers=model.activations_checkpoint_num_layers if recompute else None,
+    )
+    spec = get_gpt_layer_local_spec()
+    if model.transformer_engine:
+        parts = spec.submodules
+        parts.input_layernorm = parts.pre_mlp_layernorm = _Norm
+        parts.self_attention.submodules.core_attention = _FlashAttention
+    with META, _final_norm(model.transformer_engine):
+        built = GPTModel(
+            config,
+            spec,
+            vocab_size=padded(vocab_size, model),
+            max_sequence_length=model.encoder_seq_length,
+            pre_process=pre,
+            post_process=post,
+            parallel_output=True,
+            share_embeddings_and_output_weights=model.share_embeddings_and_output_weights,
+            position_embedding_type=model.position_embedding_type,
+            rotary_percent=model.rotary_percentage,
+            rotary_base=model.rotary_base,
+        )
+    return built.to(dtype)
+
+
+@contextmanager
+def _final_norm(transformer_engine: bool) -> Iterator[None]:
+    """The norm behind the last layer is not part of a layer's specification."""
+    from megatron.core.transformer import transformer_block
+
+    if not transformer_engine:
+        yield
+        return
+    before = transformer_block.LayerNormImpl
+    transformer_block.LayerNormImpl = _Norm
+    try:
+        yield
+    finally:
+        transformer_block.LayerNormImpl = before
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _run(model: GPTModel, hidden: torch.Tensor, rows: int, tokens: int) -> Part:
+    """Forwards and backwards once, on shapes."""
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    if not model.pre_process:
+        model.set_input_tensor(hidden)
+    ids = torch.zeros(rows, tokens, dtype=torch.long, device=META)
+    positions = torch.arange(tokens, device=META).expand(rows, tokens)
+    with FlopCounterMode(display=False) as forward, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        output = model(ids, positions, None)
+    with FlopCounterMode(display=False) as backward:
+        output.sum().backward()
+    return Part(
+        _count(model), sum(kept.values()), 0, float(forward.get_total_flops()), float(backward.get_total_flops())
+    )
+
+
+# --- transformer_engine's kernels, by what they keep and compute
+
+
+class _Norm(torch.nn.Module):
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **options: Any) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size))
+        if config.normalization == "LayerNorm":
+            self.bias = torch.nn.Parameter(torch.zeros(hidden_size))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = _NormFunction.apply(x, self.weight)
+        return result
+
+
+class _NormFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, weight, x.new_empty(x.shape[:-1], dtype=torch.float32))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x, weight, _ = ctx.saved_tensors
+        return torch.empty_like(x), torch.empty_like(weight)
+
+
+class _FlashAttention(torch.nn.Module):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__()
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        result: torch.Tensor = _FlashFunction.apply(q, k, v)
+        return result
+
+
+class _FlashFunction(torch.autograd.Function):
+    """q [s, b, heads, d] → [s, b, heads · d]."""
+
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        s, b, heads, d = q.shape
+        out = q.new_empty(s, b, heads * d)
+        ctx.save_for_backward(q, k, v, out, q.new_empty(b, heads, s, dtype=torch.float32))
+        _square(q, products=2)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        q, k, v, _, _ = ctx.saved_tensors
+        _square(q, products=5)  # the scores once more, and the gradients of both products
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def _square(q: torch.Tensor, products: int) -> None:
+    """Have ``products`` of [s, d] × [d, s / 2] per row and head counted."""
+    s, b, heads, d = q.shape
+    each = q.new_empty(b * heads, s, d)
+    for _ in range(products):
+        torch.bmm(each, each.new_empty(b * heads, d, -(-s // 2)))

@@ -1,0 +1,209 @@
+"""The plan: the arithmetic on shapes, what the presets take, and what a user is told."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from test_shapes import preset
+
+from nemo_magic import cli
+from nemo_magic.config import ConfigError, MagicConfig, compose
+from nemo_magic.game.episode import Role
+from nemo_magic.hardware import HardwareConfig
+from nemo_magic.planner.estimate import Plan, plan_of
+from nemo_magic.planner.published import PUBLISHED, TOTAL, predicted
+from nemo_magic.planner.search import best
+
+LLAMA = dict.fromkeys(Role, 128256)
+QWEN = dict.fromkeys(Role, 151665)
+
+
+def planned(name: str, *overrides: str, vocabularies: dict[Role, int] = LLAMA) -> Plan:
+    return plan_of(compose(name, list(overrides), command="plan"), vocabularies)
+
+
+def ran(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    status = cli.main(["plan", *words])
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+# --- what was published, and what we ship
+
+
+def test_a_published_70b_step_is_predicted_part_by_part_within_a_quarter() -> None:
+    found = predicted(preset("llama31_70b"), 128256, HardwareConfig())
+    assert found.keys() == PUBLISHED.keys()
+    for part, measured in PUBLISHED.items():
+        assert found[part] == pytest.approx(measured, rel=0.25), part
+    assert sum(found.values()) == pytest.approx(TOTAL, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "vocabularies"),
+    [
+        ("magic_8b", [], LLAMA),
+        ("magic_14b", [], QWEN),
+        *(("magic_70b", [f"trainer.num_nodes={nodes}"], LLAMA) for nodes in (8, 16, 32)),
+    ],
+)
+def test_every_cluster_preset_fits_its_nodes(name: str, overrides: list[str], vocabularies: dict[Role, int]) -> None:
+    assert planned(name, *overrides, vocabularies=vocabularies).fits
+
+
+def test_70b_rows_of_full_length_do_not_fit_with_selective_recompute() -> None:
+    overrides = ["model.activations_checkpoint_granularity=selective", "model.activations_checkpoint_method=null"]
+    assert not planned("magic_70b", *overrides, "model.activations_checkpoint_num_layers=null").fits
+
+
+def test_the_best_layout_fits_and_is_no_slower_than_the_presets() -> None:
+    cfg = compose("magic_8b", ["trainer.num_nodes=2"], command="plan")
+    layouts, own = best(cfg, LLAMA), plan_of(cfg, LLAMA)
+    assert own.fits
+    assert layouts
+    assert all(plan.fits for plan in layouts)
+    assert layouts == sorted(layouts, key=lambda plan: plan.step_seconds)
+    assert layouts[0].step_seconds <= own.step_seconds
+    assert all(plan.world.world == 16 for plan in layouts)
+
+
+# --- the arithmetic
+
+
+def test_more_data_parallel_ranks_share_the_optimizer_and_nothing_else() -> None:
+    one, two = planned("magic_70b"), planned("magic_70b", "trainer.num_nodes=16")
+    for moment in one.memory:
+        before, after = one.memory[moment], two.memory[moment]
+        assert after["optimizer"] == pytest.approx(before["optimizer"] / 2)
+        assert {k: v for k, v in after.items() if k != "optimizer"} == {
+            k: v for k, v in before.items() if k != "optimizer"
+        }
+    assert two.checkpoint == one.checkpoint
+
+
+def test_a_checkpoint_of_two_roles_has_weights_and_fp32_state_of_both() -> None:
+    plan = planned("magic_70b")
+    assert plan.checkpoint == pytest.approx(2 * 70_553_706_496 * 14, rel=0.001)  # norms are counted on every rank
+
+
+def test_one_model_for_both_roles_is_there_once() -> None:
+    both = planned("magic_8b")
+    one = planned("magic_8b", "game.self_play=true", "actors.attacker.restore_from_path=null")
+    assert one.memory["learning"]["weights"] == both.memory["learning"]["weights"] / 2
+    assert one.checkpoint == both.checkpoint / 2
+    assert "switch" not in one.seconds
+
+
+def test_a_role_that_a_server_plays_is_on_no_device() -> None:
+    remote = ["actors.attacker.remote.urls=[http://a:1/v1]", "actors.attacker.remote.model=m"]
+    remote += ["actors.attacker.restore_from_path=null", "game.schedule.train_roles=[defender]"]
+    plan = planned("magic_8b", *remote, vocabularies={Role.DEFENDER: 128256})
+    assert set(plan.parameters) == {Role.DEFENDER}
+    assert plan.memory["learning"]["weights"] == planned("magic_8b").memory["learning"]["weights"] / 2
+    assert "generate_attacker" not in plan.seconds
+
+
+def test_an_engine_that_stays_is_counted_while_a_role_learns() -> None:
+    away, stays = planned("magic_8b"), planned("magic_8b", "generation.trt_llm.unload_engine_train=false")
+    assert "engine" not in away.memory["learning"]
+    assert stays.memory["learning"]["engine"] == away.memory["generating"]["engine"]
+
+
+def test_a_reference_policy_costs_host_memory_and_a_pass() -> None:
+    without, with_one = planned("magic_8b"), planned("magic_8b", "grpo.kl_beta=0.1")
+    assert without.seconds["logprobs"] == without.host["reference weights"] == 0
+    assert 0 < with_one.seconds["logprobs"] < with_one.seconds["update"]
+    each_rank = with_one.memory["learning"]["weights"] / 2
+    assert with_one.host["reference weights"] == pytest.approx(8 * 2 * each_rank)
+
+
+def test_attacks_of_a_defender_phase_written_at_once_cost_less_than_step_by_step() -> None:
+    at_once, each = planned("magic_70b"), planned("magic_70b", "game.rewrites_ahead=1")
+    ahead, step = at_once.per_role[Role.DEFENDER], each.per_role[Role.DEFENDER]
+    assert ahead["generate_attacker"] < step["generate_attacker"] / 2
+    assert ahead["refit"] < step["refit"]
+    assert at_once.per_role[Role.ATTACKER] == each.per_role[Role.ATTACKER]
+
+
+@pytest.mark.parametrize(
+    ("key", "part"),
+    [
+        ("memory_gb_s", "generate_defender"),
+        ("tflops", "update"),
+        ("nvlink_gb_s", "update"),
+        ("network_gb_s", "optimizer"),
+        ("host_link_gb_s", "switch"),
+        ("refit_gb_s", "refit"),
+    ],
+)
+def test_better_hardware_is_faster_where_it_is_used(key: str, part: str) -> None:
+    cfg = compose("magic_70b", ["hardware.layer_floor_us=0"], command="plan")
+    faster: MagicConfig = replace(cfg, hardware=replace(cfg.hardware, **{key: getattr(cfg.hardware, key) * 2}))
+    before, after = plan_of(cfg, LLAMA).seconds, plan_of(faster, LLAMA).seconds
+    assert after[part] < before[part]
+    assert all(after[name] <= before[name] for name in before)
+
+
+# --- what is printed
+
+
+def test_the_plan_says_every_part_what_it_assumed_and_whether_it_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = ran(capsys, "-cn", "magic_70b", "cluster=dgx_h200", "plan.search=false")
+    assert status == 0
+    assert "magic_70b on 8 × 8 devices (DGX H200): TP 8 × PP 4 × DP 2" in out
+    assert "70,553,706,496 parameters" in out
+    for words in (
+        "gathered weights", "keys and values", "frozen optimizers", "A checkpoint: 1.98 TB", "generate_attacker",
+        "GPU-hours", "kWh", "Assumed of the texts", "Assumed of the hardware", "It fits: generating needs most",
+    ):  # fmt: skip
+        assert words in out
+
+
+def test_what_does_not_fit_is_said_with_its_moment_and_ends_with_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = ran(capsys, "-cn", "magic_8b", "hardware.memory_gib=40")
+    assert status == 1
+    assert "It does not fit: generating needs" in out
+    assert "The fastest layouts that fit these nodes" in out or "No layout of these nodes fits" in out
+
+
+def test_json_has_the_same_in_bytes(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = ran(capsys, "-cn", "magic_8b", "--json", "plan.search=false")
+    found: dict[str, Any] = json.loads(out)["plan"]
+    plan = planned("magic_8b")
+    assert status == 0
+    assert found["needed"] == plan.needed
+    assert found["memory"]["learning"] == plan.memory["learning"]
+    assert found["gpu_hours"] == pytest.approx(plan.gpu_hours)
+    assert found["parameters"] == {"attacker": 8_030_261_248, "defender": 8_030_261_248}
+
+
+def test_a_plan_needs_neither_weights_nor_seeds_nor_a_judge_but_a_vocabulary(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    status, _, err = ran(capsys, "-cn", "magic_8b", "model.vocab_size=null", "model.tokenizer.type=/nowhere")
+    assert status == 2
+    assert "model.tokenizer.type=/nowhere cannot be read here" in err
+    assert "model.vocab_size" in err
+
+
+def test_a_plan_refuses_what_cannot_run(capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = ran(capsys, "-cn", "magic_70b", "trainer.num_nodes=3")
+    assert status == 2
+    assert "not divisible" in err
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("hardware.tflops=0", "hardware.tflops=0"),
+        ("hardware.flops_reached=1.5", "hardware.flops_reached=1.5 must be above 0 and at most 1"),
+        ("plan.longest=0", "plan.longest=0"),
+        ("plan.attack=0", "plan.attack=0 must be at least 1"),
+    ],
+)
+def test_impossible_assumptions_are_refused(override: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        compose("magic_8b", [override], command="plan")

@@ -1,0 +1,140 @@
+"""Shapes come from Megatron: published counts to the digit, and what a real rank holds to the byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from real_world import ROWS, TOKENS
+
+from nemo_magic.compat.meta import rank_of
+from nemo_magic.config import compose, role_model
+from nemo_magic.config.composition import conf_dir
+from nemo_magic.game.episode import Role
+from nemo_magic.model_config import ModelConfig
+from nemo_magic.planner.shapes import Shapes, measure, total_parameters
+from nemo_magic.sandbox.corpus import prepare
+from nemo_magic.sandbox.world import SandboxConfig
+
+PUBLISHED = {
+    "llama31_8b": 8_030_261_248,
+    "llama31_70b": 70_553_706_496,
+    "qwen25_7b": 7_615_616_512,
+    "qwen25_14b": 14_770_033_664,
+    "qwen25_72b": 72_706_203_648,
+}
+"""Parameters of the published checkpoints."""
+
+# name: (TP, PP, recompute)
+WORLDS = {"tp2": (2, 1, "none"), "pp2": (1, 2, "full"), "tp1": (1, 1, "selective")}
+
+
+def preset(name: str) -> ModelConfig:
+    model = OmegaConf.to_object(
+        OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(conf_dir() / "model" / f"{name}.yaml"))
+    )
+    assert isinstance(model, ModelConfig)
+    return model
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_presets_parameters_are_those_of_the_published_weights(name: str) -> None:
+    model = preset(name)
+    assert model.vocab_size is not None
+    assert total_parameters(model, model.vocab_size) == PUBLISHED[name]
+
+
+def test_shards_hold_the_whole_model_and_norms_on_every_rank() -> None:
+    model = preset("llama31_70b")
+    shapes = measure(model, 128256, 8, 4, 1, 512)
+    norms = (2 * model.num_layers + 1) * model.hidden_size
+    assert shapes.rank_parameters * 8 == PUBLISHED["llama31_70b"] + 7 * norms
+    assert [shapes.parameters(stage) for stage in range(4)] == [
+        20 * shapes.layer.parameters + end for end in (shapes.first.parameters, 0, 0, shapes.last.parameters)
+    ]
+
+
+def test_full_recompute_keeps_a_layers_input_and_runs_it_again() -> None:
+    model = preset("llama31_70b")
+    full = measure(model, 128256, 8, 4, 1, 4096)
+    none = measure(replace(model, activations_checkpoint_granularity=None), 128256, 8, 4, 1, 4096)
+    assert full.layer.kept == 4096 // 8 * 8192 * 2 == full.hidden // 8
+    assert full.layer.recomputed == none.layer.kept - full.layer.kept
+    assert none.layer.recomputed == 0
+    assert full.layer.backward - none.layer.backward == pytest.approx(none.layer.forward)
+
+
+def test_a_layer_computes_six_flops_a_parameter_and_token_beside_attention() -> None:
+    model = replace(preset("llama31_8b"), activations_checkpoint_granularity=None)
+    layer = measure(model, 128256, 1, 1, 1, 16).layer  # so short that attention is nothing
+    products = layer.parameters - 2 * model.hidden_size
+    assert layer.forward == pytest.approx(2 * products * 16, rel=1e-3)
+    assert layer.backward == pytest.approx(4 * products * 16, rel=1e-3)
+
+
+def test_more_rows_are_as_many_times_one_row() -> None:
+    model = preset("llama31_8b")
+    scaled, three = measure(model, 128256, 4, 2, 1, 256).times(3), measure(model, 128256, 4, 2, 3, 256)
+    # Rotary angles are shared by the rows too, and are counted with the layer that is run again.
+    assert scaled.layer.recomputed == pytest.approx(three.layer.recomputed, rel=0.02)
+    assert replace(scaled, layer=three.layer) == three
+    assert replace(scaled.layer, recomputed=three.layer.recomputed) == three.layer
+
+
+def test_everything_is_put_back_when_a_rank_has_been_played() -> None:
+    before = (torch.cuda.current_device, torch.Tensor.cuda, torch.distributed.new_group)
+    with rank_of(4, 2, 1):
+        assert torch.distributed.get_world_size() == 8
+        assert torch.zeros(2, device="cuda").device.type == "meta"
+    assert not torch.distributed.is_initialized()
+    assert (torch.cuda.current_device, torch.Tensor.cuda, torch.distributed.new_group) == before
+    assert torch.zeros(2).device.type == "cpu"
+
+
+# --- a real world
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("planner")
+    prepare(SandboxConfig(folder=str(folder / "sandbox"), attack_rows=10, defender_rows=10))
+    return folder
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_a_real_ranks_parameters_and_kept_activations_are_the_plans(folder: Path, name: str) -> None:
+    tp, pp, recompute = WORLDS[name]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(tp * pp)]
+    command += [str(Path(__file__).with_name("real_world.py")), str(folder), name, str(tp), str(pp), recompute]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=env)
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    ranks: list[dict[str, Any]] = json.loads((folder / f"{name}.json").read_text())
+    shapes = _planned(tp, pp, recompute, ranks[0]["vocabulary"])
+    for rank in ranks:
+        stage = rank["stage"]
+        assert rank["parameters"] == rank["optimizer"] == shapes.parameters(stage)
+        assert rank["kept"] == shapes.kept(stage)
+    assert ranks[-1]["output"] == [ROWS, TOKENS, shapes.logits // (ROWS * TOKENS)]
+
+
+def _planned(tp: int, pp: int, recompute: str, vocab_size: int) -> Shapes:
+    layout = [f"model.tensor_model_parallel_size={tp}", f"model.pipeline_model_parallel_size={pp}"]
+    own = ["model.num_layers=4", "model.num_query_groups=2", "model.qkv_bias=true", f"trainer.devices={tp * pp}"]
+    model = role_model(compose("magic_sandbox", [*layout, *own], command="plan"), Role.DEFENDER)
+    full = recompute == "full"
+    model = replace(
+        model,
+        activations_checkpoint_granularity=None if recompute == "none" else recompute,
+        activations_checkpoint_method="uniform" if full else None,
+        activations_checkpoint_num_layers=1 if full else None,
+    )
+    return measure(model, vocab_size, tp, pp, ROWS, TOKENS, torch.float32)
