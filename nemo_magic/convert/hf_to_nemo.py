@@ -54,7 +54,7 @@ def hf_to_nemo(source: Path, target: Path, dtype: str | None = None, say: Callab
     refuse_target(target, size + (largest if packed else 0))
     say(
         f"{config['model_type']}, {model.num_layers} layers × {model.hidden_size}: {gigabytes(tensors.size)} of "
-        f"{NAMES[tensors.dtype]} → {gigabytes(size)} of {NAMES[wanted]}"
+        f"{'/'.join(NAMES[d] for d in tensors.dtypes)} → {gigabytes(size)} of {NAMES[wanted]}"
     )
 
     def tensor_of(block: Block) -> torch.Tensor:

@@ -33,7 +33,7 @@ _IGNORED = ".rotary_emb.inv_freq"
 
 
 class SafetensorsFolder:
-    """The tensors of a Hugging Face checkpoint: ``shapes`` by name, and the one ``dtype`` they have.
+    """The tensors of a Hugging Face checkpoint; ``shapes`` by name.
 
     Raises:
         ConvertError: when the folder has no safetensors, a file of the index is missing or damaged, or a tensor is not
@@ -44,7 +44,7 @@ class SafetensorsFolder:
         self.folder = folder
         self._file_of: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        dtypes: dict[str, str] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
         index = self._index()
         for path in self._files(index):
             for name, shape, code in self._header(path):
@@ -52,19 +52,38 @@ class SafetensorsFolder:
                     continue
                 if name in self._file_of:
                     raise ConvertError(f"{folder}: {name} is in {self._file_of[name].name} and in {path.name}")
-                self._file_of[name], self.shapes[name], dtypes[name] = path, shape, code
+                if code not in _CODES:
+                    raise ConvertError(
+                        f"{path}: {name} has dtype {code}; known are {', '.join(_CODES)}: give the unquantized "
+                        "checkpoint"
+                    )
+                self._file_of[name], self.shapes[name], self._dtypes[name] = path, shape, _CODES[code]
         lost = sorted(name for name in index if name not in self._file_of and not name.endswith(_IGNORED))
         if lost:
             raise ConvertError(f"{folder / INDEX}: {lost[0]} is not in {index[lost[0]]} ({len(lost)} such tensors)")
         unlisted = sorted(self.shapes.keys() - index.keys()) if index else []
         if unlisted:
             raise ConvertError(f"{folder}: {unlisted[0]} is in no line of {INDEX} ({len(unlisted)} such tensors)")
-        self.dtype = self._one_dtype(dtypes)
+        if not self.shapes:
+            raise ConvertError(f"{folder} holds no tensors")
 
     @property
     def size(self) -> int:
         """Bytes of all tensors."""
-        return sum(torch.Size(shape).numel() for shape in self.shapes.values()) * self.dtype.itemsize
+        return sum(torch.Size(shape).numel() * self._dtypes[name].itemsize for name, shape in self.shapes.items())
+
+    @property
+    def dtypes(self) -> dict[torch.dtype, str]:
+        """The dtypes there are, each with the first tensor that has it."""
+        return {dtype: name for name, dtype in reversed(self._dtypes.items())}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The one dtype of all tensors. Raises ConvertError where there are several."""
+        if len(self.dtypes) > 1:
+            each = " and ".join(sorted(f"{name} {NAMES[dtype]}" for dtype, name in self.dtypes.items()))
+            raise ConvertError(f"{self.folder}: dtypes differ ({each}): choose one with --dtype")
+        return next(iter(self.dtypes))
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor ``name``, in memory of its own."""
@@ -107,23 +126,6 @@ class SafetensorsFolder:
                 return [(name, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()]
         except (OSError, SafetensorError) as error:
             raise ConvertError(f"{path} is damaged: {error}") from error
-
-    def _one_dtype(self, dtypes: Mapping[str, str]) -> torch.dtype:
-        codes: dict[str, str] = {}
-        for name, code in dtypes.items():
-            codes.setdefault(code, name)
-        unknown = [code for code in codes if code not in _CODES]
-        if unknown:
-            raise ConvertError(
-                f"{self.folder}: {codes[unknown[0]]} has dtype {unknown[0]}; known are {', '.join(_CODES)}: give the "
-                "unquantized checkpoint"
-            )
-        if len(codes) > 1:
-            each = ", ".join(f"{name} {code}" for code, name in codes.items())
-            raise ConvertError(f"{self.folder}: tensors have different dtypes ({each}); make them one first")
-        if not codes:
-            raise ConvertError(f"{self.folder} holds no tensors")
-        return _CODES[next(iter(codes))]
 
 
 class SafetensorsWriter:

@@ -25,7 +25,6 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import (
-    BytesIOWriteData,
     LoadPlan,
     SavePlan,
     SavePlanner,
@@ -93,9 +92,8 @@ class _Planner(SavePlanner):
         nothing = io.BytesIO()
         torch.save([None], nothing)
         self._nothing = nothing.getvalue()
-        empty = BytesIOWriteData(len(self._nothing))
         items = [[self._item(block) for block in blocks] for blocks in files]
-        items[-1] += [WriteItem(MetadataIndex(name), WriteItemType.BYTE_IO, bytes_io_data=empty) for name in objects]
+        items[-1] += [WriteItem(MetadataIndex(name), WriteItemType.BYTE_IO) for name in objects]
         self.local_plans = [SavePlan(each) for each in items]
 
     def _item(self, block: Block) -> WriteItem:

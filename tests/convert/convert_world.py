@@ -35,6 +35,8 @@ def main(folder: Path, name: str, tp: int, pp: int) -> None:
     if name == "tp1":
         packed, _ = start(folder, "qwen", folder / "qwen.nemo", tp, pp)
         save(logits_of(packed.actor, tokens), out / "packed.pt")
+        halved, _ = start(folder, "qwen", folder / "nemo" / "bf16", tp, pp)
+        save(logits_of(halved.actor, tokens), out / "bf16.pt")
         save_weights(players["qwen"].actor, folder / "megatrons_own")
         restored_by_nemo(folder, out)
     if name == "tp2":

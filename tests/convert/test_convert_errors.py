@@ -161,9 +161,15 @@ def test_a_shape_that_the_configuration_does_not_give_is_named(single: Path, tmp
 def test_dtypes_have_to_be_known_and_one(single: Path, tmp_path: Path) -> None:
     key = "model.norm.weight"
     resave(single, lambda held: held.update({key: held[key].bfloat16()}))
-    refused(hf_to_nemo, single, tmp_path, "tensors have different dtypes (")
+    refused(
+        hf_to_nemo,
+        single,
+        tmp_path,
+        "FOLDER: dtypes differ (model.embed_tokens.weight fp32 and model.norm.weight bf16)",
+    )
+    hf_to_nemo(single, tmp_path / "nemo", dtype="fp32", say=lambda _: None)
     resave(single, lambda held: held.update({key: held[key].to(torch.int8)}))
-    refused(hf_to_nemo, single, tmp_path, f"{key} has dtype I8; known are BF16, F16, F32")
+    refused(hf_to_nemo, single, tmp_path, f"FOLDER/{ONE}: {key} has dtype I8; known are BF16, F16, F32")
     resave(single, lambda held: held.clear())
     refused(hf_to_nemo, single, tmp_path, "FOLDER holds no tensors")
 

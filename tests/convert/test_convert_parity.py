@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -34,6 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = (folder / "nemo" / name / "model.yaml").read_text()
         (folder / "conf" / "model" / f"{name}.yaml").write_text(model)
     hf_to_nemo(folder / "hf" / "qwen", folder / "qwen.nemo", say=lambda _: None)
+    hf_to_nemo(make(folder / "bf16", "qwen", torch.bfloat16), folder / "nemo" / "bf16", say=lambda _: None)
     torch.save(tokens(), folder / "tokens.pt")
     for name, (ranks, tp, pp) in WORLDS.items():
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
@@ -48,6 +50,7 @@ def tokens() -> torch.Tensor:
     return torch.randint(4, ROWS, (2, LENGTH), generator=torch.Generator().manual_seed(1))
 
 
+@functools.cache
 def logits_of(checkpoint: Path) -> torch.Tensor:
     """By transformers, in fp32."""
     model = AutoModelForCausalLM.from_pretrained(checkpoint, torch_dtype=torch.float32, attn_implementation="eager")
@@ -78,6 +81,10 @@ def test_the_positions_reach_where_rope_scaling_matters(folder: Path) -> None:
 
 def test_a_nemo_file_has_the_logits_of_transformers(folder: Path) -> None:
     assert difference(folder, "tp1/packed.pt", folder / "hf" / "qwen") <= 1e-5
+
+
+def test_an_actor_in_fp32_starts_from_weights_in_bf16(folder: Path) -> None:
+    assert difference(folder, "tp1/bf16.pt", folder / "bf16" / "qwen") <= 1e-5
 
 
 def test_nemo_opens_a_nemo_file_by_its_own_configuration(folder: Path) -> None:
