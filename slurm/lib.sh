@@ -224,7 +224,8 @@ find_judge() { # where it is, or will be: somebody else's where JUDGE_FOLDER is 
     for host in "${hosts[@]}"; do judge_addresses+=("$(node_address "$host")"); done
     judge_urls=$(printf ',"http://%s:'"$judge_port"'"' "${judge_addresses[@]}")
     judge_urls="[${judge_urls:1}]"
-    on_judge_nodes=(--mpi=none --nodes="${#hosts[@]}" --ntasks="${#hosts[@]}" --ntasks-per-node=1 --open-mode=append)
+    on_judge_nodes=(--mpi=none --nodes="${#hosts[@]}" --ntasks="${#hosts[@]}" --ntasks-per-node=1 --open-mode=append
+        --kill-on-bad-exit=1) # one that ends takes the others with it, and all are started again
     [[ -z ${SLURM_HET_SIZE:-} ]] || on_judge_nodes+=(--het-group="$1")
 }
 judge_addresses=()
@@ -314,12 +315,18 @@ train() { # nemo-magic's command, its words
     export TORCH_NCCL_TRACE_BUFFER_SIZE="${TORCH_NCCL_TRACE_BUFFER_SIZE:-2000}" TORCH_NCCL_DEBUG_INFO_TEMP_FILE=$logs/nccl_trace_rank_
     export TORCH_NCCL_DUMP_ON_TIMEOUT=1 TORCH_NCCL_ASYNC_ERROR_HANDLING=1 TORCH_NCCL_ENABLE_MONITORING=1
     export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
-    # The first rank that fails ends the others; one that has saved must not, so its status is noted and becomes 0.
+    # The first rank that fails ends the others, once they had time to say why they fail. One that has saved must not: its
+    # status is noted and becomes 0.
     # shellcheck disable=SC2016 # for the inner shell
+    local rank='trap : USR1 TERM
+        status=0
+        "$@" || status=$?
+        if ((status == '"$SAVED"')); then touch "$NEMO_MAGIC_SAVED" && exit 0; fi
+        ((status == 0)) || sleep 5
+        exit $status'
     "${step[@]}" "${on_nodes[@]}" --nodes="$nodes" --ntasks="$((nodes * devices))" --ntasks-per-node="$devices" \
         --mpi="$MPI" --kill-on-bad-exit=1 --output="$logs/rank-%4t.log" \
-        bash -c 'trap : USR1 TERM; status=0; "$@" || status=$?; if ((status == '"$SAVED"')); then touch "$NEMO_MAGIC_SAVED"; status=0; fi; exit $status' \
-        rank "${nemo_magic[@]}" "$@" 2>"$logs/srun.log" &
+        bash -c "$rank" rank "${nemo_magic[@]}" "$@" 2>"$logs/srun.log" &
     training=$!
     tail --pid="$training" -n +1 -q -F "$logs/rank-0000.log" "$logs/srun.log" 2>/dev/null &
     shown=$!

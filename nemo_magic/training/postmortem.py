@@ -17,13 +17,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemo_magic.training.watchdog import FOLDER, HOSTS, Place
+from nemo_magic.training.watchdog import FOLDER, HOSTS, Place, alarm_of
 
 LOGS = "logs"
 _TRACE = "nccl_trace_rank_"
 _COLLECTIVE = re.compile(r"torch/distributed/|/gloo|/nccl")
 # srun: error: node7: task 12: Killed, and tasks 12-15 where several ended alike
 _SRUN = re.compile(r"srun: error: (?P<host>\S+): tasks? (?P<ranks>[\d,-]+): (?P<how>.+)")
+# What the run says when it knows why it ends; one rank speaks for all.
+_SELF = ("nemo-magic train: ", "nemo-magic sft: ")
 _ERROR = re.compile(r"^\S*(Error|Exception|Interrupt)\b|^nemo-magic |^srun: error|CUDA error|Killed|Segmentation fault")
 
 
@@ -59,6 +61,8 @@ def report(folder: Path) -> Iterator[str]:
     ended = first_ended(logs) if logs else None
     if places:
         yield f"culprit: {culprit(places, read_hosts(folder / FOLDER, places[0].attempt))}"
+    elif told := [line for line in last.values() if line.startswith(_SELF)]:
+        yield f"the run ended by itself: {told[0]}"
     elif len(last) == 1:
         yield f"culprit: rank {next(iter(last))}{_of(ended)}, the only one that failed by itself"
     elif ended:
@@ -81,7 +85,10 @@ def newest_logs(folder: Path) -> Path | None:
 
 
 def read_places(folder: Path) -> list[Place]:
-    """The places of the newest attempt, by rank."""
+    """The places of the newest attempt, by rank, that were written in time.
+
+    A stopped process goes on when it is told to end, and could then still write down where it has got to since.
+    """
     written = []
     for path in folder.glob("rank-*.json"):
         try:
@@ -91,7 +98,10 @@ def read_places(folder: Path) -> list[Place]:
     if not written:
         return []
     newest = max(written, key=lambda item: item[0])[1].attempt
-    return sorted((place for _, place in written if place.attempt == newest), key=lambda place: place.rank)
+    alarm = alarm_of(folder, newest)
+    raised = alarm.stat().st_mtime if alarm.exists() else max(time for time, _ in written)
+    places = [place for time, place in written if place.attempt == newest and time - raised <= place.grace]
+    return sorted(places, key=lambda place: place.rank)
 
 
 def read_hosts(folder: Path, attempt: str) -> Sequence[str]:
@@ -107,7 +117,8 @@ def culprit(places: Sequence[Place], hosts: Sequence[str] = ()) -> str:
     """The one that is not where the others wait. ``hosts``: of each rank, where that is known.
 
     A rank whose watchdog wrote nothing has no running process: stopped, or its node is gone. Otherwise the rank that
-    got least far; of those equally far, one that is not inside a collective; else the one that is alone at its spot.
+    got least far; of those equally far, one that is not inside a collective, else one that waits for a process of its
+    own (a checkpoint's writer), else the one that is alone at its spot.
     """
     world = places[0].world
     silent = sorted(set(range(world)) - {place.rank for place in places})
@@ -115,21 +126,29 @@ def culprit(places: Sequence[Place], hosts: Sequence[str] = ()) -> str:
     if silent:
         listed = ", ".join(f"{rank} on {hosts[rank]}" if hosts else str(rank) for rank in silent)
         return (
-            f"rank{'s' if len(silent) > 1 else ''} {listed}: nothing was written; the process is stopped, killed or "
-            f"cut off, or its node is gone; {waiting}"
+            f"rank{'s' if len(silent) > 1 else ''} {listed}: nothing was written in time; the process was stopped, "
+            f"killed or cut off, or its node is gone; {waiting}"
         )
     least = min((place.step, place.moves) for place in places)
     behind = [place for place in places if (place.step, place.moves) == least]
     if len(behind) == world:
         outside = [place for place in places if not _in_collective(place)]
-        behind = outside if 0 < len(outside) < world else _alone(places)
+        writing = [place for place in places if place.children]
+        behind = next((some for some in (outside, writing) if 0 < len(some) < world), _alone(places))
     if not behind:
         spots = "; ".join(dict.fromkeys(_spot(place) for place in places))
         return f"none stands out: all {world} ranks are equally far, in step {places[0].step}, at {spots}"
-    listed = "; ".join(f"rank {p.rank} on {p.host} in step {p.step}, {p.part}, at {_spot(p)}" for p in behind)
+    listed = "; ".join(
+        f"rank {p.rank} on {p.host} in step {p.step}, {p.part}, at {_spot(p)}{_children(p)}" for p in behind
+    )
     others = [place for place in places if place not in behind]
     part, spot = _commonest([place.part for place in others]), _commonest([_spot(place) for place in others])
     return f"{listed}; the others wait in {part}, at {spot}"
+
+
+def _children(place: Place) -> str:
+    pids = ", ".join(map(str, place.children))
+    return f", with a process of its own that has not ended (a checkpoint's writer?): {pids}" if pids else ""
 
 
 def _alone(places: Sequence[Place]) -> list[Place]:

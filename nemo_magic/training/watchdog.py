@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import multiprocessing
 import os
 import socket
 import sys
@@ -16,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -43,8 +44,12 @@ class Clockwork(Protocol):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank was found. ``moved_ago``: seconds since it last moved; ``stacks``: thread name → innermost frame
-    first."""
+    """Where a rank was found.
+
+    ``moved_ago``: seconds since it last moved; ``stacks``: thread name → innermost frame first; ``grace``: seconds
+    after the alarm within which this had to be written; ``children``: process ids of what it had forked and had not
+    ended, as a checkpoint's writers are.
+    """
 
     attempt: str
     rank: int
@@ -56,6 +61,8 @@ class Place:
     moves: int
     moved_ago: float
     stacks: dict[str, list[str]]
+    grace: float = GRACE
+    children: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,11 @@ def attempt_of_process() -> str:
     if "SLURM_JOB_ID" in environ:
         return f"{environ['SLURM_JOB_ID']}.{environ.get('SLURM_RESTART_COUNT', '0')}"
     return environ.get("TORCHELASTIC_RUN_ID", f"pid-{os.getpid()}")
+
+
+def alarm_of(folder: Path, attempt: str) -> Path:
+    """What is there once a rank of this attempt hangs, as old as that is."""
+    return folder / f"alarm-{attempt}"
 
 
 class Watchdog:
@@ -106,7 +118,7 @@ class Watchdog:
         self._rank, self._hosts = rank, list(hosts)
         self._timers, self._step, self._end = timers, step, end
         self._attempt = attempt_of_process()
-        self._alarm = self._folder / f"alarm-{self._attempt}"
+        self._alarm = alarm_of(self._folder, self._attempt)
         self._main = threading.get_ident()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -149,7 +161,7 @@ class Watchdog:
     def _tell(self, idle: float, hung: bool) -> None:
         place = self._place(idle)
         _write(self._path, place)
-        if hung:
+        if hung and not self._alarm.exists():
             self._alarm.touch()
         # The first that ends takes the others with it: all of them write first.
         time.sleep(self._grace)
@@ -180,6 +192,8 @@ class Watchdog:
             self._timers.moves,
             round(idle, 1),
             stacks,
+            self._grace,
+            [child.pid for child in multiprocessing.active_children() if child.pid is not None],
         )
 
 

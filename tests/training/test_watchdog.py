@@ -17,7 +17,7 @@ from program import Game, gone, ranks_of, run, start, steps, wait_for
 from nemo_magic.training.config import ExpManagerConfig
 from nemo_magic.training.postmortem import culprit, read_places, report
 from nemo_magic.training.timers import Timers
-from nemo_magic.training.watchdog import EXIT_HUNG, FOLDER, Place, Watchdog
+from nemo_magic.training.watchdog import EXIT_HUNG, FOLDER, Place, Watchdog, alarm_of
 
 # On SIGUSR2 a rank's main thread falls asleep wherever it is, as if a file system never answered.
 STUCK = """
@@ -63,7 +63,9 @@ def test_a_stopped_process_is_named_though_it_says_nothing(
     said, status = hang(game, "stopped", tmp_path, signal.SIGSTOP, monkeypatch)
     assert status == EXIT_HUNG
     host = socket.gethostname()
-    assert said.splitlines()[-1].startswith(f"culprit: rank 1 on {host}: nothing was written; the process is stopped")
+    assert said.splitlines()[-1].startswith(
+        f"culprit: rank 1 on {host}: nothing was written in time; the process was stopped"
+    )
 
 
 def place(rank: int, step: int = 7, moves: int = 40, part: str = "step/update", *frames: str) -> Place:
@@ -89,6 +91,12 @@ def test_a_rank_that_sleeps_on_top_of_a_collective_does_not_wait_in_it() -> None
     assert culprit([place(0), asleep, place(2)]).startswith("rank 1 on node1")
 
 
+def test_a_rank_whose_checkpoint_is_still_being_written_is_the_one_that_all_wait_for() -> None:
+    found = culprit([place(0), replace(place(1), children=[4711]), place(2)])
+    assert found.startswith("rank 1 on node1")
+    assert "a process of its own that has not ended (a checkpoint's writer?): 4711; the others wait in" in found
+
+
 def test_where_all_wait_elsewhere_nobody_is_accused() -> None:
     apart = [place(rank, 7, 40, "step/update", f"/z/part{rank}.py:1 work") for rank in range(3)]
     assert culprit(apart).startswith("none stands out: all 3 ranks are equally far, in step 7, at /z/part0.py:1 work; ")
@@ -99,8 +107,8 @@ def test_where_all_wait_alike_nobody_is_accused() -> None:
 
 
 def test_ranks_without_a_word_are_named_together() -> None:
-    assert culprit([place(1)]).startswith("ranks 0, 2: nothing was written")
-    assert culprit([place(1)], ["a", "b", "c"]).startswith("ranks 0 on a, 2 on c: nothing was written")
+    assert culprit([place(1)]).startswith("ranks 0, 2: nothing was written in time")
+    assert culprit([place(1)], ["a", "b", "c"]).startswith("ranks 0 on a, 2 on c: nothing was written in time")
 
 
 def test_what_an_earlier_attempt_wrote_is_not_mixed_in(tmp_path: Path) -> None:
@@ -111,6 +119,18 @@ def test_what_an_earlier_attempt_wrote_is_not_mixed_in(tmp_path: Path) -> None:
         path.write_text(json.dumps(asdict(one)))
         os.utime(path, (age, age))
     assert [p.attempt for p in read_places(folder)] == ["1.1"]
+
+
+def test_what_a_stopped_rank_writes_when_it_is_told_to_end_does_not_count(tmp_path: Path) -> None:
+    folder = tmp_path / FOLDER
+    folder.mkdir()
+    alarm = alarm_of(folder, "1.0")
+    alarm.touch()
+    for age, one in ((0, place(0)), (20, place(1)), (40, place(2))):
+        path = folder / f"rank-{one.rank:04d}.json"
+        path.write_text(json.dumps(asdict(one)))
+        os.utime(path, (alarm.stat().st_mtime + age,) * 2)
+    assert [p.rank for p in read_places(folder)] == [0, 1]
 
 
 def test_a_rank_that_moves_is_left_alone_and_one_that_does_not_is_ended(tmp_path: Path) -> None:
@@ -187,3 +207,12 @@ def test_a_rank_that_was_killed_says_nothing_but_srun_does(tmp_path: Path) -> No
         "srun: error: node7: tasks 0-1,3: Exited with exit code 1\n"
     )
     assert list(report(tmp_path)) == ["culprit: rank 2 on node7 ended first: Killed"]
+
+
+def test_a_run_that_knows_why_it_ends_accuses_nobody(tmp_path: Path) -> None:
+    logs = tmp_path / "logs" / "12.1"
+    logs.mkdir(parents=True)
+    why = "nemo-magic train: step 2: no answer from http://judge:1 for 600 s (judge.give_up_after=600); saved after 1"
+    (logs / "rank-0000.log").write_text(f"step 1\n{why}\n")
+    (logs / "srun.log").write_text("srun: error: node7: task 1: Exited with exit code 1\n")
+    assert list(report(tmp_path))[-1] == f"the run ended by itself: {why}"
