@@ -86,6 +86,7 @@ def model_of(config: Mapping[str, Any], tokens: int | None = None, tokenizer: st
         kv_channels=head_dim if head_dim * heads != hidden else None,
         max_position_embeddings=positions,
         encoder_seq_length=min(positions, _LONGEST),
+        vocab_size=tokens,
         make_vocab_size_divisible_by=vocabulary_multiple(tokens or config["vocab_size"], config["vocab_size"]),
         normalization="rmsnorm",
         layernorm_epsilon=config.get("rms_norm_eps", 1e-6),
@@ -189,7 +190,7 @@ def model_yaml(model: ModelConfig) -> dict[str, Any]:
     """What of ``model`` a file of conf/model has to say; the rest is layout, optimizer and defaults."""
     keys = (
         "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
-        "max_position_embeddings", "encoder_seq_length", "make_vocab_size_divisible_by", "normalization",
+        "max_position_embeddings", "encoder_seq_length", "vocab_size", "make_vocab_size_divisible_by", "normalization",
         "layernorm_epsilon", "activation", "position_embedding_type", "rotary_base", "scale_positional_embedding",
         "bias", "qkv_bias", "share_embeddings_and_output_weights",
     )  # fmt: skip

@@ -131,7 +131,10 @@ class SafetensorsFolder:
 class SafetensorsWriter:
     """Writes tensors, given in the order of ``shapes``, to shards of up to ``max_shard_size``, with an index.
 
-    ``max_shard_size``: bytes, or as ``5GB``. Leaving the context makes everything durable, when nothing was raised.
+    ``max_shard_size``: bytes, or as ``5GB``.
+
+    Raises:
+        ConvertError: for a ``max_shard_size`` that is no size.
     """
 
     def __init__(
@@ -139,9 +142,12 @@ class SafetensorsWriter:
     ) -> None:
         self._folder, self._dtype = folder, dtype
         self._sizes = {name: torch.Size(shape).numel() * dtype.itemsize for name, shape in shapes.items()}
-        plan = split_state_dict_into_shards_factory(
-            self._sizes, get_storage_size=int, filename_pattern=_PATTERN, max_shard_size=max_shard_size
-        )
+        try:
+            plan = split_state_dict_into_shards_factory(
+                self._sizes, get_storage_size=int, filename_pattern=_PATTERN, max_shard_size=max_shard_size
+            )
+        except ValueError as error:
+            raise ConvertError(f"--max-shard-size {max_shard_size}: {error}") from error
         self._file_of: dict[str, str] = plan.tensor_to_filename
         self._left = {name: list(names) for name, names in plan.filename_to_tensors.items()}
         self._open: dict[str, IO[bytes]] = {}

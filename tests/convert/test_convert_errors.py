@@ -253,6 +253,12 @@ def test_a_run_without_weights_and_a_checkpoint_without_a_seal_are_refused(nemo:
     refused(nemo_to_hf, run / "checkpoints" / "step_000004", tmp_path, "FOLDER has no COMMITTED: it was not finished")
 
 
+def test_a_shard_size_that_is_none_is_refused(nemo: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConvertError, match="--max-shard-size lots: Unit 'TS' not supported"):
+        nemo_to_hf(nemo, tmp_path / "target", max_shard_size="lots")
+    assert not (tmp_path / "target").exists()
+
+
 def test_a_tokenizer_that_is_not_of_hugging_face_is_refused(nemo: Path, tmp_path: Path) -> None:
     run = a_run(nemo, tmp_path / "run", tokenizer={"library": "sentencepiece", "type": None})
     nemo.rename(run / "weights")
