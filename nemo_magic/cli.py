@@ -17,8 +17,10 @@ from dataclasses import replace
 from nemo_magic import __version__
 from nemo_magic.actors.errors import ModelError, RemoteError
 from nemo_magic.config import ConfigError, MagicConfig, compose, describe, save_resolved, to_yaml
+from nemo_magic.config.validation import models
 from nemo_magic.convert import command as convert
 from nemo_magic.convert.errors import ConvertError
+from nemo_magic.convert.fitting import refuse_other_models
 from nemo_magic.data.errors import DataError
 from nemo_magic.judge.errors import JudgeError
 from nemo_magic.report import sweep_table
@@ -145,6 +147,7 @@ def _train_or_warm_up(args: argparse.Namespace, cfg: MagicConfig, argv: list[str
 
     command = args.command
     resume = decide(cfg, args.resume) if command == "train" else Resume()
+    refuse_other_models(cfg, models(cfg, command))
 
     launched = launcher.is_rank(cfg.trainer)
     if launched and command == "train" and cfg.judge.launch:

@@ -202,11 +202,12 @@ class MagicActor(MegatronGPTActorModel):
         return box[0]
 
 
-def _entropy(logits: torch.Tensor, temperature: float, width: int = 512) -> torch.Tensor:
-    """[b, S] entropies in nats of vocabulary-parallel ``logits`` [b, S, V / TP]; ``width`` positions at a time."""
+def _entropy(logits: torch.Tensor, temperature: float, at_once: int = 512) -> torch.Tensor:
+    """[b, S] entropies in nats of vocabulary-parallel ``logits`` [b, S, V / TP]; about ``at_once`` tokens at a time,
+    since several copies of their logits are made."""
     group = parallel_state.get_tensor_model_parallel_group()
     found = []
-    for part in logits.split(width, dim=1):
+    for part in logits.split(max(1, at_once // logits.size(0)), dim=1):
         scaled = part.float() / temperature
         largest = scaled.amax(dim=-1)
         torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group=group)

@@ -9,6 +9,7 @@ the only file that patches anything, and the only one that asks what device it i
 from __future__ import annotations
 
 import functools
+import importlib.util
 import inspect
 import os
 import random
@@ -74,12 +75,8 @@ def install(announce: bool = True) -> None:
     torch.set_num_threads(1)
     _patch_torch_cuda()
     _patch_gloo()
-    trtllm.prepare(wanted=False)
-    _patch_megatron()
-    _patch_nemo()
-    _register_adam()
-    import nemo_aligner.models.nlp.gpt.megatron_gpt_ppo_actor  # noqa: F401
-
+    _patch_random_states()
+    _do_without_apex()
     # Last: torch.jit.script, which runs while those packages are imported, cannot read a wrapped factory.
     _patch_factories()
     torch._nemo_magic_cpu_lane = True  # type: ignore[attr-defined]
@@ -88,6 +85,29 @@ def install(announce: bool = True) -> None:
             "nemo-magic: CPU lane active (torch.cuda entry points answered on CPU, gloo, one thread per rank)",
             flush=True,
         )
+
+
+def do_without_apex() -> None:
+    """Make the stack run on a GPU that has neither apex nor transformer_engine: Megatron-core's own layers, torch's
+    Adam. For measurements; a training run wants the container. Not run on hardware (docs/hardware.md).
+
+    Raises:
+        RuntimeError: the packages are there, and would be patched under.
+    """
+    for package in ("apex", "transformer_engine"):
+        if importlib.util.find_spec(package) is not None:
+            raise RuntimeError(f"{package} is installed: nothing has to do without it")
+    os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    os.environ.setdefault("NVIDIA_PYTORCH_VERSION", "24.07")
+    _do_without_apex()
+
+
+def _do_without_apex() -> None:
+    trtllm.prepare(wanted=False)
+    _patch_writing()
+    _patch_nemo()
+    _register_adam()
+    import nemo_aligner.models.nlp.gpt.megatron_gpt_ppo_actor  # noqa: F401
 
 
 # --- torch
@@ -189,12 +209,16 @@ def _patch_gloo() -> None:
 # --- Megatron-core and NeMo
 
 
-def _patch_megatron() -> None:
-    import megatron.core.dist_checkpointing.strategies.filesystem_async as filesystem_async
+def _patch_random_states() -> None:
     import megatron.core.tensor_parallel.random as parallel_random
-    from torch.distributed.checkpoint import filesystem
 
     parallel_random._set_cuda_rng_state = lambda state, device=-1: torch.set_rng_state(state)
+
+
+def _patch_writing() -> None:
+    import megatron.core.dist_checkpointing.strategies.filesystem_async as filesystem_async
+    from torch.distributed.checkpoint import filesystem
+
     # torch > 2.5 gave this private function two more arguments.
     write: Any = filesystem._write_item
     if "serialization_format" in inspect.signature(write).parameters:

@@ -41,7 +41,8 @@ def compose(
         config_name: a primary configuration, e.g. ``magic_sandbox``.
         overrides: as Hydra writes them: ``game.schedule.freq=5``, ``game=paper``, ``+cluster=slurm``. Every key of the
             schema can be set, whether or not a file mentions it.
-        config_dir: a folder of the user's own, searched before the package's; its groups add to the package's.
+        config_dir: a folder of the user's own, searched before the package's; its groups add to the package's. Where
+            ``config_name`` is the package's, so are all files of its names.
         command: what will run; ``train`` and ``sft`` have different things to check, ``plan`` what
             ``train`` has, but files and servers (``???``) may be left open, and others nothing beyond types.
 
@@ -54,7 +55,7 @@ def compose(
         if not own.is_dir():
             raise ConfigError(f"--config-dir {config_dir}: no such folder")
         folders.insert(0, own)
-    _check_name(config_name, folders)
+    folders = _primary_first(config_name, folders)
     try:
         written = _parse(overrides, _groups(folders))
         with hydra.initialize_config_dir(str(folders[0]), version_base="1.3"):
@@ -68,11 +69,23 @@ def compose(
     return cfg
 
 
-def _check_name(config_name: str, folders: Sequence[Path]) -> None:
-    if not any((folder / f"{config_name.removesuffix('.yaml')}.yaml").is_file() for folder in folders):
+def _primary_first(config_name: str, folders: Sequence[Path]) -> list[Path]:
+    """Hydra looks for the primary file in one folder only, and in that folder first for everything else."""
+    name = f"{config_name.removesuffix('.yaml')}.yaml"
+    having = [folder for folder in folders if (folder / name).is_file()]
+    if not having:
         known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
         looked = " or ".join(str(folder) for folder in folders)
         raise ConfigError(f"--config-name {config_name}: no such file in {looked}; there are: {', '.join(known)}")
+    first, others = having[0], [folder for folder in folders if folder != having[0]]
+    for folder in others if first != folders[0] else []:
+        hidden = sorted(str(path) for path in folder.rglob("*.yaml") if (first / path.relative_to(folder)).is_file())
+        if hidden:
+            raise ConfigError(
+                f"--config-name {config_name} is the package's, and so would be {', '.join(hidden)}: give files of "
+                "your own other names, or a primary file of your own (defaults: [magic, _self_]) beside them"
+            )
+    return [first, *others]
 
 
 def _groups(folders: Sequence[Path]) -> set[str]:

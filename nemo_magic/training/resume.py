@@ -17,6 +17,7 @@ MAY_DIFFER = (
     "model.tensor_model_parallel_size",
     "model.pipeline_model_parallel_size",
     "model.sequence_parallel",
+    "model.vocab_size",
     "model.micro_batch_size",
     "model.activations_checkpoint",
     "actors.attacker.restore_from_path",
@@ -35,6 +36,8 @@ MAY_DIFFER = (
     "judge.",
     "sft.",
     "exp_manager.",
+    "hardware.",
+    "plan.",
 )
 """Keys that a resumed run may set otherwise: what they change is not what the game is."""
 

@@ -201,3 +201,13 @@ def test_configuring_imports_neither_torch_nor_nemo() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_model_of_ones_own_can_be_taken_by_a_primary_configuration_of_the_package(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    text = (conf_dir() / "model" / "tiny.yaml").read_text().replace("num_layers: 3", "num_layers: 5")
+    (tmp_path / "model" / "mine.yaml").write_text(text)
+    assert compose("magic_sandbox", ["model=mine"], str(tmp_path)).model.num_layers == 5
+    (tmp_path / "model" / "tiny.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"is the package.s, and so would be .*tiny\.yaml"):
+        compose("magic_sandbox", [], str(tmp_path))
