@@ -109,7 +109,7 @@ show() { # nemo-magic's command, its words: the composed configuration, and what
     cat "$resolved"
     if [[ $1 == train ]] && "${nemo_magic[@]}" plan --help >/dev/null 2>&1; then
         printf '\n# The plan (nemo-magic plan)\n'
-        "${nemo_magic[@]}" plan "${@:2}"
+        "${nemo_magic[@]}" plan "${@:2}" || echo "# nemo-magic plan ended with status $?"
     fi
 }
 
@@ -127,6 +127,8 @@ submit() { # nemo-magic's command, whether the script asks for judge nodes, the 
     if [[ $judged == yes && -n $JUDGE_FOLDER ]]; then
         # Somebody else's judge: this job needs no nodes for one.
         script=$(mktemp "${TMPDIR:-/tmp}/${0##*/}.XXXXXX")
+        # shellcheck disable=SC2064 # these two, as they are called now
+        trap "rm -f '$resolved' '$script'" EXIT
         sed '/^#SBATCH hetjob/,/^set /{/^#SBATCH/d}' "$home/slurm/${0##*/}" >"$script"
         first+=(--export="ALL,JUDGE_FOLDER=$JUDGE_FOLDER")
     elif [[ $judged == yes ]]; then
@@ -141,7 +143,6 @@ submit() { # nemo-magic's command, whether the script asks for judge nodes, the 
         echo
         show "${composed[@]}"
     fi
-    [[ $script == "$home"/* ]] || rm -f "$script"
 }
 
 # --- inside the job: what its steps have in common

@@ -17,7 +17,7 @@ def test_a_hang_ends_with_the_culprit_and_its_node_and_a_judge_gone_for_good_wit
     folder = playground.folder / "runs/hung"
     words = playground.game("hung", "exp_manager.hang_timeout=10", "judge.give_up_after=5")
     job = playground.submit("magic_8b.sh", *words, site=playground.sited("hasty", "MAX_FAILURES=0"))
-    job.until(lambda: 1 in rows(folder))
+    job.until((folder / "checkpoints/step_000001").exists)
     (_, stopped) = job.processes("train")
     job.signal("train", signal.SIGSTOP, rank=1)
     assert job.ended() == "FAILED"
