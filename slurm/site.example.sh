@@ -8,7 +8,8 @@ PARTITION="batch"
 ACCOUNT=
 QOS=
 TIME_LIMIT=1-00:00:00
-# Seconds before the time limit at which the ranks are asked to save: room for one step and one checkpoint.
+# Seconds before the time limit at which the ranks are asked to save: room for one step and one checkpoint. Slurm may be a
+# minute early.
 SIGNAL_AHEAD=900
 # e.g. --gpus-per-node=8 where --exclusive does not bring the GPUs along, --reservation=…
 SBATCH_EXTRA=()
@@ -20,8 +21,9 @@ JUDGE_SBATCH_EXTRA=()
 # --- where it runs. With an image, and pyxis in this Slurm, every step runs in the container; otherwise in this
 # environment, which `setup` prepares.
 CONTAINER_IMAGE=
-# The checkout's folder is mounted by itself; weights, data and runs/ elsewhere have to be named.
+# The folder that was submitted from is mounted by itself; weights, data and runs/ elsewhere have to be named.
 CONTAINER_MOUNTS=/lustre:/lustre
+# In the container and here; --submit and --dry-run need one here, with `pip install -e .` and without torch.
 PYTHON=python
 setup() {
     :
@@ -30,17 +32,17 @@ setup() {
 # How srun starts ranks (srun --mpi=list). TensorRT-LLM wants pmix.
 MPI=pmix
 SRUN_EXTRA=()
-# Temporary files of every step; empty: the system's.
-SCRATCH=
 
-# --- the judge: what `nemo-magic judge` is told where the script's words after --judge do not say otherwise.
+# --- the judge: what `nemo-magic judge` is told where the script's words after --judge do not name a configuration.
 JUDGE_ARGS=(-cn judge_qwen3guard)
-# Empty: a port by the job's number.
-JUDGE_PORT=
-# Started on every judge node before the judge, and asked at this port; empty: JUDGE_ARGS name a server that runs already.
+# Started on every judge node beside the judge, and asked at this port; empty: JUDGE_ARGS say which server is asked.
 GUARD_COMMAND='vllm serve Qwen/Qwen3Guard-Gen-8B --host 127.0.0.1 --port 8000'
 GUARD_PORT=8000
-# Seconds until the judge must be ready: the guard loads its weights meanwhile.
+# The image it runs in; empty: the same as everything else.
+GUARD_IMAGE=
+# Where the judge listens: everywhere, for whoever knows the job's token.
+JUDGE_HOST=0.0.0.0
+# Seconds until it must be ready: the guard loads its weights meanwhile.
 JUDGE_READY_WITHIN=1800
 # How often a judge that ends is started again within an attempt.
 JUDGE_RESTARTS=3
@@ -52,4 +54,4 @@ MAX_RESTARTS=100
 # Under which address other nodes reach a node; its name, unless another network is meant.
 node_address() { echo "$1"; }
 
-# --- what every step inherits, e.g. export NCCL_SOCKET_IFNAME=ib0, NCCL_IB_HCA=mlx5, HF_HOME=/lustre/me/hf
+# --- what every step inherits, e.g. export NCCL_SOCKET_IFNAME=ib0 NCCL_IB_HCA=mlx5 HF_HOME=/lustre/me/hf TMPDIR=/scratch

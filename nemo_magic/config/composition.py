@@ -63,7 +63,7 @@ def compose(
             composed = hydra.compose(config_name, [*search, *written])
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"{config_name}: {concise(error)}") from error
-    cfg = _typed(composed, complete=command != "plan")
+    cfg = _typed(composed, complete=command != "plan", unread=_unread(composed, command))
     if command in ("train", "sft", "plan"):
         validate(cfg, command)
     return cfg
@@ -118,12 +118,20 @@ def _forced(override: Override) -> str:
     return line if override.is_delete() else f"++{line.lstrip('+')}"
 
 
-def _typed(composed: DictConfig, complete: bool = True) -> MagicConfig:
+def _unread(composed: DictConfig, command: str) -> tuple[str, ...]:
+    """Beginnings of keys that a command never looks at: a warm-up has no seeds, no judge and one role's weights."""
+    if command != "sft":
+        return ()
+    learns = OmegaConf.select(composed, "sft.role", default=MagicConfig().sft.role)
+    return ("data.", "judge.", "actors.defender." if learns == "attacker" else "actors.attacker.")
+
+
+def _typed(composed: DictConfig, complete: bool = True, unread: tuple[str, ...] = ()) -> MagicConfig:
     raw: Any = OmegaConf.to_container(composed, resolve=False)
     unknown = unknown_keys(raw)
     if unknown:
         raise ConfigError("\n".join(unknown_key_message(path) for path in unknown))
-    if complete and (missing := sorted(_missing(raw))):
+    if complete and (missing := sorted(key for key in _missing(raw) if not key.startswith(unread))):
         # Asked of the files: a merge takes ??? for "as before", and what was before is a default.
         raise ConfigError("\n".join(f"{path} has to be given" for path in missing))
     try:

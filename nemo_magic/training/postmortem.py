@@ -56,13 +56,15 @@ def report(folder: Path) -> Iterator[str]:
             f"rank {place.rank} on {place.host}: step {place.step}, {place.part}, since {place.moved_ago:.0f} s; "
             f"{_spot(place)}"
         )
-    collectives = dict(read_traces(logs)) if logs else {}
-    yield from behind(collectives)
+    lagging = list(behind(dict(read_traces(logs)))) if logs else []
+    yield from lagging
     ended = first_ended(logs) if logs else None
     if places:
         yield f"culprit: {culprit(places, read_hosts(folder / FOLDER, places[0].attempt))}"
     elif told := [line for line in last.values() if line.startswith(_SELF)]:
         yield f"the run ended by itself: {told[0]}"
+    elif lagging:
+        yield f"culprit: {lagging[0]}"
     elif len(last) == 1:
         yield f"culprit: rank {next(iter(last))}{_of(ended)}, the only one that failed by itself"
     elif ended:

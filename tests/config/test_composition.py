@@ -211,3 +211,12 @@ def test_a_model_of_ones_own_can_be_taken_by_a_primary_configuration_of_the_pack
     (tmp_path / "model" / "tiny.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"is the package.s, and so would be .*tiny\.yaml"):
         compose("magic_sandbox", [], str(tmp_path))
+
+
+def test_a_warm_up_leaves_open_what_it_never_reads() -> None:
+    given = ["sft.pool=/pool.jsonl", "sft.role=defender", "actors.defender.restore_from_path=/weights"]
+    assert compose("magic_70b", given, command="sft").sft.role == "defender"
+    with pytest.raises(ConfigError, match="actors.defender.restore_from_path has to be given"):
+        compose("magic_70b", given[:2], command="sft")
+    with pytest.raises(ConfigError, match="judge.urls has to be given"):
+        compose("magic_70b", given[2:], command="train")

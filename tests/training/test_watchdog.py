@@ -168,9 +168,10 @@ def test_the_flight_recorder_says_who_did_not_come_to_the_collective(tmp_path: P
         entry = done | {"collective_seq_id": number, "profiling_name": "nccl:all_reduce", "state": state}
         entries = [done, entry] if number > 8 else [entry]
         (logs / f"nccl_trace_rank_{rank}").write_bytes(pickle.dumps({"version": "2.2", "entries": entries}))
-    (line, _) = report(tmp_path)
+    (line, last) = report(tmp_path)
     assert "rank 1 is at collective 8 (nccl:all_reduce, completed)" in line
     assert "others at 9" in line
+    assert last == f"culprit: {line}"
 
 
 class Trap:
