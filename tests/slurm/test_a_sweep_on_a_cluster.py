@@ -22,7 +22,7 @@ def test_the_five_ablations_are_one_array_that_shares_a_judge_and_become_one_tab
     ]  # fmt: skip
     lines = (
         ROOT / "slurm/sweeps/table5_sandbox.txt"
-    ).read_text() + "name=broken ablation=none data.test_files=[nowhere]\n"
+    ).read_text() + "name=doomed ablation=none data.test_files=[nowhere]\n"
     (playground.folder / "six.txt").write_text(lines)
     site = playground.sited("sweep", "MAX_FAILURES=0")
     script = str(ROOT / "slurm/sweep.sh")
@@ -43,7 +43,7 @@ def test_the_five_ablations_are_one_array_that_shares_a_judge_and_become_one_tab
     folder = playground.folder / "runs/sweeps/six"
     found = json.loads((folder / "table.json").read_text())
     presets = ["magic", "no_game", "defender_only", "magic_base", "defender_cot"]
-    assert [row["run"] for row in found] == [*(f"table5_sandbox-{preset}" for preset in presets), "broken"]
+    assert [row["run"] for row in found] == [*(f"table5_sandbox-{preset}" for preset in presets), "doomed"]
     assert [row["state"] for row in found] == ["finished"] * 5 + ["no steps"]
     for row in found[:5]:
         assert row["step"] == 2
@@ -51,7 +51,7 @@ def test_the_five_ablations_are_one_array_that_shares_a_judge_and_become_one_tab
     assert [row["run"] for row in csv.DictReader((folder / "table.csv").open())] == [row["run"] for row in found]
     markdown = (folder / "table.md").read_text()
     assert markdown in table.said()
-    assert markdown.splitlines()[-1] == "| broken | no steps |" + " – |" * (markdown.splitlines()[0].count("|") - 3)
+    assert markdown.splitlines()[-1] == "| doomed | no steps |" + " – |" * (markdown.splitlines()[0].count("|") - 3)
     # All asked the sweep's judge, and none had one of its own.
     address = json.loads((judge.said().split("judge at ")[1]).split(";")[0])[0]
     for path in playground.folder.glob(f"sweep-{array.number}_*.log"):
