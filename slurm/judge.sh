@@ -10,7 +10,7 @@
 #SBATCH --exclusive
 #SBATCH --mem=0
 #SBATCH --time=7-00:00:00
-#SBATCH --signal=B:USR1@900
+#SBATCH --signal=B:USR1@60
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
@@ -32,8 +32,9 @@ if [[ $mode != run ]]; then
     exit
 fi
 
-judge_words=("${words[@]}")
-listen
+judge_words=("${words[@]}") run_dir=$folder MAX_FAILURES=0
+trap 'asked=1' USR1
+trap 'ended=1' TERM
 begin
 logs=$folder/logs/$attempt
 mkdir -p "$logs"
@@ -49,7 +50,11 @@ while true; do
     printf '%s\n' "$judge_urls" >"$folder/url.partial" && mv "$folder/url.partial" "$folder/url"
     say "ready: $folder/url"
     while judge_lives && [[ -z $asked && -z $ended ]]; do nap 1; done
-    if [[ -n $asked || -n $ended ]]; then finish "$SAVED"; fi
+    if [[ -n $asked || -n $ended ]]; then
+        stop_judge
+        [[ -n $ended ]] || requeue "time is almost over" 0
+        exit 143
+    fi
     rm -f "$folder/url"
     tail -n 20 "$logs/judge-0.log" >&2
     ((judge_started <= JUDGE_RESTARTS)) || die 1 "the judge ended and has been started $judge_started times"

@@ -353,7 +353,12 @@ finish() { # status, and why where nobody has said. Requeues, or ends the job
     fi
     [[ ! -e $logs/saved ]] || requeue "saved" 0
     ((status)) || exit 0
-    [[ -z $asked ]] || requeue "asked to end before there was anything to save" 0
+    if [[ -n $asked ]]; then
+        ((SECONDS < 60)) || requeue "asked to end before there was anything to save" 0
+        # Once that is bad luck; every time, it would go on for ever.
+        say "asked to end within a minute of its start: is SIGNAL_AHEAD=$SIGNAL_AHEAD less than the time limit?"
+        fail "$SAVED"
+    fi
     [[ -z ${2:-} ]] || say "$2"
     ((status != MISCONFIGURED)) || exit "$status"
     fail "$status"
@@ -384,7 +389,7 @@ requeue() { # why, status where it cannot be
         exit 143
     fi
     if ((${SLURM_RESTART_COUNT:-0} < MAX_RESTARTS)) && scontrol requeue "$job"; then
-        say "$1: job $job is requeued, and goes on from its last checkpoint"
+        say "$1: job $job is requeued and goes on"
         nap 60 # until Slurm ends this attempt
         exit 0
     fi

@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import re
+import signal
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,9 @@ _COLLECTIVE = re.compile(r"torch/distributed/|/gloo|/nccl")
 _SRUN = re.compile(r"srun: error: (?P<host>\S+): tasks? (?P<ranks>[\d,-]+): (?P<how>.+)")
 # What the run says when it knows why it ends; one rank speaks for all.
 _SELF = ("nemo-magic train: ", "nemo-magic sft: ")
-_ERROR = re.compile(r"^\S*(Error|Exception|Interrupt)\b|^nemo-magic |^srun: error|CUDA error|Killed|Segmentation fault")
+_ERROR = re.compile(
+    r"^(\[rank\d+\]: )?\S*(Error|Exception|Interrupt)\b|^nemo-magic |^srun: error|CUDA error|Killed|Segmentation fault"
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -191,7 +194,12 @@ def first_ended(logs: Path) -> Mapping[str, str] | None:
     path = logs / "srun.log"
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     found = _SRUN.search(text)
-    return found.groupdict() if found else None
+    if not found:
+        return None
+    code = re.search(r"exit code (\d+)", found["how"])
+    number = int(code[1]) - 128 if code else 0
+    name = f" ({signal.Signals(number).name})" if number in {one.value for one in signal.Signals} else ""
+    return found.groupdict() | {"how": found["how"] + name}
 
 
 class _Plain(pickle.Unpickler):

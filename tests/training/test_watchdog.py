@@ -199,15 +199,20 @@ def test_the_one_rank_whose_log_ends_in_an_error_is_the_culprit(tmp_path: Path) 
     ]
 
 
-def test_a_rank_that_was_killed_says_nothing_but_srun_does(tmp_path: Path) -> None:
+def test_of_ranks_that_all_end_in_an_error_the_one_that_ended_first_is_the_culprit(tmp_path: Path) -> None:
     logs = tmp_path / "logs" / "12.1"
     logs.mkdir(parents=True)
-    (logs / "rank-0002.log").write_text("step 3\n")
+    for rank in (0, 1, 3):
+        (logs / f"rank-{rank:04d}.log").write_text(f"step 3\n[rank{rank}]: RuntimeError: connection closed by peer\n")
+    (logs / "rank-0002.log").write_text("rank: line 3: 22274 Killed\n")
     (logs / "srun.log").write_text(
-        "srun: error: node7: task 2: Killed\nsrun: Terminating StepId=12.2\n"
+        "srun: error: node7: task 2: Exited with exit code 137\nsrun: Terminating StepId=12.2\n"
         "srun: error: node7: tasks 0-1,3: Exited with exit code 1\n"
     )
-    assert list(report(tmp_path)) == ["culprit: rank 2 on node7 ended first: Killed"]
+    *last, culprit = report(tmp_path)
+    assert culprit == "culprit: rank 2 on node7 ended first: Exited with exit code 137 (SIGKILL)"
+    assert last[0] == "rank 0 said last: [rank0]: RuntimeError: connection closed by peer"
+    assert len(last) == 4
 
 
 def test_a_run_that_knows_why_it_ends_accuses_nobody(tmp_path: Path) -> None:
