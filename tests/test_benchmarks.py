@@ -46,3 +46,10 @@ def test_one_call_per_sample_replaces_the_wait_only(step: ModuleType) -> None:
     assert found["judge_wait"] == 1.0
     assert found["other"] == pytest.approx(0.5)
     assert found["step"] == pytest.approx(2.5)
+
+
+def test_the_plans_page_has_the_tables_of_the_present_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[1] / "benchmarks"), *sys.path])
+    tables = importlib.import_module("plan_tables")
+    text = tables.PAGE.read_text(encoding="utf-8")
+    assert tables.written(text) == text, "python benchmarks/plan_tables.py writes them anew"

@@ -81,14 +81,18 @@ def training(models: Mapping[str, Shapes], learner: str, layout: Layout, precisi
     def of(stage: int) -> dict[str, float]:
         parameters = shapes.parameters(stage)
         in_flight = min(shapes.pp - stage, layout.microbatches)
-        last = stage == shapes.pp - 1
+        logits = shapes.logits * LOGIT_BYTES if stage == shapes.pp - 1 else 0
+        # The backward pass begins with the logits, and has let them go when it runs its first layer again.
+        working = (
+            {"logits": logits} if logits > shapes.layer.recomputed else {"layer run again": shapes.layer.recomputed}
+        )
         return {
             "weights": sum(m.parameters(stage) for m in models.values()) * precision.weight,
             "gradients": (sum(m.parameters(stage) for m in models.values()) if layout.keeps_gradients else parameters)
             * precision.gradient,
             "optimizer": parameters * (precision.shared / layout.dp + precision.own),
-            "activations": in_flight * shapes.kept(stage) + shapes.layer.recomputed,
-            "logits": shapes.logits * LOGIT_BYTES if last else 0.0,
+            "activations": in_flight * shapes.kept(stage),
+            **working,
         }
 
     return max((of(stage) for stage in range(shapes.pp)), key=lambda parts: sum(parts.values()))

@@ -1,0 +1,109 @@
+"""The plan's tables in docs/planner.md, between their marks: ``python benchmarks/plan_tables.py``.
+
+Nothing is measured: these are predictions of the presets, and of a published step. A test compares the page with what
+this makes of the present code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from figures import settle, table
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "planner.md"
+NODES = (8, 16, 32)
+_GIB = float(1 << 30)
+
+
+def nodes() -> str:
+    """``magic_70b`` on 8, 16 and 32 nodes."""
+    from nemo_magic.config import compose
+    from nemo_magic.game.episode import Role
+    from nemo_magic.planner.estimate import plan_of
+
+    plans = [
+        plan_of(compose("magic_70b", [f"trainer.num_nodes={n}"], command="plan"), dict.fromkeys(Role, 128256))
+        for n in NODES
+    ]
+    rows: list[list[object]] = [["TP × PP × DP", *(f"{p.world.tp} × {p.world.pp} × {p.world.dp}" for p in plans)]]
+    for moment in plans[0].memory:
+        rows.append([f"GiB, {moment}", *(f"{sum(p.memory[moment].values()) / _GIB:.1f}" for p in plans)])
+    rows.append(["GiB that can be counted on", *(f"{p.available / _GIB:.1f}" for p in plans)])
+    rows.append(["host GiB a node", *(f"{sum(p.host.values()) / _GIB:.0f}" for p in plans)])
+    for part in plans[0].seconds:
+        rows.append([f"s, {part}", *(f"{p.seconds[part]:.1f}" for p in plans)])
+    rows.append(["s a step", *(f"{p.step_seconds:.0f}" for p in plans)])
+    rows.append(["hours, GPU-hours", *(f"{p.hours:.1f}, {p.gpu_hours:,.0f}" for p in plans)])
+    rows.append(["kWh", *(f"{p.kilowatt_hours:,.0f}" for p in plans)])
+    return table(["", *(f"{n} nodes" for n in NODES)], rows)
+
+
+def presets() -> str:
+    """What every preset for a cluster takes on its own nodes."""
+    from nemo_magic.config import compose
+    from nemo_magic.config.validation import models
+    from nemo_magic.planner.command import vocabulary
+    from nemo_magic.planner.estimate import plan_of
+
+    rows: list[list[object]] = []
+    for name, overrides in (
+        ("magic_8b", []),
+        ("magic_8b", ["model=qwen25_7b", "generation.trt_llm.enable=false"]),
+        ("magic_14b", []),
+        ("magic_70b", []),
+        ("magic_70b", ["model=qwen25_72b", "generation.trt_llm.enable=false", "generation.batch_size=128"]),
+    ):
+        cfg = compose(name, overrides, command="plan")
+        plan = plan_of(cfg, {role: vocabulary(model, role) for role, model in models(cfg).items()})
+        world = plan.world
+        rows.append(
+            [
+                " ".join([name, *overrides]),
+                f"{cfg.trainer.num_nodes} × {cfg.trainer.devices}",
+                f"{world.tp} × {world.pp} × {world.dp}",
+                f"{next(iter(plan.parameters.values())):,}",
+                f"{plan.needed / _GIB:.0f}",
+                f"{plan.checkpoint / 1e12:.2f}",
+                f"{plan.step_seconds:.0f}",
+                f"{plan.gpu_hours:,.0f}",
+            ]
+        )
+    columns = ["", "devices", "TP × PP × DP", "parameters of a role", "GiB", "checkpoint, TB", "s a step", "GPU-hours"]
+    return table(columns, rows)
+
+
+def published() -> str:
+    """A published step beside its prediction."""
+    from nemo_magic.config import compose
+    from nemo_magic.planner.published import PUBLISHED, TOTAL, predicted
+
+    cfg = compose("magic_70b", command="plan")
+    found = predicted(cfg.model, 128256, cfg.hardware)
+    rows: list[list[object]] = [
+        [part, f"{found[part]:.1f}", f"{PUBLISHED[part]:.0f}", f"{found[part] / PUBLISHED[part] - 1:+.0%}"]
+        for part in PUBLISHED
+    ]
+    total = sum(found.values())
+    rows.append(["step", f"{total:.1f}", f"{TOTAL:.0f}", f"{total / TOTAL - 1:+.0%}"])
+    return table(["", "predicted, s", "published, s", "off by"], rows)
+
+
+TABLES = {"nodes": nodes, "presets": presets, "published": published}
+
+
+def written(text: str, tables: Sequence[str] = tuple(TABLES)) -> str:
+    """The page's ``text`` with its tables made anew."""
+    for name in tables:
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        if begin not in text or end not in text:
+            raise ValueError(f"the page has no marks {begin} and {end}")
+        made = TABLES[name]()
+        text = re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{made}\n{end}", text, flags=re.DOTALL)  # noqa: B023
+    return text
+
+
+if __name__ == "__main__":
+    settle()
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
