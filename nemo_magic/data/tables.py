@@ -12,6 +12,7 @@ from typing import Any
 from nemo_magic.data.errors import DataError
 
 READABLE = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 @dataclass
@@ -74,6 +75,7 @@ def read_table(path: str | Path, report: DropReport, key: str = "file") -> Table
     suffix = path.suffix.lower()
     if suffix not in READABLE:
         raise DataError(f"{key}: {path} ends in {suffix or 'nothing'}; readable are {', '.join(READABLE)}")
+    refuse_pointer(path, key)
     try:
         rows = _read_jsonl(path, report) if suffix == ".jsonl" else _read_whole(path, suffix)
     except (ValueError, OSError, ImportError) as error:
@@ -85,6 +87,13 @@ def read_table(path: str | Path, report: DropReport, key: str = "file") -> Table
     return Table(path, columns, rows)
 
 
+def refuse_pointer(path: Path, key: str = "file") -> None:
+    """Raise DataError for a file that a clone without Git LFS left in place of the one meant."""
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise DataError(f"{key}: {path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its clone")
+
+
 def text_of(value: Any) -> str:
     """A cell as stripped text; missing values are empty."""
     if value is None or value != value:  # NaN is the one value unequal to itself
@@ -94,7 +103,7 @@ def text_of(value: Any) -> str:
 
 def _read_jsonl(path: Path, report: DropReport) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if not line.strip():
             continue
         try:
@@ -113,7 +122,7 @@ def _read_jsonl(path: Path, report: DropReport) -> list[dict[str, Any]]:
 
 def _read_whole(path: Path, suffix: str) -> list[dict[str, Any]]:
     if suffix == ".json":
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
         if isinstance(value, dict):
             value = value.get("data")
         if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):

@@ -1,0 +1,238 @@
+"""The benchmarks there are: the columns their files have, what their rows are, and the figures that are told of them.
+
+No row of any benchmark is here; files are the user's own. docs/evaluation.md has this table for people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from nemo_magic.backports import StrEnum
+from nemo_magic.data.seeds import ID_COLUMNS, LABEL_COLUMNS, TEXT_COLUMNS
+from nemo_magic.game.episode import Label
+
+
+class Metric(StrEnum):
+    """What is counted of a judged answer."""
+
+    ASR = "asr"
+    REFUSAL = "refusal"
+    COMPLIANCE = "compliance"
+    OVER_REFUSAL = "over_refusal"
+    USEFUL = "useful"
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a defender is better for having more of it."""
+        return self in (Metric.REFUSAL, Metric.COMPLIANCE, Metric.USEFUL)
+
+    @property
+    def field(self) -> str:
+        """The field of the verdict that it needs."""
+        return {"asr": "response_safety", "useful": "helpful"}.get(self.value, "refusal")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One row of the table of results: ``metric`` over the cases of one ``label`` and, where given, of those whose
+    adversarial flag is ``adversarial``.
+
+    ``any_of``: a behaviour counts once, as attacked with success if any of its cases is; ``attempts`` is how many
+    cases a behaviour should have. ``published``: its name in the published tables.
+    """
+
+    metric: Metric
+    label: Label = Label.HARMFUL
+    adversarial: bool | None = None
+    any_of: bool = False
+    attempts: int = 0
+    published: str | None = None
+
+    @property
+    def name(self) -> str:
+        """A name for people, unique within a benchmark."""
+        kind = {True: "adversarial ", False: "vanilla ", None: ""}[self.adversarial]
+        any_of = f", any of {self.attempts}" if self.any_of and self.attempts else ", any" if self.any_of else ""
+        return f"{kind}{self.label} {self.metric.value.replace('_', '-')}{any_of}"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """How a benchmark's file is read. ``columns``: field of a case → names its column may have, the first one that is
+    there; those in ``required`` have to be. ``label``: what every row is, where no column says so; ``prefixes``: what
+    the beginning of ``category`` says where no label column does. ``expected``: published numbers of rows and the like.
+    ``reader``: ``rows``, ``cases`` (HarmBench's precomputed ones) or ``plans`` (X-Teaming).
+    """
+
+    title: str
+    columns: Mapping[str, tuple[str, ...]]
+    required: tuple[str, ...]
+    figures: tuple[Figure, ...]
+    expected: Mapping[str, int] = field(default_factory=dict)
+    label: Label | None = None
+    prefixes: tuple[tuple[str, Label], ...] = ()
+    reader: str = "rows"
+
+
+_HARMFUL_ASR = (Figure(Metric.ASR),)
+_BENIGN = (Figure(Metric.COMPLIANCE, Label.BENIGN),)
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "harmbench": Benchmark(
+        "HarmBench, vanilla",
+        {
+            "text": ("behavior",),
+            "id": ("behaviorid",),
+            "category": ("semanticcategory",),
+            "method": ("functionalcategory",),
+            "context": ("contextstring",),
+        },
+        ("text", "id", "category"),
+        (Figure(Metric.ASR, published="HarmBench vanilla"),),
+        {"rows": 320},
+        Label.HARMFUL,
+    ),
+    "harmbench_adversarial": Benchmark(
+        "HarmBench, precomputed cases",
+        {
+            "text": ("test_case", "testcase"),
+            "behaviour": ("behaviorid", "behavior_id"),
+            "method": ("method", "attack"),
+            "request": ("behavior",),
+            "category": ("semanticcategory",),
+        },
+        ("text", "behaviour", "method"),
+        (Figure(Metric.ASR, published="HarmBench adversarial"), Figure(Metric.ASR, any_of=True)),
+        {"methods": 15},
+        Label.HARMFUL,
+        reader="cases",
+    ),
+    "wildguardtest": Benchmark(
+        "WildGuardTest",
+        {
+            "text": ("prompt",),
+            "label": ("prompt_harm_label",),
+            "adversarial": ("adversarial",),
+            "category": ("subcategory",),
+            "refusal_label": ("response_refusal_label",),
+            "harm_label": ("response_harm_label",),
+        },
+        ("text", "label", "adversarial", "refusal_label", "harm_label"),
+        (
+            Figure(Metric.ASR, adversarial=True, published="WildGuardTest adversarial"),
+            Figure(Metric.ASR, adversarial=False),
+            *_BENIGN,
+        ),
+        {"rows": 1725, "without a label": 26},
+    ),
+    "wildjailbreak": Benchmark(
+        "WildJailbreak, eval",
+        {"text": ("adversarial",), "label": ("data_type", "label"), "id": ID_COLUMNS},
+        ("text", "label"),
+        (
+            Figure(Metric.ASR, published="WildJailbreak"),
+            Figure(Metric.COMPLIANCE, Label.BENIGN, published="WildJailbreak benign"),
+        ),
+        {"harmful": 2000, "benign": 250},
+    ),
+    "dan": Benchmark(
+        "Do Anything Now",
+        {
+            "text": ("prompt", "jailbreak_prompt", "test_case", "adversarial"),
+            "request": ("question", "goal", "vanilla", "forbidden_question"),
+            "category": ("content_policy_name", "category", "semanticcategory"),
+            "method": ("community", "community_name", "platform"),
+            "id": ID_COLUMNS,
+        },
+        ("text",),
+        (Figure(Metric.ASR, published="DAN"),),
+        {"rows": 300},
+        Label.HARMFUL,
+    ),
+    "xstest": Benchmark(
+        "XSTest",
+        {"text": ("prompt",), "category": ("type",), "label": ("label",), "id": ("id", "id_v2")},
+        ("text", "category"),
+        (
+            Figure(Metric.REFUSAL, published="XSTest harmful"),
+            Figure(Metric.COMPLIANCE, Label.BENIGN, published="XSTest benign"),
+        ),
+        {"benign": 250, "harmful": 200},
+        prefixes=(("contrast_", Label.HARMFUL), ("", Label.BENIGN)),
+    ),
+    "or_bench_hard": Benchmark(
+        "OR-Bench, hard",
+        {"text": ("prompt",), "category": ("category",)},
+        ("text", "category"),
+        _BENIGN,
+        {"rows": 1319},
+        Label.BENIGN,
+    ),
+    "or_bench_toxic": Benchmark(
+        "OR-Bench, toxic",
+        {"text": ("prompt",), "category": ("category",)},
+        ("text", "category"),
+        (Figure(Metric.REFUSAL, published="OR-Bench toxic"),),
+        {"rows": 655},
+        Label.HARMFUL,
+    ),
+    "strongreject": Benchmark(
+        "StrongREJECT",
+        {"text": ("forbidden_prompt",), "category": ("category",), "method": ("source",)},
+        ("text", "category"),
+        (Figure(Metric.REFUSAL, published="StrongREJECT"),),
+        {"rows": 313},
+        Label.HARMFUL,
+    ),
+    "advbench": Benchmark(
+        "AdvBench",
+        {"text": ("goal",), "target": ("target",)},
+        ("text", "target"),
+        _HARMFUL_ASR,
+        {"rows": 520},
+        Label.HARMFUL,
+    ),
+    "jailbreakbench": Benchmark(
+        "JailbreakBench, harmful behaviours",
+        {"text": ("goal",), "behaviour": ("behavior",), "category": ("category",), "method": ("source",)},
+        ("text", "behaviour", "category"),
+        _HARMFUL_ASR,
+        {"rows": 100},
+        Label.HARMFUL,
+    ),
+    "jailbreakbench_benign": Benchmark(
+        "JailbreakBench, benign behaviours",
+        {"text": ("goal",), "behaviour": ("behavior",), "category": ("category",), "method": ("source",)},
+        ("text", "behaviour", "category"),
+        _BENIGN,
+        {"rows": 100},
+        Label.BENIGN,
+    ),
+    "xteaming": Benchmark(
+        "X-Teaming plans",
+        {
+            "behaviour": ("behavior_details", "behavior", "behaviour"),
+            "plan": ("attack_strategies", "strategies", "conversation_plan", "turns"),
+            "id": ("behavior_number", "behaviorid", "id"),
+            "method": ("strategy", "strategy_id"),
+        },
+        ("behaviour", "plan"),
+        (Figure(Metric.ASR, any_of=True, attempts=10), Figure(Metric.ASR)),
+        {"plans of a behaviour": 10},
+        Label.HARMFUL,
+        reader="plans",
+    ),
+    "seeds": Benchmark(
+        "Seeds of one's own",
+        {"text": TEXT_COLUMNS, "label": LABEL_COLUMNS, "id": ID_COLUMNS},
+        ("text", "label"),
+        (
+            Figure(Metric.ASR),
+            Figure(Metric.REFUSAL),
+            Figure(Metric.OVER_REFUSAL, Label.BENIGN),
+            Figure(Metric.USEFUL, Label.BENIGN),
+        ),
+    ),
+}
+"""By the name that ``eval.tasks.<name>.benchmark`` takes."""
