@@ -152,8 +152,10 @@ class MiniSlurm:
         stepds = [
             int(path.name)
             for path in Path("/proc").glob("[0-9]*")
-            if _command(path).startswith("slurmstepd") and f"spool_{node}" in _open_files(path)
+            if _command(path).startswith("slurmstepd") and str(self.home / f"slurmd_{node}.log") in _open_files(path)
         ]
+        # One that lived on would report the end of what it ran, as no dead node does.
+        assert stepds, f"no step daemons found on {node}"
         for pid in [*stepds, *self.processes(SLURMD_NODENAME=node)]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
