@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nemo_magic.actors.config import ActorConfig, GenerationConfig
 from nemo_magic.config.errors import ConfigError, concise
 from nemo_magic.data.seeds import DataConfig
+from nemo_magic.game.alarms import AlarmsConfig
 from nemo_magic.game.episode import Role
 from nemo_magic.game.prompts import PromptConfig
 from nemo_magic.game.rewards import RewardConfig
@@ -144,6 +145,7 @@ class MagicConfig:
     game: GameConfig = field(default_factory=GameConfig)
     rewards: RewardConfig = field(default_factory=RewardConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     data: DataConfig = field(default_factory=DataConfig)
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)

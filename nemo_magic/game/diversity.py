@@ -1,16 +1,16 @@
-"""A bonus for attacks that differ from their group's others, so that an attacker does not collapse onto one trick.
+"""How much the attacks on one seed differ, and a bonus for it, so that an attacker does not collapse onto one trick.
 
-Not of the paper; off by default (``rewards.diversity`` 0).
+The bonus is not of the paper, and off by default (``rewards.diversity`` 0).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 from nemo_magic.game.episode import Role
-from nemo_magic.game.metrics import Scored
+from nemo_magic.game.metrics import Ratios, Scored
 
 
 def with_diversity(scored: Sequence[Scored], size: float) -> list[Scored]:
@@ -33,6 +33,23 @@ def with_diversity(scored: Sequence[Scored], size: float) -> list[Scored]:
             rewards[Role.ATTACKER] = {**rewards[Role.ATTACKER], "diversity": bonus}
             found[i] = scored[i]._replace(rewards=rewards)
     return found
+
+
+def attack_distance(scored: Sequence[Scored]) -> Ratios:
+    """``attack_distance``: the distance of two model-written attacks on the same seed, over all pairs of a group.
+
+    Groups have to be whole. One that shares a single attack has no pair, and does not count.
+    """
+    groups: dict[int, dict[int, frozenset[tuple[str, str]]]] = defaultdict(dict)
+    for one in scored:
+        said = one.episode.said_by(Role.ATTACKER)
+        if said:
+            groups[one.episode.group][id(said[0])] = _bigrams(one)
+    ratios = Ratios()
+    for attacks in groups.values():
+        for first, second in combinations(attacks.values(), 2):
+            ratios.add("attack_distance", distance(first, second))
+    return ratios
 
 
 def distance(one: frozenset[tuple[str, str]], other: frozenset[tuple[str, str]]) -> float:

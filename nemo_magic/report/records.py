@@ -14,6 +14,8 @@ CROSSPLAY_FILE = "crossplay.json"
 STRATEGIES_FILE = "strategies.json"
 PICTURE_FILE = "game.png"
 SAMPLES_DIR = "samples"
+ALARMS_FILE = "alarms.jsonl"
+REPORT_FILE = "report.html"
 
 _OWN_KEYS = ("step", "phase", "phase_index", "learner", "time")
 

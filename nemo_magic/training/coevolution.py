@@ -17,6 +17,8 @@ from nemo_magic.actors.snapshots import Snapshot, take
 from nemo_magic.actors.world import DeviceMemory
 from nemo_magic.config import MagicConfig
 from nemo_magic.data.seeds import SeedSampler, interleaved, load_seeds
+from nemo_magic.game.alarms import Alarms
+from nemo_magic.game.diversity import attack_distance
 from nemo_magic.game.episode import Episode, Role, Seed
 from nemo_magic.game.metrics import Ratios, Scored, rollout_metrics
 from nemo_magic.game.schedule import Schedule
@@ -87,6 +89,7 @@ class _Coevolution:
         # What follows is the game's state, and is saved as one.
         self.schedule = Schedule.begin(cfg.game.schedule)
         self.early_stop = EarlyStop()
+        self.alarms = Alarms()
         self.snapshots: dict[str, list[Snapshot]] = {name: [] for name in cast.named}
         self.metrics: Mapping[str, float] = {}
 
@@ -109,6 +112,7 @@ class _Coevolution:
             if done is None:
                 self.begin(observer)
             while not self.over():
+                self.refuse_alarmed()
                 self.checkpoints.poll()
                 try:
                     metrics, scored = self.step()
@@ -161,6 +165,9 @@ class _Coevolution:
                 metrics = self.learner.update(player, scored, said, advantages)
         metrics |= {"train_rollouts/unplayed_share": unplayed}
         metrics |= self.figures("train_rollouts/", scored) | self.referee.figures()
+        if role is Role.ATTACKER:
+            ranks = self.world.gather(attack_distance(scored))
+            metrics |= Ratios.merged(ranks).means("train_rollouts/")
         return metrics | self.speed(scored), scored
 
     def play(self, role: Role) -> list[Episode]:
@@ -201,7 +208,10 @@ class _Coevolution:
         validated = done % cfg.game.val_check_interval == 0 or done == self.total
         if validated:
             metrics |= self.validate() | self.drained()
+        self.alarms, events, pressures = self.alarms.after(cfg.alarms, done, before.learner, metrics)
+        metrics |= pressures
         observer.record(StepRecord(done, before.learner, before.phase, before.learner, metrics), scored)
+        observer.alarms(events)
         self.metrics = metrics
         self.schedule = before.advance(cfg.game.schedule, metrics)
         self.early_stop = self.early_stop.after(cfg.game.early_stop, done, metrics)
@@ -210,6 +220,16 @@ class _Coevolution:
             self.keep(before.learner, f"phase-{before.phase:02d}")
         if done % cfg.exp_manager.checkpoint_callback_params.every_n_train_steps == 0:
             self.save()
+
+    def refuse_alarmed(self) -> None:
+        """Also when the run goes on: what was stopped for does not go away by starting again.
+
+        Raises:
+            TrainingError: an alarm sounds whose action is stop; the game is saved.
+        """
+        if reason := self.alarms.stops(self.cfg.alarms):
+            self.save(wait=True)
+            raise TrainingError(f"{reason}; saved after {self.schedule.step}")
 
     def over(self) -> bool:
         reached = self.early_stop.reached(self.cfg.game.early_stop, self.schedule.step)
@@ -246,6 +266,7 @@ class _Coevolution:
             "step": self.schedule.step,
             "schedule": self.schedule.to_dict(),
             "early_stop": self.early_stop.to_dict(),
+            "alarms": self.alarms.to_dict(),
             "snapshots": {name: [kept.name for kept in taken] for name, taken in self.snapshots.items()},
             "skipped_updates": {name: player.skipped_updates for name, player in self.cast.named.items()},
             "layout": layout_of(self.world, self.cast.named),
@@ -262,6 +283,7 @@ class _Coevolution:
         state: Mapping[str, Any] = self.checkpoints.restore(path, self.cast.named)
         self.schedule = Schedule.from_dict(state["schedule"])
         self.early_stop = EarlyStop.from_dict(state["early_stop"])
+        self.alarms = Alarms.from_dict(state["alarms"]) if "alarms" in state else Alarms()
         taken = path.parent.parent / "snapshots"
         for name, player in self.cast.named.items():
             player.skipped_updates = state["skipped_updates"][name]

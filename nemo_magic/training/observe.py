@@ -15,16 +15,25 @@ from typing import Any, Protocol
 
 from typing_extensions import Self
 
+from nemo_magic.game.alarms import AlarmEvent
 from nemo_magic.game.metrics import Ratios, Scored, rollout_metrics
-from nemo_magic.report.records import CROSSPLAY_FILE, METRICS_FILE, PICTURE_FILE, SAMPLES_DIR, StepRecord
+from nemo_magic.report.records import (
+    ALARMS_FILE,
+    CROSSPLAY_FILE,
+    METRICS_FILE,
+    PICTURE_FILE,
+    SAMPLES_DIR,
+    StepRecord,
+)
 from nemo_magic.training.live_table import LiveTable
-from nemo_magic.training.sinks import JsonlSink, SampleWriter, Sink, TensorBoardSink, WandbSink
+from nemo_magic.training.sinks import AlarmWriter, JsonlSink, SampleWriter, Sink, TensorBoardSink, WandbSink
 from nemo_magic.training.timers import Timers
 
 __all__ = ["ExpManagerSettings", "Observer", "Ratios", "Scored", "StepRecord", "Timers", "rollout_metrics"]
 
 _RUN_OUTPUTS = (
     METRICS_FILE,
+    ALARMS_FILE,
     SAMPLES_DIR,
     "tensorboard",
     CROSSPLAY_FILE,
@@ -76,6 +85,7 @@ class Observer:
         self.run_dir = Path(settings.explicit_log_dir)
         self._sinks: list[Sink] = []
         self._samples: SampleWriter | None = None
+        self._alarms: AlarmWriter | None = None
         self._table: LiveTable | None = None
         if not is_main:
             return
@@ -88,6 +98,7 @@ class Observer:
         if settings.create_wandb_logger:
             kwargs = _as_mapping(settings.wandb_logger_kwargs)
             self._sinks.append(WandbSink(self.run_dir, kwargs, resume_step, config))
+        self._alarms = AlarmWriter(self.run_dir, resume_step)
         self._samples = SampleWriter(self.run_dir, settings.num_logged_samples, resume_step)
         # Last: until then an error should print on a plain screen.
         self._table = LiveTable(title=title or self.run_dir.name, total_steps=total_steps)
@@ -100,6 +111,13 @@ class Observer:
         if self._samples is not None:
             self._samples.write(record.step, samples)
 
+    def alarms(self, events: Sequence[AlarmEvent]) -> None:
+        """Tell of alarms that began to sound or went silent, and write them down."""
+        if self._alarms is not None:
+            self._alarms.write(events)
+        for event in events:
+            self.note(str(event))
+
     def note(self, text: str) -> None:
         """Tell the person watching something that is not a figure: a checkpoint saved, a judge that went away."""
         if self._table is not None:
@@ -108,7 +126,7 @@ class Observer:
     def close(self) -> None:
         """Flush and end everything, in reverse order, so that the terminal is given back first. Harmless twice."""
         sinks, self._sinks = self._sinks, []
-        self._samples = self._table = None
+        self._samples = self._alarms = self._table = None
         for sink in reversed(sinks):
             sink.close()
 

@@ -12,9 +12,10 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
+from nemo_magic.game.alarms import AlarmEvent
 from nemo_magic.game.episode import Label, Turn, Verdict
 from nemo_magic.game.metrics import Scored
-from nemo_magic.report.records import METRICS_FILE, SAMPLES_DIR, StepRecord, whole_lines
+from nemo_magic.report.records import ALARMS_FILE, METRICS_FILE, SAMPLES_DIR, StepRecord, whole_lines
 
 
 class Sink(Protocol):
@@ -45,6 +46,20 @@ class JsonlSink:
 
     def close(self) -> None:
         self._file.close()
+
+
+class AlarmWriter:
+    """``alarms.jsonl``: a line for every alarm that began to sound or went silent. No line, no file."""
+
+    def __init__(self, run_dir: Path, resume_step: int | None = None) -> None:
+        self.path = run_dir / ALARMS_FILE
+        if resume_step is not None and self.path.exists():
+            _keep_rows_up_to(self.path, resume_step)
+
+    def write(self, events: Sequence[AlarmEvent]) -> None:
+        if events:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(event.to_row()) + "\n" for event in events)
 
 
 class SampleWriter:

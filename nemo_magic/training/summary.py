@@ -14,6 +14,7 @@ from rich.text import Text
 
 from nemo_magic.game.payoff import NO_REWRITE, CrossPlay
 from nemo_magic.report.records import (
+    ALARMS_FILE,
     CROSSPLAY_FILE,
     METRICS_FILE,
     PICTURE_FILE,
@@ -38,6 +39,7 @@ _FILES = (
     (PICTURE_FILE, "the picture of it"),
     (METRICS_FILE, "every figure of every step"),
     (CROSSPLAY_FILE, "attackers × defenders"),
+    (ALARMS_FILE, "what the alarms said"),
     (STRATEGIES_FILE, "first and last defender under every strategy"),
     (SAMPLES_DIR, "conversations, step by step"),
     ("tensorboard", "tensorboard --logdir"),

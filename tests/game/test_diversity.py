@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from nemo_magic.game.diversity import with_diversity
+from nemo_magic.game.diversity import attack_distance, with_diversity
 from nemo_magic.game.episode import Completion, Episode, Label, Role, Seed, Turn
 from nemo_magic.game.metrics import Scored
 
@@ -48,3 +48,14 @@ def test_the_defenders_reward_is_not_touched() -> None:
         for g in with_diversity([game(0, 0, "a"), game(0, 1, "b")], 1.0)
         if g.rewards
     )
+
+
+def test_the_distance_of_attacks_is_over_all_pairs_of_a_group() -> None:
+    games = [game(0, 0, "a b"), game(0, 1, "a b"), game(0, 2, "c d"), game(1, 0, "e")]
+    assert attack_distance(games).means() == {"attack_distance": pytest.approx(2 / 3)}
+
+
+def test_a_group_that_shares_one_attack_says_nothing_about_how_attacks_differ() -> None:
+    one = game(0, 0, "a b")
+    bare = [game(1, 0, "c", model=False), game(1, 1, "d", model=False)]
+    assert attack_distance([one, one._replace(rewards=None), *bare]).means() == {}

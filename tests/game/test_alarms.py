@@ -1,0 +1,178 @@
+"""The alarms: which of them sound, when they are over, and that a resumed run hears what the unbroken one hears."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nemo_magic.game.alarms import AlarmEvent, Alarms, AlarmsConfig, JudgeUnknown, OverRefusal
+
+STEPS, PHASE = 120, 15
+Figures = dict[str, float]
+
+
+def learner(step: int) -> str:
+    return ("defender", "attacker")[(step - 1) // PHASE % 2]
+
+
+def a_healthy_game(seed: int) -> Iterator[Figures]:
+    """ASR falls and returns in attacker phases; the rest moves as sampled figures do."""
+    noise = random.Random(seed)
+
+    def share(mean: float, spread: float = 0.04) -> float:
+        return min(1.0, max(0.0, noise.gauss(mean, spread)))
+
+    for step in range(1, STEPS + 1):
+        attacks = learner(step) == "attacker"
+        gain = 0.03 * ((step - 1) % PHASE)
+        yield {
+            "train_rollouts/asr": share(0.1 + gain if attacks else 0.5 - gain),
+            "train_rollouts/useful": share(0.93),
+            "train_rollouts/intent_preserved": share(0.85 if attacks else 0.89),
+            "train_rollouts/over_refusal": share(0.04, 0.03),
+            "train_rollouts/unknown_share": share(0.005, 0.01),
+            "train_optim/entropy": noise.gauss(0.6 - 0.3 * step / STEPS if attacks else 0.2, 0.03),
+            "train_optim/surprise": noise.gauss(0.0, 0.05),
+            "train_optim/mismatch": 1.01 + abs(noise.gauss(0, 0.01)),
+        } | ({"train_rollouts/attack_distance": share(0.6)} if attacks else {})
+
+
+def planted(change: Callable[[float, Figures], Figures]) -> Iterator[Figures]:
+    """A healthy game of which ``change`` makes something else, the later (0..1) the more."""
+    for step, figures in enumerate(a_healthy_game(0), start=1):
+        yield figures | change(step / STEPS, figures)
+
+
+def heard(games: Iterator[Figures], config: AlarmsConfig | None = None) -> list[AlarmEvent]:
+    alarms, events = Alarms(), []
+    for step, figures in enumerate(games, start=1):
+        alarms, new, _ = alarms.after(config or AlarmsConfig(), step, learner(step), figures)
+        events += new
+    return events
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_healthy_game_is_silent(seed: int) -> None:
+    assert heard(a_healthy_game(seed)) == []
+
+
+PLANTED: Mapping[str, Callable[[float, Figures], Figures]] = {
+    "useful_down": lambda late, f: {"train_rollouts/useful": 0.93 - 0.9 * late, "train_rollouts/asr": 0.5 - 0.5 * late},
+    "intent_drift": lambda late, f: {"train_rollouts/intent_preserved": 0.9 - 0.8 * late},
+    "attacker_collapse": lambda late, f: {"train_optim/entropy": f["train_optim/entropy"] * (1 - late) ** 3},
+    "over_refusal": lambda late, f: {"train_rollouts/over_refusal": 0.02 + 0.6 * late},
+    "judge_unknown": lambda late, f: {"train_rollouts/unknown_share": 0.2 * late},
+    "mismatch": lambda late, f: {"train_optim/mismatch": 1 + 0.4 * late},
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_each_planted_fault_raises_its_own_alarm_and_no_other(name: str) -> None:
+    events = heard(planted(PLANTED[name]))
+    assert {event.alarm for event in events if event.raised} == {name}
+    assert all(event.cause and event.remedy and event.figures for event in events)
+
+
+def test_attacks_that_all_become_the_same_are_heard_even_where_no_entropy_is_told() -> None:
+    def same(late: float, figures: Figures) -> Figures:
+        distance = {"train_rollouts/attack_distance": 0.6 * (1 - late) ** 3}
+        return {"train_optim/entropy": math.nan} | (distance if "train_rollouts/attack_distance" in figures else {})
+
+    assert {e.alarm for e in heard(planted(same))} == {"attacker_collapse"}
+
+
+def test_what_is_sampled_from_something_else_than_the_policy_is_heard() -> None:
+    stale = planted(lambda late, f: {"train_optim/surprise": late, "train_optim/mismatch": math.nan})
+    assert {e.alarm for e in heard(stale)} == {"mismatch"}
+
+
+def test_the_defenders_entropy_is_not_the_attackers() -> None:
+    def sure(late: float, figures: Figures) -> Figures:
+        # The attacker's steps are those that tell how far its attacks are from each other.
+        return {} if "train_rollouts/attack_distance" in figures else {"train_optim/entropy": 0.0}
+
+    assert heard(planted(sure)) == []
+
+
+def test_useful_answers_that_fall_while_attacks_succeed_are_no_collapse_into_refusal() -> None:
+    lost = planted(lambda late, f: {"train_rollouts/useful": 0.93 - 0.9 * late, "train_rollouts/asr": 0.5 + 0.4 * late})
+    assert heard(lost) == []
+
+
+def one_figure(values: list[float]) -> Iterator[Figures]:
+    return ({"train_rollouts/over_refusal": value} for value in values)
+
+
+def test_an_alarm_sounds_once_and_says_when_it_is_over() -> None:
+    config = AlarmsConfig(over_refusal=OverRefusal(window=2, rise=0.2))
+    values = [0.0, 0.0, 0.3, 0.3, 0.19, 0.21, 0.3, 0.0, 0.0]
+    events = heard(one_figure(values), config)
+    assert [(event.step, event.raised) for event in events] == [(4, True), (9, False)]
+    assert str(events[0]).startswith(
+        "ALARM over_refusal after step 4: train_rollouts/over_refusal 0.3 (has been 0 to 0.3)"
+    )
+    assert "over after step 9" in str(events[1])
+
+
+def test_an_alarm_that_is_off_hears_nothing() -> None:
+    config = AlarmsConfig(over_refusal=OverRefusal(action="off", window=2))
+    assert heard(one_figure([0.0] * 5 + [1.0] * 5), config) == []
+
+
+def test_a_run_that_was_stopped_is_stopped_until_it_is_told_to_go_on() -> None:
+    config = AlarmsConfig(over_refusal=OverRefusal(action="stop", window=1))
+    alarms = Alarms()
+    assert alarms.stops(config) is None
+    for step, figures in enumerate(one_figure([0.0, 0.9]), start=1):
+        alarms, _, pressures = alarms.after(config, step, "defender", figures)
+    assert pressures["alarms/over_refusal"] == pytest.approx(4.5)
+    again = Alarms.from_dict(json.loads(json.dumps(alarms.to_dict())))
+    reason = again.stops(config)
+    assert reason is not None
+    assert "alarms.over_refusal.action=stop" in reason
+    assert "alarms.over_refusal.action=warn" in reason
+    assert again.stops(replace(config, over_refusal=OverRefusal(action="warn", window=1))) is None
+
+
+@settings(deadline=None)
+@given(st.integers(0, STEPS - 1), st.sampled_from(sorted(PLANTED)))
+def test_a_state_that_was_saved_and_restored_anywhere_hears_what_the_unbroken_one_hears(at: int, name: str) -> None:
+    unbroken, resumed = Alarms(), Alarms()
+    for step, figures in enumerate(planted(PLANTED[name]), start=1):
+        unbroken, events, pressures = unbroken.after(AlarmsConfig(), step, learner(step), figures)
+        if step == at:
+            resumed = Alarms.from_dict(json.loads(json.dumps(resumed.to_dict(), allow_nan=False)))
+        resumed, same_events, same_pressures = resumed.after(AlarmsConfig(), step, learner(step), figures)
+        assert (events, pressures, unbroken) == (same_events, same_pressures, resumed)
+
+
+def test_a_figure_that_is_not_finite_or_not_told_counts_as_nothing() -> None:
+    quiet = one_figure([0.0, math.nan, 0.0, math.inf])
+    told = heard(quiet, AlarmsConfig(over_refusal=OverRefusal(window=2)))
+    assert told == []
+    assert Alarms().after(AlarmsConfig(), 1, "defender", {})[2] == {}
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: JudgeUnknown(action="ring"), "alarms.judge_unknown.action='ring' must be one of: off, warn, stop"),
+        (lambda: JudgeUnknown(window=0), "alarms.judge_unknown.window=0 must be at least 1"),
+        (lambda: OverRefusal(rise=0.0), "alarms.over_refusal.rise=0.0 must be a finite number greater than 0"),
+    ],
+)
+def test_what_cannot_be_set_is_refused_by_its_key(make: Callable[[], object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+def test_a_saved_state_of_another_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="the saved state has count"):
+        Alarms.from_dict({"count": 1})
