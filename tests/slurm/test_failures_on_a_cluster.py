@@ -49,12 +49,13 @@ def test_a_hang_ends_with_the_culprit_and_its_node_and_a_judge_gone_for_good_wit
 def test_when_a_node_dies_the_run_goes_on_on_those_that_are_left(playground: Playground) -> None:
     cluster, folder = playground.cluster, playground.folder / "runs/bereft"
     job = playground.submit("magic_70b.sh", *playground.game("bereft"))
-    job.until(lambda: 1 in rows(folder))
+    job.until((folder / "checkpoints/step_000001").exists)
     (judge,), (first, second) = job.processes("judge"), job.processes("train")
     assert len({judge.node, first.node, second.node}) == 3
     cluster.kill_node(second.node)
     try:
         job.until_said("resumed from")
+        assert "DUE TO NODE FAILURE" in job.said()
         now = [process.node for process in [*job.processes("judge"), *job.processes("train")]]
         assert len(set(now)) == 3
         assert second.node not in now
