@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Evaluation of a run's models, on one node of eight GPUs unless the configuration says otherwise, the judge on a node of its own:
+# A defender on benchmarks, on one node of eight GPUs unless the configuration says otherwise, the judge on a node of its own:
 #
 #   sbatch slurm/evaluate.sh -cn NAME [KEY=VALUE …] [--judge -cn NAME KEY=VALUE …]
 #   bash slurm/evaluate.sh --submit …     the same with partition, account and node counts of slurm/site.sh and the config
