@@ -9,6 +9,7 @@ import argparse
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,11 +73,14 @@ def outcome(folder: Path) -> Outcome:
         return Outcome(folder.name, "no steps" if folder.exists() else "missing", None, {})
     validated = [record.metrics for record in records if any(name in record.metrics for name in _HELD_OUT.values())]
     held_out = validated[-1] if validated else {}
-    figures = {column: held_out[name] for column, name in _HELD_OUT.items() if name in held_out}
-    return Outcome(folder.name, _state(folder, records[-1].step), records[-1].step, figures | _at_the_end(folder))
+    # What could not be measured (a share of nothing) reads back as NaN, and is left out as what was not.
+    told = ((column, held_out.get(name, math.nan)) for column, name in _HELD_OUT.items())
+    figures = {column: value for column, value in told if not math.isnan(value)}
+    return Outcome(folder.name, state_of(folder, records[-1].step), records[-1].step, figures | _at_the_end(folder))
 
 
-def _state(folder: Path, step: int) -> str:
+def state_of(folder: Path, step: int) -> str:
+    """``finished``, or how far a run has come that had done ``step`` steps."""
     # The picture is the last thing a run draws; one that goes on has newer figures than its picture.
     picture, metrics = folder / PICTURE_FILE, folder / METRICS_FILE
     if picture.exists() and picture.stat().st_mtime >= metrics.stat().st_mtime:
@@ -127,4 +131,4 @@ def write(outcomes: Sequence[Outcome], folder: Path) -> None:
 
 
 def _percent(share: float | None) -> str:
-    return "–" if share is None or share != share else f"{100 * share:.1f}"
+    return "–" if share is None else f"{100 * share:.1f}"
