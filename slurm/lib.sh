@@ -159,12 +159,12 @@ begin() { # sets step, the beginning of every srun; on_nodes, what picks the tra
     export SLURM_EXPORT_ENV=ALL
     [[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}"
-    known=$(srun --mpi=list 2>&1)
+    known=$(srun --mpi=list 2>&1) || true
     [[ $known =~ (^|[[:space:]])$MPI([[:space:]]|$) ]] ||
         die "$MISCONFIGURED" "MPI=$MPI is not what this Slurm has, see $site: ${known//$'\n'/ }"
     step=(srun --overlap "${SRUN_EXTRA[@]}")
     guard_step=("${step[@]}")
-    known=$(srun --help 2>&1)
+    known=$(srun --help 2>&1) || true
     if [[ $known == *--container-image* ]]; then
         contain step "$CONTAINER_IMAGE"
         contain guard_step "${GUARD_IMAGE:-$CONTAINER_IMAGE}"

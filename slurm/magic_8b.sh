@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Attacker and defender of 7B to 14B on one node of eight GPUs (--nodes=2 -cn magic_14b: two), the judge on a node of its own:
+# Attacker and defender of 7B to 14B on one node of eight GPUs (--submit -cn magic_14b: on two), the judge on a node of its own:
 #
 #   sbatch slurm/magic_8b.sh [-cn NAME] [KEY=VALUE …] [--judge -cn NAME KEY=VALUE …]
 #   bash slurm/magic_8b.sh --submit …     the same with partition, account and node counts of slurm/site.sh and the config
