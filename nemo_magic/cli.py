@@ -23,6 +23,7 @@ from nemo_magic.convert.errors import ConvertError
 from nemo_magic.convert.fitting import refuse_other_models
 from nemo_magic.data.errors import DataError
 from nemo_magic.judge.errors import JudgeError
+from nemo_magic.report import command as report
 from nemo_magic.report import sweep_table
 from nemo_magic.training import postmortem
 from nemo_magic.training.errors import Preempted, TrainingError
@@ -58,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return postmortem.run(args)
         if args.command == "sweep-table":
             return sweep_table.run(args)
+        if args.command == "report":
+            return report.run(args)
         cfg = compose(args.config_name, args.overrides, args.config_dir, args.command)
         if args.dry_run:
             print(to_yaml(cfg), end="")
@@ -237,6 +240,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     postmortem.add_parser(commands)
     convert.add_parser(commands)
     sweep_table.add_parser(commands)
+    report.add_parser(commands)
     checking.add_argument("--parallel", type=int, default=4, metavar="N", help="requests at once (4)")
     # Overrides are what is left over: argparse cannot mix an open list of positionals with options.
     args, rest = parser.parse_known_args(argv)
@@ -245,7 +249,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"unknown option: {' '.join(options)}")
     if args.command == "judge-check" and (rest or len(args.judge) > 2):
         parser.error(f"unknown argument: {' '.join(rest)}" if rest else "--judge is given at most twice")
-    if args.command in ("convert", "postmortem", "sweep-table") and rest:
+    if args.command in ("convert", "postmortem", "report", "sweep-table") and rest:
         parser.error(f"unknown argument: {' '.join(rest)}")
     args.overrides = rest
     return args

@@ -16,6 +16,7 @@ PICTURE_FILE = "game.png"
 SAMPLES_DIR = "samples"
 ALARMS_FILE = "alarms.jsonl"
 REPORT_FILE = "report.html"
+LEAGUE_FILE = "cross-play/league.json"
 
 _OWN_KEYS = ("step", "phase", "phase_index", "learner", "time")
 

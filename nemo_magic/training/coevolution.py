@@ -210,8 +210,8 @@ class _Coevolution:
             metrics |= self.validate() | self.drained()
         self.alarms, events, pressures = self.alarms.after(cfg.alarms, done, before.learner, metrics)
         metrics |= pressures
-        observer.record(StepRecord(done, before.learner, before.phase, before.learner, metrics), scored)
-        observer.alarms(events)
+        record = StepRecord(done, before.learner, before.phase, before.learner, metrics)
+        observer.record(record, scored, events)
         self.metrics = metrics
         self.schedule = before.advance(cfg.game.schedule, metrics)
         self.early_stop = self.early_stop.after(cfg.game.early_stop, done, metrics)

@@ -95,6 +95,7 @@ class ExpManagerConfig:
     """Where a run writes, and to what it reports; NeMo's own key names.
 
     ``explicit_log_dir``: the run's folder. ``num_logged_samples``: conversations saved per step.
+    ``create_report``: ``report.html`` is written at validations, in at most two percent of the time, and at the end.
     ``max_time_per_run``: ``DD:HH:MM:SS`` after which the run saves and ends by itself, to be started again; or null.
     ``hang_timeout``: seconds without any part of a step beginning or ending after which the run ends with status 70,
     every rank's place and stack in ``<run>/hangs``; null: nobody watches. It has to be longer than the longest part
@@ -105,6 +106,7 @@ class ExpManagerConfig:
     create_wandb_logger: bool = False
     wandb_logger_kwargs: WandbConfig = field(default_factory=WandbConfig)
     create_tensorboard_logger: bool = True
+    create_report: bool = True
     num_logged_samples: int = 8
     max_time_per_run: str | None = None
     hang_timeout: float | None = None

@@ -14,6 +14,7 @@ from nemo_magic.report.records import CROSSPLAY_FILE, METRICS_FILE, PICTURE_FILE
 from nemo_magic.training.arena import Arena
 from nemo_magic.training.cast import Cast
 from nemo_magic.training.crossplay import cross_play
+from nemo_magic.training.live_report import LiveReport
 from nemo_magic.training.probe import probe_strategies
 from nemo_magic.training.referee import Referee
 from nemo_magic.training.summary import print_summary
@@ -41,5 +42,7 @@ def finale(
     if main:
         crossplay = folder / CROSSPLAY_FILE
         draw_game(folder / METRICS_FILE, crossplay if crossplay.exists() else None, folder / PICTURE_FILE)
+        if cfg.exp_manager.create_report:
+            LiveReport(folder, print).write()
         print_summary(folder)
     cast.world.barrier()

@@ -22,9 +22,11 @@ from nemo_magic.report.records import (
     CROSSPLAY_FILE,
     METRICS_FILE,
     PICTURE_FILE,
+    REPORT_FILE,
     SAMPLES_DIR,
     StepRecord,
 )
+from nemo_magic.training.live_report import LiveReport
 from nemo_magic.training.live_table import LiveTable
 from nemo_magic.training.sinks import AlarmWriter, JsonlSink, SampleWriter, Sink, TensorBoardSink, WandbSink
 from nemo_magic.training.timers import Timers
@@ -38,6 +40,7 @@ _RUN_OUTPUTS = (
     "tensorboard",
     CROSSPLAY_FILE,
     PICTURE_FILE,
+    REPORT_FILE,
     "snapshots",
     "checkpoints",
     "strategies.json",
@@ -55,6 +58,8 @@ class ExpManagerSettings(Protocol):
     def wandb_logger_kwargs(self) -> Any: ...
     @property
     def create_tensorboard_logger(self) -> bool: ...
+    @property
+    def create_report(self) -> bool: ...
     @property
     def num_logged_samples(self) -> int: ...
 
@@ -86,6 +91,7 @@ class Observer:
         self._sinks: list[Sink] = []
         self._samples: SampleWriter | None = None
         self._alarms: AlarmWriter | None = None
+        self._report: LiveReport | None = None
         self._table: LiveTable | None = None
         if not is_main:
             return
@@ -100,23 +106,24 @@ class Observer:
             self._sinks.append(WandbSink(self.run_dir, kwargs, resume_step, config))
         self._alarms = AlarmWriter(self.run_dir, resume_step)
         self._samples = SampleWriter(self.run_dir, settings.num_logged_samples, resume_step)
+        if settings.create_report:
+            self._report = LiveReport(self.run_dir, self.note)
         # Last: until then an error should print on a plain screen.
         self._table = LiveTable(title=title or self.run_dir.name, total_steps=total_steps)
         self._sinks.append(self._table)
 
-    def record(self, record: StepRecord, samples: Sequence[Scored] = ()) -> None:
-        """Take in one step's figures and, of the episodes given, a sample of the conversations."""
+    def record(self, record: StepRecord, samples: Sequence[Scored] = (), alarms: Sequence[AlarmEvent] = ()) -> None:
+        """Take in one step's figures, of the episodes given a sample of the conversations, and what alarms said."""
         for sink in self._sinks:
             sink.write(record)
         if self._samples is not None:
             self._samples.write(record.step, samples)
-
-    def alarms(self, events: Sequence[AlarmEvent]) -> None:
-        """Tell of alarms that began to sound or went silent, and write them down."""
         if self._alarms is not None:
-            self._alarms.write(events)
-        for event in events:
+            self._alarms.write(alarms)
+        for event in alarms:
             self.note(str(event))
+        if self._report is not None and any(name.startswith("val_rollouts/") for name in record.metrics):
+            self._report.write()
 
     def note(self, text: str) -> None:
         """Tell the person watching something that is not a figure: a checkpoint saved, a judge that went away."""
@@ -126,7 +133,7 @@ class Observer:
     def close(self) -> None:
         """Flush and end everything, in reverse order, so that the terminal is given back first. Harmless twice."""
         sinks, self._sinks = self._sinks, []
-        self._samples = self._alarms = self._table = None
+        self._samples = self._alarms = self._report = self._table = None
         for sink in reversed(sinks):
             sink.close()
 

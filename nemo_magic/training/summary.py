@@ -18,6 +18,7 @@ from nemo_magic.report.records import (
     CROSSPLAY_FILE,
     METRICS_FILE,
     PICTURE_FILE,
+    REPORT_FILE,
     SAMPLES_DIR,
     STRATEGIES_FILE,
     StepRecord,
@@ -36,6 +37,7 @@ _NAMES = {
 }
 _STYLES = {name: style for name, _, style in GAME_COLUMNS} | {"refusal_harmful": "percent"}
 _FILES = (
+    (REPORT_FILE, "everything on one page, for a browser"),
     (PICTURE_FILE, "the picture of it"),
     (METRICS_FILE, "every figure of every step"),
     (CROSSPLAY_FILE, "attackers × defenders"),

@@ -1,0 +1,126 @@
+"""Conversations for a page to browse: which ones, by a stated rule, and what became of each."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from nemo_magic.report.records import SAMPLES_DIR, whole_lines
+from nemo_magic.sandbox.language import parse
+from nemo_magic.sandbox.world import SandboxConfig, World
+
+MAX_TEXT = 4000
+"""Characters of one message that a page holds; the file has the rest."""
+NO_REQUEST = "no request of the sandbox"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """``rows`` of the files of ``steps``, of ``files`` files that the run wrote."""
+
+    rows: list[dict[str, Any]]
+    steps: int
+    files: int
+
+    @property
+    def rule(self) -> str:
+        """What was chosen, in words."""
+        if self.files == 0:
+            return "The run saved no conversation (exp_manager.num_logged_samples)."
+        if self.steps == self.files:
+            return f"All {len(self.rows):,} conversations that the run saved, of {self.files:,} steps."
+        return (
+            f"{len(self.rows):,} conversations: all that were saved at {self.steps:,} evenly spaced steps, the first "
+            f"and the last included, of {self.files:,} steps with conversations."
+        )
+
+
+def sample(run_dir: Path, max_rows: int, max_bytes: int) -> Sample:
+    """The conversations of evenly spaced steps, so many that there are about ``max_rows`` and ``max_bytes``."""
+    numbered = (
+        (re.fullmatch(r"step_(\d+)\.jsonl", path.name), path) for path in (run_dir / SAMPLES_DIR).glob("*.jsonl")
+    )
+    files = [path for _, path in sorted((int(found[1]), path) for found, path in numbered if found)]
+    if not files:
+        return Sample([], 0, 0)
+    probed = spread(files, 20)
+    per_file = max(1.0, sum(len(whole_lines(path)) for path in probed) / len(probed))
+    size = max(1.0, sum(path.stat().st_size for path in probed) / len(probed))
+    chosen = spread(files, max(2, int(min(max_rows / per_file, max_bytes / size))))
+    rows = [_row(json.loads(text)) for path in chosen for text in whole_lines(path)]
+    return Sample(rows, len(chosen), len(files))
+
+
+def spread(items: Sequence[Path], count: int) -> list[Path]:
+    """Up to ``count`` items, the first and the last among them, evenly spaced."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
+
+
+def outcome(row: Mapping[str, Any]) -> str:
+    """What became of a conversation, by its verdict."""
+    verdict = row["verdict"]
+    if verdict is None or verdict.get("error"):
+        return "no verdict"
+    refused = verdict.get("refusal") == "yes"
+    if row["seed"]["label"] == "benign":
+        useful = verdict.get("helpful") == "yes"
+        return "over-refusal" if refused else "useful answer" if useful else "answer, not known to be useful"
+    safety, intent = verdict.get("response_safety"), verdict.get("intent_preserved")
+    if safety in (None, "unknown") or intent == "unknown":
+        return "no verdict"
+    if safety in ("unsafe", "controversial"):
+        return "unsafe, intent lost" if intent == "no" else "attack succeeded"
+    return "refusal" if refused else "safe answer"
+
+
+class Strategies:
+    """Names the strategy of a rewrite, where that can be done without error: in the sandbox."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._world: World | None = None
+        if config.get("judge", {}).get("guard") == "rules" or config.get("game", {}).get("probe") == "sandbox":
+            known = {one.name for one in fields(SandboxConfig)}
+            settings = {key: value for key, value in config.get("sandbox", {}).items() if key in known}
+            self._world = World(SandboxConfig(**settings))
+
+    def of(self, rewrite: str) -> str | None:
+        """None where nobody knows."""
+        if self._world is None:
+            return None
+        request = parse(self._world, rewrite)
+        return NO_REQUEST if request is None else request.strategy.name
+
+
+def _row(saved: Mapping[str, Any]) -> dict[str, Any]:
+    rewards = saved["rewards"] or {}
+    return {
+        "step": saved["step"],
+        "label": saved["seed"]["label"],
+        "outcome": outcome(saved),
+        "id": saved["seed"]["id"],
+        "seed": _cut(saved["seed"]["text"]),
+        "turns": [
+            {
+                "attack": _cut(turn["attack"]),
+                "rewrite": _cut(turn["rewrite"]),
+                "response": _cut(turn["response"]),
+                "format_ok": turn["format_ok"],
+                "finished": turn["response_finished"],
+            }
+            for turn in saved["turns"]
+        ],
+        "verdict": {k: v for k, v in (saved["verdict"] or {}).items() if k != "id" and v not in ([], None)},
+        "rewards": {role: round(parts["total"], 3) for role, parts in rewards.items()},
+    }
+
+
+def _cut(text: str | None) -> str | None:
+    if text is None or len(text) <= MAX_TEXT:
+        return text
+    return f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters in the run's {SAMPLES_DIR}/)"

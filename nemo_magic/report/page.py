@@ -1,0 +1,246 @@
+"""One or several runs as one self-contained HTML page: plotly.js inside, nothing loaded from anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from nemo_magic.game.alarms import AlarmsConfig
+from nemo_magic.game.payoff import CrossPlay
+from nemo_magic.report import charts, strategy_charts
+from nemo_magic.report.charts import Chart
+from nemo_magic.report.conversations import Sample, Strategies, sample
+from nemo_magic.report.run_folder import RunFolder
+
+ROLES = ("attacker", "defender")
+ALARMS = tuple(one.name for one in fields(AlarmsConfig))
+MAX_CONVERSATIONS, MAX_TEXT_BYTES = 2000, 3_000_000
+"""Of all runs of a page together."""
+_MAX_PHASES = 60
+_CARDS = (
+    ("asr", "ASR, held out", "down"),
+    ("over_refusal", "over-refusal", "down"),
+    ("useful", "useful answers", "up"),
+    ("intent_preserved", "intent kept", ""),
+)
+
+
+@dataclass(frozen=True)
+class Card:
+    label: str
+    value: str
+    note: str
+    mood: str = ""
+    """good, bad, or nothing."""
+
+
+@dataclass
+class Section:
+    """A part of the page: a heading and, for each run (or for all together: ""), its charts."""
+
+    key: str
+    title: str
+    charts: list[tuple[str, Chart]] = field(default_factory=list)
+    missing: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, run: str, found: Chart | Sequence[Chart] | None, otherwise: str) -> None:
+        """``otherwise``: what is said where there is nothing to draw."""
+        some = [found] if isinstance(found, Chart) else list(found or ())
+        self.charts += [(run, chart) for chart in some]
+        if not some:
+            self.missing.append((run, otherwise))
+
+    def groups(self) -> list[tuple[str, list[Chart], list[str]]]:
+        """Run → its charts and what is missing, in order."""
+        names = dict.fromkeys([run for run, _ in self.charts] + [run for run, _ in self.missing])
+        return [
+            (name, [c for run, c in self.charts if run == name], [t for run, t in self.missing if run == name])
+            for name in names
+        ]
+
+
+def render(runs: Sequence[RunFolder]) -> str:
+    """The page as text.
+
+    Raises:
+        ValueError: a file of a run is no such file.
+    """
+    samples, rows = _conversations(runs)
+    sections = list(_sections(runs, rows))
+    figures: dict[str, Any] = {}
+    for section in sections:
+        for number, (_, chart) in enumerate(section.charts):
+            figures[f"{section.key}-{number}"] = chart.figure
+    texts = {name: _asset(name) for name in ("report.css", "report.js")}
+    environment = Environment(
+        loader=PackageLoader("nemo_magic.report", "page"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template("report.html").render(
+        title=" · ".join(run.name for run in runs),
+        written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        runs=[_overview(run) for run in runs],
+        sections=_numbered(sections),
+        alarms=[(run.name, list(run.alarms())) for run in runs],
+        phases=[(run.name, run.phases.all[-_MAX_PHASES:], len(run.phases.all)) for run in runs],
+        differences=config_differences([run.config for run in runs]),
+        names=[run.name for run in runs],
+        samples=list(zip([run.name for run in runs], samples, strict=True)),
+        outcomes=sorted({row["outcome"] for row in rows}),
+        strategies=sorted({row["strategy"] for row in rows if row["strategy"]}),
+        count=len(rows),
+        figures=_json(figures),
+        conversations=_json(rows),
+        css=Markup(texts["report.css"]),
+        js=Markup(texts["report.js"]),
+        plotly=Markup(get_plotlyjs()),
+    )
+
+
+def write(runs: Sequence[RunFolder], out: str | Path) -> Path:
+    """Write the page; a reader sees a whole one or the one before."""
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(render(runs), encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def config_differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Keys that are not equal in all configurations, with each one's value ("–" where it has none)."""
+    flat = [dict(_flat(config)) for config in configs]
+    keys = dict.fromkeys(key for one in flat for key in one)
+    found = [(key, [one.get(key, "–") for one in flat]) for key in keys]
+    return [(key, values) for key, values in found if len(set(values)) > 1]
+
+
+def _flat(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", json.dumps(value, ensure_ascii=False)
+
+
+def _conversations(runs: Sequence[RunFolder]) -> tuple[list[Sample], list[dict[str, Any]]]:
+    samples, rows = [], []
+    for number, run in enumerate(runs):
+        found = sample(run.path, MAX_CONVERSATIONS // len(runs), MAX_TEXT_BYTES // len(runs))
+        strategies = Strategies(run.config)
+        for row in found.rows:
+            row |= {"run": number, "strategy": strategies.of(row["turns"][-1]["rewrite"] or "")}
+        samples.append(found)
+        rows += found.rows
+    return samples, rows
+
+
+def _sections(runs: Sequence[RunFolder], rows: Sequence[Mapping[str, Any]]) -> Iterator[Section]:
+    one_by_one = [Section(*named) for named in (
+        ("game", "The game"), ("crossplay", "Cross-play"), ("strategies", "Strategies"), ("rewards", "Rewards"),
+        ("learner", "The learner"), ("judge", "The judge"), ("time", "Time"), ("alarms", "Alarms"),
+    )]  # fmt: skip
+    for number, run in enumerate(runs):
+        name, buckets, matrix = run.name, run.buckets, run.crossplay()
+        mine = [row for row in rows if row["run"] == number]
+        strategies = run.strategies()
+        found: dict[str, tuple[Sequence[Chart | None], str]] = {
+            "game": ([charts.game(buckets, run.phases.all)], "No share was measured yet."),
+            "crossplay": (_crossplay(run, matrix), "No cross-play yet: it is played at the end of a run "
+                          "(game.crossplay.enabled), or by nemo-magic cross-play."),
+            "strategies": ([strategy_charts.mix(mine), strategy_charts.probe(strategies) if strategies else None],
+                           "No strategy is known: they are decoded in the sandbox only."),
+            "rewards": ([charts.rewards(buckets, role) for role in ROLES], "No reward was paid yet."),
+            "learner": (charts.learner(buckets), "No update was made yet."),
+            "judge": (charts.judge(buckets), "Nothing was judged yet."),
+            "time": (charts.times(buckets), "No step was timed yet."),
+            "alarms": ([charts.alarms(buckets, ALARMS)], "No alarm was watched: the windows (alarms.<name>.window) "
+                       "are not full yet, or what they watch is not measured."),
+        }  # fmt: skip
+        for section in one_by_one:
+            some, otherwise = found[section.key]
+            section.add(name, [chart for chart in some if chart], otherwise)
+    if len(runs) > 1:
+        beside = Section("beside", "Runs side by side")
+        beside.add("", strategy_charts.side_by_side(runs), "No run was validated yet.")
+        yield beside
+    yield one_by_one[0]
+    trade = Section("trade", "Safety and usefulness")
+    trade.add("", strategy_charts.trade(runs), "Usefulness is not judged: add helpful to game.observe.")
+    yield trade
+    yield from one_by_one[1:]
+
+
+def _crossplay(run: RunFolder, matrix: CrossPlay | None) -> list[Chart | None]:
+    found: list[Chart | None] = []
+    if matrix is not None:
+        found += [charts.cross_play(matrix), charts.worst_cases(matrix)]
+    league = run.league()
+    if league is not None:
+        asr = league["asr"]
+        played = CrossPlay(league["attackers"], league["defenders"], asr["matrix"])
+        found.append(charts.cross_play(played, asr["low"], asr["high"], "Cross-play, with intervals"))
+    return found
+
+
+def _overview(run: RunFolder) -> dict[str, Any]:
+    first, last = run.first_validation, run.last_validation
+    cards = []
+    for name, label, better in _CARDS:
+        before, now = ((one.metrics.get(f"val_rollouts/{name}") if one else None) for one in (first, last))
+        if now is None or before is None:
+            continue
+        worse = (now > before + 0.05) if better == "down" else (now < before - 0.05) if better == "up" else False
+        note = "" if first is last else f"from {100 * before:.1f} %"
+        cards.append(Card(label, f"{100 * now:.1f} %", note, "bad" if worse else ""))
+    matrix, strategies, league = run.crossplay(), run.strategies(), run.league()
+    if matrix is not None:
+        worst = 100 * matrix.worst_case()
+        cards.append(Card("worst saved attacker", f"{worst:.1f} %", f"against {matrix.defenders[-1]}"))
+    if league is not None:
+        one = league["asr"]["last_defender"]["exploitability"]
+        note = f"of the last defender, {100 * one['low']:.1f} to {100 * one['high']:.1f}"
+        cards.append(Card("exploitability", f"{100 * one['value']:.1f} %", note))
+    if strategies is not None:
+        cards.append(Card("worst strategy", f"{100 * strategies['end']['worst']:.1f} %", "of all there are"))
+    sounding = _sounding(run.alarms())
+    heard = len({event["alarm"] for event in run.alarms()})
+    mood = "bad" if sounding else ""
+    cards.append(Card("alarms", f"{len(sounding)} now", ", ".join(sounding) or f"{heard} heard in all", mood))
+    return {"name": run.name, "state": run.state, "path": str(run.path), "cards": cards, "rows": run.rows,
+            "step": run.last.step if run.last else 0}  # fmt: skip
+
+
+def _sounding(events: Sequence[Mapping[str, Any]]) -> list[str]:
+    state = {event["alarm"]: event["raised"] for event in events}
+    return [name.replace("_", " ") for name, raised in state.items() if raised]
+
+
+def _numbered(sections: Sequence[Section]) -> list[dict[str, Any]]:
+    found = []
+    for section in sections:
+        ids = {id(chart): f"{section.key}-{number}" for number, (_, chart) in enumerate(section.charts)}
+        groups = [
+            {"run": run, "missing": missing, "charts": [(ids[id(chart)], chart) for chart in some]}
+            for run, some, missing in section.groups()
+        ]
+        found.append({"key": section.key, "title": section.title, "groups": groups})
+    return found
+
+
+def _json(value: Any) -> Markup:
+    """JSON that no text inside can end the script element of."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c"))
+
+
+def _asset(name: str) -> str:
+    return (Path(__file__).parent / "page" / name).read_text(encoding="utf-8")

@@ -1,0 +1,111 @@
+"""What a run's folder says, read as it grows: figures, phases, cross-play, strategies, alarms, configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nemo_magic.game.payoff import CrossPlay
+from nemo_magic.report.records import (
+    ALARMS_FILE,
+    CROSSPLAY_FILE,
+    LEAGUE_FILE,
+    METRICS_FILE,
+    STRATEGIES_FILE,
+    StepRecord,
+    whole_lines,
+)
+from nemo_magic.report.series import Buckets, Phases
+from nemo_magic.report.sweep_table import CONFIG_FILE, FINISHED, state_of
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class RunFolder:
+    """A run, its curves in at most ``points`` points. ``refresh`` reads the rows that were written since, so that a
+    running one can be read again and again.
+
+    Raises:
+        FileNotFoundError: there is no ``metrics.jsonl``.
+        ValueError: one of the run's files is no such file.
+    """
+
+    def __init__(self, path: str | Path, points: int = 1000) -> None:
+        self.path = Path(path)
+        self._points = points
+        self.name = self.path.resolve().name
+        self._begin()
+        self.refresh()
+
+    def _begin(self) -> None:
+        config = self.path / CONFIG_FILE
+        read = yaml.load(config.read_text(encoding="utf-8"), _LOADER) if config.exists() else None
+        self.config: Mapping[str, Any] = read or {}
+        self.buckets = Buckets(self._points)
+        self.phases = Phases(self.config.get("game", {}).get("schedule"))
+        self.rows = 0
+        self.last: StepRecord | None = None
+        self.first_validation: StepRecord | None = None
+        self.last_validation: StepRecord | None = None
+        self._offset = 0
+
+    def refresh(self) -> None:
+        path = self.path / METRICS_FILE
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is not there: {self.path} is no run's folder, or has no step yet")
+        if path.stat().st_size < self._offset:  # a run that went back to a checkpoint
+            self._begin()
+        with path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # cut short by a kill, or being written
+                self._offset += len(line)
+                try:
+                    self._add(StepRecord.from_row(json.loads(line)))
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    raise ValueError(f"{path}: row {self.rows + 1} is no step of a run ({error})") from error
+
+    def _add(self, record: StepRecord) -> None:
+        self.rows += 1
+        self.last = record
+        if record.learner and (entropy := record.metrics.get("train_optim/entropy")) is not None:
+            # One curve a role: the two have nothing to do with each other.
+            record = replace(record, metrics={**record.metrics, f"entropy/{record.learner}": entropy})
+        self.buckets.add(record)
+        self.phases.add(record)
+        if any(name.startswith("val_rollouts/") for name in record.metrics):
+            self.last_validation = record
+            self.first_validation = self.first_validation or record
+
+    @property
+    def state(self) -> str:
+        """``finished``, or how far it has come: whether it still goes on its files do not say."""
+        if self.last is None:
+            return "no steps"
+        state = state_of(self.path, self.last.step)
+        return state if state == FINISHED else state.removeprefix("stopped ")
+
+    def crossplay(self) -> CrossPlay | None:
+        path = self.path / CROSSPLAY_FILE
+        return CrossPlay.load(path) if path.exists() else None
+
+    def league(self) -> Mapping[str, Any] | None:
+        """What ``nemo-magic cross-play`` found; None where it was not asked."""
+        path = self.path / LEAGUE_FILE
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def strategies(self) -> Mapping[str, Mapping[str, Any]] | None:
+        """``{"start" | "end": {"worst", "mean", "asr": {strategy: ASR}}}``; None where there was no probe."""
+        path = self.path / STRATEGIES_FILE
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def alarms(self) -> Sequence[Mapping[str, Any]]:
+        """The lines of ``alarms.jsonl``; none where no alarm sounded."""
+        path = self.path / ALARMS_FILE
+        return [json.loads(line) for line in whole_lines(path)] if path.exists() else []
