@@ -131,7 +131,7 @@ class Job:
                 found.append(Process(pid, parent, environ.get("SLURMD_NODENAME", ""), command, environ))
         return found
 
-    def until(self, what: Callable[[], object], minutes: float = 4) -> None:
+    def until(self, what: Callable[[], object], minutes: float = 8) -> None:
         """Wait until ``what`` is true; the job must not end before."""
         deadline = time.monotonic() + minutes * MINUTES
         while not what():
@@ -143,7 +143,7 @@ class Job:
     def until_said(self, text: str, times: int = 1) -> None:
         self.until(lambda: self.said().count(text) >= times)
 
-    def ended(self, minutes: float = 4) -> str:
+    def ended(self, minutes: float = 8) -> str:
         """Wait until it has ended; its last state."""
         deadline = time.monotonic() + minutes * MINUTES
         while (state := self.field("JobState")) in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED", "CONFIGURING"):

@@ -35,7 +35,7 @@ def test_the_five_ablations_are_one_array_that_shares_a_judge_and_become_one_tab
         most = max(most, len(cluster.run("squeue", "-h", "-t", "R", "-r", "-j", array.number).splitlines()))
         return table.field("JobState") not in ("PENDING", "RUNNING", "COMPLETING")
 
-    table.until(gathered, minutes=6)
+    table.until(gathered, minutes=12)
     assert table.field("JobState") == "COMPLETED", table.said()
     assert most == 2
     assert judge.ended() == "CANCELLED"
