@@ -111,8 +111,8 @@ def defending(cfg: MagicConfig, cast: Cast, run: Path, name: str | None) -> Iter
     """An arena in which the defender of ``run`` defends, as its own run lets it."""
     from nemo_magic.actors.generation import NativeGenerator
     from nemo_magic.actors.speaker import LocalSpeaker
-    from nemo_magic.training.cast import SHARED
     from nemo_magic.training.crossplay import wearing
+    from nemo_magic.training.entrants import SHARED
 
     own = settings(run)
     kept = run / "snapshots" / (SHARED if own["game"]["self_play"] else Role.DEFENDER)

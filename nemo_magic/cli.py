@@ -1,4 +1,4 @@
-"""nemo-magic train | sft | judge | judge-check | sandbox | plan | …: compose, check, launch.
+"""nemo-magic train | sft | judge | judge-check | sandbox | plan | cross-play | …: compose, check, launch.
 
 Everything else is imported once it is needed.
 """
@@ -25,7 +25,7 @@ from nemo_magic.data.errors import DataError
 from nemo_magic.judge.errors import JudgeError
 from nemo_magic.report import command as report
 from nemo_magic.report import sweep_table
-from nemo_magic.training import postmortem
+from nemo_magic.training import league_command, postmortem
 from nemo_magic.training.errors import Preempted, TrainingError
 from nemo_magic.training.resume import Resume, decide
 
@@ -59,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return postmortem.run(args)
         if args.command == "sweep-table":
             return sweep_table.run(args)
+        if args.command == "cross-play":
+            return _play_or_learn(args, league_command.configured(args), argv)
         if args.command == "report":
             return report.run(args)
         cfg = compose(args.config_name, args.overrides, args.config_dir, args.command)
@@ -122,7 +124,7 @@ def _run(args: argparse.Namespace, cfg: MagicConfig, argv: list[str]) -> int:
         from nemo_magic.planner.command import run as plan
 
         return plan(cfg, args.json)
-    return _train_or_warm_up(args, cfg, argv)
+    return _play_or_learn(args, cfg, argv)
 
 
 def _check_judges(args: argparse.Namespace) -> int:
@@ -145,32 +147,34 @@ def _check_judges(args: argparse.Namespace) -> int:
     return 0
 
 
-def _train_or_warm_up(args: argparse.Namespace, cfg: MagicConfig, argv: list[str]) -> int:
+def _play_or_learn(args: argparse.Namespace, cfg: MagicConfig, argv: list[str]) -> int:
     from nemo_magic import launcher
 
     command = args.command
     resume = decide(cfg, args.resume) if command == "train" else Resume()
-    refuse_other_models(cfg, models(cfg, command))
+    judged = command != "sft"
+    if command in _TRAINING:
+        refuse_other_models(cfg, models(cfg, command))
 
     launched = launcher.is_rank(cfg.trainer)
-    if launched and command == "train" and cfg.judge.launch:
+    if launched and judged and cfg.judge.launch:
         raise ConfigError(
             "judge.launch=true starts a judge beside the process that starts the ranks, and these ranks were started "
             "by somebody else: run `nemo-magic judge` first and give its address as judge.urls=[http://host:port]"
         )
-    if launcher.is_first_process():
+    if launcher.is_first_process() and command in _TRAINING:
         save_resolved(cfg, cfg.exp_manager.explicit_log_dir)
-    with launcher.local_judge(cfg) if command == "train" and cfg.judge.launch else nullcontext() as judge:
+    with launcher.local_judge(cfg) if judged and cfg.judge.launch else nullcontext() as judge:
         if judge is not None:
             cfg = replace(cfg, judge=judge.config)
             argv = [*argv, f'judge.urls=["{judge.url}"]', "judge.launch=false"]
         if not launched and cfg.trainer.num_nodes * cfg.trainer.devices > 1:
             return launcher.launch(argv, cfg.trainer)
-        _one_rank(command, cfg, resume)
+        _one_rank(args, cfg, resume)
     return 0
 
 
-def _one_rank(command: str, cfg: MagicConfig, resume: Resume) -> None:
+def _one_rank(args: argparse.Namespace, cfg: MagicConfig, resume: Resume) -> None:
     """Be one rank of the run: what is imported from here on needs torch and NeMo."""
     from nemo_magic.launcher import die_with_launcher
 
@@ -192,13 +196,15 @@ def _one_rank(command: str, cfg: MagicConfig, resume: Resume) -> None:
         from nemo_magic.compat import trtllm
 
         try:
-            trtllm.prepare(wanted=command == "train" and cfg.generation.trt_llm.enable)
+            trtllm.prepare(wanted=args.command != "sft" and cfg.generation.trt_llm.enable)
         except trtllm.TensorRTLLMMissingError as error:
             raise ConfigError(str(error)) from error
-    if command == "sft":
+    if args.command == "sft":
         from nemo_magic.training.sft import run_sft
 
         run_sft(cfg)
+    elif args.command == "cross-play":
+        league_command.play(args, cfg)
     else:
         from nemo_magic.training.coevolution import train
 
@@ -240,6 +246,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     postmortem.add_parser(commands)
     convert.add_parser(commands)
     sweep_table.add_parser(commands)
+    league_command.add_parser(commands)
     report.add_parser(commands)
     checking.add_argument("--parallel", type=int, default=4, metavar="N", help="requests at once (4)")
     # Overrides are what is left over: argparse cannot mix an open list of positionals with options.

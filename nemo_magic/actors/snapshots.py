@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from nemo_aligner.utils.utils import retrieve_model_state_dict_in_cpu, swap_dict
 
 from nemo_magic.actors.checkpoint import load_weights, save_weights
@@ -30,13 +32,62 @@ def take(actor: MagicActor, folder: Path) -> Snapshot:
     return Snapshot(folder.name, folder)
 
 
+class Wardrobe:
+    """Snapshots that stay in this rank's host memory after they were worn, ``max_bytes`` of them at most; who was not
+    worn for longest goes first."""
+
+    def __init__(self, max_bytes: float = 0) -> None:
+        self._max_bytes = max_bytes
+        self._kept: OrderedDict[Path, Mapping[str, Any]] = OrderedDict()
+
+    @property
+    def size(self) -> int:
+        """Bytes in host memory."""
+        return sum(_size(state) for state in self._kept.values())
+
+    def forget(self, snapshot: Snapshot) -> None:
+        """The folder holds, or is about to hold, other weights or none."""
+        self._kept.pop(snapshot.folder, None)
+
+    @contextmanager
+    def worn(self, actor: MagicActor, snapshot: Snapshot) -> Iterator[None]:
+        """Within the context the actor has the snapshot's weights; afterwards its own. Generators notice both."""
+        own = retrieve_model_state_dict_in_cpu(actor, megatron_amp_O2=actor.megatron_amp_O2)
+        kept = self._kept.get(snapshot.folder)
+        if kept is None:
+            load_weights(actor, snapshot.folder)
+            self._keep(actor, snapshot.folder)
+        else:
+            self._kept.move_to_end(snapshot.folder)
+            _put(actor, kept)
+        try:
+            yield
+        finally:
+            _put(actor, own)
+
+    def _keep(self, actor: MagicActor, folder: Path) -> None:
+        if self._max_bytes <= 0:
+            return
+        state = retrieve_model_state_dict_in_cpu(actor, megatron_amp_O2=actor.megatron_amp_O2)
+        while self._kept and self.size + _size(state) > self._max_bytes:
+            self._kept.popitem(last=False)
+        if _size(state) <= self._max_bytes:
+            self._kept[folder] = state
+
+
 @contextmanager
 def worn(actor: MagicActor, snapshot: Snapshot) -> Iterator[None]:
-    """Within the context the actor has the snapshot's weights; afterwards its own again. Generators notice both."""
-    own = retrieve_model_state_dict_in_cpu(actor, megatron_amp_O2=actor.megatron_amp_O2)
-    load_weights(actor, snapshot.folder)
-    try:
+    """Within the context the actor has the snapshot's weights, from disk; afterwards its own again."""
+    with Wardrobe().worn(actor, snapshot):
         yield
-    finally:
-        swap_dict(actor, own, offload_onto_cpu=False, megatron_amp_O2=actor.megatron_amp_O2)
-        actor.weights_version += 1
+
+
+def _put(actor: MagicActor, state: Mapping[str, Any]) -> None:
+    swap_dict(actor, state, offload_onto_cpu=False, megatron_amp_O2=actor.megatron_amp_O2)
+    actor.weights_version += 1
+
+
+def _size(state: Any) -> int:
+    if torch.is_tensor(state):
+        return int(state.numel() * state.element_size())
+    return sum(map(_size, state.values())) if isinstance(state, Mapping) else 0

@@ -31,7 +31,7 @@ def _game(cfg: MagicConfig) -> list[str]:
     epochs = "" if game.max_epochs is None else f", at most {game.max_epochs} × the training seeds"
     return [
         f"game      {game.max_steps} steps{epochs}{_early_stop(game)}; {_phases(game.schedule)}",
-        f"step      {game.batch_size} seeds × {game.group_size} samples",
+        f"step      {game.batch_size} seeds × {game.group_size} samples, against {_opponents(game)}",
         f"validate  {game.num_val_samples} seeds every {game.val_check_interval} steps",
         f"judge     {_judge(cfg)}",
     ]
@@ -49,6 +49,14 @@ def _phases(schedule: ScheduleConfig) -> str:
         f"phases of {switch.min_steps} to {switch.max_steps} steps by the mean of the last {switch.window} "
         f"{switch.name}: {ends}; {who}"
     )
+
+
+def _opponents(game: GameConfig) -> str:
+    pool = game.pool
+    if pool.draw == "latest":
+        return "the opponent as it is"
+    kinds = ", ".join(f"{share:g} {name}" for name, share in pool.shares().items() if share)
+    return f"{pool.opponents} of the opponent's selves a phase, {kinds if pool.draw == 'mixture' else pool.draw}"
 
 
 def _early_stop(game: GameConfig) -> str:

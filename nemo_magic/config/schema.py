@@ -12,6 +12,7 @@ from nemo_magic.config.errors import ConfigError, concise
 from nemo_magic.data.seeds import DataConfig
 from nemo_magic.game.alarms import AlarmsConfig
 from nemo_magic.game.episode import Role
+from nemo_magic.game.pool import PoolConfig
 from nemo_magic.game.prompts import PromptConfig
 from nemo_magic.game.rewards import RewardConfig
 from nemo_magic.game.schedule import ScheduleConfig, learning_rounds
@@ -101,6 +102,7 @@ class GameConfig:
     max_epochs: int | None = None
     early_stop: EarlyStopConfig = field(default_factory=EarlyStopConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
     prompts: PromptConfig = field(default_factory=PromptConfig)
     val_check_interval: int = 15
     num_val_samples: int = 256

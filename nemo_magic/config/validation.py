@@ -82,6 +82,7 @@ def validate(cfg: MagicConfig, command: str = "train") -> None:
     problems += _remote(cfg, command)
     if command == "train":
         problems += _metrics(cfg)
+        problems += _pool(cfg)
         if cfg.generation.trt_llm.enable:
             problems += _trt_llm(cfg, roles)
     if command == "sft" and cfg.sft.pool is None:
@@ -240,6 +241,26 @@ def _self_play(cfg: MagicConfig) -> Iterator[str]:
         yield (
             f"game.self_play=true with game.max_turns={cfg.game.max_turns}: an older attacker and an older defender "
             "cannot take turns in one model, set game.crossplay.enabled=false"
+        )
+
+
+def _pool(cfg: MagicConfig) -> Iterator[str]:
+    """Past selves exist of a role that learns, in a run that keeps the roles apart."""
+    pool, learners = cfg.game.pool, cfg.game.schedule.learners()
+    if cfg.game.self_play:
+        if pool.draw != "latest":
+            yield f"game.self_play=true: one model has no opponent of its own, set game.pool.draw={pool.draw} to latest"
+        if pool.max_disk_gib is not None:
+            yield (
+                f"game.self_play=true with game.pool.max_disk_gib={pool.max_disk_gib}: what one model was is not "
+                "thinned out, set it to null"
+            )
+    elif pool.draw != "latest" and len(learners) < len(Role):
+        frozen = learners[0].opponent
+        why = "a server plays it" if cfg.actors.of(frozen).is_remote else f"game.schedule.train_roles=[{learners[0]}]"
+        yield (
+            f"game.pool.draw={pool.draw}: the {frozen} does not learn ({why}), so there is one of it to draw: set "
+            "game.pool.draw=latest"
         )
 
 

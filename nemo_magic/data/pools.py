@@ -73,6 +73,24 @@ def read_attack_pool(path: str) -> tuple[list[AttackRow], DropReport]:
     return _some(rows, table, report), report
 
 
+def read_rewrites(path: str) -> dict[str, list[str]]:
+    """Seed text → its rewrites, of a table with a column of seeds and one of rewrites; rows that lack one are left out.
+
+    Raises DataError where no row has both.
+    """
+    report = DropReport()
+    table = read_table(path, report, "--attacker")
+    text = table.column("seed query", ("seed", *TEXT_COLUMNS))
+    rewrite = table.column("rewrite", REWRITE_COLUMNS)
+    found: dict[str, list[str]] = {}
+    for row in table.rows:
+        seed, written = text_of(row.get(text)), text_of(row.get(rewrite))
+        if seed and written:
+            found.setdefault(seed, []).append(written)
+    _some(list(found), table, report)
+    return found
+
+
 def read_chat_pool(path: str) -> tuple[list[ChatRow], DropReport]:
     """Rows of ``prompt`` and ``response``, or of ``messages`` ending with the assistant's. Raises DataError
     otherwise."""

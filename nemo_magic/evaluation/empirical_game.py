@@ -7,7 +7,7 @@ and two games on one seed are no two independent ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ ELO = 400 / np.log(10)
 """Rating points per logit: 400 points are odds of ten to one."""
 
 _PRIOR_SD = 3.0
-"""Logits. Weak, and enough to keep the rating of somebody who never won finite."""
+"""Logits. Weak, and enough to keep ratings finite where nobody ever won."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,12 @@ class Estimate:
     value: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, value: float, replicates: Matrix, confidence: float = 0.95) -> Estimate:
+        """``replicates``: the same figure of every resampled matrix."""
+        low, high = interval(replicates, confidence)
+        return cls(value, float(low), float(high))
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ def equilibrium(payoff: Matrix) -> Equilibrium:
     )
     if not solved.success:
         raise ValueError(f"the game of {rows} × {columns} could not be solved: {solved.message}")
-    return Equilibrium(_mixture(solved.x[:-1]), _mixture(-solved.ineqlin.marginals), float(solved.x[-1]))
+    return Equilibrium(_mixture(solved.x[:-1]), _mixture(-solved.ineqlin.marginals), float(solved.x[-1]) + 0.0)
 
 
 def best_response_gap(payoff: Matrix, attacker: Matrix, defender: Matrix) -> Gap:
@@ -165,19 +171,16 @@ def interval(replicates: Matrix, confidence: float) -> tuple[Matrix, Matrix]:
     return low, high
 
 
-def estimate(
-    figure: Callable[[Matrix], float], matrix: Matrix, replicates: Matrix, confidence: float = 0.95
-) -> Estimate:
-    """A figure of the matrix with its interval over ``replicates`` (those that are whole).
+def whole(replicates: Matrix) -> Matrix:
+    """The resampled matrices of which every cell is known.
 
     Raises:
-        ValueError: no replicate is whole.
+        ValueError: there is none.
     """
-    whole = [figure(one) for one in replicates if np.isfinite(one).all()]
-    if not whole:
+    found: Matrix = replicates[np.isfinite(replicates).all(axis=(1, 2))]
+    if not len(found):
         raise ValueError("some cell has so few seeds that no resampled matrix is whole: play more seeds")
-    low, high = interval(np.array(whole), confidence)
-    return Estimate(figure(matrix), float(low), float(high))
+    return found
 
 
 def ratings(means: Matrix, counts: Matrix) -> Ratings:
@@ -195,10 +198,9 @@ def ratings(means: Matrix, counts: Matrix) -> Ratings:
     def loss(x: Matrix) -> tuple[float, Matrix]:
         z = logits(x)
         away = counts * (special.expit(z) - game)
-        value = float((counts * (np.logaddexp(0, z) - game * z)).sum() + (x[:-1] ** 2).sum() / (2 * _PRIOR_SD**2))
+        value = float((counts * (np.logaddexp(0, z) - game * z)).sum() + (x**2).sum() / (2 * _PRIOR_SD**2))
         slope = np.concatenate([away.sum(axis=1), -away.sum(axis=0), [away.sum()]])
-        slope[:-1] += x[:-1] / _PRIOR_SD**2
-        return value, slope
+        return value, slope + x / _PRIOR_SD**2
 
     options: dict[str, Any] = {"gtol": 1e-9, "ftol": 1e-15, "maxiter": 10_000}
     found = optimize.minimize(loss, np.zeros(rows + columns + 1), jac=True, method="L-BFGS-B", options=options).x

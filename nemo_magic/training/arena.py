@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from nemo_magic.actors.speaker import Speaker
+from nemo_magic.config import MagicConfig
 from nemo_magic.game import tags
 from nemo_magic.game.episode import Completion, Ending, Episode, Role, Seed, Turn
 from nemo_magic.game.prompts import Chat, PromptConfig, attacker_messages, defender_messages
@@ -183,6 +184,21 @@ class Arena:
     def _row_seed(self, game: _Game, role: Role) -> int:
         turn = (len(game.turns),) if game.turns else ()
         return row_seed(self._seed, game.stream, game.step, role, game.job.group, game.job.sample, *turn)
+
+
+def arena_of(cfg: MagicConfig, speakers: Mapping[Role, Speaker], timers: Timers) -> Arena:
+    """The arena of a run."""
+    game = cfg.game
+    return Arena(
+        speakers,
+        game.prompts,
+        timers,
+        seed=cfg.seed,
+        group_size=game.group_size,
+        max_turns=game.max_turns,
+        bare_share=game.bare_share,
+        defender_cot=game.defender_cot,
+    )
 
 
 Rewriter = Callable[[Seed], str]

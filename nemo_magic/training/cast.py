@@ -19,9 +19,7 @@ from nemo_magic.actors.world import World
 from nemo_magic.config import MagicConfig, role_model
 from nemo_magic.game.episode import Completion, Role
 from nemo_magic.game.prompts import Chat
-
-SHARED = "shared"
-"""The name of the one player of self-play."""
+from nemo_magic.training.entrants import SHARED
 
 
 @dataclass

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_magic.actors.errors import RemoteError
-from nemo_magic.actors.snapshots import Snapshot, take
+from nemo_magic.actors.snapshots import Snapshot, Wardrobe, take
 from nemo_magic.actors.world import DeviceMemory
 from nemo_magic.config import MagicConfig
 from nemo_magic.data.seeds import SeedSampler, interleaved, load_seeds
@@ -21,18 +21,21 @@ from nemo_magic.game.alarms import Alarms
 from nemo_magic.game.diversity import attack_distance
 from nemo_magic.game.episode import Episode, Role, Seed
 from nemo_magic.game.metrics import Ratios, Scored, rollout_metrics
+from nemo_magic.game.pool import GIB, Pool
 from nemo_magic.game.schedule import Schedule
 from nemo_magic.game.stopping import EarlyStop, total_steps
 from nemo_magic.judge.errors import JudgeError
 from nemo_magic.report.records import StepRecord
-from nemo_magic.training.arena import Arena
+from nemo_magic.training.arena import arena_of
 from nemo_magic.training.cast import Cast, assemble
 from nemo_magic.training.checkpoints import Checkpointer, layout_of
+from nemo_magic.training.entrants import START
 from nemo_magic.training.errors import Preempted, TrainingError
 from nemo_magic.training.finale import finale
 from nemo_magic.training.interruption import Interruption
 from nemo_magic.training.learner import Learner
 from nemo_magic.training.observe import Observer
+from nemo_magic.training.opponents import Opponents, clear_out
 from nemo_magic.training.referee import Referee
 from nemo_magic.training.resume import Resume, start_weights
 from nemo_magic.training.rewrites import Rewrites
@@ -67,30 +70,23 @@ class _Coevolution:
         self.referee = referee
         self.timers = Timers(DeviceMemory())
         self.folder = Path(cfg.exp_manager.explicit_log_dir)
-        self.arena = Arena(
-            cast.speakers,
-            cfg.game.prompts,
-            self.timers,
-            seed=cfg.seed,
-            group_size=cfg.game.group_size,
-            max_turns=cfg.game.max_turns,
-            bare_share=cfg.game.bare_share,
-            defender_cot=cfg.game.defender_cot,
-        )
+        self.arena = arena_of(cfg, cast.speakers, self.timers)
         self.learner = Learner(self.world, cfg.grpo)
         data = load_seeds(cfg.data)
         self.say(str(data.report))
         self.sampler = SeedSampler(data.train, cfg.game.batch_size, cfg.data.harmful_share, cfg.seed)
-        self.rewrites = Rewrites(self.world, self.arena, lambda step: self.share_of(self.sampler.batch(step)))
+        self.snapshots: dict[str, list[Snapshot]] = {name: [] for name in cast.named}
+        wardrobe = Wardrobe(cfg.game.pool.max_host_gib * GIB)
+        self.opponents = Opponents(cfg, cast, self.arena, self.snapshots, wardrobe)
+        self.rewrites = Rewrites(self.world, self.opponents, lambda step: self.share_of(self.sampler.batch(step)))
         self.held_out = interleaved(data.validation)[: cfg.game.num_val_samples]
         self.test = data.test or data.validation
         self.total = total_steps(cfg.game.max_steps, cfg.game.max_epochs, cfg.game.batch_size, len(data.train))
         self.checkpoints = Checkpointer(self.world, self.folder, cfg.exp_manager.checkpoint_callback_params, self.say)
-        # What follows is the game's state, and is saved as one.
+        # What follows is, with snapshots and opponents, the game's state, and is saved as one.
         self.schedule = Schedule.begin(cfg.game.schedule)
         self.early_stop = EarlyStop()
         self.alarms = Alarms()
-        self.snapshots: dict[str, list[Snapshot]] = {name: [] for name in cast.named}
         self.metrics: Mapping[str, float] = {}
 
     def run(self, resume: Resume) -> None:
@@ -176,8 +172,11 @@ class _Coevolution:
         step = self.schedule.step
         if role is Role.ATTACKER:
             self.rewrites.forget()
-            return self.arena.attacker_rollout(self.share_of(self.sampler.batch(step)), step)
-        return self.arena.defender_rollout(self.rewrites.take(step, self.ahead()), step)
+            with self.opponents.facing(role, step):
+                return self.arena.attacker_rollout(self.share_of(self.sampler.batch(step)), step)
+        openings = self.rewrites.take(step, self.ahead())
+        with self.opponents.facing(role, step):
+            return self.arena.defender_rollout(openings, step)
 
     def unplayed_share(self, played: int) -> float:
         """The share of this step's games that could not be played, over all ranks.
@@ -208,6 +207,7 @@ class _Coevolution:
         validated = done % cfg.game.val_check_interval == 0 or done == self.total
         if validated:
             metrics |= self.validate() | self.drained()
+        metrics |= self.opponents.count(before.learner, before.step, scored)
         self.alarms, events, pressures = self.alarms.after(cfg.alarms, done, before.learner, metrics)
         metrics |= pressures
         record = StepRecord(done, before.learner, before.phase, before.learner, metrics)
@@ -217,7 +217,9 @@ class _Coevolution:
         self.early_stop = self.early_stop.after(cfg.game.early_stop, done, metrics)
         ended = self.schedule.phase != before.phase and (validated or not cfg.game.self_play)
         if ended or self.over():
-            self.keep(before.learner, f"phase-{before.phase:02d}")
+            self.keep(before.learner, f"phase-{before.phase:02d}", before.phase)
+        if self.schedule.phase != before.phase:
+            self.opponents.draw(self.schedule)
         if done % cfg.exp_manager.checkpoint_callback_params.every_n_train_steps == 0:
             self.save()
 
@@ -246,19 +248,29 @@ class _Coevolution:
     def begin(self, observer: Observer) -> None:
         """Before the first step: everyone's first self is kept, the pair measured, and the run can be resumed."""
         for role in self.cast.players:
-            self.keep(role, "start")
+            self.keep(role, START, -1)
+        self.opponents.draw(self.schedule)
         self.metrics = self.validate() | self.drained()
         observer.record(StepRecord(0, "start", 0, None, self.metrics))
         self.save()
 
-    def keep(self, role: Role, name: str) -> None:
-        """Keep a player's weights as they are now, to be played against at the end."""
+    def keep(self, role: Role, name: str, phase: int) -> None:
+        """Keep a player's weights as they are now, to be played against later and at the end.
+
+        Where it was kept under this name, its run ended within the phase and went on: it has learned since.
+        """
         player = self.cast.players[role]
         owner = next(key for key, one in self.cast.named.items() if one is player)
-        if name not in (kept.name for kept in self.snapshots[owner]):
-            # Megatron has one queue of write results per process: two writes at a time would be told each other's.
-            self.checkpoints.finish()
-            self.snapshots[owner].append(take(player.actor, self.folder / "snapshots" / owner / name))
+        if name == START and START in (kept.name for kept in self.snapshots[owner]):
+            return  # one player is both roles' first self
+        # Megatron has one queue of write results per process: two writes at a time would be told each other's.
+        self.checkpoints.finish()
+        taken = take(player.actor, self.folder / "snapshots" / owner / name)
+        self.snapshots[owner] = [kept for kept in self.snapshots[owner] if kept.name != name] + [taken]
+        for of_role, out in self.opponents.join(role, taken, phase):
+            self.snapshots[of_role] = [kept for kept in self.snapshots[of_role] if kept.name != out]
+        if self.cfg.game.pool.max_disk_gib is not None:
+            clear_out(self.world, self.folder, self.snapshots)
 
     def save(self, wait: bool = False) -> None:
         """Commit the game's state as it is between two steps."""
@@ -267,6 +279,7 @@ class _Coevolution:
             "schedule": self.schedule.to_dict(),
             "early_stop": self.early_stop.to_dict(),
             "alarms": self.alarms.to_dict(),
+            "pool": self.opponents.pool.to_dict(),
             "snapshots": {name: [kept.name for kept in taken] for name, taken in self.snapshots.items()},
             "skipped_updates": {name: player.skipped_updates for name, player in self.cast.named.items()},
             "layout": layout_of(self.world, self.cast.named),
@@ -283,6 +296,7 @@ class _Coevolution:
         state: Mapping[str, Any] = self.checkpoints.restore(path, self.cast.named)
         self.schedule = Schedule.from_dict(state["schedule"])
         self.early_stop = EarlyStop.from_dict(state["early_stop"])
+        self.opponents.pool = Pool.from_dict(state["pool"])
         self.alarms = Alarms.from_dict(state["alarms"]) if "alarms" in state else Alarms()
         taken = path.parent.parent / "snapshots"
         for name, player in self.cast.named.items():

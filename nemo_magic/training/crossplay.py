@@ -11,11 +11,9 @@ from nemo_magic.game.episode import Label, Role, Seed
 from nemo_magic.game.metrics import Ratios, rollout_metrics
 from nemo_magic.game.payoff import NO_REWRITE, CrossPlay
 from nemo_magic.training.arena import Arena, Attack, Job, fixed_attacks
-from nemo_magic.training.cast import SHARED, Cast
+from nemo_magic.training.cast import Cast
+from nemo_magic.training.entrants import REMOTE, SHARED
 from nemo_magic.training.referee import Referee
-
-REMOTE = "remote"
-"""What the one self of a role that a server plays is called."""
 
 
 def cross_play(

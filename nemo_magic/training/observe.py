@@ -44,6 +44,7 @@ _RUN_OUTPUTS = (
     "snapshots",
     "checkpoints",
     "strategies.json",
+    "cross-play",
 )
 
 

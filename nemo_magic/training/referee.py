@@ -45,6 +45,8 @@ class Referee:
         self._client = JudgeClient(judge) if world.speaks else None
         self._auditor = Auditor(judge) if world.speaks and judge.audit_fraction else None
         self._told: Mapping[str, float] = {}
+        self.guard = ""
+        """Who judges, by its own name and revision; known once it was waited for."""
 
     def wait_ready(self, timeout_s: float) -> None:
         """Wait until a judge answers; an error on one rank is an error on all.
@@ -54,10 +56,13 @@ class Referee:
         error = None
         if self._client is not None:
             try:
-                refuse_incapable(self._client.wait_ready(timeout_s), self._fields)
+                info = self._client.wait_ready(timeout_s)
+                refuse_incapable(info, self._fields)
+                self.guard = info.guard
             except Exception as caught:
                 error = f"{type(caught).__name__}: {caught}"
         self._raise_together(error)
+        self.guard = self._world.share(self.guard)
 
     def submit(self, episodes: Sequence[Episode], audit: bool = False) -> Pending:
         """Send episodes to the judge and return at once. ``audit``: some may be shown to the second judge later."""

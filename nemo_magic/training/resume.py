@@ -31,6 +31,7 @@ MAY_DIFFER = (
     "game.val_check_interval",
     "game.num_val_samples",
     "game.crossplay.",
+    "game.pool.max_host_gib",
     "game.probe",
     "game.rewrites_ahead",
     "judge.",

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from nemo_magic.game.episode import Completion, Label, Seed
-from nemo_magic.training.arena import Arena, Attack, Job
+from nemo_magic.training.arena import Attack, Job
 
 if TYPE_CHECKING:
     from nemo_magic.actors.world import World
+
+
+class Writer(Protocol):
+    """Whoever attacks the seeds of a defender phase."""
+
+    def defender_openings(self, seeds: Mapping[int, Sequence[tuple[int, Seed]]]) -> dict[int, list[Attack]]:
+        """Step → one attack on each of its ``(group, seed)``."""
 
 
 class Rewrites:
@@ -20,16 +27,16 @@ class Rewrites:
     ``seeds_of``: step → this rank's (group, seed) pairs.
     """
 
-    def __init__(self, world: World, arena: Arena, seeds_of: Callable[[int], Sequence[tuple[int, Seed]]]) -> None:
+    def __init__(self, world: World, writer: Writer, seeds_of: Callable[[int], Sequence[tuple[int, Seed]]]) -> None:
         self._world = world
-        self._arena = arena
+        self._writer = writer
         self._seeds_of = seeds_of
         self._ready: dict[int, list[Attack]] = {}
 
     def take(self, step: int, ahead: int) -> list[Attack]:
         """The openings of ``step``; if they are not there, those of ``ahead`` steps from it on are made together."""
         if step not in self._ready:
-            self._ready = self._arena.defender_openings({s: self._seeds_of(s) for s in range(step, step + ahead)})
+            self._ready = self._writer.defender_openings({s: self._seeds_of(s) for s in range(step, step + ahead)})
         return self._ready[step]
 
     def forget(self) -> None:
@@ -52,10 +59,11 @@ class Rewrites:
         for row in rows:
             step_attacks = self._ready.setdefault(row["step"], [])
             if mine(row["job"]["group"]):
-                step_attacks.append(_attack(row))
+                step_attacks.append(attack_of(row))
 
 
-def _attack(row: Mapping[str, Any]) -> Attack:
+def attack_of(row: Mapping[str, Any]) -> Attack:
+    """An attack from the row that ``asdict`` made of it."""
     job, said = row["job"], row["completion"]
     seed = Seed(job["seed"]["id"], job["seed"]["text"], Label(job["seed"]["label"]))
     completion = None

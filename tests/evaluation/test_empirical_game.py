@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 
 from nemo_magic.evaluation.empirical_game import (
+    Estimate,
     Matrix,
     Outcomes,
     best_response_gap,
     equilibrium,
-    estimate,
     exploitability,
     forgotten,
     interval,
     ratings,
+    whole,
 )
 
 PENNIES = np.array([[1.0, -1.0], [-1.0, 1.0]])
@@ -137,15 +138,17 @@ def test_games_on_one_seed_are_no_independent_games() -> None:
 
 def test_a_figure_has_an_interval_and_too_few_seeds_are_said() -> None:
     outcomes = sampled(np.array([[0.2, 0.8], [0.7, 0.1]]))
-    value = estimate(lambda game: equilibrium(game).value, outcomes.means(), outcomes.resampled(200))
+    resampled = np.array([equilibrium(one).value for one in whole(outcomes.resampled(200))])
+    value = Estimate.of(equilibrium(outcomes.means()).value, resampled)
     assert value.low < value.value < value.high
     assert value.high - value.low < 0.15
     # One cell was judged on a single seed of many: hardly any resampled matrix has all its cells.
     counts = np.ones((1, 2, 3))
     counts[0, 1, :2] = 0
     with pytest.raises(ValueError, match="play more seeds"):
-        estimate(lambda game: equilibrium(game).value, np.array([[0.5, 0.5]]), np.full((3, 1, 2), np.nan))
-    assert np.isnan(Outcomes(counts, counts).resampled(50)).any()
+        whole(np.full((3, 1, 2), np.nan))
+    resampled = Outcomes(counts, counts).resampled(50)
+    assert 0 < len(whole(resampled)) < 50
 
 
 def test_ratings_explain_the_games_they_come_from() -> None:

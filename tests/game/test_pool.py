@@ -1,0 +1,201 @@
+"""Who is kept, who is drawn, and whom each game is played against."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nemo_magic.game.episode import Role
+from nemo_magic.game.pool import GIB, MixtureConfig, Pool, PoolConfig, PoolFull
+
+A, D = Role.ATTACKER, Role.DEFENDER
+X = {"name": "x", "phase": 1, "size": 1, "wins": 0.0, "games": 0.0}
+
+
+def pool_of(*names: str, role: Role = A, config: PoolConfig | None = None, size: int = 1) -> Pool:
+    """A role's selves of phases 1, 3, 5, …, after its first."""
+    pool = Pool()
+    for i, name in enumerate(names):
+        pool, _ = pool.join(config or PoolConfig(), role, name, 2 * i - 1, size)
+    return pool
+
+
+def names(pool: Pool, role: Role = A) -> list[str]:
+    return [member.name for member in pool.members[role]]
+
+
+FOUR = pool_of("start", "phase-01", "phase-03", "phase-05")
+
+
+def test_the_paper_meets_its_latest_opponent_only() -> None:
+    drawn = FOUR.drawn(PoolConfig(), A, seed=1, phase=6)
+    assert set(drawn.places) == {"phase-05"}
+    assert drawn.is_present(A, "phase-05")
+    assert not drawn.is_present(A, "start")
+
+
+def test_uniform_draws_are_even_and_places_are_shares_rounded() -> None:
+    config = PoolConfig(draw="uniform", opponents=6)
+    counts = Counter[str]()
+    for phase in range(400):
+        places = Counter(FOUR.drawn(config, A, seed=1, phase=phase).places)
+        assert all(places[name] in (1, 2) for name in names(FOUR))  # 6 / 4 = 1.5 places each
+        counts += places
+    assert all(count / 2400 == pytest.approx(0.25, abs=0.02) for count in counts.values())
+
+
+def test_who_still_wins_is_met_more_often() -> None:
+    beaten = FOUR.counted(A, {"start": (0, 98), "phase-01": (98, 98), "phase-03": (49, 98), "phase-05": (0, 98)})
+    chances = beaten.chances(PoolConfig(draw="pfsp", pfsp_power=2), A)
+    assert chances["phase-01"] == pytest.approx(0.99**2 / (0.99**2 + 0.5**2 + 2 * 0.01**2))
+    assert chances["phase-01"] / chances["phase-03"] == pytest.approx((0.99 / 0.5) ** 2)
+    assert beaten.chances(PoolConfig(draw="pfsp", pfsp_power=0), A) == pytest.approx(dict.fromkeys(names(FOUR), 0.25))
+    # A power that would round everybody's share to 0 leaves the best.
+    assert beaten.chances(PoolConfig(draw="pfsp", pfsp_power=1e6), A)["phase-01"] == pytest.approx(1)
+
+
+def test_who_was_never_met_is_taken_to_win_every_other_game() -> None:
+    assert set(FOUR.chances(PoolConfig(draw="pfsp"), A).values()) == {0.25}
+
+
+def test_a_mixture_is_what_it_says() -> None:
+    config = PoolConfig(draw="mixture", mixture=MixtureConfig(latest=2, uniform=1, pfsp=1))
+    met = FOUR.counted(A, {"start": (8, 8)})
+    pfsp = met.chances(PoolConfig(draw="pfsp"), A)
+    found = met.chances(config, A)
+    assert found["phase-05"] == pytest.approx(0.5 + 0.25 * 0.25 + 0.25 * pfsp["phase-05"])
+    assert found["start"] == pytest.approx(0.25 * 0.25 + 0.25 * pfsp["start"])
+    assert sum(found.values()) == pytest.approx(1)
+
+
+def test_what_was_counted_against_earlier_learners_fades() -> None:
+    config = PoolConfig(draw="pfsp", memory=0.5)
+    pool = FOUR.counted(A, {"start": (6, 8)})
+    drawn = pool.drawn(config, A, seed=1, phase=2).counted(A, {"start": (1, 4)})
+    start = drawn.members[A][0]
+    assert (start.wins, start.games) == (4, 8)
+    assert start.win_rate == pytest.approx(0.5)
+
+
+def test_every_place_gets_as_many_games_as_another_over_a_phase() -> None:
+    pool = Pool({}, ("a", "b", "c", "d", "e"))
+    assert set(Counter(pool.opponent(step, group) for step in range(15) for group in range(64)).values()) == {192}
+    assert Counter(pool.opponent(step) for step in range(15)) == dict.fromkeys("abcde", 3)
+    assert len({pool.opponent(0, group) for group in range(5)}) == 5
+
+
+def test_draws_depend_on_seed_and_phase_alone() -> None:
+    config = PoolConfig(draw="uniform", opponents=3)
+    many = pool_of(*(f"phase-{i:02d}" for i in range(20)))
+    draw = many.drawn(config, A, seed=1, phase=4).places
+    assert many.drawn(config, A, seed=1, phase=4).places == draw
+    assert many.drawn(config, A, seed=1, phase=6).places != draw
+    assert many.drawn(config, A, seed=2, phase=4).places != draw
+
+
+def test_over_budget_the_first_and_the_newest_stay_and_the_rest_is_spread() -> None:
+    config = PoolConfig(max_disk_gib=5)
+    pool, gone = Pool(), list[str]()
+    for phase in range(-1, 31, 2):
+        name = "start" if phase < 0 else f"phase-{phase:02d}"
+        pool, evicted = pool.join(config, A, name, phase, GIB)
+        gone += [name for _, name in evicted]
+        assert names(pool)[0] == "start"
+        assert names(pool)[-1] == name
+        assert len(names(pool)) <= 5
+    phases = [member.phase for member in pool.members[A]]
+    assert max(b - a for a, b in pairwise(phases)) <= 16  # no hole of more than half the game
+    assert sorted(gone + names(pool)) == sorted(["start", *(f"phase-{i:02d}" for i in range(1, 31, 2))])
+
+
+def test_the_budget_is_both_roles_and_the_larger_pool_gives() -> None:
+    config = PoolConfig(max_disk_gib=6)
+    pool = pool_of("start", "phase-01", "phase-03", "phase-05", config=config, size=GIB)
+    pool, evicted = pool.join(config, D, "start", -1, GIB)
+    assert evicted == []
+    pool, evicted = pool.join(config, D, "phase-00", 0, GIB)
+    assert evicted == []
+    pool, evicted = pool.join(config, D, "phase-02", 2, GIB)
+    assert evicted == [(A, "phase-01")]
+    with pytest.raises(PoolFull, match="max_disk_gib=1 holds less than the first and the newest self"):
+        pool_of("start", "phase-01", config=PoolConfig(max_disk_gib=1), size=GIB)
+
+
+def test_a_phase_that_goes_on_after_all_is_kept_anew_in_its_place() -> None:
+    again, evicted = FOUR.join(PoolConfig(), A, "phase-05", 5, 7)
+    assert (names(again), again.members[A][-1].size, evicted) == (names(FOUR), 7, [])
+
+
+def test_whom_a_run_let_go_within_a_phase_the_newest_plays_for() -> None:
+    config = PoolConfig(draw="uniform", opponents=8, max_disk_gib=5)
+    pool = pool_of("start", "phase-01", "phase-03", "phase-05", config=config, size=GIB)
+    pool = pool.drawn(config, A, seed=1, phase=6)
+    pool, _ = pool.join(config, D, "start", -1, GIB)
+    pool, evicted = pool.join(config, D, "phase-06", 6, GIB)
+    assert evicted == [(A, "phase-01")]
+    assert Counter(pool.places) == {"start": 2, "phase-03": 2, "phase-05": 4}
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 1e6)), min_size=1, max_size=12),
+    st.integers(1, 9),
+    st.integers(0, 99),
+    st.sampled_from(["latest", "uniform", "pfsp", "mixture"]),
+)
+def test_a_saved_and_restored_pool_goes_on_as_the_unbroken_one(
+    results: list[tuple[float, float]], opponents: int, phase: int, draw: str
+) -> None:
+    config = PoolConfig(draw=draw, opponents=opponents)
+    pool = pool_of(*(f"phase-{i:02d}" for i in range(len(results))))
+    pool = pool.counted(A, {f"phase-{i:02d}": (min(r), max(r)) for i, r in enumerate(results)})
+    pool = pool.drawn(config, A, seed=3, phase=phase)
+    restored = Pool.from_dict(json.loads(json.dumps(pool.to_dict())))
+    assert restored == pool
+    assert restored.drawn(config, A, seed=3, phase=phase + 2) == pool.drawn(config, A, seed=3, phase=phase + 2)
+    assert len(pool.places) == opponents
+    assert set(pool.places) <= set(names(pool))
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        ({"members": {}}, "pool.places is missing"),
+        ({"members": {}, "places": ["x"]}, "pool.places has 'x', who is no member"),
+        ({"members": {"judge": []}, "places": []}, "pool.members.judge is no role"),
+        ({"members": {"attacker": [{"name": "x"}]}, "places": []}, r"pool.members.attacker\[0\].phase is missing"),
+        ({"members": {"attacker": [X | {"phase": -2}]}, "places": []}, "phase=-2"),
+        ({"members": {"attacker": [X | {"wins": -1.0}]}, "places": []}, "wins=-1.0"),
+    ],
+)
+def test_a_state_that_no_pool_has_is_refused(saved: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Pool.from_dict(saved)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"draw": "best"}, "game.pool.draw='best' must be one of: latest, uniform, pfsp, mixture"),
+        ({"opponents": 0}, "game.pool.opponents=0 must be at least 1"),
+        ({"memory": 1.5}, "game.pool.memory=1.5 must be between 0 and 1"),
+        ({"pfsp_power": -1.0}, "game.pool.pfsp_power=-1.0"),
+        ({"max_disk_gib": 0.0}, "game.pool.max_disk_gib=0.0 must be greater than 0"),
+        ({"max_host_gib": -1.0}, "game.pool.max_host_gib=-1.0 must be at least 0"),
+    ],
+)
+def test_a_pool_that_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PoolConfig(**settings)
+
+
+def test_a_mixture_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="game.pool.mixture is all 0"):
+        MixtureConfig(0, 0, 0)
+    with pytest.raises(ValueError, match="game.pool.mixture.pfsp=-1 must be"):
+        MixtureConfig(1, 1, -1)
