@@ -46,7 +46,9 @@ def test_the_wheel_holds_every_configuration_and_every_module(wheel: Path) -> No
     conf = {f"nemo_magic/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
     code = {str(path.relative_to(ROOT)) for path in (ROOT / "nemo_magic").rglob("*.py")}
     assert conf
-    assert conf | code | {"nemo_magic/py.typed"} <= inside
+    page = {str(path.relative_to(ROOT)) for path in (ROOT / "nemo_magic" / "report" / "page").iterdir()}
+    assert len(page) == 3
+    assert conf | code | page | {"nemo_magic/py.typed"} <= inside
     assert not [name for name in inside if name.startswith(("tests/", "conf/"))]
 
 
