@@ -36,6 +36,9 @@ _LONGEST = 8192
 """``encoder_seq_length`` of a converted model is at most this, as in conf/model; a run sets its own."""
 
 # What must agree for weights of one to be weights of the other.
+MODEL = "model.yaml"
+"""What a converted folder says of its model."""
+
 ARCHITECTURE = (
     "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
     "normalization", "layernorm_epsilon", "bias", "qkv_bias", "activation", "position_embedding_type",

@@ -9,8 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_magic.config import ConfigError, MagicConfig
-from nemo_magic.convert.families import difference
-from nemo_magic.convert.hf_to_nemo import MODEL
+from nemo_magic.convert.families import MODEL, difference
 from nemo_magic.game.episode import Role
 from nemo_magic.model_config import ModelConfig
 

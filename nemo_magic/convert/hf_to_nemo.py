@@ -11,12 +11,12 @@ import yaml
 
 from nemo_magic.convert import nemo_file, tokenizer_files, torch_dist
 from nemo_magic.convert.errors import ConvertError
-from nemo_magic.convert.families import model_of, model_yaml, padded_rows, read_json
+from nemo_magic.convert.families import MODEL, model_of, model_yaml, padded_rows, read_json
 from nemo_magic.convert.mapping import Block, blocks_of, extra_state_names
 from nemo_magic.convert.safetensors_folder import DTYPES, NAMES, SafetensorsFolder
 from nemo_magic.convert.whole import aside, gigabytes, refuse_target
 
-HF, TOKENIZER, MODEL = "hf", "tokenizer", "model.yaml"
+HF, TOKENIZER = "hf", "tokenizer"
 _KEPT = ("config.json", "generation_config.json")
 _PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "16", torch.float32: "32"}
 
