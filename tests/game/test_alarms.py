@@ -6,7 +6,8 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -176,3 +177,12 @@ def test_what_cannot_be_set_is_refused_by_its_key(make: Callable[[], object], sa
 def test_a_saved_state_of_another_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="the saved state has count"):
         Alarms.from_dict({"count": 1})
+
+
+def test_every_alarm_and_what_it_compares_with_is_on_its_page() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "report.md").read_text("utf-8")
+    for alarm in AlarmsConfig().watched():
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{alarm.name}` |")]
+        own = {one.name for one in fields(alarm)} - {"action", "window"}
+        assert own
+        assert {name for name in own if f"`{name}`" in row} == own
