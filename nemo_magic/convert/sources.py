@@ -11,6 +11,7 @@ import yaml
 
 from nemo_magic.convert import nemo_file
 from nemo_magic.convert.errors import ConvertError
+from nemo_magic.convert.families import MODEL
 from nemo_magic.convert.hf_to_nemo import HF, TOKENIZER
 from nemo_magic.convert.torch_dist import METADATA, Checkpoint
 from nemo_magic.model_config import ModelConfig
