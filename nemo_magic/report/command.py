@@ -31,6 +31,10 @@ def run(args: argparse.Namespace) -> int:
     points = max(200, min(1000, POINTS // len(args.runs)))
     try:
         runs = [RunFolder(folder, points) for folder in args.runs]
+        names = [one.name for one in runs]
+        for one in runs:
+            if names.count(one.name) > 1:
+                one.name = str(one.path)
         path = write(runs, args.out or args.runs[0] / REPORT_FILE)
     except ValueError as error:
         print(f"nemo-magic report: {error}", file=sys.stderr)

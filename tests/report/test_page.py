@@ -132,6 +132,12 @@ def test_the_command_writes_one_page_of_several_runs(tmp_path: Path, capsys: pyt
     assert (runs[0] / "report.html").is_file()
 
 
+def test_runs_of_the_same_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / where / "game", steps=2) for where in ("monday", "tuesday")]
+    assert cli.main(["report", *map(str, runs), "--out", str(tmp_path / "out.html")]) == 0
+    assert embedded((tmp_path / "out.html").read_text(), "names") == [str(run) for run in runs]
+
+
 def test_a_folder_that_is_no_run_and_a_damaged_one_are_refused_by_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
