@@ -82,7 +82,7 @@ class Desk:
         shell |= {"JUDGE": str(self.folder / "judge.py"), "TMPDIR": str(self.folder), "PYXIS": ""}
         done = subprocess.run(
             ["bash", str(SLURM / script), *words],
-            cwd=self.folder, env=shell | environ, capture_output=True, text=True, timeout=120,
+            cwd=self.folder, env=shell | environ, capture_output=True, text=True, timeout=600,
         )  # fmt: skip
         assert done.returncode == status, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr
