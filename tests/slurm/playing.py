@@ -78,7 +78,7 @@ class Playground:
             env=self.environ(site) | environ,
             capture_output=True,
             text=True,
-            timeout=2 * MINUTES,
+            timeout=10 * MINUTES,
         )
         assert done.returncode == status, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr
