@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from nemo_aligner.utils.utils import retrieve_model_state_dict_in_cpu, swap_dict
 
 from nemo_magic.actors.checkpoint import load_weights, save_weights
+from nemo_magic.actors.recent import Recent
 
 if TYPE_CHECKING:
     from nemo_magic.actors.actor import MagicActor
@@ -38,16 +38,11 @@ class Wardrobe:
 
     def __init__(self, max_bytes: float = 0) -> None:
         self._max_bytes = max_bytes
-        self._kept: OrderedDict[Path, Mapping[str, Any]] = OrderedDict()
-
-    @property
-    def size(self) -> int:
-        """Bytes in host memory."""
-        return sum(_size(state) for state in self._kept.values())
+        self._kept: Recent[Path, Mapping[str, Any]] = Recent(max_bytes)
 
     def forget(self, snapshot: Snapshot) -> None:
         """The folder holds, or is about to hold, other weights or none."""
-        self._kept.pop(snapshot.folder, None)
+        self._kept.forget(snapshot.folder)
 
     @contextmanager
     def worn(self, actor: MagicActor, snapshot: Snapshot) -> Iterator[None]:
@@ -58,7 +53,6 @@ class Wardrobe:
             load_weights(actor, snapshot.folder)
             self._keep(actor, snapshot.folder)
         else:
-            self._kept.move_to_end(snapshot.folder)
             _put(actor, kept)
         try:
             yield
@@ -66,13 +60,9 @@ class Wardrobe:
             _put(actor, own)
 
     def _keep(self, actor: MagicActor, folder: Path) -> None:
-        if self._max_bytes <= 0:
-            return
-        state = retrieve_model_state_dict_in_cpu(actor, megatron_amp_O2=actor.megatron_amp_O2)
-        while self._kept and self.size + _size(state) > self._max_bytes:
-            self._kept.popitem(last=False)
-        if _size(state) <= self._max_bytes:
-            self._kept[folder] = state
+        if self._max_bytes > 0:
+            state = retrieve_model_state_dict_in_cpu(actor, megatron_amp_O2=actor.megatron_amp_O2)
+            self._kept.keep(folder, state, _size(state))
 
 
 @contextmanager

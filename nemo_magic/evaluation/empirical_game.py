@@ -135,15 +135,18 @@ def exploitability(payoff: Matrix, defender: int = -1) -> float:
 @dataclass(frozen=True)
 class Outcomes:
     """Games by cell and seed: ``sums[i, j, s]`` over the ``counts[i, j, s]`` judged games of attacker ``i`` against
-    defender ``j`` on seed ``s``.
+    defender ``j`` on seed ``s``. ``strata``: a number per seed; how many seeds there are of each is by design.
 
     Raises ValueError where the shapes differ or a cell has no judged game at all.
     """
 
     sums: Matrix
     counts: Matrix
+    strata: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
+        if self.strata is not None and len(self.strata) != self.sums.shape[-1]:
+            raise ValueError(f"{len(self.strata)} strata are given for {self.sums.shape[-1]} seeds")
         if self.sums.ndim != 3 or self.sums.shape != self.counts.shape or not self.sums.size:
             raise ValueError(f"outcomes need (attackers, defenders, seeds): {self.sums.shape}, {self.counts.shape}")
         empty = np.argwhere(self.counts.sum(axis=2) == 0)
@@ -155,10 +158,14 @@ class Outcomes:
         return self.sums.sum(axis=2) / self.counts.sum(axis=2)
 
     def resampled(self, replicates: int, seed: int = 0) -> Matrix:
-        """The matrix on seeds drawn with replacement, ``(replicates, attackers, defenders)``; NaN where a cell has no
-        game on the seeds that were drawn."""
-        seeds = self.sums.shape[2]
-        weights = np.random.default_rng(seed).multinomial(seeds, np.full(seeds, 1 / seeds), size=replicates)
+        """The matrix on seeds drawn with replacement, from each stratum as many as it has: ``(replicates, attackers,
+        defenders)``; NaN where a cell has no game on the seeds that were drawn."""
+        rng = np.random.default_rng(seed)
+        strata = np.zeros(self.sums.shape[2]) if self.strata is None else np.asarray(self.strata)
+        weights = np.zeros((replicates, len(strata)))
+        for stratum in np.unique(strata):
+            of = np.flatnonzero(strata == stratum)
+            weights[:, of] = rng.multinomial(len(of), np.full(len(of), 1 / len(of)), size=replicates)
         drawn = np.einsum("rs,ads->rad", weights, self.counts)
         with np.errstate(invalid="ignore"):
             return np.einsum("rs,ads->rad", weights, self.sums) / drawn

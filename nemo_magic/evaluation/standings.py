@@ -134,7 +134,7 @@ def _outcomes(
 ) -> Outcomes:
     """Sums and counts by pair and seed; with ``shares``, the games of a label together count as much as its share."""
     sums = np.zeros((len(axes.attackers), len(axes.defenders), numbers))
-    counts = np.zeros_like(sums)
+    counts, benign = np.zeros_like(sums), np.zeros(numbers, dtype=int)
     for i, attacker in enumerate(axes.attackers):
         for j, defender in enumerate(axes.defenders):
             told = [game for game in played[attacker, defender] if game[figure] is not None]
@@ -143,9 +143,11 @@ def _outcomes(
                 weight = 1.0 if shares is None else shares[game["label"]] / of[game["label"]]
                 sums[i, j, game["seed"]] += weight * game[figure]
                 counts[i, j, game["seed"]] += weight
+                benign[game["seed"]] = game["label"] == Label.BENIGN
             if not told:
                 raise ValueError(f"{attacker} against {defender}: no judged game tells {figure}; play more seeds")
-    return Outcomes(sums, counts)
+    told_of = counts.sum(axis=(0, 1)) > 0  # a figure of harmful seeds says nothing of benign ones
+    return Outcomes(sums[:, :, told_of], counts[:, :, told_of], benign[told_of].tolist())
 
 
 def _rows(axes: Axes, played: Mapping[tuple[str, str], Games]) -> list[tuple[str, Games]]:

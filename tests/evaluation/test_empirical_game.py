@@ -136,6 +136,16 @@ def test_games_on_one_seed_are_no_independent_games() -> None:
     assert np.ptp(interval(often.resampled(300), 0.95)) == pytest.approx(np.ptp(interval(once.resampled(300), 0.95)))
 
 
+def test_how_many_seeds_there_are_of_a_kind_is_no_chance() -> None:
+    # Two kinds of seeds without any spread within: nothing is left to chance but how many of each were drawn.
+    won = np.array([[[1.0] * 10 + [0.0] * 10]])
+    mixed, apart = Outcomes(won, np.ones_like(won)), Outcomes(won, np.ones_like(won), [0] * 10 + [1] * 10)
+    assert np.ptp(mixed.resampled(200)) > 0.2
+    assert np.ptp(apart.resampled(200)) == 0
+    with pytest.raises(ValueError, match="19 strata are given for 20 seeds"):
+        Outcomes(won, np.ones_like(won), [0] * 19)
+
+
 def test_a_figure_has_an_interval_and_too_few_seeds_are_said() -> None:
     outcomes = sampled(np.array([[0.2, 0.8], [0.7, 0.1]]))
     resampled = np.array([equilibrium(one).value for one in whole(outcomes.resampled(200))])
