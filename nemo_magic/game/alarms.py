@@ -68,6 +68,10 @@ class AlarmConfig:
             if one.name not in ("action", "window") and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"alarms.{self.name}.{one.name}={value} must be a finite number greater than 0")
 
+    def counts(self, metric: str, metrics: Mapping[str, float]) -> bool:
+        """Whether a step with these metrics has enough of ``metric`` to go by."""
+        return True
+
     def pressure(self, seen: Seen) -> float | None:
         """How near the alarm is: 1 at its threshold, above it where it sounds; None while too little is known."""
         raise NotImplementedError
@@ -85,6 +89,17 @@ class AlarmConfig:
         series = seen.get(metric, Series())
         now = series.mean(self.window)
         return None if now is None else series.high - now
+
+
+@dataclass
+class OptimAlarmConfig(AlarmConfig):
+    """An alarm that watches ``train_optim/``, whose figures are of the rows that trained. Fewer than ``min_rows`` of
+    them are the few in which something unlikely was said, and no sample of what the policy says."""
+
+    min_rows: int = 32
+
+    def counts(self, metric: str, metrics: Mapping[str, float]) -> bool:
+        return not metric.startswith(_OPTIM) or metrics.get(f"{_OPTIM}live_rows", math.inf) >= self.min_rows
 
 
 @dataclass
@@ -127,7 +142,7 @@ class IntentDrift(AlarmConfig):
 
 
 @dataclass
-class AttackerCollapse(AlarmConfig):
+class AttackerCollapse(OptimAlarmConfig):
     """Of the attacker's highest entropy, or of the highest distance between its attacks on one seed, less than
     ``left`` (a share) is left."""
 
@@ -186,12 +201,12 @@ class JudgeUnknown(AlarmConfig):
 
 
 @dataclass
-class Mismatch(AlarmConfig):
+class Mismatch(OptimAlarmConfig):
     """``exp(abs(Δ log π))`` between generator and trainer is more than ``excess`` above 1, or what was sampled is by
     ``surprise`` nats less likely than the policy's own samples are."""
 
     excess: float = 0.1
-    surprise: float = 0.2
+    surprise: float = 0.3
 
     name: ClassVar[str] = "mismatch"
     metrics: ClassVar[Mapping[str, Role | None]] = {f"{_OPTIM}mismatch": None, f"{_OPTIM}surprise": None}
@@ -265,7 +280,7 @@ class Alarms:
             known = dict(seen.get(alarm.name, {}))
             for metric, role in alarm.metrics.items():
                 value = metrics.get(metric, math.nan)
-                if math.isfinite(value) and role in (None, learner):
+                if math.isfinite(value) and role in (None, learner) and alarm.counts(metric, metrics):
                     known[metric] = known.get(metric, Series()).after(value, alarm.window)
             seen[alarm.name] = known
             pressure = alarm.pressure(known)

@@ -35,6 +35,7 @@ MAY_DIFFER = (
     "game.probe",
     "game.rewrites_ahead",
     "judge.",
+    "alarms",
     "sft.",
     "exp_manager.",
     "hardware.",

@@ -102,6 +102,15 @@ def test_the_defenders_entropy_is_not_the_attackers() -> None:
     assert heard(planted(sure)) == []
 
 
+def test_figures_of_a_handful_of_rows_say_nothing_about_the_policy() -> None:
+    def won(rows: float) -> Callable[[float, Figures], Figures]:
+        unlikely = {"train_optim/surprise": 0.9, "train_optim/live_rows": rows}
+        return lambda late, f: unlikely if late > 0.5 else {}
+
+    assert heard(planted(won(31))) == []
+    assert {e.alarm for e in heard(planted(won(32)))} == {"mismatch"}
+
+
 def test_useful_answers_that_fall_while_attacks_succeed_are_no_collapse_into_refusal() -> None:
     lost = planted(lambda late, f: {"train_rollouts/useful": 0.93 - 0.9 * late, "train_rollouts/asr": 0.5 + 0.4 * late})
     assert heard(lost) == []
@@ -183,6 +192,6 @@ def test_every_alarm_and_what_it_compares_with_is_on_its_page() -> None:
     page = (Path(__file__).parents[2] / "docs" / "report.md").read_text("utf-8")
     for alarm in AlarmsConfig().watched():
         (row,) = [line for line in page.splitlines() if line.startswith(f"| `{alarm.name}` |")]
-        own = {one.name for one in fields(alarm)} - {"action", "window"}
+        own = {one.name for one in fields(alarm)} - {"action", "window", "min_rows"}
         assert own
         assert {name for name in own if f"`{name}`" in row} == own
