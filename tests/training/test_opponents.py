@@ -61,10 +61,8 @@ def opponents(stage: Stage, tmp_path: Path, *words: str) -> Opponents:
     for role in Role:
         for i, name in enumerate(NAMES):
             folder = tmp_path / role / name
-            folder.mkdir(parents=True)
-            (folder / "shard").write_bytes(b"x" * 1000)
             snapshots[role].append(SimpleNamespace(name=name, folder=folder))
-            found.join(role, snapshots[role][-1], 2 * i - 1)
+            found.join(role, snapshots[role][-1], 2 * i - 1, 1000)
     return found
 
 
