@@ -64,6 +64,31 @@ def test_a_healthy_game_is_silent(seed: int) -> None:
     assert heard(a_healthy_game(seed)) == []
 
 
+RECORDED: Mapping[str, Mapping[str, list[float | None]]] = json.loads(
+    (Path(__file__).parent / "recorded_games.json").read_text("utf-8")
+)
+"""What ``make train``'s game told of itself, metric by metric, and the same game with the published reward
+(``game=paper game.group_size=8 game.max_steps=75 game.num_val_samples=64``); the seed is in the name."""
+
+
+def as_recorded(name: str) -> Iterator[Figures]:
+    told = RECORDED[name]
+    for at in range(len(told["train_rollouts/asr"])):
+        yield {metric: value for metric, values in told.items() if (value := values[at]) is not None}
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDED if name.startswith("robust")])
+def test_the_sandbox_game_as_it_was_played_is_silent(name: str) -> None:
+    assert heard(as_recorded(name)) == []
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDED if name.startswith("paper")])
+def test_the_collapse_under_the_published_reward_was_heard_while_it_happened(name: str) -> None:
+    events = heard(as_recorded(name))
+    assert {event.alarm for event in events} == {"useful_down", "intent_drift", "over_refusal"}
+    assert all(event.raised and event.step < 50 for event in events)
+
+
 PLANTED: Mapping[str, Callable[[float, Figures], Figures]] = {
     "useful_down": lambda late, f: {"train_rollouts/useful": 0.93 - 0.9 * late, "train_rollouts/asr": 0.5 - 0.5 * late},
     "intent_drift": lambda late, f: {"train_rollouts/intent_preserved": 0.9 - 0.8 * late},
@@ -151,7 +176,7 @@ def test_a_run_that_was_stopped_is_stopped_until_it_is_told_to_go_on() -> None:
     assert again.stops(replace(config, over_refusal=OverRefusal(action="warn", window=1))) is None
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(st.integers(0, STEPS - 1), st.sampled_from(sorted(PLANTED)))
 def test_a_state_that_was_saved_and_restored_anywhere_hears_what_the_unbroken_one_hears(at: int, name: str) -> None:
     unbroken, resumed = Alarms(), Alarms()
