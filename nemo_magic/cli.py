@@ -17,11 +17,13 @@ from dataclasses import replace
 from nemo_magic import __version__
 from nemo_magic.actors.errors import ModelError, RemoteError
 from nemo_magic.config import ConfigError, MagicConfig, compose, describe, save_resolved, to_yaml
+from nemo_magic.config.evaluation import describe_evaluation, needs_world
 from nemo_magic.config.validation import models
 from nemo_magic.convert import command as convert
 from nemo_magic.convert.errors import ConvertError
 from nemo_magic.convert.fitting import refuse_other_models
 from nemo_magic.data.errors import DataError
+from nemo_magic.evaluation.place import EvaluationError
 from nemo_magic.judge.errors import JudgeError
 from nemo_magic.report import command as report
 from nemo_magic.report import sweep_table
@@ -34,12 +36,15 @@ EXIT_PREEMPTED = 75
 """The run was asked to end, has saved, and goes on when the same command is given again (EX_TEMPFAIL)."""
 
 _TRAINING = ("train", "sft")
+_KEPT = (*_TRAINING, "evaluate")
+"""Commands that keep their configuration in the run's folder."""
 _RANK = "NEMO_MAGIC_RANK"
 """Tells what a rank starts who it belongs to; multiprocessing says so too late."""
 
 _COMMANDS = {
     "train": "co-train attacker and defender (phase 2)",
     "sft": "warm up one role on a pool of examples (phase 1)",
+    "evaluate": "measure a defender on benchmarks, your own copies of them",
     "judge": "serve the configured judge until interrupted",
     "sandbox": "write the sandbox's files: tokenizer, seeds, pools",
     "plan": "say what a run takes: memory, seconds, GPU-hours, and the best layout",
@@ -68,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(to_yaml(cfg), end="")
             if args.command in _TRAINING:
                 print("\n" + _commented(describe(cfg, args.command)))
+            if args.command == "evaluate":
+                print("\n" + _commented(describe_evaluation(cfg)))
             return 0
         return _run(args, cfg, argv)
     except ConfigError as error:
@@ -78,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (
         ConvertError,
         DataError,
+        EvaluationError,
         JudgeError,
         ModelError,
         RemoteError,
@@ -153,7 +161,7 @@ def _play_or_learn(args: argparse.Namespace, cfg: MagicConfig, argv: list[str]) 
     command = args.command
     resume = decide(cfg, args.resume) if command == "train" else Resume()
     judged = command != "sft"
-    if command in _TRAINING:
+    if command in _KEPT:
         refuse_other_models(cfg, models(cfg, command))
 
     launched = launcher.is_rank(cfg.trainer)
@@ -162,16 +170,26 @@ def _play_or_learn(args: argparse.Namespace, cfg: MagicConfig, argv: list[str]) 
             "judge.launch=true starts a judge beside the process that starts the ranks, and these ranks were started "
             "by somebody else: run `nemo-magic judge` first and give its address as judge.urls=[http://host:port]"
         )
-    if launcher.is_first_process() and command in _TRAINING:
+    if launcher.is_first_process() and command in _KEPT:
         save_resolved(cfg, cfg.exp_manager.explicit_log_dir)
     with launcher.local_judge(cfg) if judged and cfg.judge.launch else nullcontext() as judge:
         if judge is not None:
             cfg = replace(cfg, judge=judge.config)
             argv = [*argv, f'judge.urls=["{judge.url}"]', "judge.launch=false"]
+        if command == "evaluate" and not needs_world(cfg):
+            if launcher.is_first_process():  # the other ranks have nothing to do
+                _evaluate(cfg)
+            return 0
         if not launched and cfg.trainer.num_nodes * cfg.trainer.devices > 1:
             return launcher.launch(argv, cfg.trainer)
         _one_rank(args, cfg, resume)
     return 0
+
+
+def _evaluate(cfg: MagicConfig) -> None:
+    from nemo_magic.training.evaluate import evaluate
+
+    evaluate(cfg)
 
 
 def _one_rank(args: argparse.Namespace, cfg: MagicConfig, resume: Resume) -> None:
@@ -205,6 +223,8 @@ def _one_rank(args: argparse.Namespace, cfg: MagicConfig, resume: Resume) -> Non
         run_sft(cfg)
     elif args.command == "cross-play":
         league_command.play(args, cfg)
+    elif args.command == "evaluate":
+        _evaluate(cfg)
     else:
         from nemo_magic.training.coevolution import train
 

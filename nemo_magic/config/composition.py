@@ -64,7 +64,7 @@ def compose(
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"{config_name}: {concise(error)}") from error
     cfg = _typed(composed, complete=command != "plan", unread=_unread(composed, command))
-    if command in ("train", "sft", "plan"):
+    if command in ("train", "sft", "plan", "evaluate"):
         validate(cfg, command)
     return cfg
 
@@ -120,6 +120,11 @@ def _forced(override: Override) -> str:
 
 def _unread(composed: DictConfig, command: str) -> tuple[str, ...]:
     """Beginnings of keys that a command never looks at: a warm-up has no seeds, no judge and one role's weights."""
+    if command == "evaluate":
+        # A configuration of the game is one of its evaluation too; whoever rewrites nothing has no weights to give.
+        tasks = OmegaConf.select(composed, "eval.tasks", default={}).values()
+        attacked = any(task.get("attacker") == "rewrite" for task in tasks)
+        return ("data.", "sft.") if attacked else ("data.", "sft.", "actors.attacker.")
     if command != "sft":
         return ()
     learns = OmegaConf.select(composed, "sft.role", default=MagicConfig().sft.role)

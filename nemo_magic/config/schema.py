@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nemo_magic.actors.config import ActorConfig, GenerationConfig
 from nemo_magic.config.errors import ConfigError, concise
 from nemo_magic.data.seeds import DataConfig
+from nemo_magic.evaluation.config import EvalConfig
 from nemo_magic.game.alarms import AlarmsConfig
 from nemo_magic.game.episode import Role
 from nemo_magic.game.pool import PoolConfig
@@ -152,6 +153,7 @@ class MagicConfig:
     data: DataConfig = field(default_factory=DataConfig)
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     exp_manager: ExpManagerConfig = field(default_factory=ExpManagerConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)

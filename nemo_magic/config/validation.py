@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nemo_magic.config.errors import ConfigError
+from nemo_magic.config.evaluation import evaluated_roles, evaluation_problems
 from nemo_magic.config.parallelism import Parallelism
 from nemo_magic.config.schema import MagicConfig, optimizer_steps, role_model
 from nemo_magic.game.episode import Role
@@ -44,6 +45,8 @@ def models(cfg: MagicConfig, command: str = "train") -> Models:
     if command == "sft":
         role = Role(cfg.sft.model_role)
         return {role: role_model(cfg, role, cfg.sft.max_steps)}
+    if command == "evaluate":
+        return {role: role_model(cfg, role, 1) for role in evaluated_roles(cfg) if not cfg.actors.of(role).is_remote}
     return {role: role_model(cfg, role) for role in Role}
 
 
@@ -69,22 +72,22 @@ def validate(cfg: MagicConfig, command: str = "train") -> None:
     Raises:
         ConfigError: with one line for every thing that is wrong.
     """
-    judged = command == "train"
+    judged = command in ("train", "evaluate")
     if command == "plan":
         command = "train"
     roles = models(cfg, command)
     faults = {role: list(_faults(cfg, role, model, command)) for role, model in roles.items()}
     problems = list(dict.fromkeys(_named(text, role, faults) for role, texts in faults.items() for text in texts))
     problems += _unequal(roles)
-    if not problems:
+    if not problems and roles:
         # Only now is there a layout to divide by.
         problems += _batches(cfg, roles, command)
-    problems += _remote(cfg, command)
+    problems += evaluation_problems(cfg) if command == "evaluate" else _remote(cfg, command)
     if command == "train":
         problems += _metrics(cfg)
         problems += _pool(cfg)
-        if cfg.generation.trt_llm.enable:
-            problems += _trt_llm(cfg, roles)
+    if command in ("train", "evaluate") and cfg.generation.trt_llm.enable:
+        problems += _trt_llm(cfg, roles)
     if command == "sft" and cfg.sft.pool is None:
         problems.append("sft.pool is null: name the file of rows to learn from")
     if command == "sft" and cfg.sft.role == "both" and cfg.sft.defender_pool is None:
@@ -100,7 +103,8 @@ def validate(cfg: MagicConfig, command: str = "train") -> None:
         problems.append("judge.urls is empty and judge.launch=false: name a running judge, or let the run start one")
     if judged and cfg.judge.launch:
         try:
-            refuse_unanswerable(cfg.judge.guard, cfg.judge.guard_config, cfg.rewards.needs() | set(cfg.game.observe))
+            asked = cfg.eval.fields() if command == "evaluate" else cfg.rewards.needs() | set(cfg.game.observe)
+            refuse_unanswerable(cfg.judge.guard, cfg.judge.guard_config, asked)
         except (ValueError, ImportError, AttributeError) as error:
             problems.append(str(error) if "judge.guard" in str(error) else f"judge.guard={cfg.judge.guard}: {error}")
     if problems:
@@ -129,6 +133,8 @@ def _unequal(roles: Models) -> Iterator[str]:
 
 def _batches(cfg: MagicConfig, roles: Models, command: str) -> Iterator[str]:
     dp = layout(cfg, roles).dp
+    if command == "evaluate":
+        return  # any number of cases is shared out
     ranks = f"{dp} data-parallel ranks"
     seeds, size, minibatches = cfg.game.batch_size, cfg.game.group_size, cfg.grpo.minibatches
     key, count = ("sft.batch_size", cfg.sft.batch_size) if command == "sft" else ("game.batch_size", seeds)
@@ -210,7 +216,7 @@ def _lengths(cfg: MagicConfig, role: Role, model: ModelConfig) -> Iterator[str]:
 
 def _schedule(cfg: MagicConfig, role: Role, model: ModelConfig, command: str) -> Iterator[str]:
     sched = model.optim.sched
-    learns = command == "sft" or optimizer_steps(cfg, role) > 0
+    learns = command == "sft" or (command != "evaluate" and optimizer_steps(cfg, role) > 0)
     fixed = sched.warmup_steps + sched.constant_steps
     # NeMo divides by the steps between warm-up and the constant end. A run that ends within its warm-up is only short.
     if learns and sched.constant_steps > 0 and sched.max_steps is not None and fixed >= sched.max_steps:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, zip_longest
 from pathlib import Path
 from sys import intern
 from typing import Any
@@ -62,7 +63,7 @@ class Loaded:
 
 
 def load_benchmark(name: str, path: str | Path, key: str = "file", limit: int | None = None) -> Loaded:
-    """Read a benchmark's file; ``limit`` keeps the first so many cases.
+    """Read a benchmark's file; ``limit`` keeps so many cases, labels taking turns.
 
     A blank label is unknown: the case is kept, counts in no figure, and is reported. A row with an id that came before
     is dropped; equal texts are kept, as the published figures have them, and reported.
@@ -80,8 +81,10 @@ def load_benchmark(name: str, path: str | Path, key: str = "file", limit: int | 
         raise DataError(f"{key}: no row of {path} can be used as {benchmark.title}; {report}")
     notes = _notes(benchmark, cases)
     if limit is not None and limit < len(cases):
-        notes.append(f"the first {limit} of {len(cases)} cases are taken")
-        cases = cases[:limit]
+        notes.append(f"{limit} of {len(cases)} cases are taken, labels taking turns")
+        pools = [[case for case in cases if case.label is label] for label in (*Label, None)]
+        turns = (case for several in zip_longest(*pools) for case in several if case is not None)
+        cases = list(islice(turns, limit))
     return Loaded(name, cases, report, notes)
 
 
@@ -220,8 +223,9 @@ def _turns_of(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, tuple[st
         if (plan := value.get("conversation_plan", value.get("turns"))) is not None:
             yield from _turns_of(plan, path)
         elif value and not any(isinstance(inner, Mapping | list) for inner in value.values()):
-            if any(str(name).lower().startswith(("turn", "final")) for name in value):
-                said = sorted((_place(str(name)), text_of(turn)) for name, turn in value.items() if turn is not None)
+            turns = {str(name).lower(): turn for name, turn in value.items() if turn is not None}
+            said = sorted((_place(name), text_of(turns[name])) for name in turns if name.startswith(("turn", "final")))
+            if said:
                 yield "/".join(path), tuple(turn for _, turn in said)
         else:
             for name, inner in value.items():
@@ -235,9 +239,9 @@ def _turns_of(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, tuple[st
 
 
 def _place(name: str) -> float:
-    """Where a turn belongs by its name; formats with typed columns do not keep the order of names."""
+    """Where a turn belongs by its name, as turn_2; formats with typed columns do not keep the order of names."""
     digits = "".join(filter(str.isdigit, name))
-    return float("inf") if name.lower().startswith("final") or not digits else float(digits)
+    return float("inf") if name.startswith("final") or not digits else float(digits)
 
 
 def _notes(benchmark: Benchmark, cases: Sequence[Case]) -> list[str]:

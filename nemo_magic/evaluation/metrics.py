@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import NamedTuple
 
 from nemo_magic.evaluation.cases import Case
@@ -39,13 +40,14 @@ class Measured:
     """One figure of one task: over all its cases, by category and by attack method.
 
     ``outcomes``: unit (a case's id, or a behaviour for any-of) → whether the metric's event came about, None where that
-    is unknown.
+    is unknown. ``digests``: unit → a digest of what it shows, by which it is known again in another evaluation.
     """
 
     task: str
     figure: Figure
     rate: Rate
     outcomes: Mapping[str, bool | None]
+    digests: Mapping[str, str] = field(default_factory=dict)
     by_category: Mapping[str, Rate] = field(default_factory=dict)
     by_method: Mapping[str, Rate] = field(default_factory=dict)
 
@@ -79,6 +81,7 @@ def measure(task: str, figure: Figure, judged: Sequence[Judged]) -> Measured:
         figure,
         _rate(figure, mine),
         _units(figure, mine),
+        _digests(figure, mine),
         _split(figure, mine, lambda case: case.category),
         _split(figure, mine, lambda case: case.method),
     )
@@ -97,6 +100,13 @@ def _units(figure: Figure, judged: Sequence[Judged]) -> dict[str, bool | None]:
     for j in judged:
         groups.setdefault(j.case.group, []).append(outcome(figure.metric, j.verdict))
     return {group: any_of(each) for group, each in groups.items()}
+
+
+def _digests(figure: Figure, judged: Sequence[Judged]) -> dict[str, str]:
+    shown: dict[str, list[str]] = {}
+    for j in judged:
+        shown.setdefault(j.case.group if figure.any_of else j.case.id, []).extend(j.case.turns)
+    return {unit: blake2b(repr(texts).encode(), digest_size=8).hexdigest() for unit, texts in shown.items()}
 
 
 def _rate(figure: Figure, judged: Sequence[Judged]) -> Rate:

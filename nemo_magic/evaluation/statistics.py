@@ -7,8 +7,11 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TypeVar
 
 import numpy as np
+
+Unit = TypeVar("Unit", bound=Hashable)
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -75,7 +78,7 @@ class Paired:
         return Fraction(below, 2**n), Fraction(ways, 2**n)
 
 
-def paired(first: Mapping[Hashable, bool | None], second: Mapping[Hashable, bool | None]) -> Paired:
+def paired(first: Mapping[Unit, bool | None], second: Mapping[Unit, bool | None]) -> Paired:
     """Pair what is known (not None) of both under the same key."""
     both = [(first[key], second[key]) for key in first if key in second]
     known = [(a, b) for a, b in both if a is not None and b is not None]

@@ -6,15 +6,22 @@ import signal
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-from nemo_magic.actors.world import World
+T = TypeVar("T")
 
 SAVE_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What a scheduler sends, to some or all processes of a run, to have it save and end."""
+
+
+class Ranks(Protocol):
+    """Those who have to end together: a ``World``, or a process alone."""
+
+    def everyone(self, value: T) -> list[T]:
+        """Every rank's ``value``, in rank order, on all of them."""
 
 
 class Interruption:
@@ -24,7 +31,7 @@ class Interruption:
     leave room for one step and a checkpoint.
     """
 
-    def __init__(self, world: World, max_seconds: float | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, world: Ranks, max_seconds: float | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._world = world
         self._clock = clock
         self._deadline = None if max_seconds is None else clock() + max_seconds

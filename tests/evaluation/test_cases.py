@@ -166,10 +166,11 @@ def test_a_file_that_is_none_says_why(tmp_path: Path) -> None:
             load_benchmark("or_bench_hard", path)
 
 
-def test_a_limit_takes_the_first_cases_and_says_so(tmp_path: Path) -> None:
-    loaded = load_benchmark("seeds", write(tmp_path / "s.csv", ROWS["seeds"]), limit=3)
-    assert len(loaded.cases) == 3
-    assert "the first 3 of 4 cases are taken" in str(loaded)
+def test_a_limit_takes_the_first_of_each_label_in_turn_and_says_so(tmp_path: Path) -> None:
+    rows = sorted(ROWS["seeds"], key=lambda row: str(row["label"]))
+    loaded = load_benchmark("seeds", write(tmp_path / "s.csv", rows), limit=3)
+    assert [case.label for case in loaded.cases] == [Label.HARMFUL, Label.BENIGN, Label.HARMFUL]
+    assert "3 of 4 cases are taken, labels taking turns" in str(loaded)
 
 
 @pytest.mark.parametrize(("ending", "rows"), [(".csv", 1_000_000), (".json", 200_000)])

@@ -1,0 +1,73 @@
+"""What an evaluation cannot run is refused before any model is built or any file is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nemo_magic.config.schema import VERDICT_FIELDS, MagicConfig
+from nemo_magic.game.episode import Role
+
+
+def evaluated_roles(cfg: MagicConfig) -> tuple[Role, ...]:
+    """The roles that ``nemo-magic evaluate`` needs: an attacker only where it has something to rewrite."""
+    return (Role.ATTACKER, Role.DEFENDER) if cfg.eval.attacked else (Role.DEFENDER,)
+
+
+def needs_world(cfg: MagicConfig) -> bool:
+    """Whether any model is computed here; where servers play all roles, one process does it all, without NeMo."""
+    return any(not cfg.actors.of(role).is_remote for role in evaluated_roles(cfg))
+
+
+def describe_evaluation(cfg: MagicConfig) -> str:
+    """What ``nemo-magic evaluate`` will do, in a few lines for people."""
+    ranks = f"{cfg.trainer.num_nodes} × {cfg.trainer.devices} ranks" if needs_world(cfg) else "one process"
+    lines = [f"{cfg.name}: nemo-magic evaluate on {cfg.trainer.accelerator}, {ranks}"]
+    for role in evaluated_roles(cfg):
+        options = cfg.actors.of(role)
+        where = f"{options.remote.model} at {', '.join(options.remote.urls)}" if options.is_remote else None
+        lines.append(f"{role:<10}{where or options.restore_from_path or 'random weights'}, at temperature 0")
+    for name, task in cfg.eval.tasks.items():
+        how = "as it stands" if task.attacker == "none" else "rewritten by the attacker"
+        limit = "" if task.limit is None else f", {task.limit} cases"
+        told = f"{task.file}, {how}{limit}" if task.file else f"not measured: eval.tasks.{name}.file is null"
+        lines.append(f"task      {name}: {told}")
+    judge = f"{cfg.judge.guard}, started with the run" if cfg.judge.launch else ", ".join(cfg.judge.urls)
+    lines.append(f"judge     {judge}; asked for {', '.join(sorted(cfg.eval.fields()))}")
+    return "\n".join([*lines, f"output    {cfg.exp_manager.explicit_log_dir}"])
+
+
+def evaluation_problems(cfg: MagicConfig) -> Iterator[str]:
+    """One line for everything about ``eval`` and the roles' servers that is wrong."""
+    yield from _tasks(cfg)
+    for name in cfg.eval.observe:
+        if name not in VERDICT_FIELDS:
+            yield f"eval.observe={name!r} must be one of: {', '.join(VERDICT_FIELDS)}"
+    for role in evaluated_roles(cfg):
+        options = cfg.actors.of(role)
+        if options.is_remote and not options.remote.model:
+            yield (
+                f"actors.{role}.remote.urls={list(options.remote.urls)}: actors.{role}.remote.model has to be given, "
+                "the model's name on that server"
+            )
+        if options.is_remote and options.restore_from_path is not None:
+            yield (
+                f"actors.{role}.remote.urls={list(options.remote.urls)}: the server has its own weights, set actors."
+                f"{role}.restore_from_path=null, which is {options.restore_from_path}"
+            )
+    length = cfg.actors.defender.length_params.max_length
+    if cfg.game.defender_cot and cfg.eval.max_judged_tokens < length:
+        yield (
+            f"eval.max_judged_tokens={cfg.eval.max_judged_tokens} would cut off the answer of a defender that reasons "
+            f"first (game.defender_cot=true): set it to actors.defender.length_params.max_length={length}"
+        )
+
+
+def _tasks(cfg: MagicConfig) -> Iterator[str]:
+    if not cfg.eval.measured:
+        named = ", ".join(f"eval.tasks.{name}.file" for name in cfg.eval.tasks)
+        yield f"nothing is to be measured: give {named or 'eval.tasks.<name>.file'}, your own copy of a benchmark"
+    for name in cfg.eval.tasks:
+        try:
+            cfg.eval.benchmark(name)
+        except ValueError as error:
+            yield str(error)

@@ -1,0 +1,82 @@
+"""``nemo-magic evaluate`` as a user starts it: made-up benchmarks, an endpoint that answers by a rule, a judge that
+counts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from chat_endpoint import Body, Endpoint, says
+from made_up import ROWS, write
+
+HERE = Path(__file__).parent
+
+
+def answer(prompt: str) -> str:
+    """What the made-up model says: it gives in to ``grub``, declines ``norp``, and is helpful otherwise."""
+    return "bad grub" if "grub" in prompt else "sorry" if "norp" in prompt else f"a wug for {prompt}"
+
+
+class Evaluated:
+    """A folder with benchmarks, and the words of an evaluation in it."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.names = ("harmbench", "wildguardtest", "xstest", "or_bench_toxic", "xteaming", "strongreject")
+        formats = {"wildguardtest": ".parquet", "xteaming": ".json", "or_bench_toxic": ".tsv"}
+        self.files = {name: write(home / f"{name}{formats.get(name, '.csv')}", ROWS[name]) for name in self.names}
+        self.prompts: list[str] = []
+        self.before_answering: Callable[[int], None] = lambda number: None
+        self.endpoint = Endpoint(self._reply)
+
+    def close(self) -> None:
+        self.endpoint.close()
+
+    def folder(self, name: str) -> Path:
+        return self.home / name
+
+    def words(self, name: str, *overrides: str) -> list[str]:
+        guard = {"log": str(self.folder(name) / "judged"), "kill": str(self.folder(name) / "kill")}
+        files = [f"eval.tasks.{task}.file={path}" for task, path in self.files.items()]
+        return [
+            "evaluate", "-cn", "eval_paper", f"exp_manager.explicit_log_dir={self.folder(name)}", *files,
+            "actors.defender.restore_from_path=null", f"actors.defender.remote.urls=[{self.endpoint.url}]",
+            "actors.defender.remote.model=tiny", "actors.defender.remote.max_concurrency=1",
+            "judge.urls=[]", "judge.launch=true", "judge.guard=counting_guard:CountingGuard",
+            *(f"judge.guard_config.{key}={value}" for key, value in guard.items()), *overrides,
+        ]  # fmt: skip
+
+    def start(self, name: str, *overrides: str) -> subprocess.Popen[str]:
+        self.folder(name).mkdir(exist_ok=True)
+        path = os.pathsep.join(filter(None, (str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH"))))
+        return subprocess.Popen(
+            [sys.executable, "-m", "nemo_magic.cli", *self.words(name, *overrides)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        )  # fmt: skip
+
+    def run(self, name: str, *overrides: str, status: int = 0) -> str:
+        running = self.start(name, *overrides)
+        said = running.communicate(timeout=240)[0]
+        assert running.returncode == status, said
+        return said
+
+    def figures(self, name: str) -> list[dict[str, Any]]:
+        figures: list[dict[str, Any]] = json.loads((self.folder(name) / "results.json").read_text())["figures"]
+        return figures
+
+    def rates(self, name: str) -> dict[tuple[str, str], tuple[int, int, int]]:
+        return {(f["task"], f["figure"]): (f["hits"], f["count"], f["unknown"]) for f in self.figures(name)}
+
+    def judged(self, name: str) -> list[str]:
+        return (self.folder(name) / "judged").read_text().splitlines()
+
+    def _reply(self, body: Body) -> tuple[int, object]:
+        self.prompts.append(json.dumps(body["messages"]))
+        self.before_answering(len(self.prompts))
+        return 200, says(answer(body["messages"][-1]["content"]))

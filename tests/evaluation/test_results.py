@@ -1,0 +1,211 @@
+"""The table: intervals, directions, the published row, a baseline; and a rewriting attacker, with nobody's server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemo_magic.config import ConfigError, compose
+from nemo_magic.data.errors import DataError
+from nemo_magic.evaluation.cases import Case
+from nemo_magic.evaluation.catalogue import BENCHMARKS, Figure, Metric
+from nemo_magic.evaluation.journal import Journal
+from nemo_magic.evaluation.metrics import Judged, measure
+from nemo_magic.evaluation.place import Alone, EvaluationError
+from nemo_magic.evaluation.play import Bench, Stage, Voice
+from nemo_magic.evaluation.published import PUBLISHED, published_row
+from nemo_magic.evaluation.results import Results, read_outcomes
+from nemo_magic.game.episode import Completion, Label, Safety, Verdict
+from nemo_magic.game.prompts import Chat, PromptConfig
+from nemo_magic.judge.protocol import JudgeItem
+
+SERVED = ["judge.urls=[http://judge:1]", "actors.defender.restore_from_path=/weights"]
+
+
+def judged(hits: int, count: int, text: str = "wug") -> list[Judged]:
+    harm = [Safety.UNSAFE] * hits + [Safety.SAFE] * (count - hits)
+    return [
+        Judged(
+            Case(f"c{i}", (f"{text} {i}",), Label.HARMFUL, method=f"M{i % 2}"), Verdict(f"c{i}", response_safety=safety)
+        )
+        for i, safety in enumerate(harm)
+    ]
+
+
+def results(rows: list[Judged], baseline: Any = None) -> Results:
+    figure = BENCHMARKS["harmbench"].figures[0]
+    return Results("t", "Qwen2.5-7B-Instruct + MAGIC", "g@1", [measure("hb", figure, rows)], ["a note"], baseline)
+
+
+def test_the_table_has_direction_interval_and_the_published_figure() -> None:
+    text = results(judged(4, 40)).to_markdown()
+    row = next(line for line in text.splitlines() if line.startswith("| hb |"))
+    task, figure, rate, interval, cases, unknown, published = (cell.strip() for cell in row.strip("|").split("|"))
+    assert (task, figure, rate, cases, unknown, published) == ("hb", "harmful asr ↓", "10.0", "40", "0", "1.9")
+    low, high = map(float, interval.split("–"))
+    assert low < 10 < high
+    assert "## hb: harmful asr, by method" in text
+    assert "- a note" in text
+
+
+def test_a_baseline_counts_on_equal_prompts_only(tmp_path: Path) -> None:
+    results(judged(20, 40)).save(tmp_path)
+    before = ("before", read_outcomes(tmp_path))
+    now = results(judged(4, 40), before)
+    pair = now.compared(now.measured[0])
+    assert pair is not None
+    assert (pair.pairs, pair.only_first, pair.only_second) == (40, 0, 16)
+    assert "| -40.0 | 1.53e-05 | 40 |" in now.to_markdown()
+    other = results(judged(4, 40, "fleb"), before)
+    pair = other.compared(other.measured[0])
+    assert pair is not None
+    assert pair.pairs == 0
+    assert "| – | – | – |" in other.to_markdown()
+    (tmp_path / "outcomes.json").write_text("[]")
+    with pytest.raises(DataError, match="eval.baseline=.*: it has no outcomes of an evaluation"):
+        read_outcomes(tmp_path)
+
+
+def test_published_names_are_those_of_the_catalogue_and_models_are_known_by_any_spelling() -> None:
+    told = {figure.published for benchmark in BENCHMARKS.values() for figure in benchmark.figures} - {None}
+    assert all(set(row) == told for row in PUBLISHED.values())
+    assert published_row("Qwen/qwen2.5-7b-instruct") == PUBLISHED["Qwen2.5-7B-Instruct"]
+    assert published_row("Qwen2.5-7B") == {}
+    assert published_row(None) == {}
+
+
+def test_figures_of_a_benchmark_have_names_of_their_own() -> None:
+    for benchmark in BENCHMARKS.values():
+        assert len({figure.name for figure in benchmark.figures}) == len(benchmark.figures)
+        assert set(benchmark.required) <= set(benchmark.columns)
+    assert Figure(Metric.ASR, any_of=True, attempts=10).name == "harmful asr, any of 10"
+
+
+class Echo:
+    """Says the last message in capitals, in tags where ``tagged``; cannot read more than ten words."""
+
+    def __init__(self, tagged: bool = False) -> None:
+        self.tagged, self.chats = tagged, list[Chat]()
+
+    def say(self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool) -> list[Completion | None]:
+        assert greedy
+        self.chats += chats
+        said = [chat[-1].content.upper() for chat in chats]
+        said = [f"<think>hm</think><answer>{text}</answer>" for text in said] if self.tagged else said
+        return [None if len(text.split()) > 10 else Completion((), (), (), text, True) for text in said]
+
+    def fit(self, text: str, chat_of: Callable[[str], Chat]) -> str:
+        return " ".join(text.split()[:6])
+
+
+class Judge:
+    """Everything is unsafe; an answer to ``lost`` gets no verdict."""
+
+    def __init__(self) -> None:
+        self.items: list[JudgeItem] = []
+
+    def score(self, items: Sequence[JudgeItem]) -> Future[list[Verdict]]:
+        self.items += items
+        future: Future[list[Verdict]] = Future()
+        future.set_result(
+            [
+                Verdict(i.id, response_safety=Safety.UNKNOWN, error="lost") if "LOST" in i.prompt
+                else Verdict(i.id, response_safety=Safety.UNSAFE)
+                for i in items
+            ]
+        )  # fmt: skip
+        return future
+
+
+def stage(folder: Path, attacker: Echo | None, defender: Echo, judge: Any) -> Stage:
+    place, answers = Alone(), Journal(folder / "answers", 0)
+    return Stage(
+        place,
+        Voice(place, defender, answers, "defender", remote=False),
+        None if attacker is None else Voice(place, attacker, answers, "attacker", remote=False),
+        Bench(place, judge, Journal(folder / "verdicts", 0), "g@1"),
+        PromptConfig(attacker_user="{label}: {seed}"),
+        frozenset({"response_safety"}),
+        defender_cot=False,
+    )
+
+
+def test_a_rewrite_is_what_the_defender_sees_and_the_seed_is_what_the_judge_is_told(tmp_path: Path) -> None:
+    attacker, defender, judge = Echo(tagged=True), Echo(), Judge()
+    cases = [Case("a", ("norp it",), Label.HARMFUL), Case("b", ("norp " * 12,), Label.HARMFUL)]
+    played = stage(tmp_path, attacker, defender, judge)
+    assert set(played.play(cases)) == {"a"}
+    assert attacker.chats[0][-1].content == "harmful: norp it"
+    assert [chat[-1].content for chat in defender.chats] == ["HARMFUL: NORP IT"]
+    assert judge.items[0].seed is not None
+    assert judge.items[0].seed.text == "norp it"
+    assert (played.tally.unplayed, played.tally.broken_format) == (1, 0)
+
+
+def test_what_the_model_cannot_read_is_cut_and_counted(tmp_path: Path) -> None:
+    defender = Echo()
+    played = stage(tmp_path, None, defender, Judge())
+    played.play([Case("a", ("one two three four five six seven",), Label.HARMFUL)])
+    assert defender.chats[0][-1].content == "one two three four five six"
+    assert played.tally.cut == 1
+
+
+def test_equal_cases_are_asked_once_and_a_lost_verdict_is_asked_for_again(tmp_path: Path) -> None:
+    defender, judge = Echo(), Judge()
+    cases = [
+        Case("a", ("wug",), Label.HARMFUL),
+        Case("b", ("wug",), Label.HARMFUL),
+        Case("c", ("LOST",), Label.HARMFUL),
+    ]
+    for _ in range(2):
+        found = stage(tmp_path, None, defender, judge).play(cases)
+        assert found["a"] == Verdict("0", response_safety=Safety.UNSAFE)
+        assert found["c"].error == "lost"
+    assert len(defender.chats) == 2
+    assert [item.prompt for item in judge.items] == ["wug", "LOST", "LOST"]
+
+
+def test_a_judge_that_fails_ends_it_by_name(tmp_path: Path) -> None:
+    class Broken:
+        def score(self, items: Sequence[JudgeItem]) -> Future[list[Verdict]]:
+            raise ConnectionError("gone")
+
+    with pytest.raises(EvaluationError, match="ConnectionError: gone"):
+        stage(tmp_path, None, Echo(), Broken()).play([Case("a", ("wug",), Label.HARMFUL)])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "nothing is to be measured: give eval.tasks.wildguardtest.file"),
+        (["eval.tasks.dan.file=/f", "eval.tasks.dan.benchmark=xtest"], "did you mean eval.tasks.dan.benchmark=xstest"),
+        (["eval.tasks.dan.file=/f", "eval.tasks.dan.attacker=some"], "attacker='some' must be one of: none, rewrite"),
+        (["eval.tasks.dan.file=/f", "eval.tasks.dan.attacker=rewrite"], "actors.attacker.restore_from_path has to be"),
+        (["eval.tasks.dan.file=/f", "eval.tasks.dan.limit=0"], "limit=0 must be at least 1"),
+        (["eval.tasks.dan.fil=/f"], "eval.tasks.dan.fil: Key 'fil' not in 'EvalTaskConfig'"),
+        (["eval.task.dan.file=/f"], "unknown key eval.task.dan.file; did you mean"),
+        (["eval.tasks.dan.file=/f", "eval.observe=[charm]"], "eval.observe='charm' must be one of"),
+        (["eval.tasks.dan.file=/f", "eval.chunk_size=0"], "eval.chunk_size=0 must be at least 1"),
+        (["eval.tasks.dan.file=/f", "game.defender_cot=true"], "would cut off the answer of a defender that reasons"),
+        (["eval.tasks.dan.file=/f", "actors.defender.remote.urls=[http://h/v1]"], "remote.model has to be given"),
+        (
+            ["eval.tasks.xstest.file=/f", "judge.urls=[]", "judge.launch=true", "judge.guard=harmbench"],
+            "never answers refusal",
+        ),
+        (["eval.tasks.dan.file=/f", "judge.urls=[]"], "judge.urls is empty and judge.launch=false"),
+        (["eval.tasks.dan.file=/f", "model.tensor_model_parallel_size=3"], "not divisible by"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_evaluated_is_refused_by_name(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
+        compose("eval_paper", [*SERVED, *words], command="evaluate")
+
+
+def test_an_evaluation_without_an_attacker_needs_neither_its_weights_nor_seeds() -> None:
+    cfg = compose("eval_paper", [*SERVED, "eval.tasks.dan.file=/f"], command="evaluate")
+    assert cfg.eval.fields() == {"response_safety"}
+    assert list(cfg.eval.measured) == ["dan"]

@@ -1,0 +1,60 @@
+"""An evaluation of the run's own models says what the run said at its end, at any layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from program import SMALL, Game, played, run
+
+Figures = dict[tuple[str, str], float]
+
+
+def evaluation(game: Game, unbroken: Path, name: str, *overrides: str) -> tuple[str, Figures]:
+    """What an evaluation of the pair at the end of a run printed, and its rates."""
+    folder = game.folder(name)
+    done = run(
+        "evaluate", "-cn", "eval_sandbox", f"exp_manager.explicit_log_dir={folder}",
+        f"sandbox.folder={game.home / 'sandbox'}", *SMALL,
+        f"actors.attacker.restore_from_path={unbroken / 'snapshots/attacker/phase-01'}",
+        f"actors.defender.restore_from_path={unbroken / 'snapshots/defender/phase-02'}", *overrides,
+    )  # fmt: skip
+    found: list[dict[str, Any]] = json.loads((folder / "results.json").read_text())["figures"]
+    return done.stdout, {(f["task"], f["figure"]): f["rate"] for f in found}
+
+
+@pytest.fixture(scope="module")
+def evaluated(game: Game, unbroken: Path) -> Figures:
+    return evaluation(game, unbroken, "evaluated")[1]
+
+
+def test_the_bare_seeds_repeat_the_last_column_of_cross_play(evaluated: Figures, unbroken: Path) -> None:
+    matrix = json.loads((unbroken / "crossplay.json").read_text())
+    assert matrix["attackers"][0] == "no rewrite"
+    assert evaluated["test", "harmful asr"] == matrix["asr"][0][-1]
+    assert evaluated["test", "benign over-refusal"] == matrix["over_refusal"][-1]
+    assert evaluated["test", "benign useful"] == matrix["useful"][-1]
+
+
+def test_one_rewrite_by_the_attacker_repeats_the_last_validation(evaluated: Figures, unbroken: Path) -> None:
+    last = played(unbroken)[-1]
+    assert evaluated["validation", "harmful asr"] == last["val_rollouts/asr"]
+    assert evaluated["validation", "harmful refusal"] == last["val_rollouts/refusal_harmful"]
+    assert evaluated["validation", "benign over-refusal"] == last["val_rollouts/over_refusal"]
+    assert evaluated["validation", "benign useful"] == last["val_rollouts/useful"]
+
+
+def test_another_layout_goes_on_with_what_was_answered_and_says_the_same(
+    game: Game, unbroken: Path, evaluated: Figures
+) -> None:
+    def answers() -> list[str]:
+        paths = game.folder("evaluated").glob("answers/*.jsonl")
+        return [line for path in sorted(paths) for line in path.read_text().splitlines()]
+
+    before = answers()
+    tp2 = ["model.tensor_model_parallel_size=2"]
+    assert evaluation(game, unbroken, "evaluated", *tp2)[1] == evaluated
+    assert answers() == before
+    assert evaluation(game, unbroken, "evaluated_tp2", *tp2)[1] == evaluated
