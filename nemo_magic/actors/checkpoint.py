@@ -103,12 +103,6 @@ def missing_tensors(folder: Path) -> list[str]:
     return sorted(metadata.state_dict_metadata.keys() - stored)
 
 
-def weight_bytes(actor: MagicActor) -> int:
-    """Bytes of the actor's weights on this rank: what a snapshot of it takes, but for some kilobytes of headers that
-    differ from one writing to the next."""
-    return _bytes(list(actor.parameters()))
-
-
 def sharded_bytes(players: Mapping[str, Player]) -> tuple[int, int]:
     """Bytes on this rank that every data-parallel rank has alike, and bytes that only this one has."""
     copied = sharded = 0

@@ -87,7 +87,7 @@ class PoolConfig:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A past self. ``phase``: at whose end it was kept, -1 for the first self; ``size`` of its weights in bytes;
+    """A past self. ``phase``: at whose end it was kept, -1 for the first self; ``size`` on disk in bytes;
     ``wins`` of ``games`` on harmful seeds, counted less the older they are."""
 
     name: str

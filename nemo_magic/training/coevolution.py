@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nemo_magic.actors.checkpoint import weight_bytes
 from nemo_magic.actors.errors import RemoteError
 from nemo_magic.actors.snapshots import Snapshot, Wardrobe, take
 from nemo_magic.actors.world import DeviceMemory
@@ -268,8 +267,7 @@ class _Coevolution:
         self.checkpoints.finish()
         taken = take(player.actor, self.folder / "snapshots" / owner / name)
         self.snapshots[owner] = [kept for kept in self.snapshots[owner] if kept.name != name] + [taken]
-        size = sum(self.world.everyone(weight_bytes(player.actor))) // self.world.dp_size
-        for of_role, out in self.opponents.join(role, taken, phase, size):
+        for of_role, out in self.opponents.join(role, taken, phase):
             self.snapshots[of_role] = [kept for kept in self.snapshots[of_role] if kept.name != out]
         if self.cfg.game.pool.max_disk_gib is not None:
             clear_out(self.world, self.folder, self.snapshots)

@@ -67,8 +67,8 @@ class Opponents:
     def _only_latest(self) -> bool:
         return self._cfg.game.pool.draw == "latest"
 
-    def join(self, role: Role, snapshot: Snapshot, phase: int, size: int) -> list[tuple[Role, str]]:
-        """A self of ``role`` was kept, ``size`` bytes over all ranks; returns whom the pool let go for it.
+    def join(self, role: Role, snapshot: Snapshot, phase: int) -> list[tuple[Role, str]]:
+        """A self of ``role`` was kept; returns whom the pool let go for it.
 
         Raises:
             TrainingError: on every rank, when the disk budget is too small for any pool.
@@ -76,6 +76,9 @@ class Opponents:
         if SHARED in self._snapshots:
             return []  # one player has no pool of its own
         self._wardrobe.forget(snapshot)
+        # Without torch's index, which has the folder's name in it: the pool's state must not depend on where a run is.
+        files = [path for path in snapshot.folder.rglob("*") if path.is_file() and path.name != ".metadata"]
+        size = self._cast.world.everyone(sum(path.stat().st_size for path in files))[0]
         try:
             self.pool, evicted = self.pool.join(self._cfg.game.pool, role, snapshot.name, phase, size)
         except PoolFull as error:

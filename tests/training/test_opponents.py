@@ -61,8 +61,11 @@ def opponents(stage: Stage, tmp_path: Path, *words: str) -> Opponents:
     for role in Role:
         for i, name in enumerate(NAMES):
             folder = tmp_path / role / name
+            folder.mkdir(parents=True)
+            (folder / "shard").write_bytes(b"x" * 1000)
+            (folder / ".metadata").write_bytes(str(folder).encode())
             snapshots[role].append(SimpleNamespace(name=name, folder=folder))
-            found.join(role, snapshots[role][-1], 2 * i - 1, 1000)
+            found.join(role, snapshots[role][-1], 2 * i - 1)
     return found
 
 
