@@ -150,6 +150,11 @@ def test_against_the_latest_nothing_is_worn_counted_or_drawn(tmp_path: Path) -> 
     assert (stage.worn, stage.wrote, pool.pool.places) == ([], [("itself", 6)], ())
 
 
+def test_how_large_a_self_is_does_not_depend_on_where_it_is(tmp_path: Path) -> None:
+    pool = opponents(Stage(), tmp_path)
+    assert {member.size for members in pool.pool.members.values() for member in members} == {1000}
+
+
 def test_whom_the_pool_lets_go_leaves_host_memory_too(tmp_path: Path) -> None:
     stage = Stage()
     pool = opponents(stage, tmp_path, f"game.pool.max_disk_gib={5500 / 2**30}")
