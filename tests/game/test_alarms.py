@@ -77,9 +77,19 @@ def as_recorded(name: str) -> Iterator[Figures]:
         yield {metric: value for metric, values in told.items() if (value := values[at]) is not None}
 
 
-@pytest.mark.parametrize("name", [name for name in RECORDED if name.startswith("robust")])
+DIPPED = "robust-3"
+"""The attacker found rewrites under which benign seeds were refused (useful 1.00 to 0.48 in ten steps' mean), and the
+defender learned better in its next phase."""
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDED if name.startswith("robust") and name != DIPPED])
 def test_the_sandbox_game_as_it_was_played_is_silent(name: str) -> None:
     assert heard(as_recorded(name)) == []
+
+
+def test_a_game_that_lost_its_usefulness_and_found_it_again_is_heard_and_said_to_be_over() -> None:
+    events = [(event.alarm, event.raised) for event in heard(as_recorded(DIPPED))]
+    assert events == [("useful_down", True), ("over_refusal", True), ("over_refusal", False), ("useful_down", False)]
 
 
 @pytest.mark.parametrize("name", [name for name in RECORDED if name.startswith("paper")])
