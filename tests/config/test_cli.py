@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,7 +49,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(launcher, "local_judge", Judge)
     monkeypatch.setattr(launcher, "launch", launch)
-    monkeypatch.setattr(cli, "_one_rank", lambda command, cfg, resume: calls.append(("rank", command, cfg)))
+    monkeypatch.setattr(cli, "_one_rank", lambda args, cfg, resume: calls.append(("rank", args.command, cfg)))
     return calls
 
 
@@ -218,6 +219,7 @@ def test_a_run_by_one_rank_installs_the_cpu_lane_first_and_then_trains(monkeypat
     loop = SimpleNamespace(train=lambda cfg, resume: order.append(f"train {cfg.judge.urls}"))
     monkeypatch.setitem(sys.modules, "nemo_magic.training.sft", sft)
     monkeypatch.setitem(sys.modules, "nemo_magic.training.coevolution", loop)
-    cli._one_rank("sft", cli.compose("sft_sandbox_defender", command="sft"), Resume())
-    cli._one_rank("train", cli.compose("magic_sandbox", ["judge.launch=false", "judge.urls=[http://here]"]), Resume())
+    cli._one_rank(Namespace(command="sft"), cli.compose("sft_sandbox_defender", command="sft"), Resume())
+    judged = cli.compose("magic_sandbox", ["judge.launch=false", "judge.urls=[http://here]"])
+    cli._one_rank(Namespace(command="train"), judged, Resume())
     assert order == ["lane", "sft defender", "lane", "train ['http://here']"]
