@@ -46,6 +46,21 @@ def test_one_rewrite_by_the_attacker_repeats_the_last_validation(evaluated: Figu
     assert evaluated["validation", "benign useful"] == last["val_rollouts/useful"]
 
 
+def test_the_rewrites_are_those_of_the_last_validation_as_far_as_their_lengths_tell(
+    game: Game, evaluated: Figures, unbroken: Path
+) -> None:
+    # What a game this short has learned succeeds nowhere; how long its rewrites are is all its own.
+    rows = [
+        json.loads(line)["value"]
+        for path in game.folder("evaluated").glob("answers/*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    tokens = [len(text.split()) + finished for text, finished in rows if text.startswith("<think>")]
+    last = played(unbroken)[-1]
+    assert last["val_rollouts/format_ok"] == 1
+    assert sum(tokens) / len(tokens) == pytest.approx(last["val_rollouts/response_tokens_attacker"])
+
+
 def test_another_layout_goes_on_with_what_was_answered_and_says_the_same(
     game: Game, unbroken: Path, evaluated: Figures
 ) -> None:
