@@ -1,10 +1,11 @@
-"""A published step of somebody else's, predicted: the plan's arithmetic held against a figure it was not made from.
+"""A published step of somebody else's beside the plan's arithmetic, which was adjusted with this figure in view.
 
 GRPO of Llama-3.1-70B on 64 H100, one policy, no judge (NeMo-RL v0.3): 147 s a step, of which generation 84, training
 28, log-probabilities 18, refit 14. Published: TP4 × PP4, 2,048 rollouts of 64 prompts, 4,096 tokens at most, optimizer
-steps of 512 rows, engines of TP4. Not published, and assumed here before any comparison: prompts of 120 and responses
-of 400 tokens in the mean and one response of the greatest length, rows packed to the 4,096, no recompute, a reference
-policy that is swapped in, and whole tensors gathered by every rank for a refit.
+steps of 512 rows, engines of TP4. Assumed: prompts of 120 and responses of 400 tokens in the mean and one response of
+the greatest length, rows packed to the 4,096, no recompute, a reference policy that is swapped in, and whole tensors
+gathered by every rank for a refit. The reference's swap, ``flops_reached`` (0.55 before) and ``refit_gb_s`` were chosen
+after a first comparison: this is a check of consistency and no blind prediction (docs/planner.md).
 """
 
 from __future__ import annotations

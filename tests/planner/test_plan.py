@@ -34,7 +34,7 @@ def ran(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
 # --- what was published, and what we ship
 
 
-def test_a_published_70b_step_is_predicted_part_by_part_within_a_quarter() -> None:
+def test_the_plan_stays_within_a_quarter_of_the_published_70b_step_it_was_adjusted_to() -> None:
     found = predicted(preset("llama31_70b"), 128256, HardwareConfig())
     assert found.keys() == PUBLISHED.keys()
     for part, measured in PUBLISHED.items():
