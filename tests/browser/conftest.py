@@ -12,8 +12,9 @@ from nemo_magic.report.page import write
 from nemo_magic.report.run_folder import RunFolder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Not of the session: as long as it is open, an event loop runs in this thread, and nobody else can run one."""
     with chromium.browser() as opened:
         yield opened
 
