@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from nemo_magic.data.errors import DataError
 from nemo_magic.data.seeds import LABEL_COLUMNS, TEXT_COLUMNS, read_label
-from nemo_magic.data.tables import DropReport, Table, read_table, text_of
+from nemo_magic.data.streams import read_table
+from nemo_magic.data.tables import DropReport, Table, text_of
 from nemo_magic.game import tags
 from nemo_magic.game.episode import Message, Seed
 

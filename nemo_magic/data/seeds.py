@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 
 from nemo_magic.data.errors import DataError
-from nemo_magic.data.tables import DropReport, Table, read_table, text_of
+from nemo_magic.data.streams import read_table
+from nemo_magic.data.tables import DropReport, Table, text_of
 from nemo_magic.game.episode import Label, Seed
 
 TEXT_COLUMNS = ("vanilla", "prompt", "question", "query", "seed", "text", "instruction")

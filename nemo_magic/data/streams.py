@@ -1,4 +1,4 @@
-"""Large tables row by row, their format told by what is in them and not by their name."""
+"""Reading tables, all at once or row by row, their format told by what is in them and not by their name."""
 
 from __future__ import annotations
 
@@ -70,6 +70,19 @@ def stream_table(path: str | Path, report: DropReport, key: str = "file") -> Row
         raise DataError(f"{key}: {path} holds no rows; {report}")
     columns = tuple(dict.fromkeys(name for row in first for name in row))
     return RowStream(path, kind, columns, _counted(chain(first, rows), report, path, key))
+
+
+def read_table(path: str | Path, report: DropReport, key: str = "file") -> Table:
+    """All rows of ``path``, with the columns that any row has; otherwise as :func:`stream_table`.
+
+    Raises:
+        DataError: as there, or where the file is one object and no list of rows.
+    """
+    stream = stream_table(path, report, key)
+    if stream.document is not None:
+        raise DataError(f'{key}: {path} cannot be read as a table: expected a list of objects, or {{"data": [...]}}')
+    rows = list(stream.rows)
+    return Table(stream.path, tuple(dict.fromkeys(name for row in rows for name in row)), rows)
 
 
 def detect(path: Path) -> str:

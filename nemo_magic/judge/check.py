@@ -19,7 +19,8 @@ from pydantic import ValidationError
 
 from nemo_magic.data.errors import DataError
 from nemo_magic.data.seeds import read_label
-from nemo_magic.data.tables import DropReport, read_table, text_of
+from nemo_magic.data.streams import read_table
+from nemo_magic.data.tables import DropReport, text_of
 from nemo_magic.game.episode import Answer, Message, Safety, Seed, Verdict
 from nemo_magic.judge.client import JudgeClient
 from nemo_magic.judge.protocol import Ask, JudgeItem, make_item

@@ -116,7 +116,7 @@ def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
             r"s.jsonl: no column for the label \(one of label, data_type, .*columns are: prompt, kind",
         ),
         ([{"prompt": "a", "label": "?"}], r"data.train_files: no row of .*s.jsonl can be used; 1 rows read, 0 kept"),
-        ([], r"data.train_files: .*s.jsonl holds no rows"),
+        ([], r"data.train_files: .*s.jsonl cannot be read as a table: it is empty"),
     ],
 )
 def test_a_wrong_file_is_refused_by_what_is_missing(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
@@ -127,8 +127,8 @@ def test_a_wrong_file_is_refused_by_what_is_missing(tmp_path: Path, rows: list[d
 def test_missing_and_unreadable_files_name_the_key(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data.train_files: .*none.jsonl does not exist"):
         load_seeds(DataConfig(train_files=[str(tmp_path / "none.jsonl")]))
-    (tmp_path / "s.xlsx").write_text("x")
-    with pytest.raises(DataError, match=r"ends in .xlsx; readable are .jsonl, .json, .csv, .tsv, .parquet"):
+    (tmp_path / "s.xlsx").write_bytes(b"PK\x03\x04\x14\x00")
+    with pytest.raises(DataError, match=r"s.xlsx cannot .* neither text nor parquet; readable are csv, tsv, json, jsonl"):
         load_seeds(DataConfig(train_files=[str(tmp_path / "s.xlsx")]))
     with pytest.raises(DataError, match=r"data.train_files is empty"):
         load_seeds(DataConfig())
