@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from nemo_magic.config.errors import ConfigError, concise
 from nemo_magic.config.keys import is_known, unknown_key_message, unknown_keys
 from nemo_magic.config.schema import MagicConfig
 from nemo_magic.config.validation import validate
+from nemo_magic.data.errors import DataError
+from nemo_magic.evaluation.finding import with_files
 
 
 def conf_dir() -> Path:
@@ -64,6 +67,11 @@ def compose(
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"{config_name}: {concise(error)}") from error
     cfg = _typed(composed, complete=command != "plan", unread=_unread(composed, command))
+    if command == "evaluate":
+        try:
+            cfg = replace(cfg, eval=with_files(cfg.eval))
+        except DataError as error:
+            raise ConfigError(str(error)) from error
     if command in ("train", "sft", "plan", "evaluate"):
         validate(cfg, command)
     return cfg

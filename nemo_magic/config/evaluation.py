@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nemo_magic.config.schema import VERDICT_FIELDS, MagicConfig
+from nemo_magic.evaluation.finding import why_not
 from nemo_magic.game.episode import Role
 
 
@@ -29,7 +30,7 @@ def describe_evaluation(cfg: MagicConfig) -> str:
     for name, task in cfg.eval.tasks.items():
         how = "as it stands" if task.attacker == "none" else "rewritten by the attacker"
         limit = "" if task.limit is None else f", {task.limit} cases"
-        told = f"{task.file}, {how}{limit}" if task.file else f"not measured: eval.tasks.{name}.file is null"
+        told = f"{task.file}, {how}{limit}" if task.file else why_not(cfg.eval, name)
         lines.append(f"task      {name}: {told}")
     judge = f"{cfg.judge.guard}, started with the run" if cfg.judge.launch else ", ".join(cfg.judge.urls)
     lines.append(f"judge     {judge}; asked for {', '.join(sorted(cfg.eval.fields()))}")
@@ -65,7 +66,13 @@ def evaluation_problems(cfg: MagicConfig) -> Iterator[str]:
 def _tasks(cfg: MagicConfig) -> Iterator[str]:
     if not cfg.eval.measured:
         named = ", ".join(f"eval.tasks.{name}.file" for name in cfg.eval.tasks)
-        yield f"nothing is to be measured: give {named or 'eval.tasks.<name>.file'}, your own copy of a benchmark"
+        folder = "their folder as eval.folder"
+        if cfg.eval.folder is not None:
+            folder = f"a file below eval.folder={cfg.eval.folder} a usual name (docs/evaluation.md)"
+        yield (
+            f"nothing is to be measured: give {named or 'eval.tasks.<name>.file'}, your own copy of a benchmark, or "
+            f"{folder}"
+        )
     for name in cfg.eval.tasks:
         try:
             cfg.eval.benchmark(name)

@@ -62,7 +62,8 @@ class Benchmark:
     """How a benchmark's file is read. ``columns``: field of a case → names its column may have, the first one that is
     there; those in ``required`` have to be. ``label``: what every row is, where no column says so; ``prefixes``: what
     the beginning of ``category`` says where no label column does. ``expected``: published numbers of rows and the like.
-    ``reader``: ``rows``, ``cases`` (HarmBench's precomputed ones) or ``plans`` (X-Teaming).
+    ``reader``: ``rows``, ``cases`` (HarmBench's precomputed ones) or ``plans`` (X-Teaming). ``files``: what its file is
+    usually called, in lower case, as shell patterns of the end of its path.
     """
 
     title: str
@@ -73,6 +74,7 @@ class Benchmark:
     label: Label | None = None
     prefixes: tuple[tuple[str, Label], ...] = ()
     reader: str = "rows"
+    files: tuple[str, ...] = ()
 
 
 _HARMFUL_ASR = (Figure(Metric.ASR),)
@@ -92,6 +94,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         (Figure(Metric.ASR, published="HarmBench vanilla"),),
         {"rows": 320},
         Label.HARMFUL,
+        files=("harmbench_behaviors_text_test.csv",),
     ),
     "harmbench_adversarial": Benchmark(
         "HarmBench, precomputed cases",
@@ -107,6 +110,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         {"methods": 15},
         Label.HARMFUL,
         reader="cases",
+        files=("harmbench*/test_cases.json", "harmbench*test_cases.csv"),
     ),
     "wildguardtest": Benchmark(
         "WildGuardTest",
@@ -125,6 +129,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             *_BENIGN,
         ),
         {"rows": 1725, "without a label": 26},
+        files=("wildguard_test.parquet",),
     ),
     "wildjailbreak": Benchmark(
         "WildJailbreak, eval",
@@ -135,20 +140,22 @@ BENCHMARKS: dict[str, Benchmark] = {
             Figure(Metric.COMPLIANCE, Label.BENIGN, published="WildJailbreak benign"),
         ),
         {"harmful": 2000, "benign": 250},
+        files=("eval/eval.tsv",),
     ),
     "dan": Benchmark(
         "Do Anything Now",
         {
-            "text": ("prompt", "jailbreak_prompt", "test_case", "adversarial"),
-            "request": ("question", "goal", "vanilla", "forbidden_question"),
+            "text": ("adversarial", "prompt", "jailbreak_prompt", "test_case"),
+            "request": ("vanilla", "question", "goal", "forbidden_question"),
             "category": ("content_policy_name", "category", "semanticcategory"),
-            "method": ("community", "community_name", "platform"),
+            "method": ("community", "community_name", "source", "platform"),
             "id": ID_COLUMNS,
         },
         ("text",),
         (Figure(Metric.ASR, published="DAN"),),
         {"rows": 300},
         Label.HARMFUL,
+        files=("*do-anything-now-eval*/test-*.parquet",),
     ),
     "xstest": Benchmark(
         "XSTest",
@@ -160,6 +167,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
         {"benign": 250, "harmful": 200},
         prefixes=(("contrast_", Label.HARMFUL), ("", Label.BENIGN)),
+        files=("xstest_prompts.csv", "xstest_v2_prompts.csv"),
     ),
     "or_bench_hard": Benchmark(
         "OR-Bench, hard",
@@ -168,6 +176,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         _BENIGN,
         {"rows": 1319},
         Label.BENIGN,
+        files=("or-bench-hard-1k.csv",),
     ),
     "or_bench_toxic": Benchmark(
         "OR-Bench, toxic",
@@ -176,6 +185,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         (Figure(Metric.REFUSAL, published="OR-Bench toxic"),),
         {"rows": 655},
         Label.HARMFUL,
+        files=("or-bench-toxic.csv",),
     ),
     "strongreject": Benchmark(
         "StrongREJECT",
@@ -184,6 +194,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         (Figure(Metric.REFUSAL, published="StrongREJECT"),),
         {"rows": 313},
         Label.HARMFUL,
+        files=("strongreject_dataset.csv",),
     ),
     "advbench": Benchmark(
         "AdvBench",
@@ -192,6 +203,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         _HARMFUL_ASR,
         {"rows": 520},
         Label.HARMFUL,
+        files=("harmful_behaviors.csv",),
     ),
     "jailbreakbench": Benchmark(
         "JailbreakBench, harmful behaviours",
@@ -200,6 +212,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         _HARMFUL_ASR,
         {"rows": 100},
         Label.HARMFUL,
+        files=("harmful-behaviors.csv",),
     ),
     "jailbreakbench_benign": Benchmark(
         "JailbreakBench, benign behaviours",
@@ -208,6 +221,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         _BENIGN,
         {"rows": 100},
         Label.BENIGN,
+        files=("benign-behaviors.csv",),
     ),
     "xteaming": Benchmark(
         "X-Teaming plans",
@@ -222,6 +236,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         {"plans of a behaviour": 10},
         Label.HARMFUL,
         reader="plans",
+        files=("attack_plans.json",),
     ),
     "seeds": Benchmark(
         "Seeds of one's own",

@@ -39,7 +39,8 @@ class EvalConfig:
     ``max_judged_tokens``: of an answer, the judge is shown this many tokens, the defender's own. ``observe``: fields of
     the verdict to ask for beside those that the figures need. ``chunk_size``: cases of a rank that are answered and
     judged before they are written down; what a kill can cost. ``baseline``: folder of an earlier evaluation to test
-    against, case by case.
+    against, case by case. ``folder``: where your copies are; a task without a file takes the one below it that is
+    called what its benchmark's file usually is.
     """
 
     tasks: dict[str, EvalTaskConfig] = field(default_factory=dict)
@@ -48,6 +49,7 @@ class EvalConfig:
     observe: list[str] = field(default_factory=list)
     chunk_size: int = 256
     baseline: str | None = None
+    folder: str | None = None
 
     def __post_init__(self) -> None:
         for key in ("max_judged_tokens", "chunk_size"):

@@ -21,6 +21,7 @@ from nemo_magic.config.validation import models
 from nemo_magic.data.errors import DataError
 from nemo_magic.evaluation.cases import Loaded, load_benchmark
 from nemo_magic.evaluation.config import EvalTaskConfig
+from nemo_magic.evaluation.finding import why_not
 from nemo_magic.evaluation.journal import Journal
 from nemo_magic.evaluation.metrics import Judged, Measured, belongs, measure
 from nemo_magic.evaluation.place import Alone, Place, together
@@ -64,9 +65,7 @@ def evaluate(cfg: MagicConfig) -> None:
             found, told = evaluation.run(name, task, loaded[name])
             measured += found
             notes += [f"{name}: {note}" for note in [*_notes(loaded[name]), *told]]
-        notes += [
-            f"{name}: not measured, eval.tasks.{name}.file is null" for name in cfg.eval.tasks if name not in loaded
-        ]
+        notes += [f"{name}: {why_not(cfg.eval, name)}" for name in cfg.eval.tasks if name not in loaded]
         news = crew.place.gather(crew.place.share((sum(v.asked for v in crew.voices.values()), crew.bench.asked)))
         generated, judged = (sum(column) for column in zip(*news, strict=True))
         crew.say(f"newly generated: {generated} messages; newly judged: {judged} conversations")
