@@ -14,7 +14,8 @@ import inspect
 import os
 import random
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psutil
@@ -75,8 +76,9 @@ def install(announce: bool = True) -> None:
     torch.set_num_threads(1)
     _patch_torch_cuda()
     _patch_gloo()
-    _patch_random_states()
-    _do_without_apex()
+    with _nothing_compiled():
+        _patch_random_states()
+        _do_without_apex()
     # Last: torch.jit.script, which runs while those packages are imported, cannot read a wrapped factory.
     _patch_factories()
     torch._nemo_magic_cpu_lane = True  # type: ignore[attr-defined]
@@ -213,6 +215,18 @@ def _patch_random_states() -> None:
     import megatron.core.tensor_parallel.random as parallel_random
 
     parallel_random._set_cuda_rng_state = lambda state, device=-1: torch.set_rng_state(state)
+
+
+@contextmanager
+def _nothing_compiled() -> Iterator[None]:
+    """Megatron-core and NeMo hand their fusions to torch.compile while they are imported. The lane uses none of them,
+    and the compiler takes longer to import than torch itself, on every rank."""
+    compiler = torch.compile
+    torch.compile = lambda function: function  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = compiler
 
 
 def _patch_writing() -> None:
