@@ -29,8 +29,18 @@ def row(name: str, benchmark: Benchmark) -> str:
 
 
 def test_the_schema_table_is_the_catalogue() -> None:
-    table = [line for line in DOC.splitlines() if line.startswith("| `")]
+    table = [line for line in DOC.splitlines() if line.startswith(tuple(f"| `{name}` |" for name in BENCHMARKS))]
     assert table == [row(name, benchmark) for name, benchmark in BENCHMARKS.items()]
+
+
+def test_the_usual_file_names_are_told() -> None:
+    for name, benchmark in BENCHMARKS.items():
+        assert all(f"`{file}`" in DOC for file in benchmark.files), name
+
+
+def test_every_suite_is_told() -> None:
+    for path in (ROOT / "conf" / "suite").glob("*.yaml"):
+        assert f"| `suite={path.stem}`" in DOC
 
 
 def test_every_key_that_the_page_names_exists() -> None:

@@ -66,7 +66,8 @@ def test_suites_are_put_together_and_a_name_that_is_none_is_told_which_there_are
 def test_the_folder_is_searched_to_its_bottom_whatever_the_case_of_the_names(tmp_path: Path) -> None:
     for name in (
         "wild/eval/eval.tsv", "XSTest_Prompts.csv", "strongreject.jsonl",
-        "hf/tulu-3-do-anything-now-eval/data/test-0.parquet", "other/eval.tsv.bak", ".hidden/or-bench-toxic.csv", "strongreject_small_dataset.csv",
+        "hf/tulu-3-do-anything-now-eval/data/test-0.parquet", "other/eval.tsv.bak", ".hidden/or-bench-toxic.csv",
+        "strongreject_small_dataset.csv",
     ):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
