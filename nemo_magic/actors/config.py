@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -126,6 +127,27 @@ class RemoteConfig:
         return token
 
 
+HF_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass
+class HuggingFaceConfig:
+    """A Hugging Face model that plays a role in this process, by transformers, where the role does not learn.
+
+    ``path``: a folder with config.json, safetensors and a tokenizer with a chat template; null: none. ``dtype``:
+    ``auto`` is the checkpoint's own. ``device``: torch's name of one, ``auto`` to spread over all (needs accelerate);
+    null is that of ``trainer.accelerator``.
+    """
+
+    path: str | None = None
+    dtype: str = "auto"
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in HF_DTYPES:
+            raise ValueError(f"hf.dtype={self.dtype!r} must be one of: {', '.join(HF_DTYPES)}")
+
+
 @dataclass
 class ActorConfig:
     """One role's model.
@@ -133,7 +155,7 @@ class ActorConfig:
     ``restore_from_path``: starting weights, a folder that ``nemo-magic sft`` or ``nemo-magic train`` wrote, or a
     ``.nemo`` file; null starts from random weights. ``model``: any keys of ``model`` that differ for this role, e.g.
     ``{optim: {lr: 3e-5}}``; what is not named here is as in ``model``. ``remote``: a server that plays the role
-    instead, where it does not learn.
+    instead, where it does not learn; ``hf``: a Hugging Face model, in an evaluation.
     """
 
     restore_from_path: str | None = None
@@ -141,11 +163,30 @@ class ActorConfig:
     sampling_params: SamplingConfig = field(default_factory=SamplingConfig)
     length_params: LengthConfig = field(default_factory=LengthConfig)
     remote: RemoteConfig = field(default_factory=RemoteConfig)
+    hf: HuggingFaceConfig = field(default_factory=HuggingFaceConfig)
 
     @property
     def is_remote(self) -> bool:
         """Whether a server plays the role, and not a local model."""
         return bool(self.remote.urls)
+
+    @property
+    def hf_path(self) -> str | None:
+        """The Hugging Face model that plays the role: ``hf.path``, or ``restore_from_path`` where it is one."""
+        if self.is_remote:
+            return None
+        return self.hf.path or (self.restore_from_path if is_hf_folder(self.restore_from_path) else None)
+
+    @property
+    def is_megatron(self) -> bool:
+        """Whether the role is a Megatron actor of this world."""
+        return not self.is_remote and self.hf_path is None
+
+
+def is_hf_folder(path: str | None) -> bool:
+    """Whether ``path`` is a folder as transformers writes it: config.json beside safetensors."""
+    folder = Path(path) if path else None
+    return folder is not None and (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
 
 
 TRTLLM_MODEL_TYPES = ("gpt", "gptnext", "llama", "starcoder", "gemma", "falcon", "mixtral")

@@ -1,4 +1,5 @@
-"""Who speaks for a role: its own Megatron model here, or an endpoint elsewhere (actors/remote.py)."""
+"""Who speaks for a role: its own Megatron model here, a Hugging Face model in this process (huggingface.py), or an endpoint
+elsewhere (remote.py)."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from nemo_magic.actors.actor import MagicActor
     from nemo_magic.actors.config import ActorConfig
     from nemo_magic.actors.generation import Generator
+    from nemo_magic.actors.tokenizer import ChatTokenizer
 
 
 class Speaker(Protocol):
@@ -64,10 +66,20 @@ class LocalSpeaker:
         return said
 
     def fit(self, text: str, chat_of: Callable[[str], Chat]) -> str:
-        chat = self._actor.chat
-        excess = len(self._prompt_ids(chat_of(text))) - self._room
-        while excess > 0 and text:
-            words = chat.encode(text)
-            text = chat.text(words[: max(0, len(words) - excess)])
-            excess = len(self._prompt_ids(chat_of(text))) - self._room
-        return text
+        return shortened(text, chat_of, self._actor.chat, self._prompt_ids, self._room)
+
+
+def shortened(
+    text: str,
+    chat_of: Callable[[str], Chat],
+    chat: ChatTokenizer,
+    prompt_ids: Callable[[Chat], tuple[int, ...]],
+    room: int,
+) -> str:
+    """As much of the beginning of ``text`` as leaves ``chat_of(text)`` at most ``room`` tokens long."""
+    excess = len(prompt_ids(chat_of(text))) - room
+    while excess > 0 and text:
+        words = chat.encode(text)
+        text = chat.text(words[: max(0, len(words) - excess)])
+        excess = len(prompt_ids(chat_of(text))) - room
+    return text

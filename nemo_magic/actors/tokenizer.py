@@ -47,10 +47,15 @@ class ChatTokenizer:
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
     def text(self, ids: Sequence[int]) -> str:
-        """Decoded text without special tokens. Ids outside the vocabulary (padding of the embedding) are left out."""
+        """Decoded text without special tokens and surrounding white space."""
+        return self.raw_text(ids).strip()
+
+    def raw_text(self, ids: Sequence[int], special: bool = False) -> str:
+        """Decoded text, white space and all; special tokens only where ``special``. Ids outside the vocabulary (padding
+        of the embedding) are left out."""
         # An array: of a list, transformers asks every id by itself which framework it comes from.
         known = np.array([i for i in ids if i < self.size], dtype=np.int64)
-        return str(self._tokenizer.decode(known, skip_special_tokens=True)).strip()
+        return str(self._tokenizer.decode(known, skip_special_tokens=not special))
 
     def single_id(self, text: str) -> int | None:
         """The id of ``text`` if the vocabulary holds it as one token."""

@@ -29,7 +29,8 @@ from nemo_aligner.utils.parallel_state import trt_llm_reshard_region
 from nemo_aligner.utils.utils import clear_memory
 
 from nemo_magic.actors.config import GenerationConfig, LengthConfig, SamplingConfig
-from nemo_magic.actors.generation import StaleWeightsError, Stops, as_completion
+from nemo_magic.actors.generation import StaleWeightsError
+from nemo_magic.actors.picking import Stops, as_completion
 from nemo_magic.actors.tokenizer import ChatTokenizer
 from nemo_magic.compat.trtllm import scaled_rotary
 from nemo_magic.game.episode import Completion
@@ -119,7 +120,8 @@ class TRTLLMGenerator:
                 f"engine, which was built for generation.trt_llm.max_input_len={self._longest_prompt} and responses of "
                 f"{self._longest_response}"
             )
-        voice, stops = self._voice(actor, sampling, lengths), Stops.of(actor.chat, sampling.end_strings)
+        voice = self._voice(actor, sampling, lengths)
+        stops = Stops.of(actor.chat, sampling.end_strings, torch.cuda.current_device())
         stages = parallel_state.get_pipeline_model_parallel_world_size() if self._config.reshard else 1
         mine = range(parallel_state.get_pipeline_model_parallel_rank() if stages > 1 else 0, len(prompts), stages)
         said: dict[int, Completion] = {}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nemo_magic.actors.config import SamplingConfig
-from nemo_magic.actors.generation import pick
+from nemo_magic.actors.picking import pick
 
 # Six tokens and two places of padding that must never be chosen, however likely.
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, 0.5, 0.2, 5.0, 5.0])
