@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from nemo_magic.actors.config import ActorConfig, is_hf_folder
 from nemo_magic.config.schema import VERDICT_FIELDS, MagicConfig
 from nemo_magic.evaluation.finding import why_not
 from nemo_magic.game.episode import Role
@@ -15,8 +16,9 @@ def evaluated_roles(cfg: MagicConfig) -> tuple[Role, ...]:
 
 
 def needs_world(cfg: MagicConfig) -> bool:
-    """Whether any model is computed here; where servers play all roles, one process does it all, without NeMo."""
-    return any(not cfg.actors.of(role).is_remote for role in evaluated_roles(cfg))
+    """Whether there is a Megatron actor; where servers and Hugging Face models play all roles, one process does it all,
+    without NeMo."""
+    return any(cfg.actors.of(role).is_megatron for role in evaluated_roles(cfg))
 
 
 def describe_evaluation(cfg: MagicConfig) -> str:
@@ -26,6 +28,7 @@ def describe_evaluation(cfg: MagicConfig) -> str:
     for role in evaluated_roles(cfg):
         options = cfg.actors.of(role)
         where = f"{options.remote.model} at {', '.join(options.remote.urls)}" if options.is_remote else None
+        where = f"{options.hf_path}, by transformers" if options.hf_path else where
         lines.append(f"{role:<10}{where or options.restore_from_path or 'random weights'}, at temperature 0")
     for name, task in cfg.eval.tasks.items():
         how = "as it stands" if task.attacker == "none" else "rewritten by the attacker"
@@ -55,12 +58,24 @@ def evaluation_problems(cfg: MagicConfig) -> Iterator[str]:
                 f"actors.{role}.remote.urls={list(options.remote.urls)}: the server has its own weights, set actors."
                 f"{role}.restore_from_path=null, which is {options.restore_from_path}"
             )
+        yield from _huggingface(options, f"actors.{role}")
     length = cfg.actors.defender.length_params.max_length
     if cfg.game.defender_cot and cfg.eval.max_judged_tokens < length:
         yield (
             f"eval.max_judged_tokens={cfg.eval.max_judged_tokens} would cut off the answer of a defender that reasons "
             f"first (game.defender_cot=true): set it to actors.defender.length_params.max_length={length}"
         )
+
+
+def _huggingface(options: ActorConfig, key: str) -> Iterator[str]:
+    path = options.hf.path
+    if path is None:
+        return
+    if options.is_remote or options.restore_from_path is not None:
+        other = f"{key}.remote.urls=[]" if options.is_remote else f"{key}.restore_from_path=null"
+        yield f"{key}.hf.path={path}: the role is played once, set {other}"
+    if not is_hf_folder(path):
+        yield f"{key}.hf.path={path} is no Hugging Face model: a folder with config.json and *.safetensors"
 
 
 def _tasks(cfg: MagicConfig) -> Iterator[str]:

@@ -46,7 +46,7 @@ def models(cfg: MagicConfig, command: str = "train") -> Models:
         role = Role(cfg.sft.model_role)
         return {role: role_model(cfg, role, cfg.sft.max_steps)}
     if command == "evaluate":
-        return {role: role_model(cfg, role, 1) for role in evaluated_roles(cfg) if not cfg.actors.of(role).is_remote}
+        return {role: role_model(cfg, role, 1) for role in evaluated_roles(cfg) if cfg.actors.of(role).is_megatron}
     return {role: role_model(cfg, role) for role in Role}
 
 
@@ -82,7 +82,9 @@ def validate(cfg: MagicConfig, command: str = "train") -> None:
     if not problems and roles:
         # Only now is there a layout to divide by.
         problems += _batches(cfg, roles, command)
-    problems += evaluation_problems(cfg) if command == "evaluate" else _remote(cfg, command)
+    problems += (
+        evaluation_problems(cfg) if command == "evaluate" else [*_remote(cfg, command), *_huggingface(cfg, roles)]
+    )
     if command == "train":
         problems += _metrics(cfg)
         problems += _pool(cfg)
@@ -304,6 +306,18 @@ def _remote(cfg: MagicConfig, command: str) -> Iterator[str]:
             yield (
                 f"{urls}: the protocol has no actors.{role}.length_params.min_length="
                 f"{options.length_params.min_length}, set it to 1"
+            )
+
+
+def _huggingface(cfg: MagicConfig, roles: Models) -> Iterator[str]:
+    """Transformers' weights speak, in an evaluation; what learns is Megatron's."""
+    for role in roles:
+        options = cfg.actors.of(role)
+        if (path := options.hf_path) is not None:
+            key = "hf.path" if options.hf.path else "restore_from_path"
+            yield (
+                f"actors.{role}.{key}={path} is a Hugging Face model, which only `nemo-magic evaluate` takes as it is: "
+                f"`nemo-magic convert hf-to-nemo {path} TARGET`, and set actors.{role}.restore_from_path=TARGET"
             )
 
 

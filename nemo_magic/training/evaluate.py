@@ -168,7 +168,7 @@ def _crew(cfg: MagicConfig, folder: Path, open_: ExitStack) -> _Crew:
     journal = together(place, lambda: Journal(folder / ANSWERS, place.rank))
     identities = {role: _identity(cfg, role) for role in speakers}
     voices = {
-        role: Voice(place, speaker, journal, identities[role], cfg.actors.of(role).is_remote)
+        role: Voice(place, speaker, journal, identities[role], not cfg.actors.of(role).is_megatron)
         for role, speaker in speakers.items()
     }
 
@@ -192,6 +192,8 @@ def _speakers(cfg: MagicConfig, open_: ExitStack) -> tuple[Place, dict[Role, Spe
 
         place, local = local_speakers(cfg, {role: answering(cfg, role) for role in roles}, open_.callback)
         speakers |= local
+    for role in (role for role in roles if cfg.actors.of(role).hf_path):
+        speakers[role] = _huggingface(cfg, role, place)
     for role in (role for role in roles if cfg.actors.of(role).is_remote):
         options = answering(cfg, role)
 
@@ -204,6 +206,18 @@ def _speakers(cfg: MagicConfig, open_: ExitStack) -> tuple[Place, dict[Role, Spe
     return place, speakers
 
 
+def _huggingface(cfg: MagicConfig, role: Role, place: Place) -> Speaker:
+    from nemo_magic.actors.huggingface import HuggingFaceSpeaker
+
+    def read(speaks: bool) -> Speaker:
+        options = answering(cfg, role)
+        path = options.hf_path
+        assert path is not None
+        return HuggingFaceSpeaker(path, options, cfg.generation.batch_size, cfg.trainer.accelerator, speaks)
+
+    return together(place, lambda: read(True)) or read(False)
+
+
 def answering(cfg: MagicConfig, role: Role) -> ActorConfig:
     """The role's options in an evaluation. At temperature 0 the first tokens of an answer do not depend on how long it
     may become: of the defender's, those that will not be judged are not generated either."""
@@ -211,7 +225,9 @@ def answering(cfg: MagicConfig, role: Role) -> ActorConfig:
     if role is Role.ATTACKER or limits.max_length <= cfg.eval.max_judged_tokens:
         return options
     length = cfg.eval.max_judged_tokens
-    room = None if options.is_remote else limits.prompt_room(role_model(cfg, role).encoder_seq_length)
+    room = None if options.is_remote else limits.max_prompt_length
+    if options.is_megatron:
+        room = limits.prompt_room(role_model(cfg, role).encoder_seq_length)
     shorter = replace(limits, max_length=length, min_length=min(length, limits.min_length), max_prompt_length=room)
     return replace(options, length_params=shorter)
 
@@ -228,6 +244,8 @@ def _identity(cfg: MagicConfig, role: Role) -> dict[str, Any]:
     }
     if options.is_remote:
         return {"role": str(role), "remote": options.remote.model, "extra_body": options.remote.extra_body, **settings}
+    if path := options.hf_path:
+        return {"role": str(role), "hf": fingerprint(path), "dtype": options.hf.dtype, **settings}
     model = asdict(models(cfg, "evaluate")[role])
     for key in _NOT_OF_THE_MODEL:
         model.pop(key, None)
