@@ -16,6 +16,7 @@ from dataclasses import replace
 
 from nemo_magic import __version__
 from nemo_magic.actors.errors import ModelError, RemoteError
+from nemo_magic.analysis.errors import AnalysisError
 from nemo_magic.config import ConfigError, MagicConfig, compose, describe, save_resolved, to_yaml
 from nemo_magic.config.evaluation import describe_evaluation, needs_world
 from nemo_magic.config.validation import models
@@ -27,7 +28,7 @@ from nemo_magic.evaluation.place import EvaluationError
 from nemo_magic.judge.errors import JudgeError
 from nemo_magic.report import command as report
 from nemo_magic.report import sweep_table
-from nemo_magic.training import league_command, postmortem
+from nemo_magic.training import analyse_command, league_command, postmortem
 from nemo_magic.training.errors import Preempted, TrainingError
 from nemo_magic.training.resume import Resume, decide
 
@@ -68,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _play_or_learn(args, league_command.configured(args), argv)
         if args.command == "report":
             return report.run(args)
+        if args.command == "analyse":
+            return analyse_command.run(args)
         cfg = compose(args.config_name, args.overrides, args.config_dir, args.command)
         if args.dry_run:
             print(to_yaml(cfg), end="")
@@ -83,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Preempted as error:
         return _say(args.command, f"{error}; the same command goes on from there", EXIT_PREEMPTED)
     except (
+        AnalysisError,
         ConvertError,
         DataError,
         EvaluationError,
@@ -268,6 +272,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     sweep_table.add_parser(commands)
     league_command.add_parser(commands)
     report.add_parser(commands)
+    analyse_command.add_parser(commands)
     checking.add_argument("--parallel", type=int, default=4, metavar="N", help="requests at once (4)")
     # Overrides are what is left over: argparse cannot mix an open list of positionals with options.
     args, rest = parser.parse_known_args(argv)

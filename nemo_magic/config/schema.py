@@ -8,6 +8,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_magic.actors.config import ActorConfig, GenerationConfig
+from nemo_magic.analysis.config import AnalysisConfig
 from nemo_magic.config.errors import ConfigError, concise
 from nemo_magic.data.seeds import DataConfig
 from nemo_magic.evaluation.config import EvalConfig
@@ -154,6 +155,7 @@ class MagicConfig:
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
     exp_manager: ExpManagerConfig = field(default_factory=ExpManagerConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,12 @@ class Sample:
 
 def sample(run_dir: Path, max_rows: int, max_bytes: int) -> Sample:
     """The conversations of evenly spaced steps, so many that there are about ``max_rows`` and ``max_bytes``."""
+    found = saved(run_dir, max_rows, max_bytes)
+    return replace(found, rows=[_row(row) for row in found.rows])
+
+
+def saved(run_dir: Path, max_rows: int, max_bytes: float = math.inf) -> Sample:
+    """The same as the run saved them, whole."""
     numbered = (
         (re.fullmatch(r"step_(\d+)\.jsonl", path.name), path) for path in (run_dir / SAMPLES_DIR).glob("*.jsonl")
     )
@@ -51,7 +58,7 @@ def sample(run_dir: Path, max_rows: int, max_bytes: int) -> Sample:
     per_file = max(1.0, sum(len(whole_lines(path)) for path in probed) / len(probed))
     size = max(1.0, sum(path.stat().st_size for path in probed) / len(probed))
     chosen = spread(files, max(2, int(min(max_rows / per_file, max_bytes / size))))
-    rows = [_row(json.loads(text)) for path in chosen for text in whole_lines(path)]
+    rows = [json.loads(text) for path in chosen for text in whole_lines(path)]
     return Sample(rows, len(chosen), len(files))
 
 
@@ -79,21 +86,28 @@ def outcome(row: Mapping[str, Any]) -> str:
     return "refusal" if refused else "safe answer"
 
 
+def sandbox_of(config: Mapping[str, Any]) -> World | None:
+    """The sandbox that a run of this configuration was played in; None for the real world."""
+    if config.get("judge", {}).get("guard") != "rules" and config.get("game", {}).get("probe") != "sandbox":
+        return None
+    known = {one.name for one in fields(SandboxConfig)}
+    settings = {key: value for key, value in config.get("sandbox", {}).items() if key in known}
+    return World(SandboxConfig(**settings))
+
+
 class Strategies:
-    """Names the strategy of a rewrite, where that can be done without error: in the sandbox."""
+    """Names the strategy of a conversation's last rewrite: decoded in the sandbox, elsewhere as it was labelled by
+    ``nemo-magic analyse``. ``labels``: (step, group, sample) → strategy."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self._world: World | None = None
-        if config.get("judge", {}).get("guard") == "rules" or config.get("game", {}).get("probe") == "sandbox":
-            known = {one.name for one in fields(SandboxConfig)}
-            settings = {key: value for key, value in config.get("sandbox", {}).items() if key in known}
-            self._world = World(SandboxConfig(**settings))
+    def __init__(self, config: Mapping[str, Any], labels: Mapping[tuple[int, int, int], str]) -> None:
+        self.world = sandbox_of(config)
+        self._labels = labels
 
-    def of(self, rewrite: str) -> str | None:
+    def of(self, row: Mapping[str, Any]) -> str | None:
         """None where nobody knows."""
-        if self._world is None:
-            return None
-        request = parse(self._world, rewrite)
+        if self.world is None:
+            return self._labels.get(row["place"])
+        request = parse(self.world, row["turns"][-1]["rewrite"] or "")
         return NO_REQUEST if request is None else request.strategy.name
 
 
@@ -101,6 +115,7 @@ def _row(saved: Mapping[str, Any]) -> dict[str, Any]:
     rewards = saved["rewards"] or {}
     return {
         "step": saved["step"],
+        "place": (saved["step"], saved["group"], saved["sample"]),
         "label": saved["seed"]["label"],
         "outcome": outcome(saved),
         "id": saved["seed"]["id"],

@@ -16,8 +16,9 @@ from plotly.offline import get_plotlyjs
 from nemo_magic.game.alarms import AlarmsConfig
 from nemo_magic.game.payoff import CrossPlay
 from nemo_magic.report import charts, strategy_charts
+from nemo_magic.report.attack_charts import attack_charts
 from nemo_magic.report.charts import Chart
-from nemo_magic.report.conversations import Sample, Strategies, sample
+from nemo_magic.report.conversations import Sample, Strategies, sample, sandbox_of
 from nemo_magic.report.run_folder import RunFolder
 
 ROLES = ("attacker", "defender")
@@ -84,12 +85,14 @@ def render(runs: Sequence[RunFolder]) -> str:
         loader=PackageLoader("nemo_magic.report", "page"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.1f}\u00a0%"
     return environment.get_template("report.html").render(
         title=" · ".join(run.name for run in runs),
         written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         runs=[_overview(run) for run in runs],
         sections=_numbered(sections),
         alarms=[(run.name, list(run.alarms())) for run in runs],
+        attacks=[(run.name, run.attacks()) for run in runs],
         phases=[(run.name, run.phases.all[-_MAX_PHASES:], len(run.phases.all)) for run in runs],
         differences=config_differences([run.config for run in runs]),
         names=[run.name for run in runs],
@@ -135,9 +138,10 @@ def _conversations(runs: Sequence[RunFolder]) -> tuple[list[Sample], list[dict[s
     samples, rows = [], []
     for number, run in enumerate(runs):
         found = sample(run.path, MAX_CONVERSATIONS // len(runs), MAX_TEXT_BYTES // len(runs))
-        strategies = Strategies(run.config)
+        strategies = Strategies(run.config, run.attack_labels())
         for row in found.rows:
-            row |= {"run": number, "strategy": strategies.of(row["turns"][-1]["rewrite"] or "")}
+            row |= {"run": number, "strategy": strategies.of(row)}
+            del row["place"]
         samples.append(found)
         rows += found.rows
     return samples, rows
@@ -151,13 +155,12 @@ def _sections(runs: Sequence[RunFolder], rows: Sequence[Mapping[str, Any]]) -> I
     for number, run in enumerate(runs):
         name, buckets, matrix = run.name, run.buckets, run.crossplay()
         mine = [row for row in rows if row["run"] == number]
-        strategies = run.strategies()
         found: dict[str, tuple[Sequence[Chart | None], str]] = {
             "game": ([charts.game(buckets, run.phases.all)], "No share was measured yet."),
             "crossplay": (_crossplay(run, matrix), "No cross-play yet: it is played at the end of a run "
                           "(game.crossplay.enabled), or by nemo-magic cross-play."),
-            "strategies": ([strategy_charts.mix(mine), strategy_charts.probe(strategies) if strategies else None],
-                           "No strategy is known: they are decoded in the sandbox only."),
+            "strategies": (_strategies(run, strategy_charts.mix(mine) if sandbox_of(run.config) else None),
+                           "No strategy is known: outside the sandbox, nemo-magic analyse has a model name them."),
             "rewards": ([charts.rewards(buckets, role) for role in ROLES], "No reward was paid yet."),
             "learner": (charts.learner(buckets), "No update was made yet."),
             "judge": (charts.judge(buckets), "Nothing was judged yet."),
@@ -189,6 +192,12 @@ def _crossplay(run: RunFolder, matrix: CrossPlay | None) -> list[Chart | None]:
         played = CrossPlay(league["attackers"], league["defenders"], asr["matrix"])
         found.append(charts.cross_play(played, asr["low"], asr["high"], "Cross-play, with intervals"))
     return found
+
+
+def _strategies(run: RunFolder, decoded: Chart | None) -> list[Chart | None]:
+    attacks, probe = run.attacks(), run.strategies()
+    charts = [decoded, *(attack_charts(attacks, mix=decoded is None) if attacks else [])]
+    return [*charts, strategy_charts.probe(probe) if probe else None]
 
 
 def _overview(run: RunFolder) -> dict[str, Any]:

@@ -17,6 +17,10 @@ SAMPLES_DIR = "samples"
 ALARMS_FILE = "alarms.jsonl"
 REPORT_FILE = "report.html"
 LEAGUE_FILE = "cross-play/league.json"
+ATTACKS_DIR = "attacks"
+ATTACKS_FILE = f"{ATTACKS_DIR}/attacks.json"
+ATTACK_TABLE_FILE = f"{ATTACKS_DIR}/strategies.csv"
+ATTACK_LABELS_FILE = f"{ATTACKS_DIR}/labels.jsonl"
 
 _OWN_KEYS = ("step", "phase", "phase_index", "learner", "time")
 
@@ -66,5 +70,6 @@ def read_records(path: str | Path) -> list[StepRecord]:
 
 def whole_lines(path: str | Path) -> list[str]:
     """The file's lines that were written to their end, newline included."""
-    text = Path(path).read_text(encoding="utf-8")
-    return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    # Not splitlines: texts hold line separators of other kinds, which JSON leaves as they are.
+    *whole, _ = Path(path).read_text(encoding="utf-8").split("\n")
+    return [f"{line}\n" for line in whole]

@@ -13,6 +13,8 @@ import yaml
 from nemo_magic.game.payoff import CrossPlay
 from nemo_magic.report.records import (
     ALARMS_FILE,
+    ATTACK_LABELS_FILE,
+    ATTACKS_FILE,
     CROSSPLAY_FILE,
     LEAGUE_FILE,
     METRICS_FILE,
@@ -104,6 +106,17 @@ class RunFolder:
         """``{"start" | "end": {"worst", "mean", "asr": {strategy: ASR}}}``; None where there was no probe."""
         path = self.path / STRATEGIES_FILE
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def attacks(self) -> Mapping[str, Any] | None:
+        """What the analysis of the attacks found; None where there was none."""
+        path = self.path / ATTACKS_FILE
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def attack_labels(self) -> Mapping[tuple[int, int, int], str]:
+        """(step, group, sample) → the strategy of that conversation, where it was labelled."""
+        path = self.path / ATTACK_LABELS_FILE
+        rows = [json.loads(line) for line in whole_lines(path)] if path.exists() else []
+        return {(row["step"], row["group"], row["sample"]): row["strategy"] for row in rows}
 
     def alarms(self) -> Sequence[Mapping[str, Any]]:
         """The lines of ``alarms.jsonl``; none where no alarm sounded."""

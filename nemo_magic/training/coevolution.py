@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -90,20 +91,27 @@ class _Coevolution:
         self.metrics: Mapping[str, float] = {}
 
     def run(self, resume: Resume) -> None:
-        cfg, exp = self.cfg, self.cfg.exp_manager
+        cfg = self.cfg
         done = self.restore(resume)
-        with (
-            self.watchdog(),
-            Interruption(self.world, exp.max_seconds) as interruption,
-            Observer(
-                exp,
-                is_main=self.world.is_main,
-                resume_step=done,
-                total_steps=self.total,
-                title=cfg.name,
-                config=asdict(cfg),
-            ) as observer,
-        ):
+        with ExitStack() as to_the_end:
+            observer = self.play_on(done, to_the_end)
+            finale(cfg, self.cast, self.arena, self.referee, self.snapshots, self.test, self.folder, observer)
+
+    def play_on(self, done: int | None, to_the_end: ExitStack) -> Observer:
+        """All rounds after step ``done``; who observes them is needed afterwards."""
+        cfg, exp = self.cfg, self.cfg.exp_manager
+        with self.watchdog(), Interruption(self.world, exp.max_seconds) as interruption:
+            observer = to_the_end.enter_context(
+                Observer(
+                    exp,
+                    is_main=self.world.is_main,
+                    resume_step=done,
+                    total_steps=self.total,
+                    title=cfg.name,
+                    config=asdict(cfg),
+                    analysis=cfg.analysis,
+                )
+            )
             self.checkpoints.say = observer.note
             if done is None:
                 self.begin(observer)
@@ -130,7 +138,7 @@ class _Coevolution:
                     self.save(wait=True)
                     raise Preempted(f"{reason}: saved after {self.schedule.step} of {self.total} steps")
             self.save(wait=True)
-        finale(cfg, self.cast, self.arena, self.referee, self.snapshots, self.test, self.folder)
+        return observer
 
     def watchdog(self) -> Watchdog:
         hosts = self.world.everyone(host_of_process())

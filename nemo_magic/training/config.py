@@ -95,6 +95,7 @@ class ExpManagerConfig:
     """Where a run writes, and to what it reports; NeMo's own key names.
 
     ``explicit_log_dir``: the run's folder. ``num_logged_samples``: conversations saved per step.
+    ``log_texts``: the conversations that wandb and TensorBoard are shown have their words, which may be harmful.
     ``create_report``: ``report.html`` is written at validations, in at most two percent of the time, and at the end.
     ``max_time_per_run``: ``DD:HH:MM:SS`` after which the run saves and ends by itself, to be started again; or null.
     ``hang_timeout``: seconds without any part of a step beginning or ending after which the run ends with status 70,
@@ -108,6 +109,7 @@ class ExpManagerConfig:
     create_tensorboard_logger: bool = True
     create_report: bool = True
     num_logged_samples: int = 8
+    log_texts: bool = False
     max_time_per_run: str | None = None
     hang_timeout: float | None = None
     checkpoint_callback_params: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -14,7 +14,7 @@ from nemo_magic.report.records import CROSSPLAY_FILE, METRICS_FILE, PICTURE_FILE
 from nemo_magic.training.arena import Arena
 from nemo_magic.training.cast import Cast
 from nemo_magic.training.crossplay import cross_play
-from nemo_magic.training.live_report import LiveReport
+from nemo_magic.training.observe import Observer
 from nemo_magic.training.probe import probe_strategies
 from nemo_magic.training.referee import Referee
 from nemo_magic.training.summary import print_summary
@@ -28,8 +28,9 @@ def finale(
     snapshots: Mapping[str, Sequence[Snapshot]],
     test: Sequence[Seed],
     folder: Path,
+    observer: Observer,
 ) -> None:
-    """Measure on the ``test`` seeds, and leave the results in ``folder``."""
+    """Measure on the ``test`` seeds, leave the results in ``folder``, and have ``observer`` show them."""
     seeds, main = list(enumerate(test)), cast.world.is_main
     if cfg.game.crossplay.enabled:
         matrix = cross_play(cast, arena, referee, snapshots, seeds, cfg)
@@ -42,7 +43,6 @@ def finale(
     if main:
         crossplay = folder / CROSSPLAY_FILE
         draw_game(folder / METRICS_FILE, crossplay if crossplay.exists() else None, folder / PICTURE_FILE)
-        if cfg.exp_manager.create_report:
-            LiveReport(folder, print).write()
+        observer.conclude()
         print_summary(folder)
     cast.world.barrier()

@@ -15,10 +15,13 @@ from typing import Any, Protocol
 
 from typing_extensions import Self
 
+from nemo_magic.analysis.config import AnalysisConfig
 from nemo_magic.game.alarms import AlarmEvent
 from nemo_magic.game.metrics import Ratios, Scored, rollout_metrics
+from nemo_magic.report.exhibits import exhibits
 from nemo_magic.report.records import (
     ALARMS_FILE,
+    ATTACKS_DIR,
     CROSSPLAY_FILE,
     METRICS_FILE,
     PICTURE_FILE,
@@ -26,9 +29,10 @@ from nemo_magic.report.records import (
     SAMPLES_DIR,
     StepRecord,
 )
+from nemo_magic.report.run_folder import RunFolder
 from nemo_magic.training.live_report import LiveReport
 from nemo_magic.training.live_table import LiveTable
-from nemo_magic.training.sinks import AlarmWriter, JsonlSink, SampleWriter, Sink, TensorBoardSink, WandbSink
+from nemo_magic.training.sinks import AlarmWriter, Gallery, JsonlSink, SampleWriter, Sink, TensorBoardSink, WandbSink
 from nemo_magic.training.timers import Timers
 
 __all__ = ["ExpManagerSettings", "Observer", "Ratios", "Scored", "StepRecord", "Timers", "rollout_metrics"]
@@ -45,6 +49,7 @@ _RUN_OUTPUTS = (
     "checkpoints",
     "strategies.json",
     "cross-play",
+    ATTACKS_DIR,
 )
 
 
@@ -63,6 +68,8 @@ class ExpManagerSettings(Protocol):
     def create_report(self) -> bool: ...
     @property
     def num_logged_samples(self) -> int: ...
+    @property
+    def log_texts(self) -> bool: ...
 
 
 class Observer:
@@ -76,6 +83,7 @@ class Observer:
         total_steps: steps the run is planned for, for the table.
         title: the run's name, for the table.
         config: the resolved configuration, passed on to wandb.
+        analysis: how attacks are analysed; None where there are none.
     """
 
     def __init__(
@@ -87,6 +95,7 @@ class Observer:
         total_steps: int | None = None,
         title: str = "",
         config: Mapping[str, Any] | None = None,
+        analysis: AnalysisConfig | None = None,
     ) -> None:
         self.run_dir = Path(settings.explicit_log_dir)
         self._sinks: list[Sink] = []
@@ -107,8 +116,10 @@ class Observer:
             self._sinks.append(WandbSink(self.run_dir, kwargs, resume_step, config))
         self._alarms = AlarmWriter(self.run_dir, resume_step)
         self._samples = SampleWriter(self.run_dir, settings.num_logged_samples, resume_step)
-        if settings.create_report:
-            self._report = LiveReport(self.run_dir, self.note)
+        self._texts = settings.log_texts
+        self._report = LiveReport(
+            self.run_dir, self.note, analysis=analysis, show=self._show, page=settings.create_report
+        )
         # Last: until then an error should print on a plain screen.
         self._table = LiveTable(title=title or self.run_dir.name, total_steps=total_steps)
         self._sinks.append(self._table)
@@ -130,6 +141,22 @@ class Observer:
         """Tell the person watching something that is not a figure: a checkpoint saved, a judge that went away."""
         if self._table is not None:
             self._table.note(text)
+
+    def conclude(self) -> None:
+        """After what is measured at the end of a game: the last report, and the last exhibits for whoever draws them.
+
+        The terminal is given back first."""
+        if self._table is not None:
+            self._table.close()
+        if self._report is not None:
+            self._report.write(last=True)
+
+    def _show(self, run: RunFolder) -> None:
+        showing = [sink for sink in self._sinks if isinstance(sink, Gallery)]
+        if showing and run.last is not None:
+            found = exhibits(run, self._texts)
+            for sink in showing:
+                sink.show(run.last.step, found)
 
     def close(self) -> None:
         """Flush and end everything, in reverse order, so that the terminal is given back first. Harmless twice."""

@@ -10,11 +10,12 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from nemo_magic.game.alarms import AlarmEvent
 from nemo_magic.game.episode import Label, Turn, Verdict
 from nemo_magic.game.metrics import Scored
+from nemo_magic.report.exhibits import Exhibit, Lines, Points, Table
 from nemo_magic.report.records import ALARMS_FILE, METRICS_FILE, SAMPLES_DIR, StepRecord, whole_lines
 
 
@@ -24,6 +25,13 @@ class Sink(Protocol):
     def write(self, record: StepRecord) -> None: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Gallery(Protocol):
+    """A sink that also draws what is no curve of metrics."""
+
+    def show(self, step: int, exhibits: Sequence[Exhibit]) -> None: ...
 
 
 class JsonlSink:
@@ -85,7 +93,7 @@ class SampleWriter:
 
 
 class TensorBoardSink:
-    """Every metric as a TensorBoard scalar, under ``tensorboard/``."""
+    """Every metric as a TensorBoard scalar, under ``tensorboard/``; tables as text."""
 
     def __init__(self, run_dir: Path, resume_step: int | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter  # half a second, and only wanted here
@@ -96,6 +104,12 @@ class TensorBoardSink:
     def write(self, record: StepRecord) -> None:
         for name, value in record.metrics.items():
             self._writer.add_scalar(name, value, record.step)
+        self._writer.flush()
+
+    def show(self, step: int, exhibits: Sequence[Exhibit]) -> None:
+        for one in exhibits:
+            if isinstance(one, Table):
+                self._writer.add_text(f"report/{one.key}", _markdown(one), step)
         self._writer.flush()
 
     def close(self) -> None:
@@ -132,6 +146,10 @@ class WandbSink:
     def write(self, record: StepRecord) -> None:
         row = {"step": record.step, "phase": record.phase, "phase_index": record.phase_index}
         self._run.log({**row, **record.metrics})
+
+    def show(self, step: int, exhibits: Sequence[Exhibit]) -> None:
+        """As wandb's own tables and charts, below ``report/``."""
+        self._run.log({"step": step, **{f"report/{one.key}": _drawn(one) for one in exhibits}})
 
     def close(self) -> None:
         self._run.finish()
@@ -174,6 +192,33 @@ def _turn_row(turn: Turn) -> dict[str, Any]:
 def _verdict_row(verdict: Verdict) -> dict[str, Any]:
     asked = {name: value for name, value in asdict(verdict).items() if value is not None}
     return {name: list(value) if isinstance(value, tuple) else str(value) for name, value in asked.items()}
+
+
+def _drawn(one: Exhibit) -> Any:
+    """An exhibit as wandb draws it."""
+    import wandb
+
+    if isinstance(one, Table):
+        return wandb.Table(columns=list(one.columns), data=[list(row) for row in one.rows])
+    if isinstance(one, Lines):
+        xs, ys = zip(*one.lines.values(), strict=True)
+        return wandb.plot.line_series(xs, ys, keys=list(one.lines), title=one.title, xname=one.x)
+    if isinstance(one, Points):
+        table = wandb.Table(columns=[one.x, one.y], data=[list(point) for point in one.points])
+        return wandb.plot.scatter(table, one.x, one.y, title=one.title)
+    table = wandb.Table(columns=["name", one.value], data=[[name, value] for name, value in one.bars.items()])
+    return wandb.plot.bar(table, "name", one.value, title=one.title)
+
+
+def _markdown(table: Table) -> str:
+    rows = [table.columns, ["---"] * len(table.columns), *table.rows]
+    return "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows)
+
+
+def _cell(value: str | float | None) -> str:
+    # What would end a cell or a row, and what would be markup where it is shown.
+    text = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
 
 
 def _keep_rows_up_to(path: Path, step: int) -> None:

@@ -93,7 +93,7 @@ class Rubric(TextGuard):
 
     def parse(self, kind: str, text: str) -> Opinion:
         keys = _KINDS[kind]
-        given = _object(text)
+        given = json_object(text)
         if set(given) != set(keys):
             raise ValueError(f"the guard's JSON does not have exactly the keys {', '.join(keys)}")
         answers: dict[str, Any] = {}
@@ -106,7 +106,7 @@ class Rubric(TextGuard):
         return Opinion(**answers)
 
 
-def _object(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
     """The JSON object that ``text`` is, bare or fenced. Raises ValueError for anything else."""
     text = text.strip()
     if len(text) > _LONGEST:

@@ -1,0 +1,1 @@
+"""What a run's attacker did: strategies, mixes, hybrids, novelty, diversity, intent. Imports neither torch nor NeMo."""

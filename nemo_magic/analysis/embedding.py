@@ -1,0 +1,129 @@
+"""Texts to vectors, by any OpenAI-compatible server. What was embedded is written down, and asked for no more."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+
+from nemo_magic.analysis.config import EmbeddingConfig
+from nemo_magic.analysis.errors import AnalysisError
+from nemo_magic.evaluation.journal import Journal, key_of
+from nemo_magic.net.asking import Asker, gather
+from nemo_magic.net.faults import Broken, first_fault, outage
+from nemo_magic.net.openai import NOT_NOW, is_too_long, words
+
+_KEY = "analysis.embedding"
+_REQUESTS = 8
+"""Requests whose answers are written down at once."""
+Vector = npt.NDArray[np.float32]
+
+
+class _Entry(BaseModel):
+    index: int
+    embedding: Annotated[list[FiniteFloat], Field(min_length=1)]
+
+
+class _Embeddings(BaseModel):
+    model: str
+    data: list[_Entry]
+
+
+class Embedder:
+    """Embeds at ``config.urls``."""
+
+    def __init__(self, config: EmbeddingConfig, journal: Journal) -> None:
+        self._config = config
+        self._journal = journal
+        self.asked = 0
+        """Texts that were newly embedded."""
+
+    @property
+    def name(self) -> str:
+        return f"{self._config.model}:{self._config.revision}"
+
+    def embed(self, texts: Sequence[str]) -> dict[str, Vector]:
+        """Text → its vector; texts that are longer than the model reads are missing.
+
+        Raises:
+            AnalysisError: the server cannot be asked now, or gives no embeddings. What it gave is written down.
+        """
+        keys = {self._key(text): text for text in texts if text}
+        if wanted := self._journal.missing(keys):
+            try:
+                asyncio.run(self._embed([keys[key] for key in wanted]))
+            except Broken as fault:
+                raise AnalysisError(f"no embeddings after {_KEY}.protocol_retries; last: {fault}") from fault
+        found = {text: self._journal[key] for key, text in keys.items()}
+        vectors = {
+            text: np.frombuffer(base64.b64decode(value), dtype="<f4")
+            for text, value in found.items()
+            if value is not None
+        }
+        if len({len(vector) for vector in vectors.values()}) > 1:
+            raise AnalysisError(f"{_KEY}.model={self._config.model}: vectors of different lengths: change its revision")
+        return vectors
+
+    async def _embed(self, texts: Sequence[str]) -> None:
+        asker = Asker(self._config, "embedding model", _KEY, AnalysisError)
+        try:
+            size = self._config.batch_size
+            batches = [texts[start : start + size] for start in range(0, len(texts), size)]
+            for first in range(0, len(batches), _REQUESTS):
+                answers = await gather(self._batch(asker, batch) for batch in batches[first : first + _REQUESTS])
+                new = {self._key(text): vector for answer in answers for text, vector in answer.items()}
+                self._journal.add({key: None if v is None else base64.b64encode(v).decode() for key, v in new.items()})
+                self.asked += len(new)
+        finally:
+            await asker.aclose()
+
+    async def _batch(self, asker: Asker, texts: Sequence[str]) -> dict[str, bytes | None]:
+        found = await asker.ask(lambda url: self._ask(asker, url, texts))
+        if found is not None:
+            return dict(zip(texts, found, strict=True))
+        if len(texts) == 1:
+            return {texts[0]: None}
+        # One of them is too long; the server does not say which.
+        alone = [await self._batch(asker, [text]) for text in texts]
+        return {text: vector for one in alone for text, vector in one.items()}
+
+    async def _ask(self, asker: Asker, url: str, texts: Sequence[str]) -> list[bytes] | None:
+        """One request; None where a text is too long. Raises Outage, Broken or AnalysisError."""
+        body = {"model": self._config.model, "input": list(texts), "encoding_format": "float"}
+        response = await asker.post(f"{url}/embeddings", json.dumps(body).encode())
+        if response.status_code in NOT_NOW or response.status_code >= 500:
+            raise outage(url, response, words(response))
+        if is_too_long(response):
+            return None
+        if not response.is_success:
+            raise AnalysisError(f"{url}/embeddings: {response.status_code} {words(response)[:300]}; see {_KEY}")
+        return self._read(url, response, len(texts))
+
+    def _read(self, url: str, response: httpx.Response, count: int) -> list[bytes]:
+        try:
+            found = _Embeddings.model_validate_json(response.content)
+        except ValidationError as error:
+            raise Broken(f"{url}: {first_fault(error)}") from error
+        if found.model != self._config.model:
+            raise AnalysisError(f"{url} answered with the model {found.model!r}; {_KEY}.model={self._config.model!r}")
+        by_index: Mapping[int, list[float]] = {entry.index: entry.embedding for entry in found.data}
+        if len(found.data) != count or sorted(by_index) != list(range(count)):
+            raise Broken(f"{url}: {len(found.data)} embeddings of {count} texts, or not one of each")
+        vectors = np.array([by_index[i] for i in range(count)], dtype="<f4") if _even(by_index) else None
+        if vectors is None or not np.isfinite(vectors).all() or not np.linalg.norm(vectors, axis=1).all():
+            raise Broken(f"{url}: vectors of different lengths, or without a direction")
+        return [vector.tobytes() for vector in vectors]
+
+    def _key(self, text: str) -> str:
+        return key_of("embedding", self.name, text)
+
+
+def _even(vectors: Mapping[int, Sequence[float]]) -> bool:
+    return len({len(vector) for vector in vectors.values()}) == 1

@@ -1,0 +1,51 @@
+"""What the attacker was shown when it was warmed up: the combinations of strategies in its pool."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nemo_magic.analysis.labels import Label
+from nemo_magic.data.pools import AttackRow, read_attack_pool
+
+_CONFIG_FILE = "config.yaml"
+
+
+@dataclass(frozen=True)
+class PoolStrategies:
+    """``combinations``: parts → rows. ``unreadable``: rows whose strategy nobody can say; they show nothing."""
+
+    path: str
+    rows: int
+    combinations: Mapping[frozenset[str], int]
+    unreadable: int
+
+
+def find_pool(config: Mapping[str, Any]) -> str | None:
+    """Where a run's attacker was warmed up: ``analysis.pool``, or the ``sft.pool`` of the warm-up that left the weights
+    it began with; None where neither is known."""
+    if given := config.get("analysis", {}).get("pool"):
+        return str(given)
+    weights = config.get("actors", {}).get("attacker", {}).get("restore_from_path")
+    if not weights or not (beside := Path(weights).parent / _CONFIG_FILE).is_file():
+        return None
+    warm_up = yaml.safe_load(beside.read_text(encoding="utf-8")) or {}
+    sft = warm_up.get("sft", {}) if isinstance(warm_up, Mapping) else {}
+    pool = sft.get("pool") if sft.get("role") in ("attacker", "both") else None
+    return None if pool is None else str(pool)
+
+
+def pool_strategies(path: str, label: Callable[[AttackRow], Label | None]) -> PoolStrategies:
+    """Read a pool. Raises DataError for a file that is none."""
+    rows, _ = read_attack_pool(path)
+    found: Counter[frozenset[str]] = Counter()
+    for row in rows:
+        known = label(row)
+        if known is not None and known.parts is not None:
+            found[known.parts] += 1
+    return PoolStrategies(path, len(rows), found, len(rows) - found.total())

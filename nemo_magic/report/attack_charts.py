@@ -1,0 +1,109 @@
+"""What the analysis of the attacks found, over steps: hybrids, novelty, intent, how alike attacks are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nemo_magic.report.charts import BLUE, GREEN, GREY, ORANGE, PALETTE, PURPLE, Chart, layout
+
+SHARES = (
+    ("hybrid_share", "several strategies at once", BLUE, "circle"),
+    ("novel_share", "combination not in the attack pool", GREEN, "square"),
+    ("intent_lost", "intent lost", PURPLE, "diamond"),
+    ("unknown_share", "strategy unknown", GREY, "x"),
+)
+LIKENESS = (
+    ("self_bleu", "self-BLEU, different seeds", ORANGE, "circle"),
+    ("self_bleu_same_seed", "self-BLEU, two attacks on one seed", BLUE, "square"),
+    ("similarity", "cosine similarity of embeddings", GREEN, "diamond"),
+)
+_SHOWN = 7
+
+
+def attack_charts(found: Mapping[str, Any], mix: bool) -> list[Chart]:
+    """``found``: what ``attacks.json`` says. ``mix``: draw the mix of strategies as well."""
+    charts = [
+        _mix(found) if mix else None,
+        _lines(
+            "attack_shares", "Hybrids, novelty, intent", found["bins"], SHARES, 100,
+            {"title": {"text": "percent of attacks"}, "range": [-2, 104]}, _novelty(found),
+        ),
+        _lines(
+            "attack_likeness", "How alike attacks are", found["bins"], LIKENESS, 1,
+            {"title": {"text": "1 = all alike"}, "range": [-0.02, 1.04]}, _samples(found),
+        ),
+    ]  # fmt: skip
+    return [chart for chart in charts if chart]
+
+
+def middle(one: Mapping[str, Any]) -> float:
+    """Where a stretch of steps is drawn."""
+    return float((one["first"] + one["last"]) / 2)
+
+
+def common(found: Mapping[str, Any]) -> list[str]:
+    """The most frequent strategies, as many as a chart can tell apart."""
+    return [row["strategy"] for row in found["strategies"][:_SHOWN]]
+
+
+def _mix(found: Mapping[str, Any]) -> Chart | None:
+    bins, names = found["bins"], common(found)
+    if not bins or found["labels"] is None:
+        return None
+    width = max(one["last"] - one["first"] + 1 for one in bins)
+    data: list[dict[str, Any]] = []
+    for i, name in enumerate([*names, None]):
+        shares = [
+            one["mix"].get(name, 0.0) if name else sum(s for n, s in one["mix"].items() if n not in names)
+            for one in bins
+        ]
+        if any(shares):
+            data.append(
+                {"type": "bar", "name": name or "all others", "x": [middle(one) for one in bins], "width": width,
+                 "y": [round(100 * share, 2) for share in shares],
+                 "marker": {"color": PALETTE[i % len(PALETTE)] if name else "#BBBBBB"}}
+            )  # fmt: skip
+    return Chart(
+        "mix", "Strategies of the attacker",
+        {"data": data, "layout": layout(
+            barmode="stack", bargap=0, xaxis={"title": {"text": "training step"}, "showgrid": False},
+            yaxis={"title": {"text": "percent of attacks"}, "range": [0, 100]},
+        )},
+        f"Of {found['attacks']:,} attacks, {width:,} steps a bar, as {found['labels']} labelled them.",
+        height=460,
+    )  # fmt: skip
+
+
+def _lines(
+    key: str, title: str, bins: Sequence[Mapping[str, Any]], lines: Sequence[tuple[str, str, str, str]],
+    factor: float, yaxis: Mapping[str, Any], note: str,
+) -> Chart | None:  # fmt: skip
+    data = []
+    for name, words, color, symbol in lines:
+        points = [(middle(one), one[name]) for one in bins if one[name] is not None]
+        if not points or (name == "unknown_share" and not any(share for _, share in points)):
+            continue
+        data.append(
+            {"type": "scatter", "mode": "lines+markers", "name": words, "x": [step for step, _ in points],
+             "y": [round(factor * value, 4) for _, value in points],
+             "line": {"color": color, "width": 1.8}, "marker": {"size": 6, "symbol": symbol}}
+        )  # fmt: skip
+    if not data:
+        return None
+    axes = layout(xaxis={"title": {"text": "training step"}, "showgrid": False}, yaxis=dict(yaxis), showlegend=True)
+    return Chart(key, title, {"data": data, "layout": axes}, note)
+
+
+def _novelty(found: Mapping[str, Any]) -> str:
+    pool = found["pool"]
+    if isinstance(pool, str):
+        return f"Novelty is not known: {pool}."
+    lost = f", of which {pool['unreadable']:,} do not say theirs" if pool["unreadable"] else ""
+    return f"Novelty is against {pool['combinations']:,} combinations in {pool['rows']:,} rows{lost}."
+
+
+def _samples(found: Mapping[str, Any]) -> str:
+    size = found["self_bleu"]["size"]
+    model = f" Embedded by {found['embedding']}." if found["embedding"] else ""
+    return f"Self-BLEU is of samples of exactly {size} attacks on {size} seeds, or of pairs on one seed.{model}"
