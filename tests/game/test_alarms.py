@@ -84,6 +84,8 @@ defender learned better in its next phase."""
 
 @pytest.mark.parametrize("name", [name for name in RECORDED if name.startswith("robust") and name != DIPPED])
 def test_the_sandbox_game_as_it_was_played_is_silent(name: str) -> None:
+    useful = [figures["train_rollouts/useful"] for figures in as_recorded(name)]
+    assert min(sum(useful[at : at + 10]) / 10 for at in range(len(useful) - 9)) > 0.75, "it was not healthy"
     assert heard(as_recorded(name)) == []
 
 
