@@ -1,7 +1,7 @@
 """The plan's tables in docs/planner.md, between their marks: ``python benchmarks/plan_tables.py``.
 
-Nothing is measured: these are predictions of the presets, and of a published step. A test compares the page with what
-this makes of the present code.
+Nothing is measured: these are predictions of the presets, and the settings of published steps. A test compares the
+page with what this makes of the present code.
 """
 
 from __future__ import annotations
@@ -74,23 +74,31 @@ def presets() -> str:
     return table(columns, rows)
 
 
-def published() -> str:
-    """A published step beside its prediction."""
-    from nemo_magic.config import compose
-    from nemo_magic.planner.published import PUBLISHED, TOTAL, predicted
+def settings() -> str:
+    """The published steps' settings."""
+    from nemo_magic.planner.published import STEPS
 
-    cfg = compose("magic_70b", command="plan")
-    found = predicted(cfg.model, 128256, cfg.hardware)
     rows: list[list[object]] = [
-        [part, f"{found[part]:.1f}", f"{PUBLISHED[part]:.0f}", f"{found[part] / PUBLISHED[part] - 1:+.0%}"]
-        for part in PUBLISHED
+        [
+            step.name,
+            f"{step.gpus}",
+            f"{step.tp} × {step.pp} × {step.dp}, {step.engine}",
+            f"{step.rows:,} in {step.updates}",
+            f"{step.prompt} + {step.response:,}, {step.limit:,}",
+            f"{step.packed:,}, {step.scored_packed:,}" if step.packed else "a padded row",
+            "full" if step.recompute else "none",
+            step.assumed,
+        ]
+        for step in STEPS
     ]
-    total = sum(found.values())
-    rows.append(["step", f"{total:.1f}", f"{TOTAL:.0f}", f"{total / TOTAL - 1:+.0%}"])
-    return table(["", "predicted, s", "published, s", "off by"], rows)
+    columns = [
+        "", "GPUs", "TP × PP × DP, engine's TP", "rollouts in updates", "prompt + response, limit",
+        "tokens a microbatch: updates, log-probabilities", "recompute", "assumed",
+    ]  # fmt: skip
+    return table(columns, rows)
 
 
-TABLES = {"nodes": nodes, "presets": presets, "published": published}
+TABLES = {"nodes": nodes, "presets": presets, "settings": settings}
 
 
 def written(text: str, tables: Sequence[str] = tuple(TABLES)) -> str:

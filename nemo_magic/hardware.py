@@ -33,12 +33,12 @@ class HardwareConfig:
     host_link_gb_s: float = 55.0
     storage_gb_s: float = 40.0
     node_kilowatts: float = 8.5
-    flops_reached: float = 0.5
+    flops_reached: float = 0.52
     memory_reached: float = 0.75
     links_reached: float = 0.5
     layer_floor_us: float = 600.0
     decode_layer_us: float = 60.0
-    refit_gb_s: float = 10.0
+    refit_gb_s: float = 9.4
     reserved_gib: float = 4.0
     slack: float = 0.04
 

@@ -1,65 +1,235 @@
-"""A published step of somebody else's beside the plan's arithmetic, which was adjusted with this figure in view.
+"""Steps that others published, and where the plan's constants come from: two lists that share no figure.
 
-GRPO of Llama-3.1-70B on 64 H100, one policy, no judge (NeMo-RL v0.3): 147 s a step, of which generation 84, training
-28, log-probabilities 18, refit 14. Published: TP4 × PP4, 2,048 rollouts of 64 prompts, 4,096 tokens at most, optimizer
-steps of 512 rows, engines of TP4. Assumed: prompts of 120 and responses of 400 tokens in the mean and one response of
-the greatest length, rows packed to the 4,096, no recompute, a reference policy that is swapped in, and whole tensors
-gathered by every rank for a refit. The reference's swap, ``flops_reached`` (0.55 before) and ``refit_gb_s`` were chosen
-after a first comparison: this is a check of consistency and no blind prediction (docs/planner.md).
+``HardwareConfig``'s assumed shares come from pre-training (``PRETRAINING``), serving (``DECODE_STEPS``) and a refit
+(``REFIT``). ``STEPS`` are steps of reinforcement learning with their settings, what was published of these and what had
+to be assumed; ``predicted`` is what the plan's arithmetic makes of one. docs/planner.md has the tables, and says in
+which order they were made.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 
 from nemo_magic.hardware import HardwareConfig
 from nemo_magic.model_config import ModelConfig
 from nemo_magic.planner import seconds
-from nemo_magic.planner.shapes import measure
+from nemo_magic.planner.memory import GIB
+from nemo_magic.planner.shapes import Shapes, measure
 
-PUBLISHED = {"generation": 84.0, "training": 28.0, "logprobs": 18.0, "refit": 14.0}
-"""Seconds; together with what is not told apart, 147."""
+LLAMA_70B = ModelConfig(
+    num_layers=80, hidden_size=8192, ffn_hidden_size=28672, num_attention_heads=64, num_query_groups=8,
+    encoder_seq_length=8192, vocab_size=128256, rotary_base=500000, transformer_engine=True,
+)  # fmt: skip
+LLAMA_8B = replace(LLAMA_70B, num_layers=32, hidden_size=4096, ffn_hidden_size=14336, num_attention_heads=32)
+QWEN3_32B = replace(
+    LLAMA_70B, num_layers=64, hidden_size=5120, ffn_hidden_size=25600, kv_channels=128, vocab_size=151936,
+    rotary_base=1000000,
+)  # fmt: skip
+"""Without its norms of queries and keys, which are 16,384 of 32.8 billion parameters."""
 
-TOTAL = 147.0
-_ROLLOUTS, _UPDATE, _LIMIT = 2048, 512, 4096
-_PROMPT, _RESPONSE = 120, 400
-_TP = _PP = _DP = 4
+
+# --- where the constants come from
 
 
-def predicted(model: ModelConfig, vocab_size: int, hardware: HardwareConfig) -> dict[str, float]:
-    """The parts of ``PUBLISHED``, for Llama-3.1-70B's ``model``."""
-    packed = replace(model, activations_checkpoint_granularity=None, sequence_parallel=True)
-    shapes = measure(packed, vocab_size, _TP, _PP, 1, _LIMIT, torch.bfloat16)
-    links = seconds.Links(tp_within=True, dp_within=False)
-    per_update = -(-_UPDATE * (_PROMPT + _RESPONSE) // (_LIMIT * _DP))
-    everything = -(-_ROLLOUTS * (_PROMPT + _RESPONSE) // (_LIMIT * _DP))
-    largest = max(shapes.parameters(stage) for stage in range(_PP))
-    update = seconds.passes(shapes, hardware, _TP, per_update, True, links) + seconds.optimizer_step(
-        largest, 4, largest * 12 / _DP, _DP, hardware, links
+@dataclass(frozen=True)
+class Pretraining:
+    """``rows`` × ``tokens`` in an optimizer step of ``seconds`` on ``gpus`` H100; ``bubble``: the pipeline's filling
+    and emptying, as a share of its work. Tensor parallelism's exchanges are overlapped with the products."""
+
+    model: ModelConfig
+    gpus: int
+    rows: int
+    tokens: int
+    bubble: float
+    seconds: float
+
+
+PRETRAINING = Pretraining(LLAMA_70B, 64, 128, 8192, 3 / (5 * 64), 14.72)
+"""Llama 3.1 70B in BF16: TP4 × PP4 × CP2, 5 virtual stages, 64 microbatches, NeMo 24.09 (NVIDIA/dgxc-benchmarking,
+llama3.1/README.md at 24.11.1). Its own 54.1 % count the whole square of attention, and the bubble as time."""
+
+
+def flops_reached(run: Pretraining, hardware: HardwareConfig) -> float:
+    """Share of the peak that ``run`` reaches while it computes, by this package's own count of FLOPs."""
+    tp = 4  # of no consequence for the sum; smaller pieces are measured faster
+    shapes = _measured(run.model, tp, 1, run.tokens)
+    parts = ((shapes.layer, shapes.layers), (shapes.first, 1), (shapes.last, 1))
+    flops = run.rows * tp * sum(count * (part.forward + part.backward) for part, count in parts)
+    return flops * (1 + run.bubble) / (run.seconds * run.gpus * hardware.tflops * 1e12)
+
+
+DECODE_STEPS = {2: 0.01858, 4: 0.01154}
+"""TP → seconds between two tokens of one response; Llama 3 70B, weights in FP8, TensorRT-LLM on H100: two GPUs (NVIDIA
+NIM's performance page, Llama-3.3-70B 1.8.0), four GPUs (NVIDIA/dgxc-benchmarking, inf_nim/llama3 at 25.05.05)."""
+
+DECODE_BYTES = 70_553_706_496
+"""Of all those weights: layers at one byte, the head at two, the embedding not read."""
+
+
+REFIT = (65.5, 7.0)
+"""10⁹ bytes of a dense model of 32 billion parameters in 16 bits, which NeMo-RL gathered, converted and installed in so
+many seconds on 16 nodes (its pull request 449; that backend, DTensor, is none of those below)."""
+
+
+def decode_step(hardware: HardwareConfig, tp: int) -> float:
+    """What the plan makes of ``DECODE_STEPS``."""
+    read = DECODE_BYTES / tp / (hardware.memory_gb_s * hardware.memory_reached * seconds.GIGA)
+    return read + LLAMA_70B.num_layers * hardware.decode_layer_us * 1e-6
+
+
+# --- the steps
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of one policy on H100, ``measured`` by part in seconds ("step" is the whole).
+
+    ``engine``: GPUs of an engine. ``updates`` optimizer steps share ``rows`` responses. ``prompt``, ``response``: mean
+    tokens; ``limit``: of both together. ``packed``, ``scored_packed``: tokens in a microbatch of an update and of
+    log-probabilities, rows of mean length packed; 0: one row a microbatch, padded to ``limit``. ``recompute``: full,
+    layer by layer. ``together``: rows decoded at once, 0: as many as the engine's memory holds keys and values of.
+    ``whole_refit``: a rank gathers whole tensors for its engine, otherwise only its shard. ``assumed``: what of this
+    was not published.
+    """
+
+    name: str
+    model: ModelConfig
+    gpus: int
+    tp: int
+    pp: int
+    engine: int
+    prompt: int
+    response: int
+    measured: Mapping[str, float]
+    assumed: str
+    rows: int = 2048
+    updates: int = 4
+    limit: int = 4096
+    packed: int = 4096
+    scored_packed: int = 16384
+    recompute: bool = False
+    together: int = 0
+    whole_refit: bool = True
+    gradient_bytes: int = 2
+
+    @property
+    def dp(self) -> int:
+        return self.gpus // (self.tp * self.pp)
+
+
+def _parts(generation: float, training: float, logprobs: float, refit: float, step: float) -> Mapping[str, float]:
+    return {"generation": generation, "training": training, "logprobs": logprobs, "refit": refit, "step": step}
+
+
+def _aligner(nodes: int, response: int, step: float, together: int = 8) -> Step:
+    return Step(
+        f"NeMo-Aligner, Llama-3-70B PPO, {nodes} nodes", LLAMA_70B, 8 * nodes, 8, 2, 8, 300, response, {"step": step},
+        "layout, prompts, limit of 1,024 tokens, the critic never waited for", rows=1024, updates=8, limit=1324,
+        packed=0, scored_packed=0, together=together, whole_refit=False, gradient_bytes=4,
+    )  # fmt: skip
+
+
+STEPS = (
+    # developer.nvidia.com, "Reinforcement Learning with NVIDIA NeMo-RL: Megatron-Core Support", Table 1 (NeMo-RL v0.3);
+    # microbatches from its recipes examples/configs/grpo_math_{8B,70B}_megatron.yaml at v0.3.0.
+    Step("NeMo-RL 0.3, Llama-3.1-70B", LLAMA_70B, 64, 4, 4, 4, 130, 398, _parts(84, 28, 18, 14, 147), "prompts"),
+    Step("NeMo-RL 0.3, Llama-3.1-8B", LLAMA_8B, 8, 1, 1, 1, 130, 795, _parts(58, 28, 18, 5, 112), "prompts"),
+    Step(
+        "NeMo-RL 0.3, Qwen3-32B", QWEN3_32B, 64, 4, 2, 4, 107, 3283, _parts(96, 68, 40, 7, 213),
+        "prompts, engines, microbatches",
+    ),
+    # NeMo-RL's docs/about/performance-summary.md at v0.4.0 and v0.5.0, recipes under examples/configs/recipes/llm.
+    Step(
+        "NeMo-RL 0.4, Llama-3.1-8B", LLAMA_8B, 16, 1, 2, 1, 132, 1060, {"step": 97.7}, "prompts",
+        scored_packed=8192, recompute=True,
+    ),
+    Step(
+        "NeMo-RL 0.5, Llama-3.1-8B", LLAMA_8B, 16, 1, 2, 1, 127, 1019, {"step": 92.8}, "prompts",
+        scored_packed=8192, recompute=True,
+    ),
+    Step("NeMo-RL 0.4, Qwen3-32B", QWEN3_32B, 32, 4, 4, 4, 110, 3206, {"step": 393}, "prompts"),
+    Step("NeMo-RL 0.5, Qwen3-32B", QWEN3_32B, 32, 4, 4, 4, 103, 3251, {"step": 376}, "prompts"),
+    # NeMo-Aligner's docs/user-guide/rlhf.rst; nodes of the actor.
+    _aligner(8, 351, 366.7),
+    _aligner(16, 323, 190.4),
+    _aligner(32, 332, 108.0),
+    _aligner(64, 334, 56.9, together=16),
+)  # fmt: skip
+
+_ENGINE_MEMORY = 0.6
+"""Of a device's memory, the engine's: vLLM's gpu_memory_utilization in every recipe of NeMo-RL above."""
+
+
+def predicted(step: Step, hardware: HardwareConfig) -> dict[str, float]:
+    """Seconds of ``step`` by part, and of the whole: their sum."""
+    within = seconds.Links(tp_within=step.tp <= 8, dp_within=step.gpus <= 8)
+    row = step.prompt + step.response if step.packed else step.limit
+    shapes = _shapes(step, row)
+    count, rows = _microbatches(step, row, step.packed, step.rows // step.updates)
+    largest = max(shapes.parameters(stage) for stage in range(step.pp))
+    update = seconds.passes(shapes.times(rows), hardware, step.tp, count, True, within)
+    update += seconds.optimizer_step(largest, step.gradient_bytes, largest * 12 / step.dp, step.dp, hardware, within)
+    count, rows = _microbatches(step, row, step.scored_packed, step.rows)
+    scored = seconds.passes(shapes.times(rows), hardware, step.tp, count, False, within)
+    weights = shapes.rank_parameters * 2.0
+    parts = {
+        "generation": _generation(step, hardware),
+        "training": step.updates * update,
+        # Of the policy and of the reference, which is swapped in and out.
+        "logprobs": 2 * scored + 2 * seconds.swap(largest * 2.0, hardware),
+        "refit": seconds.refit(weights * (step.tp if step.whole_refit else 1), hardware),
+    }
+    return parts | {"step": sum(parts.values())}
+
+
+def _shapes(step: Step, tokens: int) -> Shapes:
+    """Of one row of ``tokens``, in the step's training layout."""
+    model = replace(
+        step.model,
+        activations_checkpoint_granularity="full" if step.recompute else None,
+        activations_checkpoint_method="uniform" if step.recompute else None,
+        activations_checkpoint_num_layers=1 if step.recompute else None,
     )
-    forward = seconds.passes(shapes, hardware, _TP, everything, False, links)
-    engines = _PP * _DP
+    return _measured(model, step.tp, step.pp, tokens)
+
+
+def _measured(model: ModelConfig, tp: int, pp: int, tokens: int) -> Shapes:
+    return measure(model, cast(int, model.vocab_size), tp, pp, 1, tokens, torch.bfloat16)
+
+
+def _microbatches(step: Step, row: int, packed: int, rows: int) -> tuple[int, float]:
+    """(microbatches on a rank, rows in each) for ``rows`` over all ranks."""
+    each = rows / step.dp
+    count = -int(-each * row // packed) if packed else -int(-each // 1)
+    return count, each / count
+
+
+def _generation(step: Step, hardware: HardwareConfig) -> float:
+    model = step.model
+    shapes = _measured(model, step.engine, 1, step.prompt + step.response)
+    width = model.kv_channels or model.hidden_size // model.num_attention_heads
+    kv_bytes = 2.0 * model.num_layers * (model.num_query_groups or model.num_attention_heads) / step.engine * width * 2
+    weights = shapes.rank_parameters * 2.0
+    rows = -(-step.rows * step.engine // step.gpus)
+    longest = step.limit - step.prompt
+    # Where most run to the limit, they hold their mean length together; where they end all along, half of it.
+    held = step.prompt + (step.response if step.response > longest / 2 else step.response / 2)
+    room = _ENGINE_MEMORY * hardware.memory_gib * GIB - hardware.reserved_gib * GIB - weights
     per_token = shapes.layers * shapes.layer.forward + shapes.first.forward + shapes.last.forward
-    width = model.hidden_size // model.num_attention_heads
-    groups = model.num_query_groups or model.num_attention_heads
-    generation = seconds.decoding(
-        rows=_ROLLOUTS // engines,
-        at_once=_ROLLOUTS // engines,
-        prompt=_PROMPT,
-        response=_RESPONSE,
-        longest=_LIMIT - _PROMPT,
-        weight_bytes=shapes.rank_parameters * 2.0,
-        kv_bytes=2.0 * model.num_layers * groups / _TP * width * 2,
+    return seconds.decoding(
+        rows=rows,
+        at_once=step.together or min(rows, int(room / kv_bytes / held)),
+        prompt=step.prompt,
+        response=step.response,
+        longest=longest,
+        weight_bytes=weights,
+        kv_bytes=kv_bytes,
         layers=model.num_layers,
         pp=1,
-        forward_flops_per_token=per_token / _LIMIT,
+        forward_flops_per_token=per_token / (step.prompt + step.response),
         hardware=hardware,
     )
-    return {
-        "generation": generation,
-        "training": _ROLLOUTS // _UPDATE * update,
-        "logprobs": 2 * forward + 2 * seconds.swap(largest * 2.0, hardware),
-        "refit": seconds.refit(shapes.rank_parameters * 2.0 * _TP, hardware),
-    }

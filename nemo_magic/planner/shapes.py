@@ -49,7 +49,7 @@ class Part:
     forward: float
     backward: float
 
-    def times(self, rows: int) -> Part:
+    def times(self, rows: float) -> Part:
         """The same for ``rows`` times as many rows; parameters are what they are."""
         scaled = {name: getattr(self, name) * rows for name in ("kept", "recomputed", "forward", "backward")}
         return replace(self, **scaled)
@@ -78,10 +78,10 @@ class Shapes:
     def layers_of_stage(self) -> int:
         return self.layers // self.pp
 
-    def times(self, rows: int) -> Shapes:
+    def times(self, rows: float) -> Shapes:
         """The same for microbatches of ``rows`` times as many rows."""
         each = {name: getattr(self, name).times(rows) for name in ("layer", "first", "last")}
-        return replace(self, **each, logits=self.logits * rows, hidden=self.hidden * rows)
+        return replace(self, **each, logits=int(self.logits * rows), hidden=int(self.hidden * rows))
 
     def parameters(self, stage: int) -> int:
         """Parameters on a rank of pipeline stage ``stage``."""
