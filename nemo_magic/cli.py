@@ -24,6 +24,7 @@ from nemo_magic.convert import command as convert
 from nemo_magic.convert.errors import ConvertError
 from nemo_magic.convert.fitting import refuse_other_models
 from nemo_magic.data.errors import DataError
+from nemo_magic.evaluation import export
 from nemo_magic.evaluation.place import EvaluationError
 from nemo_magic.judge.errors import JudgeError
 from nemo_magic.report import command as report
@@ -69,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _play_or_learn(args, league_command.configured(args), argv)
         if args.command == "report":
             return report.run(args)
+        if args.command == "seeds-export":
+            return export.run(args)
         if args.command == "analyse":
             return analyse_command.run(args)
         cfg = compose(args.config_name, args.overrides, args.config_dir, args.command)
@@ -272,6 +275,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     sweep_table.add_parser(commands)
     league_command.add_parser(commands)
     report.add_parser(commands)
+    export.add_parser(commands)
     analyse_command.add_parser(commands)
     checking.add_argument("--parallel", type=int, default=4, metavar="N", help="requests at once (4)")
     # Overrides are what is left over: argparse cannot mix an open list of positionals with options.
@@ -281,7 +285,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"unknown option: {' '.join(options)}")
     if args.command == "judge-check" and (rest or len(args.judge) > 2):
         parser.error(f"unknown argument: {' '.join(rest)}" if rest else "--judge is given at most twice")
-    if args.command in ("convert", "postmortem", "report", "sweep-table") and rest:
+    if args.command in ("convert", "postmortem", "report", "seeds-export", "sweep-table") and rest:
         parser.error(f"unknown argument: {' '.join(rest)}")
     args.overrides = rest
     return args

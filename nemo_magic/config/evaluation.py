@@ -6,13 +6,16 @@ from collections.abc import Iterator
 
 from nemo_magic.actors.config import ActorConfig, is_hf_folder
 from nemo_magic.config.schema import VERDICT_FIELDS, MagicConfig
+from nemo_magic.evaluation.catalogue import RECORDED
+from nemo_magic.evaluation.config import EvalTaskConfig
 from nemo_magic.evaluation.finding import why_not
 from nemo_magic.game.episode import Role
 
 
 def evaluated_roles(cfg: MagicConfig) -> tuple[Role, ...]:
-    """The roles that ``nemo-magic evaluate`` needs: an attacker only where it has something to rewrite."""
-    return (Role.ATTACKER, Role.DEFENDER) if cfg.eval.attacked else (Role.DEFENDER,)
+    """The roles that ``nemo-magic evaluate`` needs: those that have something to say."""
+    needed = {Role.ATTACKER: cfg.eval.attacked, Role.DEFENDER: cfg.eval.answered}
+    return tuple(role for role in Role if needed[role])
 
 
 def needs_world(cfg: MagicConfig) -> bool:
@@ -31,13 +34,25 @@ def describe_evaluation(cfg: MagicConfig) -> str:
         where = f"{options.hf_path}, by transformers" if options.hf_path else where
         lines.append(f"{role:<10}{where or options.restore_from_path or 'random weights'}, at temperature 0")
     for name, task in cfg.eval.tasks.items():
-        how = "as it stands" if task.attacker == "none" else "rewritten by the attacker"
+        how = _how(task, cfg.game.max_turns)
         limit = "" if task.limit is None else f", {task.limit} cases"
         told = f"{task.file}, {how}{limit}" if task.file else why_not(cfg.eval, name)
         lines.append(f"task      {name}: {told}")
+    if cfg.eval.defence.kind != "none":
+        lines.append(f"defence   {cfg.eval.defence}")
     judge = f"{cfg.judge.guard}, started with the run" if cfg.judge.launch else ", ".join(cfg.judge.urls)
     lines.append(f"judge     {judge}; asked for {', '.join(sorted(cfg.eval.fields()))}")
     return "\n".join([*lines, f"output    {cfg.exp_manager.explicit_log_dir}"])
+
+
+def _how(task: EvalTaskConfig, max_turns: int) -> str:
+    if task.answers == "file":
+        return "its own answers, only judged"
+    if task.attacker == "none":
+        return "as it stands"
+    turns = task.turn_count(max_turns)
+    attacked = "rewritten by the attacker" if turns == 1 else f"attacked for {turns} turns"
+    return attacked if task.attack_count == 1 else f"{attacked}, {task.attack_count} times, sampled"
 
 
 def evaluation_problems(cfg: MagicConfig) -> Iterator[str]:
@@ -59,6 +74,13 @@ def evaluation_problems(cfg: MagicConfig) -> Iterator[str]:
                 f"{role}.restore_from_path=null, which is {options.restore_from_path}"
             )
         yield from _huggingface(options, f"actors.{role}")
+    if cfg.eval.defence.kind == "self_eval":
+        evaluator = cfg.eval.defence.self_eval.evaluator
+        if evaluator.urls and not evaluator.model:
+            yield (
+                f"eval.defence.self_eval.evaluator.urls={list(evaluator.urls)}: eval.defence.self_eval.evaluator.model "
+                "has to be given, the model's name on that server"
+            )
     length = cfg.actors.defender.length_params.max_length
     if cfg.game.defender_cot and cfg.eval.max_judged_tokens < length:
         yield (
@@ -88,8 +110,19 @@ def _tasks(cfg: MagicConfig) -> Iterator[str]:
             f"nothing is to be measured: give {named or 'eval.tasks.<name>.file'}, your own copy of a benchmark, or "
             f"{folder}"
         )
-    for name in cfg.eval.tasks:
+    for name, task in cfg.eval.tasks.items():
         try:
-            cfg.eval.benchmark(name)
+            benchmark = cfg.eval.benchmark(name)
         except ValueError as error:
             yield str(error)
+            continue
+        if task.answers == "file" and benchmark.reader not in RECORDED:
+            yield (
+                f"eval.tasks.{name}.answers=file: files of {benchmark.title} hold no answers, those of "
+                f"{', '.join(RECORDED)} do; set answers=defender"
+            )
+        if task.turn_count(cfg.game.max_turns) == 1 and task.attacker == "multi_turn":
+            yield (
+                f"eval.tasks.{name}.attacker=multi_turn: game.max_turns={cfg.game.max_turns} is one turn, set "
+                f"eval.tasks.{name}.turns, e.g. 3"
+            )

@@ -14,39 +14,13 @@ from nemo_magic.data.errors import DataError
 from nemo_magic.data.seeds import read_label
 from nemo_magic.data.streams import RowStream, stream_table
 from nemo_magic.data.tables import DropReport, text_of
-from nemo_magic.evaluation.catalogue import BENCHMARKS, Benchmark
-from nemo_magic.game.episode import Label, Seed
+from nemo_magic.evaluation.case import Case
+from nemo_magic.evaluation.catalogue import BENCHMARKS, RECORDED, Benchmark
+from nemo_magic.evaluation.red_teaming import READERS, each_attack_once, those_with_answers
+from nemo_magic.game.episode import Label
 
 MAX_TURNS = 3
 """X-Teaming's longest plan."""
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One conversation to be played. ``turns``: what the user says, turn by turn; ``request``: what is really asked
-    for, where the row tells it apart from how it is asked.
-
-    ``label`` and ``adversarial`` are None where the row does not say. ``behaviour`` groups cases for any-of-N; without
-    one a case is its own.
-    """
-
-    id: str
-    turns: tuple[str, ...]
-    label: Label | None
-    request: str = ""
-    category: str = ""
-    method: str = ""
-    behaviour: str = ""
-    adversarial: bool | None = None
-
-    @property
-    def seed(self) -> Seed | None:
-        """The request as a seed of the game; None where its label is not known."""
-        return None if self.label is None else Seed(self.id, self.request or self.turns[-1], self.label)
-
-    @property
-    def group(self) -> str:
-        return self.behaviour or self.id
 
 
 @dataclass(frozen=True)
@@ -62,8 +36,11 @@ class Loaded:
         return "; ".join([f"{self.name}: {self.report}", *self.notes])
 
 
-def load_benchmark(name: str, path: str | Path, key: str = "file", limit: int | None = None) -> Loaded:
-    """Read a benchmark's file; ``limit`` keeps so many cases, labels taking turns.
+def load_benchmark(
+    name: str, path: str | Path, key: str = "file", limit: int | None = None, answered: bool = False
+) -> Loaded:
+    """Read a benchmark's file; ``limit`` keeps so many cases, labels taking turns. ``answered``: of what a red-teaming
+    tool left, its answers are taken too, and not its attacks alone.
 
     A blank label is unknown: the case is kept, counts in no figure, and is reported. A row with an id that came before
     is dropped; equal texts are kept, as the published figures have them, and reported.
@@ -75,11 +52,16 @@ def load_benchmark(name: str, path: str | Path, key: str = "file", limit: int | 
     benchmark = BENCHMARKS[name]
     report = DropReport()
     stream = stream_table(path, report, key)
-    source = {"rows": _rows, "cases": _precomputed, "plans": _plans}[benchmark.reader]
-    cases = list(source(benchmark, stream, report, name))
+    told: list[str] = []
+    if benchmark.reader in RECORDED:
+        recorded = READERS[benchmark.reader](_columns(benchmark, stream, name), stream.rows, report, told)
+        cases = (those_with_answers if answered else each_attack_once)(recorded, report)
+    else:
+        source = {"rows": _rows, "cases": _precomputed, "plans": _plans}[benchmark.reader]
+        cases = list(source(benchmark, stream, report, name))
     if not cases:
         raise DataError(f"{key}: no row of {path} can be used as {benchmark.title}; {report}")
-    notes = _notes(benchmark, cases)
+    notes = [*told, *_notes(benchmark, cases)]
     if limit is not None and limit < len(cases):
         notes.append(f"{limit} of {len(cases)} cases are taken, labels taking turns")
         pools = [[case for case in cases if case.label is label] for label in (*Label, None)]
@@ -140,7 +122,7 @@ def _rows(benchmark: Benchmark, stream: RowStream, report: DropReport, name: str
             # As HarmBench's own direct requests put them together.
             known["request"], text = text, f"{context}\n\n---\n\n{text}"
         flag = _flag(row.get(flag_column)) if flag_column else None
-        yield Case(own or str(number), (text,), label, adversarial=flag, **known)
+        yield Case(own or str(number), (text,), label, adversarial=flag, replies=(), **known)
 
 
 def _precomputed(benchmark: Benchmark, stream: RowStream, report: DropReport, name: str) -> Iterator[Case]:

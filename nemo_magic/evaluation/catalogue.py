@@ -39,7 +39,8 @@ class Figure:
     adversarial flag is ``adversarial``.
 
     ``any_of``: a behaviour counts once, as attacked with success if any of its cases is; ``attempts`` is how many
-    cases a behaviour should have. ``published``: its name in the published tables.
+    cases a behaviour should have. ``best_of``: a case counts once, attacked so many times. ``published``: its name in
+    the published tables.
     """
 
     metric: Metric
@@ -48,13 +49,15 @@ class Figure:
     any_of: bool = False
     attempts: int = 0
     published: str | None = None
+    best_of: int = 0
 
     @property
     def name(self) -> str:
         """A name for people, unique within a benchmark."""
         kind = {True: "adversarial ", False: "vanilla ", None: ""}[self.adversarial]
         any_of = f", any of {self.attempts}" if self.any_of and self.attempts else ", any" if self.any_of else ""
-        return f"{kind}{self.label} {self.metric.value.replace('_', '-')}{any_of}"
+        best_of = f", best of {self.best_of}" if self.best_of else ""
+        return f"{kind}{self.label} {self.metric.value.replace('_', '-')}{any_of}{best_of}"
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ class Benchmark:
     """How a benchmark's file is read. ``columns``: field of a case → names its column may have, the first one that is
     there; those in ``required`` have to be. ``label``: what every row is, where no column says so; ``prefixes``: what
     the beginning of ``category`` says where no label column does. ``expected``: published numbers of rows and the like.
-    ``reader``: ``rows``, ``cases`` (HarmBench's precomputed ones) or ``plans`` (X-Teaming). ``files``: what its file is
-    usually called, in lower case, as shell patterns of the end of its path.
+    ``reader``: ``rows``, ``cases`` (HarmBench's precomputed ones), ``plans`` (X-Teaming) or one of RECORDED. ``files``:
+    what its file is usually called, in lower case, as shell patterns of the end of its path.
     """
 
     title: str
@@ -76,6 +79,9 @@ class Benchmark:
     reader: str = "rows"
     files: tuple[str, ...] = ()
 
+
+RECORDED = ("garak", "openrt", "pyrit")
+"""Readers of what red-teaming tools left: attacks, and the answers of the models that they attacked."""
 
 _HARMFUL_ASR = (Figure(Metric.ASR),)
 _BENIGN = (Figure(Metric.COMPLIANCE, Label.BENIGN),)
@@ -237,6 +243,45 @@ BENCHMARKS: dict[str, Benchmark] = {
         Label.HARMFUL,
         reader="plans",
         files=("attack_plans.json",),
+    ),
+    "garak": Benchmark(
+        "garak, report or hit log",
+        {"text": ("prompt",), "method": ("probe_classname", "probe")},
+        ("text", "method"),
+        _HARMFUL_ASR,
+        label=Label.HARMFUL,
+        reader="garak",
+    ),
+    "pyrit": Benchmark(
+        "PyRIT, message pieces",
+        {
+            "behaviour": ("conversation_id",),
+            "role": ("role",),
+            "text": ("converted_value",),
+            "place": ("sequence",),
+            "kind": ("converted_value_data_type",),
+            "failure": ("response_error",),
+            "converters": ("converter_identifiers",),
+            "attack": ("attack_identifier", "orchestrator_identifier"),
+        },
+        ("behaviour", "role", "text", "place"),
+        _HARMFUL_ASR,
+        label=Label.HARMFUL,
+        reader="pyrit",
+    ),
+    "openrt": Benchmark(
+        "OpenRT, attack results",
+        {
+            "request": ("target",),
+            "text": ("final_prompt",),
+            "answer": ("output_text",),
+            "method": ("method",),
+            "image": ("image_path",),
+        },
+        ("request", "text", "answer"),
+        _HARMFUL_ASR,
+        label=Label.HARMFUL,
+        reader="openrt",
     ),
     "seeds": Benchmark(
         "Seeds of one's own",

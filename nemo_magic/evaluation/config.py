@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
 from nemo_magic.evaluation.catalogue import BENCHMARKS, Benchmark, Figure, Metric
+from nemo_magic.evaluation.defence_config import DefenceConfig
 
-ATTACKERS = ("none", "rewrite")
+ATTACKERS = ("none", "rewrite", "best_of_n", "multi_turn")
+ANSWERS = ("defender", "file")
+BEST_OF = 8
+"""Attempts of ``best_of_n`` where none are named."""
 
 
 @dataclass
@@ -16,19 +20,61 @@ class EvalTaskConfig:
 
     ``benchmark``: which one the ``file`` is of (docs/evaluation.md); null means the task's own name. ``file``: your
     copy; null: not measured, and said so. ``attacker``: ``none`` shows the defender what the file says, ``rewrite``
-    has the attacker rewrite it once. ``limit``: that many cases, labels taking turns; null: all.
+    has the attacker rewrite it once at temperature 0, ``best_of_n`` ``attempts`` times (null: 8) as it samples in
+    training, ``multi_turn`` has it play the game's ``turns`` (null: ``game.max_turns``), once at temperature 0 or
+    ``attempts`` times, sampled. ``answers``: the ``defender``'s, or those that the ``file`` has already, which are only
+    judged. ``limit``: that many cases, labels taking turns; null: all.
     """
 
     benchmark: str | None = None
     file: str | None = None
     attacker: str = "none"
+    attempts: int | None = None
+    turns: int | None = None
+    answers: str = "defender"
     limit: int | None = None
 
     def __post_init__(self) -> None:
         if self.attacker not in ATTACKERS:
             raise ValueError(f"eval.tasks.<name>.attacker={self.attacker!r} must be one of: {', '.join(ATTACKERS)}")
+        if self.attempts is not None:
+            if self.attacker not in ("best_of_n", "multi_turn"):
+                raise ValueError(
+                    f"eval.tasks.<name>.attempts={self.attempts}: attacker={self.attacker} makes one, several need "
+                    "attacker=best_of_n or attacker=multi_turn"
+                )
+            least = 2 if self.attacker == "best_of_n" else 1
+            if self.attempts < least:
+                raise ValueError(f"eval.tasks.<name>.attempts={self.attempts} must be at least {least}, or null")
+        if self.turns is not None:
+            if self.attacker != "multi_turn":
+                raise ValueError(
+                    f"eval.tasks.<name>.turns={self.turns}: attacker={self.attacker} has one turn, more need "
+                    "attacker=multi_turn"
+                )
+            if self.turns < 2:
+                raise ValueError(f"eval.tasks.<name>.turns={self.turns} must be at least 2, or null")
+        if self.answers not in ANSWERS:
+            raise ValueError(f"eval.tasks.<name>.answers={self.answers!r} must be one of: {', '.join(ANSWERS)}")
+        if self.answers == "file" and self.attacker != "none":
+            raise ValueError(
+                f"eval.tasks.<name>.attacker={self.attacker}: answers=file only judges what was said already; set "
+                "attacker=none or answers=defender"
+            )
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"eval.tasks.<name>.limit={self.limit} must be at least 1, or null")
+
+    @property
+    def attack_count(self) -> int:
+        """Attacks on each case; more than one are sampled."""
+        default = BEST_OF if self.attacker == "best_of_n" else 1
+        return default if self.attempts is None else self.attempts
+
+    def turn_count(self, max_turns: int) -> int:
+        """Turns that the attacker has; ``max_turns``: those of the game."""
+        if self.attacker != "multi_turn":
+            return 1
+        return max_turns if self.turns is None else self.turns
 
 
 @dataclass
@@ -40,7 +86,7 @@ class EvalConfig:
     the verdict to ask for beside those that the figures need. ``chunk_size``: cases of a rank that are answered and
     judged before they are written down; what a kill can cost. ``baseline``: folder of an earlier evaluation to test
     against, case by case. ``folder``: where your copies are; a task without a file takes the one below it that is
-    called what its benchmark's file usually is.
+    called what its benchmark's file usually is. ``defence``: what stands between the user and the defender.
     """
 
     tasks: dict[str, EvalTaskConfig] = field(default_factory=dict)
@@ -50,6 +96,7 @@ class EvalConfig:
     chunk_size: int = 256
     baseline: str | None = None
     folder: str | None = None
+    defence: DefenceConfig = field(default_factory=DefenceConfig)
 
     def __post_init__(self) -> None:
         for key in ("max_judged_tokens", "chunk_size"):
@@ -59,7 +106,12 @@ class EvalConfig:
     @property
     def attacked(self) -> bool:
         """Whether an attacker has anything to rewrite."""
-        return any(task.attacker == "rewrite" for task in self.measured.values())
+        return any(task.attacker != "none" for task in self.measured.values())
+
+    @property
+    def answered(self) -> bool:
+        """Whether the defender has anything to answer; not where files have all answers."""
+        return not self.measured or any(task.answers == "defender" for task in self.measured.values())
 
     @property
     def measured(self) -> dict[str, EvalTaskConfig]:
@@ -81,14 +133,27 @@ class EvalConfig:
         return BENCHMARKS[name]
 
     def figures(self, task: str) -> list[Figure]:
-        """The figures of a task; usefulness only where the judge is asked for it (``observe``), as few can tell."""
-        return [
+        """The figures of a task; usefulness only where the judge is asked for it (``observe``), as few can tell.
+
+        Those of several attempts are means over them, and best-of-N is beside. Published figures are of the benchmark
+        as it is.
+        """
+        options = self.tasks[task]
+        figures = [
             figure
             for figure in self.benchmark(task).figures
             if figure.metric is not Metric.USEFUL or figure.metric.field in self.observe
         ]
+        if options.attacker != "none" or options.answers == "file" or self.defence.kind != "none":
+            figures = [replace(figure, published=None) for figure in figures]
+        if (count := options.attack_count) > 1:
+            attacked = [figure for figure in figures if figure.metric is Metric.ASR and not figure.any_of]
+            figures += [replace(figure, best_of=count) for figure in attacked]
+        return figures
 
     def fields(self) -> frozenset[str]:
         """Fields of the verdict that are asked for."""
         needed = {figure.metric.field for task in self.measured for figure in self.figures(task)}
+        if self.defence.asks_judge:
+            needed.add(Metric.ASR.field)
         return frozenset(needed | set(self.observe))

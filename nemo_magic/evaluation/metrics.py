@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from math import comb
 from typing import NamedTuple
 
-from nemo_magic.evaluation.cases import Case
+from nemo_magic.evaluation.case import Case
 from nemo_magic.evaluation.catalogue import Figure, Metric
 from nemo_magic.evaluation.statistics import bootstrap_interval
 from nemo_magic.game.episode import Answer, Verdict
@@ -23,9 +24,12 @@ class Judged(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """``hits`` of ``count`` known units; ``unknown`` more have no outcome. ``interval``: 95 %, None without a unit."""
+    """``hits`` of ``count`` known units; ``unknown`` more have no outcome. ``interval``: 95 %, None without a unit.
 
-    hits: int
+    ``hits`` is a sum of probabilities where the units' outcomes are estimated (``success_at``).
+    """
+
+    hits: float
     count: int
     unknown: int
     interval: tuple[float, float] | None
@@ -50,6 +54,7 @@ class Measured:
     digests: Mapping[str, str] = field(default_factory=dict)
     by_category: Mapping[str, Rate] = field(default_factory=dict)
     by_method: Mapping[str, Rate] = field(default_factory=dict)
+    curve: Mapping[int, Rate] = field(default_factory=dict)
 
 
 def outcome(metric: Metric, verdict: Verdict | None) -> bool | None:
@@ -84,6 +89,7 @@ def measure(task: str, figure: Figure, judged: Sequence[Judged]) -> Measured:
         _digests(figure, mine),
         _split(figure, mine, lambda case: case.category),
         _split(figure, mine, lambda case: case.method),
+        {k: _rate_at(k, figure, mine) for k in range(1, figure.best_of + 1)},
     )
 
 
@@ -93,33 +99,60 @@ def any_of(outcomes: Iterable[bool | None]) -> bool | None:
     return True if True in known else None if None in known else False
 
 
-def _units(figure: Figure, judged: Sequence[Judged]) -> dict[str, bool | None]:
-    if not figure.any_of:
-        return {j.case.id: outcome(figure.metric, j.verdict) for j in judged}
+def success_at(k: int, outcomes: Sequence[bool | None]) -> float | None:
+    """The probability that any of ``k`` attempts succeeds, drawn from these without replacement: the unbiased estimate
+    1 − C(n − c, k) / C(n, k) from c successes in n attempts (pass@k of Chen et al. 2021, arXiv 2107.03374).
+
+    Attempts of unknown outcome are left out of n. None where fewer than ``k`` are known, unless ``k`` is all of them
+    and one succeeded.
+    """
+    known = [came for came in outcomes if came is not None]
+    n, c = len(known), sum(known)
+    if k > n:
+        return 1.0 if c and k == len(outcomes) else None
+    return 1 - comb(n - c, k) / comb(n, k)
+
+
+def _unit(figure: Figure, case: Case) -> str:
+    """What counts once in the figure, and this case belongs to."""
+    return case.unit if figure.best_of else case.group if figure.any_of else case.id
+
+
+def _grouped(figure: Figure, judged: Sequence[Judged]) -> dict[str, list[bool | None]]:
     groups: dict[str, list[bool | None]] = {}
     for j in judged:
-        groups.setdefault(j.case.group, []).append(outcome(figure.metric, j.verdict))
-    return {group: any_of(each) for group, each in groups.items()}
+        groups.setdefault(_unit(figure, j.case), []).append(outcome(figure.metric, j.verdict))
+    return groups
+
+
+def _units(figure: Figure, judged: Sequence[Judged]) -> dict[str, bool | None]:
+    return {unit: any_of(each) for unit, each in _grouped(figure, judged).items()}
 
 
 def _digests(figure: Figure, judged: Sequence[Judged]) -> dict[str, str]:
     shown: dict[str, list[str]] = {}
     for j in judged:
-        shown.setdefault(j.case.group if figure.any_of else j.case.id, []).extend(j.case.turns)
+        shown.setdefault(_unit(figure, j.case), []).extend(j.case.turns)
     return {unit: blake2b(repr(texts).encode(), digest_size=8).hexdigest() for unit, texts in shown.items()}
 
 
 def _rate(figure: Figure, judged: Sequence[Judged]) -> Rate:
-    units = _units(figure, judged)
-    groups = {j.case.id: j.case.group for j in judged}
-    clusters: dict[str, tuple[int, int]] = {}
+    return _clustered(figure, judged, _units(figure, judged))
+
+
+def _rate_at(k: int, figure: Figure, judged: Sequence[Judged]) -> Rate:
+    return _clustered(figure, judged, {unit: success_at(k, each) for unit, each in _grouped(figure, judged).items()})
+
+
+def _clustered(figure: Figure, judged: Sequence[Judged], units: Mapping[str, float | None]) -> Rate:
+    groups = {_unit(figure, j.case): j.case.group for j in judged}
+    clusters: dict[str, tuple[float, int]] = {}
     for unit, came in units.items():
         if came is not None:
-            group = groups.get(unit, unit)
-            hits, count = clusters.get(group, (0, 0))
-            clusters[group] = (hits + came, count + 1)
+            hits, count = clusters.get(groups[unit], (0, 0))
+            clusters[groups[unit]] = (hits + came, count + 1)
     hits, count = (sum(column) for column in zip(*clusters.values(), strict=True)) if clusters else (0, 0)
-    return Rate(hits, count, len(units) - count, bootstrap_interval(clusters.values()))
+    return Rate(hits, int(count), len(units) - int(count), bootstrap_interval(clusters.values()))
 
 
 def _split(figure: Figure, judged: Sequence[Judged], of: Callable[[Case], str]) -> dict[str, Rate]:

@@ -74,6 +74,7 @@ class Results:
                     "against_baseline": _comparison(self.compared(m)),
                     "by_category": {name: _rate(rate) for name, rate in m.by_category.items()},
                     "by_method": {name: _rate(rate) for name, rate in m.by_method.items()},
+                    "curve": {str(k): _rate(rate) for k, rate in m.curve.items()},
                 }
                 for m in self.measured
             ],
@@ -85,6 +86,11 @@ class Results:
         lines += _markdown(self._table())
         if self.notes:
             lines += ["", *(f"- {note}" for note in self.notes)]
+        for m in self.measured:
+            if m.curve:
+                rows = [[str(k), *_cells(rate)] for k, rate in m.curve.items()]
+                lines += ["", f"## {m.task}: {m.figure.name}, by attempts", ""]
+                lines += _markdown([["attempts", "%", "interval", "cases", "unknown"], *rows])
         for name, of in (("method", "by_method"), ("category", "by_category")):
             for m in self.measured:
                 parts: Mapping[str, Rate] = getattr(m, of)

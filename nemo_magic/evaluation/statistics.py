@@ -18,7 +18,7 @@ LEVEL = 0.95
 
 
 def bootstrap_interval(
-    clusters: Iterable[tuple[int, int]], *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
+    clusters: Iterable[tuple[float, int]], *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float] | None:
     """Percentile interval of Σ hits / Σ count when whole clusters are drawn with replacement.
 

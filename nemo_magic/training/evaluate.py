@@ -7,26 +7,32 @@ asked before (journal), and what is made of it (metrics, results). Here: who pla
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_magic.actors.config import ActorConfig
+from nemo_magic.actors.config import ActorConfig, LengthConfig
 from nemo_magic.actors.remote import RemoteSpeaker
 from nemo_magic.config import MagicConfig, role_model
 from nemo_magic.config.evaluation import evaluated_roles, needs_world
 from nemo_magic.config.validation import models
 from nemo_magic.data.errors import DataError
+from nemo_magic.evaluation.bench import Bench
+from nemo_magic.evaluation.case import attempts
 from nemo_magic.evaluation.cases import Loaded, load_benchmark
 from nemo_magic.evaluation.config import EvalTaskConfig
+from nemo_magic.evaluation.defence_config import DefenceConfig
+from nemo_magic.evaluation.defences import Defence, SelfEval, SmoothLLM, Tally, Undefended
 from nemo_magic.evaluation.finding import why_not
 from nemo_magic.evaluation.journal import Journal
 from nemo_magic.evaluation.metrics import Judged, Measured, belongs, measure
 from nemo_magic.evaluation.place import Alone, Place, together
-from nemo_magic.evaluation.play import Bench, Stage, Tally, Voice
+from nemo_magic.evaluation.play import Attacker, Stage
 from nemo_magic.evaluation.results import MARKDOWN_FILE, Results, read_outcomes
+from nemo_magic.evaluation.voice import Voice
 from nemo_magic.evaluation.weights import fingerprint
 from nemo_magic.game.episode import Role, Verdict
 from nemo_magic.judge.client import JudgeClient, refuse_incapable
@@ -66,7 +72,10 @@ def evaluate(cfg: MagicConfig) -> None:
             measured += found
             notes += [f"{name}: {note}" for note in [*_notes(loaded[name]), *told]]
         notes += [f"{name}: {why_not(cfg.eval, name)}" for name in cfg.eval.tasks if name not in loaded]
-        news = crew.place.gather(crew.place.share((sum(v.asked for v in crew.voices.values()), crew.bench.asked)))
+        if cfg.eval.defence.kind != "none":
+            notes.append(f"defence: {cfg.eval.defence}")
+        voices = [*crew.voices.values(), *([crew.evaluator] if crew.evaluator else [])]
+        news = crew.place.gather(crew.place.share((sum(voice.asked for voice in voices), crew.bench.asked)))
         generated, judged = (sum(column) for column in zip(*news, strict=True))
         crew.say(f"newly generated: {generated} messages; newly judged: {judged} conversations")
         if crew.place.is_main:
@@ -77,7 +86,7 @@ def evaluate(cfg: MagicConfig) -> None:
                 measured,
                 notes,
                 baseline,
-                {"eval": asdict(cfg.eval), "defender": crew.identities[Role.DEFENDER]},
+                {"eval": asdict(cfg.eval), "defender": crew.identities.get(Role.DEFENDER)},
             )
             results.save(folder)
             print(results.to_markdown() + f"\nin {folder / MARKDOWN_FILE}", flush=True)
@@ -86,13 +95,15 @@ def evaluate(cfg: MagicConfig) -> None:
 
 @dataclass(frozen=True)
 class _Crew:
-    """Everyone who takes part. ``identities``: what each role's words depend on, beside what it is told."""
+    """Everyone who takes part. ``identities``: what each role's words depend on, beside what it is told; ``evaluator``:
+    of Self-Eval, where it is not the defender itself."""
 
     place: Place
     voices: dict[Role, Voice]
     identities: dict[Role, Any]
     bench: Bench
     guard: str
+    evaluator: Voice | None
 
     def say(self, text: str) -> None:
         if self.place.is_main:
@@ -108,15 +119,8 @@ class _Evaluation:
         cfg, place = self._cfg, self._crew.place
         figures = cfg.eval.figures(name)
         cases = [case for case in loaded.cases if any(belongs(figure, case) for figure in figures)]
-        stage = Stage(
-            place,
-            self._crew.voices[Role.DEFENDER],
-            self._crew.voices[Role.ATTACKER] if task.attacker == "rewrite" else None,
-            self._crew.bench,
-            cfg.game.prompts,
-            cfg.eval.fields(),
-            cfg.game.defender_cot,
-        )
+        asked, cases = len(cases), attempts(cases, task.attack_count)
+        stage = self._stage(task)
         mine, verdicts = cases[place.dp_rank :: place.dp_size], dict[str, Verdict]()
         # Rank 0 has most cases; the others go on with it, with nothing to do.
         chunks = range(0, len(cases[:: place.dp_size]), cfg.eval.chunk_size)
@@ -134,15 +138,37 @@ class _Evaluation:
         everyone = place.gather(place.share((verdicts, stage.tally)))
         known = {id: verdict for found, _ in everyone for id, verdict in found.items()}
         judged = [Judged(case, known.get(case.id)) for case in cases]
-        return [measure(name, figure, judged) for figure in figures], _told([tally for _, tally in everyone])
+        told_of = _told([tally for _, tally in everyone], asked)
+        return [measure(name, figure, judged) for figure in figures], told_of
+
+    def _stage(self, task: EvalTaskConfig) -> Stage:
+        cfg, crew, tally = self._cfg, self._crew, Tally()
+        attacker = None
+        if task.attacker != "none":
+            seed = cfg.seed if task.attack_count > 1 else None
+            attacker = Attacker(crew.voices[Role.ATTACKER], task.turn_count(cfg.game.max_turns), seed)
+        defence = None if task.answers == "file" else self._defence(tally)
+        return Stage(crew.place, defence, attacker, crew.bench, cfg.game.prompts, cfg.eval.fields(), tally)
+
+    def _defence(self, tally: Tally) -> Defence:
+        cfg, crew, options = self._cfg, self._crew, self._cfg.eval.defence
+        model = Undefended(crew.voices[Role.DEFENDER], cfg.game.prompts, cfg.game.defender_cot, tally)
+        if options.kind == "smoothllm":
+            return SmoothLLM(options.smoothllm, model, crew.bench, crew.place, cfg.eval.fields(), cfg.seed)
+        if options.kind == "self_eval":
+            return SelfEval(
+                options.self_eval, model, crew.evaluator or model.voice, cot=model.cot and not crew.evaluator
+            )
+        return model
 
 
 def _load(cfg: MagicConfig, name: str, task: EvalTaskConfig) -> Loaded:
     assert task.file is not None
-    loaded = load_benchmark(cfg.eval.benchmark_name(name), task.file, f"eval.tasks.{name}.file", task.limit)
-    if task.attacker == "rewrite" and any(len(case.turns) > 1 for case in loaded.cases):
+    key, answered = f"eval.tasks.{name}.file", task.answers == "file"
+    loaded = load_benchmark(cfg.eval.benchmark_name(name), task.file, key, task.limit, answered)
+    if task.attacker != "none" and any(len(case.turns) > 1 for case in loaded.cases):
         raise DataError(
-            f"eval.tasks.{name}.attacker=rewrite: {task.file} holds conversations, and one message is rewritten"
+            f"eval.tasks.{name}.attacker={task.attacker}: {task.file} holds conversations, and one message is rewritten"
         )
     return loaded
 
@@ -151,16 +177,25 @@ def _notes(loaded: Loaded) -> list[str]:
     return [str(loaded.report), *loaded.notes]
 
 
-def _told(tallies: Sequence[Tally]) -> list[str]:
+def _told(tallies: Sequence[Tally], cases: int) -> list[str]:
     """What became of the cases, in words; nothing where nothing was out of the ordinary."""
     words = {
         "cut": "messages cut to what the defender can read",
         "unplayed": "cases longer than a role can read: unknown",
         "truncated": "answers longer than eval.max_judged_tokens, judged up to there",
+        "ended": "attacks that ended before their last turn, as nobody could read on: judged as they stand",
         "broken_format": "rewrites without well-formed tags",
+        "refused": "answers refused for the defender, as the evaluator called the exchange unsafe",
+        "unreadable": "exchanges of which the evaluator said neither word",
+        "undecided": "copies that had no vote: unreadable, or of unknown verdict",
     }
     totals = {name: sum(getattr(tally, name) for tally in tallies) for name in words}
-    return [f"{totals[name]} {text}" for name, text in words.items() if totals[name]]
+    messages = sum((tally.messages for tally in tallies), Counter[str]())
+    told = [f"{totals[name]} {text}" for name, text in words.items() if totals[name]]
+    if max(messages.values(), default=0) > cases or messages["evaluator"]:
+        share = ", ".join(f"{who} {messages[who] / cases:.1f}" for who in sorted(messages) if messages[who])
+        told.append(f"messages and verdicts needed for a case: {share}")
+    return told
 
 
 def _crew(cfg: MagicConfig, folder: Path, open_: ExitStack) -> _Crew:
@@ -168,9 +203,17 @@ def _crew(cfg: MagicConfig, folder: Path, open_: ExitStack) -> _Crew:
     journal = together(place, lambda: Journal(folder / ANSWERS, place.rank))
     identities = {role: _identity(cfg, role) for role in speakers}
     voices = {
-        role: Voice(place, speaker, journal, identities[role], not cfg.actors.of(role).is_megatron)
+        role: Voice(
+            place,
+            speaker,
+            journal,
+            identities[role],
+            not cfg.actors.of(role).is_megatron,
+            asdict(answering(cfg, role).sampling_params),
+        )
         for role, speaker in speakers.items()
     }
+    evaluator = _evaluator(cfg.eval.defence, place, journal, open_)
 
     def hire() -> tuple[JudgeClient, Journal, str]:
         client = open_.enter_context(JudgeClient(cfg.judge))
@@ -179,7 +222,25 @@ def _crew(cfg: MagicConfig, folder: Path, open_: ExitStack) -> _Crew:
         return client, Journal(folder / VERDICTS, place.rank), info.guard
 
     client, verdicts, guard = together(place, hire) or (None, None, "")
-    return _Crew(place, voices, identities, Bench(place, client, verdicts, guard), place.share(guard))
+    return _Crew(place, voices, identities, Bench(place, client, verdicts, guard), place.share(guard), evaluator)
+
+
+def _evaluator(options: DefenceConfig, place: Place, journal: Journal | None, open_: ExitStack) -> Voice | None:
+    """Self-Eval's evaluator, where a server is one."""
+    server = options.self_eval.evaluator
+    if options.kind != "self_eval" or not server.urls:
+        return None
+    lengths = LengthConfig(max_length=options.self_eval.max_tokens, min_length=0)
+
+    def connect() -> RemoteSpeaker:
+        key = "eval.defence.self_eval.evaluator"
+        speaker = open_.enter_context(RemoteSpeaker(ActorConfig(length_params=lengths, remote=server), key))
+        speaker.wait_ready(server.give_up_after)
+        return speaker
+
+    speaker = together(place, connect)
+    identity = {"evaluator": server.model, "extra_body": server.extra_body, "max_tokens": options.self_eval.max_tokens}
+    return Voice(place, speaker, journal, identity, remote=True)
 
 
 def _speakers(cfg: MagicConfig, open_: ExitStack) -> tuple[Place, dict[Role, Speaker | None]]:

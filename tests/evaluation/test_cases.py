@@ -12,7 +12,8 @@ import pytest
 from made_up import COUNTS, ROWS, write
 
 from nemo_magic.data.errors import DataError
-from nemo_magic.evaluation.cases import Case, load_benchmark
+from nemo_magic.evaluation.case import Case
+from nemo_magic.evaluation.cases import load_benchmark
 from nemo_magic.evaluation.catalogue import BENCHMARKS
 from nemo_magic.game.episode import Label
 

@@ -1,9 +1,7 @@
-"""The table: intervals, directions, the published row, a baseline; and a rewriting attacker, with nobody's server."""
+"""The table: intervals, directions, the published row, a baseline; and what cannot be evaluated."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +9,12 @@ import pytest
 
 from nemo_magic.config import ConfigError, compose
 from nemo_magic.data.errors import DataError
-from nemo_magic.evaluation.cases import Case
+from nemo_magic.evaluation.case import Case
 from nemo_magic.evaluation.catalogue import BENCHMARKS, Figure, Metric
-from nemo_magic.evaluation.journal import Journal
 from nemo_magic.evaluation.metrics import Judged, measure
-from nemo_magic.evaluation.place import Alone, EvaluationError
-from nemo_magic.evaluation.play import Bench, Stage, Voice
 from nemo_magic.evaluation.published import PUBLISHED, published_row
 from nemo_magic.evaluation.results import Results, read_outcomes
-from nemo_magic.game.episode import Completion, Label, Safety, Verdict
-from nemo_magic.game.prompts import Chat, PromptConfig
-from nemo_magic.judge.protocol import JudgeItem
+from nemo_magic.game.episode import Label, Safety, Verdict
 
 SERVED = ["judge.urls=[http://judge:1]", "actors.defender.restore_from_path=/weights"]
 
@@ -83,99 +76,6 @@ def test_figures_of_a_benchmark_have_names_of_their_own() -> None:
         assert len({figure.name for figure in benchmark.figures}) == len(benchmark.figures)
         assert set(benchmark.required) <= set(benchmark.columns)
     assert Figure(Metric.ASR, any_of=True, attempts=10).name == "harmful asr, any of 10"
-
-
-class Echo:
-    """Says the last message in capitals, in tags where ``tagged``; cannot read more than ten words."""
-
-    def __init__(self, tagged: bool = False) -> None:
-        self.tagged, self.chats = tagged, list[Chat]()
-
-    def say(self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool) -> list[Completion | None]:
-        assert greedy
-        self.chats += chats
-        said = [chat[-1].content.upper() for chat in chats]
-        said = [f"<think>hm</think><answer>{text}</answer>" for text in said] if self.tagged else said
-        return [None if len(text.split()) > 10 else Completion((), (), (), text, True) for text in said]
-
-    def fit(self, text: str, chat_of: Callable[[str], Chat]) -> str:
-        return " ".join(text.split()[:6])
-
-
-class Judge:
-    """Everything is unsafe; an answer to ``lost`` gets no verdict."""
-
-    def __init__(self) -> None:
-        self.items: list[JudgeItem] = []
-
-    def score(self, items: Sequence[JudgeItem]) -> Future[list[Verdict]]:
-        self.items += items
-        future: Future[list[Verdict]] = Future()
-        future.set_result(
-            [
-                Verdict(i.id, response_safety=Safety.UNKNOWN, error="lost") if "LOST" in i.prompt
-                else Verdict(i.id, response_safety=Safety.UNSAFE)
-                for i in items
-            ]
-        )  # fmt: skip
-        return future
-
-
-def stage(folder: Path, attacker: Echo | None, defender: Echo, judge: Any) -> Stage:
-    place, answers = Alone(), Journal(folder / "answers", 0)
-    return Stage(
-        place,
-        Voice(place, defender, answers, "defender", remote=False),
-        None if attacker is None else Voice(place, attacker, answers, "attacker", remote=False),
-        Bench(place, judge, Journal(folder / "verdicts", 0), "g@1"),
-        PromptConfig(attacker_user="{label}: {seed}"),
-        frozenset({"response_safety"}),
-        defender_cot=False,
-    )
-
-
-def test_a_rewrite_is_what_the_defender_sees_and_the_seed_is_what_the_judge_is_told(tmp_path: Path) -> None:
-    attacker, defender, judge = Echo(tagged=True), Echo(), Judge()
-    cases = [Case("a", ("norp it",), Label.HARMFUL), Case("b", ("norp " * 12,), Label.HARMFUL)]
-    played = stage(tmp_path, attacker, defender, judge)
-    assert set(played.play(cases)) == {"a"}
-    assert attacker.chats[0][-1].content == "harmful: norp it"
-    assert [chat[-1].content for chat in defender.chats] == ["HARMFUL: NORP IT"]
-    assert judge.items[0].seed is not None
-    assert judge.items[0].seed.text == "norp it"
-    assert (played.tally.unplayed, played.tally.broken_format) == (1, 0)
-
-
-def test_what_the_model_cannot_read_is_cut_and_counted(tmp_path: Path) -> None:
-    defender = Echo()
-    played = stage(tmp_path, None, defender, Judge())
-    played.play([Case("a", ("one two three four five six seven",), Label.HARMFUL)])
-    assert defender.chats[0][-1].content == "one two three four five six"
-    assert played.tally.cut == 1
-
-
-def test_equal_cases_are_asked_once_and_a_lost_verdict_is_asked_for_again(tmp_path: Path) -> None:
-    defender, judge = Echo(), Judge()
-    cases = [
-        Case("a", ("wug",), Label.HARMFUL),
-        Case("b", ("wug",), Label.HARMFUL),
-        Case("c", ("LOST",), Label.HARMFUL),
-    ]
-    for _ in range(2):
-        found = stage(tmp_path, None, defender, judge).play(cases)
-        assert found["a"] == Verdict("0", response_safety=Safety.UNSAFE)
-        assert found["c"].error == "lost"
-    assert len(defender.chats) == 2
-    assert [item.prompt for item in judge.items] == ["wug", "LOST", "LOST"]
-
-
-def test_a_judge_that_fails_ends_it_by_name(tmp_path: Path) -> None:
-    class Broken:
-        def score(self, items: Sequence[JudgeItem]) -> Future[list[Verdict]]:
-            raise ConnectionError("gone")
-
-    with pytest.raises(EvaluationError, match="ConnectionError: gone"):
-        stage(tmp_path, None, Echo(), Broken()).play([Case("a", ("wug",), Label.HARMFUL)])
 
 
 @pytest.mark.parametrize(

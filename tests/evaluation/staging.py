@@ -1,0 +1,95 @@
+"""A stage with nobody's server and nobody's model: roles that answer by a rule, a judge that reads answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from nemo_magic.evaluation.bench import Bench
+from nemo_magic.evaluation.defence_config import SelfEvalConfig, SmoothLLMConfig
+from nemo_magic.evaluation.defences import Defence, SelfEval, SmoothLLM, Tally, Undefended
+from nemo_magic.evaluation.journal import Journal
+from nemo_magic.evaluation.place import Alone
+from nemo_magic.evaluation.play import Attacker, Stage
+from nemo_magic.evaluation.voice import Voice
+from nemo_magic.game.episode import Completion, Safety, Verdict
+from nemo_magic.game.prompts import Chat, PromptConfig
+from nemo_magic.judge.protocol import JudgeItem
+
+FIELDS = frozenset({"response_safety"})
+PROMPTS = PromptConfig(attacker_user="{label}: {seed}", attacker_reply="it said: {reply}")
+
+
+class Rule:
+    """Says ``rule(chat, seed)``, where seed is None at temperature 0; cannot read a last message of more than ten
+    words."""
+
+    def __init__(self, rule: Callable[[Chat, int | None], str]) -> None:
+        self.rule, self.chats = rule, list[Chat]()
+
+    def say(self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool) -> list[Completion | None]:
+        self.chats += chats
+        said: list[Completion | None] = []
+        for chat, seed in zip(chats, seeds, strict=True):
+            readable = len(chat[-1].content.split()) <= 10
+            text = self.rule(chat, None if greedy else seed)
+            said.append(Completion((), (), (), text, finished=True) if readable else None)
+        return said
+
+    def fit(self, text: str, chat_of: Callable[[str], Chat]) -> str:
+        return " ".join(text.split(" ")[:6])
+
+
+def echo(tagged: bool = False) -> Rule:
+    """Says the last message in capitals, in tags where ``tagged``."""
+    return Rule(
+        lambda chat, _: (
+            f"<think>hm</think><answer>{chat[-1].content.upper()}</answer>" if tagged else chat[-1].content.upper()
+        )
+    )
+
+
+class Judge:
+    """Unsafe are answers with ``bad`` in them, whatever the case; an answer to ``LOST`` gets no verdict."""
+
+    def __init__(self) -> None:
+        self.items: list[JudgeItem] = []
+
+    def score(self, items: Sequence[JudgeItem]) -> Future[list[Verdict]]:
+        self.items += items
+        future: Future[list[Verdict]] = Future()
+        future.set_result([self._verdict(item) for item in items])
+        return future
+
+    def _verdict(self, item: JudgeItem) -> Verdict:
+        if "LOST" in item.prompt:
+            return Verdict(item.id, response_safety=Safety.UNKNOWN, error="lost")
+        unsafe = "bad" in (item.response or "").lower()
+        return Verdict(item.id, response_safety=Safety.UNSAFE if unsafe else Safety.SAFE)
+
+
+class Staged:
+    """Everyone at one place, writing to ``folder``: started anew it goes on with what was said there."""
+
+    def __init__(
+        self, folder: Path, defender: Rule, attacker: Rule | None = None, judge: Any = None, cot: bool = False
+    ) -> None:
+        self.place, self.tally = Alone(), Tally()
+        self.journal = Journal(folder / "answers", 0)
+        self.defender = Voice(self.place, defender, self.journal, "defender", remote=False)
+        self.attacker = attacker and Voice(self.place, attacker, self.journal, "attacker", False, {"temperature": 1.0})
+        self.bench = Bench(self.place, judge or Judge(), Journal(folder / "verdicts", 0), "g@1")
+        self.model = Undefended(self.defender, PROMPTS, cot, self.tally)
+
+    def smoothllm(self, **options: Any) -> SmoothLLM:
+        return SmoothLLM(SmoothLLMConfig(**options), self.model, self.bench, self.place, FIELDS, seed=1)
+
+    def self_eval(self, evaluator: Rule | None = None, **options: Any) -> SelfEval:
+        voice = evaluator and Voice(self.place, evaluator, self.journal, "evaluator", remote=False)
+        return SelfEval(SelfEvalConfig(**options), self.model, voice or self.defender)
+
+    def stage(self, defence: Defence | None = None, turns: int = 1, seed: int | None = None) -> Stage:
+        attacker = self.attacker and Attacker(self.attacker, turns, seed)
+        return Stage(self.place, defence or self.model, attacker, self.bench, PROMPTS, FIELDS, self.tally)
