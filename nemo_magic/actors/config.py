@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nemo_magic.model_config import ModelConfig
+from nemo_magic.net.limits import RateLimit
 
 
 @dataclass
@@ -84,7 +85,7 @@ class RemoteConfig:
     Patience is the judge's, all times in seconds. Every client has ``max_concurrency`` requests under way, each with
     ``request_timeout`` from first byte to last. While nothing answers it tries again after ``backoff_initial``, doubled
     each time up to ``backoff_max`` and jittered, until ``give_up_after`` passed without any success. What is no chat
-    completion is asked for ``protocol_retries`` more times.
+    completion is asked for ``protocol_retries`` more times. ``rate_limit``: ceilings a minute, of all ranks together.
     """
 
     urls: list[str] = field(default_factory=list)
@@ -97,6 +98,7 @@ class RemoteConfig:
     backoff_initial: float = 0.2
     backoff_max: float = 30.0
     extra_body: dict[str, Any] = field(default_factory=dict)
+    rate_limit: RateLimit = field(default_factory=RateLimit)
 
     def __post_init__(self) -> None:
         for url in self.urls:

@@ -22,8 +22,10 @@ from nemo_magic.actors.config import ActorConfig
 from nemo_magic.actors.errors import RemoteProtocolError, RemoteRefused, RemoteUnavailable
 from nemo_magic.game.episode import Completion
 from nemo_magic.game.prompts import Chat
-from nemo_magic.net.asking import Broken, first_fault, gather, outage
-from nemo_magic.net.openai import NOT_NOW, is_too_long, words
+from nemo_magic.net.asking import gather
+from nemo_magic.net.faults import Broken, first_fault, outage
+from nemo_magic.net.limits import likely_tokens
+from nemo_magic.net.openai import NOT_NOW, is_too_long, total_tokens, words
 from nemo_magic.net.patient import Patient
 
 
@@ -38,6 +40,7 @@ class _Choice(BaseModel):
 
 class _ChatCompletion(BaseModel):
     choices: Annotated[list[_Choice], Field(min_length=1, max_length=1)]
+    usage: Any = None
 
 
 class _Model(BaseModel):
@@ -58,19 +61,27 @@ class RemoteSpeaker:
     """Speaks for a role at ``config.remote.urls``, with ``config.sampling_params`` and ``config.length_params``.
 
     ``key`` is what messages call ``config.remote``, e.g. ``actors.attacker.remote``; ``clock`` (seconds) is what
-    patience is counted by. A completion has no token ids and no logprobs: a remote role's tokens are never trained on.
+    patience is counted by. ``clients``: how many ranks have one, each with its share of ``config.remote.rate_limit``. A
+    completion has no token ids and no logprobs: a remote role's tokens are never trained on.
 
     Raises ValueError without urls or model, or if the token's environment variable is empty.
     """
 
-    def __init__(self, config: ActorConfig, key: str = "remote", clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        config: ActorConfig,
+        key: str = "remote",
+        clock: Callable[[], float] = time.monotonic,
+        clients: int = 1,
+    ) -> None:
         if not (config.remote.urls and config.remote.model):
             raise ValueError(f"{key}.urls and {key}.model have to be given for a role that a server plays")
         self._config = config
         self._model = config.remote.model
         self._key = key
         self._counters = _Counters()
-        self._patient = Patient(config.remote, "remote model", key, RemoteUnavailable, clock)
+        limit = config.remote.rate_limit.shared(clients)
+        self._patient = Patient(config.remote, "remote model", key, RemoteUnavailable, clock, limit=limit)
 
     def __enter__(self) -> Self:
         return self
@@ -135,7 +146,8 @@ class RemoteSpeaker:
 
     async def _say(self, body: bytes) -> Completion | None:
         try:
-            completion = await self._patient.ask(lambda url: self._ask(url, body))
+            most = likely_tokens(body, self._config.length_params.max_length)
+            completion, _ = await self._patient.ask(lambda url: self._ask(url, body), most, lambda said: said[1])
         except Broken as fault:
             retries = f"{self._key}.protocol_retries={self._config.remote.protocol_retries}"
             raise RemoteProtocolError(f"no chat completion after {retries}; last: {fault}") from fault
@@ -143,20 +155,23 @@ class RemoteSpeaker:
         self._counters.too_long += completion is None
         return completion
 
-    async def _ask(self, url: str, body: bytes) -> Completion | None:
-        """One request. Raises Outage, Broken or RemoteRefused."""
+    async def _ask(self, url: str, body: bytes) -> tuple[Completion | None, int | None]:
+        """One request: what was said, and how many tokens it took if the server tells. Raises Outage, Broken or
+        RemoteRefused."""
         response = await self._patient.post(f"{url}/chat/completions", body)
         self._accepted(url, response)
         if is_too_long(response):
-            return None
+            return None, None
         if not response.is_success:
             raise RemoteRefused(f"{url}: {response.status_code} {words(response)[:300]}")
         try:
-            [choice] = _ChatCompletion.model_validate_json(response.content).choices
+            answer = _ChatCompletion.model_validate_json(response.content)
         except ValidationError as error:
             raise Broken(f"{url}: {first_fault(error)}") from error
+        [choice] = answer.choices
         text = (choice.message.content or "").strip()
-        return Completion((), (), (), text, finished=choice.finish_reason != "length")
+        completion = Completion((), (), (), text, finished=choice.finish_reason != "length")
+        return completion, total_tokens(answer.usage)
 
     def _read_models(self, url: str, response: httpx.Response) -> None:
         self._accepted(url, response)

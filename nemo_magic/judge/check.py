@@ -24,7 +24,7 @@ from nemo_magic.data.tables import DropReport, text_of
 from nemo_magic.game.episode import Answer, Message, Safety, Seed, Verdict
 from nemo_magic.judge.client import JudgeClient
 from nemo_magic.judge.protocol import Ask, JudgeItem, make_item
-from nemo_magic.net.asking import first_fault
+from nemo_magic.net.faults import first_fault
 
 Labels = Mapping[Ask, str]
 UNKNOWN = "unknown"

@@ -27,7 +27,8 @@ from nemo_magic.judge.protocol import (
     match_answers,
     unknown_verdict,
 )
-from nemo_magic.net.asking import Broken, Outage, first_fault, gather, outage
+from nemo_magic.net.asking import gather
+from nemo_magic.net.faults import Broken, Outage, first_fault, outage
 from nemo_magic.net.patient import Patient
 
 

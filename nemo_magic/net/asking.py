@@ -18,37 +18,26 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any, Protocol, TypeVar
 
 import httpx
-from pydantic import ValidationError
 
 from nemo_magic.backports import timeout
+from nemo_magic.net.faults import Broken, Outage, outage
 from nemo_magic.net.http import Http
+from nemo_magic.net.limits import Limiter, RateLimit, Ticket
 from nemo_magic.net.replicas import Replicas
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Taken = Callable[[T], int | None]
 
 CONNECT_TIMEOUT = 5.0
 """Seconds for a connection to open: an address that is gone must not cost a whole request timeout."""
 
 _LATENCIES, _ENOUGH = 256, 32
 """How many latencies are remembered, and how many it takes to say what is slow."""
-
-
-class Outage(Exception):
-    """The server did not answer now and may later, not before ``retry_after`` seconds if it said so."""
-
-    def __init__(self, text: str, retry_after: float = 0.0) -> None:
-        super().__init__(text)
-        self.retry_after = retry_after
-
-
-class Broken(Exception):
-    """The server answered something that is no answer to what was asked."""
 
 
 class Settings(Protocol):
@@ -75,6 +64,8 @@ class _Counters:
     latency_sum_s: float = 0.0
     latency_max_s: float = 0.0
     outage_s: float = 0.0
+    limited: int = 0
+    paced_s: float = 0.0
 
 
 class Asker:
@@ -83,7 +74,7 @@ class Asker:
     ``noun`` is what logs and errors call the server, ``key`` where its settings are in the configuration;
     ``unavailable`` is raised when patience ends. ``probe``: the path that a replica which was down is asked for before
     it gets work again. ``hedge``: ask a second replica what the first has not answered within the 95th percentile of
-    the latencies so far. Raises what ``cfg.token`` raises.
+    the latencies so far. ``limit``: ceilings a minute, of all replicas together. Raises what ``cfg.token`` raises.
     """
 
     def __init__(
@@ -96,6 +87,7 @@ class Asker:
         *,
         probe: str = "/models",
         hedge: bool = False,
+        limit: RateLimit | None = None,
     ) -> None:
         self.urls = [url.rstrip("/") for url in cfg.urls]
         self._cfg = cfg
@@ -117,6 +109,8 @@ class Asker:
         self._down_since: float | None = None
         self._probes = set[asyncio.Task[None]]()
         self._slots = asyncio.Semaphore(cfg.max_concurrency)
+        self._limiter = Limiter(limit or RateLimit())
+        self._gate = asyncio.Lock()
         self._http = Http(
             headers={} if token is None else {"Authorization": f"Bearer {token}"},
             # A second request for the same question has a connection of its own, and so has a probe.
@@ -139,18 +133,21 @@ class Asker:
         await asyncio.gather(*self._probes, return_exceptions=True)
         await self._http.aclose()
 
-    async def ask(self, once: Callable[[str], Awaitable[T]]) -> T:
+    async def ask(self, once: Callable[[str], Awaitable[T]], tokens: int = 0, taken: Taken[T] | None = None) -> T:
         """What ``once(url)`` returns, at whichever replica, however many attempts that takes.
 
-        ``once`` raises Outage or Broken to be tried again. Raises ``unavailable`` when patience ends, the last Broken
-        after ``protocol_retries`` more attempts, and anything else that ``once`` raises at once.
+        ``tokens``: what one attempt may take at most; ``taken`` finds in its answer what it took, None where it does
+        not say. ``once`` raises Outage or Broken to be tried again. Raises ``unavailable`` when patience ends, the last
+        Broken after ``protocol_retries`` more attempts, and anything else that ``once`` raises at once.
         """
         async with self._slots:
             began, broken, avoided = self._clock(), 0, set[int]()
             while True:
-                replica = await self._turn(began, avoided)
+                replica, ticket, began = await self._permission(began, avoided, tokens)
                 try:
-                    return await self._attempt(once, replica)
+                    answer = await self._attempt(once, replica, tokens)
+                    ticket.tokens = (taken(answer) if taken else None) or tokens
+                    return answer
                 except Outage as outage:
                     self._refuse_to_wait_longer(began, outage)
                 except Broken as fault:
@@ -201,7 +198,7 @@ class Asker:
 
     # --- one request, and a second one where the first is slow
 
-    async def _attempt(self, once: Callable[[str], Awaitable[T]], replica: int) -> T:
+    async def _attempt(self, once: Callable[[str], Awaitable[T]], replica: int, tokens: int) -> T:
         self._replicas.begin(replica)
         first = asyncio.create_task(self._noted(once, replica))
         tasks = {first}
@@ -210,7 +207,8 @@ class Asker:
             if patience is not None:
                 await asyncio.wait(tasks, timeout=patience)
                 other = self._replicas.pick(_now(), {replica})
-                if not first.done() and other is not None:
+                if not first.done() and other is not None and self._limiter.pause(_now(), tokens) <= 0:
+                    self._limiter.send(_now(), tokens)
                     self._counters.hedges += 1
                     self._replicas.begin(other)
                     tasks.add(asyncio.create_task(self._noted(once, other)))
@@ -248,6 +246,27 @@ class Asker:
         return sorted(self._latencies)[int(0.95 * len(self._latencies))]
 
     # --- whose turn it is
+
+    async def _permission(self, began: float, besides: Collection[int], tokens: int) -> tuple[int, Ticket, float]:
+        """Wait for a replica, and until the ceilings allow a request of ``tokens``. ``began`` comes back later by what
+        they cost: that was nobody's silence."""
+        if not self._limiter.limits:
+            return await self._turn(began, besides), Ticket(0.0, tokens), began
+        arrived = self._clock()
+        async with self._gate:
+            began += self._clock() - arrived
+            while True:
+                replica = await self._turn(began, besides)
+                pause = self._limiter.pause(_now(), tokens)
+                if pause <= 0:
+                    return replica, self._limiter.send(_now(), tokens), began
+                before = self._clock()
+                # An answer may tell that less was taken than had been reserved.
+                with suppress(asyncio.TimeoutError):
+                    async with timeout(pause):
+                        await self._changed.wait()
+                began += self._clock() - before
+                self._counters.paced_s += self._clock() - before
 
     async def _turn(self, began: float, besides: Collection[int]) -> int:
         """Wait until a replica may be asked; rather none of ``besides``. Raises ``unavailable`` when patience ends."""
@@ -313,7 +332,9 @@ class Asker:
 
     def _note_outage(self, outage: Outage, replica: int, began: float) -> None:
         failures = self._replicas.fail(replica, _now(), began)
-        asked_for = min(outage.retry_after, self._cfg.backoff_max)
+        # Whoever is restarting guesses; whoever counts requests knows.
+        asked_for = min(outage.retry_after, self._cfg.give_up_after if outage.limited else self._cfg.backoff_max)
+        self._counters.limited += outage.limited
         self._replicas.rest(replica, _now() + max(asked_for, self._backoff(failures)))
         self._last_outage = outage
         if self._down_since is None:
@@ -359,28 +380,3 @@ async def gather(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     finally:
         for task in tasks:
             task.cancel()
-
-
-def outage(url: str, response: httpx.Response, words: str | None = None) -> Outage:
-    """A reply that says: not now. ``words`` of the server, by default the beginning of the body."""
-    said = response.text if words is None else words
-    return Outage(f"{url}: {response.status_code} {said[:300]}", retry_after(response))
-
-
-def retry_after(response: httpx.Response) -> float:
-    """Seconds of the reply's Retry-After header, which may also be a date; 0 if it has none that can be read."""
-    value = response.headers.get("Retry-After", "")
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return 0.0
-    return max(0.0, seconds)
-
-
-def first_fault(error: ValidationError) -> str:
-    """In a line, and without the input: texts of conversations belong in no log."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import httpx
 
@@ -37,3 +38,9 @@ def words(response: httpx.Response) -> str:
     if isinstance(error, dict):
         return " ".join(str(error[name]) for name in ("code", "message") if error.get(name) is not None)
     return str(error)
+
+
+def total_tokens(usage: Any) -> int | None:
+    """Tokens of prompt and response as a reply's ``usage`` tells them; None where it does not."""
+    total = usage.get("total_tokens") if isinstance(usage, dict) else None
+    return total if isinstance(total, int) and total > 0 else None

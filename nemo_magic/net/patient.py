@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from nemo_magic.net.asking import Asker, Settings
+from nemo_magic.net.asking import Asker, Settings, Taken
 
 T = TypeVar("T")
 
@@ -54,9 +54,9 @@ class Patient:
         self._thread.join()
         self._loop.close()
 
-    async def ask(self, once: Callable[[str], Awaitable[T]]) -> T:
+    async def ask(self, once: Callable[[str], Awaitable[T]], tokens: int = 0, taken: Taken[T] | None = None) -> T:
         """Asker.ask; for work that was submitted."""
-        return await self._asker.ask(once)
+        return await self._asker.ask(once, tokens, taken)
 
     async def post(self, url: str, body: bytes) -> httpx.Response:
         """Asker.post."""

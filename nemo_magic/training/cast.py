@@ -117,7 +117,8 @@ class _Remote:
     def __init__(self, world: World, cfg: MagicConfig, role: Role) -> None:
         self._world = world
         options = cfg.actors.of(role)
-        self._speaker = RemoteSpeaker(options, f"actors.{role}.remote") if world.speaks else None
+        key = f"actors.{role}.remote"
+        self._speaker = RemoteSpeaker(options, key, clients=world.dp_size) if world.speaks else None
         self._together(lambda speaker: speaker.wait_ready(options.remote.give_up_after))
 
     def __enter__(self) -> Self:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import closing
@@ -21,7 +22,8 @@ from nemo_magic.actors.config import ActorConfig, LengthConfig, RemoteConfig, Sa
 from nemo_magic.actors.errors import RemoteProtocolError, RemoteRefused, RemoteUnavailable
 from nemo_magic.actors.remote import RemoteSpeaker
 from nemo_magic.game.episode import Completion
-from nemo_magic.net.asking import retry_after
+from nemo_magic.net.faults import retry_after
+from nemo_magic.net.limits import RateLimit
 from nemo_magic.net.replicas import Replicas
 
 
@@ -199,10 +201,42 @@ def test_a_server_that_asks_for_a_rest_gets_it_up_to_the_longest_backoff(endpoin
         rest(replicas, i, until)
 
     monkeypatch.setattr(Replicas, "rest", noted)
-    server = endpoint(lambda _: (429, {}, {"Retry-After": "3600"}), echo)
+    server = endpoint(lambda _: (503, {}, {"Retry-After": "3600"}), echo)
     client = speaker(server.url, backoff_initial=0.001, backoff_max=0.5)
     assert text_of(client.say([chat("lo")], [1])[0]) == "re: lo"
     assert rests == [pytest.approx(0.5, abs=0.01)]
+
+
+def test_a_server_that_counts_requests_is_not_asked_before_its_time(endpoint, speaker):
+    """It takes three, then none for 0.3 s: what comes earlier all the same is a violation."""
+    taken, closed_until, violations = [], [0.0], []
+
+    def counting(body: Body) -> Answer:
+        now = time.monotonic()
+        if now < closed_until[0]:
+            violations.append(body)
+        elif len(taken) % 4 == 3:
+            taken.append(None)
+            closed_until[0] = now + 0.3
+            return 429, {"error": {"message": "rate limit"}}, {"Retry-After": "0.3"}
+        taken.append(body)
+        return echo(body)
+
+    server = endpoint(counting)
+    # Its own patience between attempts would be much shorter.
+    client = speaker(server.url, backoff_initial=0.001, backoff_max=0.01, max_concurrency=1)
+    said = client.say([chat(f"lo {i}") for i in range(10)], list(range(10)))
+    assert [text_of(one) for one in said] == [f"re: lo {i}" for i in range(10)]
+    assert violations == []
+    assert client.stats()["limited"] == 3
+
+
+def test_what_the_server_says_was_taken_frees_what_was_reserved(endpoint, speaker):
+    """Reserved are 256 tokens and some a request, taken are 10: at 1,000 a minute all ten are asked without a pause."""
+    server = endpoint(lambda body: (200, says("yes") | {"usage": {"total_tokens": 10}}))
+    client = speaker(server.url, rate_limit=RateLimit(tokens_per_minute=1000), max_concurrency=2)
+    assert len(client.say([chat("lo")] * 10, list(range(10)))) == 10
+    assert client.stats()["paced_s"] < 5
 
 
 def test_a_rest_may_be_given_in_seconds_or_as_a_date():

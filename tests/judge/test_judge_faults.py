@@ -150,7 +150,7 @@ def test_a_refused_connection_is_waited_out_until_somebody_listens(server, item)
 
 
 def test_a_rest_that_is_asked_for_is_granted(server, item) -> None:  # type: ignore[no-untyped-def]
-    judge = server(saying(429, b"", {"Retry-After": "3600"}), honest)
+    judge = server(saying(503, b"", {"Retry-After": "3600"}), honest)
     with JudgeClient(config(judge.url, backoff_max=0.3, max_concurrency=1)) as client:
         assert are_right(client.score(everything(item)).result())
         assert client.stats()["outage_s"] > 0.25  # an hour, cut to judge.backoff_max

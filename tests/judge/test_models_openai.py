@@ -271,12 +271,28 @@ def test_an_empty_message_is_an_empty_text():
         ({"request_timeout": 0}, "must be greater than 0"),
         ({"protocol_retries": -1}, "must be at least 0"),
         ({"extra_body": {"temperature": 1}}, "cannot be set here"),
+        ({"rate_limit": {"requests_per_minute": 0}}, "requests_per_minute=0 must be greater than 0"),
+        ({"rate_limit": {"rpm": 5}}, "rate_limit has no rpm: there are requests_per_minute, tokens_per_minute"),
         ({"token_env": "GUARD_TOKEN_THAT_IS_NOT_SET"}, "unset or empty"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, problem):
     with pytest.raises(ValueError, match=problem):
         build_model({"urls": ["http://x/v1"], "model": "tiny"} | settings)
+
+
+def test_a_quota_of_the_models_host_is_kept():
+    async def seconds():
+        async with Replies((200, chat_reply("safe"))) as replies:
+            model = quick(replies.url, rate_limit={"requests_per_minute": 600})
+            await model.start()
+            began = asyncio.get_running_loop().time()
+            await asyncio.gather(*(model.complete(HELLO, 7) for _ in range(4)))
+            await model.close()
+            assert len(replies.bodies) == 4
+            return asyncio.get_running_loop().time() - began
+
+    assert asyncio.run(seconds()) >= 3 * 0.1
 
 
 def test_what_changes_the_answers_changes_the_revision():

@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -21,8 +21,10 @@ from pydantic import BaseModel, Field, ValidationError
 from nemo_magic.judge.errors import GuardUnavailable
 from nemo_magic.judge.models.base import ModelRefused, Sent, WrongModel
 from nemo_magic.judge.observing import UNOBSERVED, Observer
-from nemo_magic.net.asking import Asker, Broken, first_fault, outage
-from nemo_magic.net.openai import NOT_NOW, is_too_long, words
+from nemo_magic.net.asking import Asker
+from nemo_magic.net.faults import Broken, first_fault, outage
+from nemo_magic.net.limits import RateLimit, likely_tokens
+from nemo_magic.net.openai import NOT_NOW, is_too_long, total_tokens, words
 
 _KEY = "judge.guard_config.model"
 _FIXED = ("model", "prompt", "messages", "max_tokens", "temperature", "n", "stream")
@@ -43,11 +45,13 @@ class _Chat(BaseModel):
 class _Completion(BaseModel):
     model: str
     choices: Annotated[list[_Text], Field(min_length=1, max_length=1)]
+    usage: Any = None
 
 
 class _ChatCompletion(BaseModel):
     model: str
     choices: Annotated[list[_Chat], Field(min_length=1, max_length=1)]
+    usage: Any = None
 
 
 class _Known(BaseModel):
@@ -71,7 +75,8 @@ class OpenAIConfig:
     nothing answers, it is tried again after ``backoff_initial``, doubled each time up to ``backoff_max`` and jittered,
     until ``give_up_after`` passed without any success: then the judge says that its guard is away. What is no
     completion is asked for ``protocol_retries`` more times. The server gets ``start_timeout`` to load the model. With
-    ``hedge`` a second replica is asked too where the first is slower than 95 % of answers.
+    ``hedge`` a second replica is asked too where the first is slower than 95 % of answers. ``rate_limit``: ceilings a
+    minute (``requests_per_minute``, ``tokens_per_minute``) of this judge; of several judges each has its own.
     """
 
     urls: list[str]
@@ -87,6 +92,7 @@ class OpenAIConfig:
     start_timeout: float = 1800.0
     hedge: bool = False
     extra_body: dict[str, Any] = field(default_factory=dict)
+    rate_limit: RateLimit = field(default_factory=RateLimit)
 
     def __post_init__(self) -> None:
         self.urls = [self.urls] if isinstance(self.urls, str) else list(self.urls)
@@ -107,6 +113,11 @@ class OpenAIConfig:
                 raise ValueError(f"{_KEY}.{key}={getattr(self, key)} must be greater than 0")
         if self.protocol_retries < 0:
             raise ValueError(f"{_KEY}.protocol_retries={self.protocol_retries} must be at least 0")
+        if isinstance(self.rate_limit, Mapping):  # as YAML has it
+            known = [one.name for one in fields(RateLimit)]
+            if unknown := set(self.rate_limit) - set(known):
+                raise ValueError(f"{_KEY}.rate_limit has no {sorted(unknown)[0]}: there are {', '.join(known)}")
+            self.rate_limit = RateLimit(**self.rate_limit)
         for name in self.extra_body:
             if name in _FIXED:
                 raise ValueError(f"{_KEY}.extra_body.{name} cannot be set here: it follows from what the guard asks")
@@ -149,7 +160,9 @@ class OpenAIModel:
     async def start(self) -> None:
         """Wait until a server lists the model. Raises WrongModel if it lists others, ModelRefused for a wrong token."""
         cfg = self._config
-        self._asker = Asker(cfg, "guard's model", _KEY, GuardUnavailable, self._clock, hedge=cfg.hedge)
+        self._asker = Asker(
+            cfg, "guard's model", _KEY, GuardUnavailable, self._clock, hedge=cfg.hedge, limit=cfg.rate_limit
+        )
         await self._asker.until_ready("/models", self._read_models, cfg.start_timeout)
 
     async def complete(self, sent: Sent, max_tokens: int) -> str:
@@ -163,18 +176,24 @@ class OpenAIModel:
             body["messages"] = [{"role": message.role, "content": message.content} for message in sent]
         content = json.dumps(body | self._config.extra_body).encode()
         try:
-            return await self._asker.ask(lambda url: self._ask(f"{url}{path}", content, isinstance(sent, str)))
+            text, _ = await self._asker.ask(
+                lambda url: self._ask(f"{url}{path}", content, isinstance(sent, str)),
+                likely_tokens(content, max_tokens),
+                lambda said: said[1],
+            )
         except Broken as fault:
             raise ValueError(
                 f"no completion after {_KEY}.protocol_retries={self._config.protocol_retries}; last: {fault}"
             ) from fault
+        return text
 
     async def close(self) -> None:
         if self._asker is not None:
             await self._asker.aclose()
 
-    async def _ask(self, url: str, body: bytes, raw: bool) -> str:
-        """One request. Raises Outage, Broken, ModelRefused, WrongModel or ValueError."""
+    async def _ask(self, url: str, body: bytes, raw: bool) -> tuple[str, int | None]:
+        """One request: the text, and how many tokens it took if the server tells. Raises Outage, Broken, ModelRefused,
+        WrongModel or ValueError."""
         assert self._asker is not None
         response = await self._asker.post(url, body)
         self._accepted(url, response)
@@ -187,15 +206,15 @@ class OpenAIModel:
         try:
             if raw:
                 completion = _Completion.model_validate_json(response.content)
-                model, text = completion.model, completion.choices[0].text
+                model, text, usage = completion.model, completion.choices[0].text, completion.usage
             else:
                 chat = _ChatCompletion.model_validate_json(response.content)
-                model, text = chat.model, chat.choices[0].message.content or ""
+                model, text, usage = chat.model, chat.choices[0].message.content or "", chat.usage
         except ValidationError as error:
             raise Broken(f"{url}: {first_fault(error)}") from error
         if model != self.name:
             raise WrongModel(f"{url} answered with the model {model!r}; {_KEY}.model={self.name!r}")
-        return text
+        return text, total_tokens(usage)
 
     def _read_models(self, url: str, response: httpx.Response) -> None:
         self._accepted(url, response)

@@ -1,0 +1,92 @@
+"""How much a server lets itself be asked: ceilings of requests and tokens a minute.
+
+``Limiter`` is a pure state machine, without a clock or sleep of its own. What is held at any time:
+
+- requests are sent at an even pace, so that no minute has more than ``requests_per_minute`` of them;
+- in no minute are more than ``tokens_per_minute`` tokens sent or reserved. A request reserves what it may take at most,
+  until the server says what it took; one that alone is larger than the ceiling is sent into a minute of its own.
+
+A minute is counted as a second more than that, as requests do not all travel equally fast.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+MINUTE = 61.0
+
+
+@dataclass
+class RateLimit:
+    """Ceilings of one endpoint, all its replicas and all that ask it from here taken together; null: none.
+
+    Each try counts as a request. Tokens are those of prompt and response: until the server tells (``usage``), a third
+    of the prompt's bytes and the longest response asked for. How many requests are under way at once is
+    ``max_concurrency``. What the server itself refuses with 429 waits for its Retry-After in any case.
+    """
+
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("requests_per_minute", "tokens_per_minute"):
+            value = getattr(self, key)
+            if value is not None and not value > 0:
+                raise ValueError(f"rate_limit.{key}={value} must be greater than 0, or null")
+
+    def shared(self, clients: int) -> RateLimit:
+        """The part of one of ``clients`` that ask equally much."""
+        requests, tokens = self.requests_per_minute, self.tokens_per_minute
+        return RateLimit(None if requests is None else requests / clients, None if tokens is None else tokens / clients)
+
+
+def likely_tokens(body: bytes, max_tokens: int) -> int:
+    """What a request may take at most, in tokens, as far as can be told without the model's tokenizer."""
+    return len(body) // 3 + max_tokens
+
+
+@dataclass
+class Ticket:
+    """A request that was sent at ``at`` and takes, or may take, ``tokens``."""
+
+    at: float
+    tokens: float
+
+
+class Limiter:
+    """Times are in seconds of any clock. ``pause`` says 0 before every ``send``."""
+
+    def __init__(self, limit: RateLimit) -> None:
+        self._pace = MINUTE / limit.requests_per_minute if limit.requests_per_minute else 0.0
+        self._ceiling = limit.tokens_per_minute
+        self._free_at = 0.0
+        self._sent: deque[Ticket] = deque()
+
+    @property
+    def limits(self) -> bool:
+        """Whether there is any ceiling."""
+        return self._pace > 0 or self._ceiling is not None
+
+    def pause(self, now: float, tokens: float) -> float:
+        """Seconds to wait before a request of ``tokens`` may be sent, as far as is known now."""
+        pause = max(0.0, self._free_at - now)
+        if self._ceiling is None:
+            return pause
+        while self._sent and self._sent[0].at <= now - MINUTE:
+            self._sent.popleft()
+        over = sum(ticket.tokens for ticket in self._sent) + tokens - self._ceiling
+        for ticket in self._sent:
+            if over <= 0:
+                break
+            over -= ticket.tokens
+            pause = max(pause, ticket.at + MINUTE - now)
+        return pause
+
+    def send(self, now: float, tokens: float) -> Ticket:
+        """A request of ``tokens`` is sent; set its ticket's ``tokens`` to what it took once that is known."""
+        self._free_at = now + self._pace
+        ticket = Ticket(now, tokens)
+        if self._ceiling is not None:
+            self._sent.append(ticket)
+        return ticket
