@@ -31,6 +31,7 @@ from nemo_magic.report import command as report
 from nemo_magic.report import sweep_table
 from nemo_magic.training import analyse_command, league_command, postmortem
 from nemo_magic.training.errors import Preempted, TrainingError
+from nemo_magic.training.interruption import SAVE_SIGNALS
 from nemo_magic.training.resume import Resume, decide
 
 EXIT_RUNTIME, EXIT_CONFIG, EXIT_INTERRUPTED = 1, 2, 130
@@ -47,6 +48,7 @@ _COMMANDS = {
     "train": "co-train attacker and defender (phase 2)",
     "sft": "warm up one role on a pool of examples (phase 1)",
     "evaluate": "measure a defender on benchmarks, your own copies of them",
+    "serve": "serve one role's actor to OpenAI's clients until interrupted",
     "judge": "serve the configured judge until interrupted",
     "sandbox": "write the sandbox's files: tokenizer, seeds, pools",
     "plan": "say what a run takes: memory, seconds, GPU-hours, and the best layout",
@@ -167,8 +169,8 @@ def _play_or_learn(args: argparse.Namespace, cfg: MagicConfig, argv: list[str]) 
 
     command = args.command
     resume = decide(cfg, args.resume) if command == "train" else Resume()
-    judged = command != "sft"
-    if command in _KEPT:
+    judged = command not in ("sft", "serve")
+    if command in (*_KEPT, "serve"):
         refuse_other_models(cfg, models(cfg, command))
 
     launched = launcher.is_rank(cfg.trainer)
@@ -188,7 +190,8 @@ def _play_or_learn(args: argparse.Namespace, cfg: MagicConfig, argv: list[str]) 
                 _evaluate(cfg)
             return 0
         if not launched and cfg.trainer.num_nodes * cfg.trainer.devices > 1:
-            return launcher.launch(argv, cfg.trainer)
+            ends = (*SAVE_SIGNALS, signal.SIGINT) if command == "serve" else SAVE_SIGNALS
+            return launcher.launch(argv, cfg.trainer, ends)
         _one_rank(args, cfg, resume)
     return 0
 
@@ -232,6 +235,10 @@ def _one_rank(args: argparse.Namespace, cfg: MagicConfig, resume: Resume) -> Non
         league_command.play(args, cfg)
     elif args.command == "evaluate":
         _evaluate(cfg)
+    elif args.command == "serve":
+        from nemo_magic.serving.command import serve
+
+        serve(cfg)
     else:
         from nemo_magic.training.coevolution import train
 

@@ -65,10 +65,10 @@ def is_first_process(environ: Mapping[str, str] | None = None) -> bool:
     return environ.get("RANK", environ.get("SLURM_PROCID", "0")) == "0"
 
 
-def launch(argv: Sequence[str], trainer: TrainerConfig) -> int:
+def launch(argv: Sequence[str], trainer: TrainerConfig, passed_on: Sequence[signal.Signals] = SAVE_SIGNALS) -> int:
     """Run the same command line as ``trainer.devices`` ranks here; the status of the first that failed, or 0.
 
-    SIGTERM and SIGUSR1 are passed on to the ranks. When a rank dies, the others are ended within ``ENDS_WITHIN``
+    The signals ``passed_on`` go to the ranks instead of ending the launcher. When a rank dies, the others are ended within ``ENDS_WITHIN``
     seconds. Negative statuses (a rank was killed by a signal) become 128 + the signal.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
@@ -104,7 +104,7 @@ def launch(argv: Sequence[str], trainer: TrainerConfig) -> int:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
-    before = {number: signal.signal(number, pass_on) for number in SAVE_SIGNALS}
+    before = {number: signal.signal(number, pass_on) for number in passed_on}
     try:
         result = ranks.wait(period=0.2)
     except SignalException as error:

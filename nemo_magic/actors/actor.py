@@ -15,8 +15,13 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 from nemo_aligner.models.nlp.gpt.megatron_gpt_ppo_actor import MegatronGPTActorModel
-from nemo_aligner.utils.distributed import broadcast_tensor_within_pp, from_parallel_logits_to_logprobs
+from nemo_aligner.utils.distributed import (
+    _compute_distributed_log_softmax,
+    broadcast_tensor_within_pp,
+    from_parallel_logits_to_logprobs,
+)
 from nemo_aligner.utils.train_utils import clip_gradients, set_eval, set_sync_funcs
 from nemo_aligner.utils.utils import cpu_weight_swap
 from omegaconf import DictConfig
@@ -131,6 +136,30 @@ class MagicActor(MegatronGPTActorModel):
         # contiguous: gloo broadcasts the memory of a view, not the view
         return [broadcast_tensor_within_pp(scores[i].contiguous() if scores else None) for i in range(len(batches))]
 
+    @torch.no_grad()
+    def ranked_logprobs(
+        self, batches: Sequence[MicroBatch], top: int
+    ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """``token_logprobs``, and the ``top`` likeliest next tokens of every position, on every pipeline stage.
+
+        Per microbatch: the log-probabilities [b, S-1]; those of the likeliest [b, S, top], descending; their ids
+        [b, S, top], all of the tokenizer's vocabulary. The last position's follow the row itself.
+        """
+
+        def ranked(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+            own = self._token_logprobs(logits, tokens, inference_only=True)
+            likeliest, ids = _likeliest(logits, self._temperature, self.chat.size, top)
+            return torch.cat([torch.nn.functional.pad(own, (0, 1))[..., None], likeliest, ids.float()], dim=-1)
+
+        def step(iterator: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
+            batch = next(iterator)
+            return self._forward(model, batch), lambda logits, non_loss_data=True: ranked(logits, batch.tokens)
+
+        set_eval(self)
+        found = self._run(batches, step, forward_only=True, collect_non_loss_data=True)
+        packed = [broadcast_tensor_within_pp(found[i].contiguous() if found else None) for i in range(len(batches))]
+        return [(p[:, :-1, 0], p[..., 1 : 1 + top], p[..., 1 + top :].long()) for p in packed]
+
     def reference_logprobs(self, batches: Sequence[MicroBatch]) -> list[torch.Tensor]:
         """``token_logprobs`` under the reference policy π_ref, whose weights wait in host memory."""
         if self.init_policy_state_dict is None:
@@ -200,6 +229,25 @@ class MagicActor(MegatronGPTActorModel):
                 group=parallel_state.get_pipeline_model_parallel_group(),
             )
         return box[0]
+
+
+def _likeliest(
+    logits: torch.Tensor, temperature: float, vocabulary: int, top: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities and ids [b, S, top] of the likeliest of ``vocabulary`` tokens by vocabulary-parallel ``logits``
+    [b, S, V / TP]; as they are normalised for training, to the last bit."""
+    scores = _compute_distributed_log_softmax(logits.float() / temperature)
+    first = parallel_state.get_tensor_model_parallel_rank() * scores.size(-1)
+    scores[..., max(0, vocabulary - first) :] = -torch.inf
+    # A shard smaller than what is asked for gives all it has, and fills up with what nobody would take.
+    missing = max(0, top - scores.size(-1))
+    values, ids = torch.nn.functional.pad(scores, (0, missing), value=-torch.inf).topk(top)
+    # Ids are exact in fp32 up to 2^24.
+    values, ids = (
+        gather_from_tensor_model_parallel_region(part.float().contiguous()) for part in (values, ids + first)
+    )
+    values, places = values.topk(top)
+    return values, ids.gather(-1, places).long()
 
 
 def _entropy(logits: torch.Tensor, temperature: float, at_once: int = 512) -> torch.Tensor:

@@ -15,8 +15,11 @@ from nemo_magic.game.episode import Completion
 
 @dataclass(frozen=True)
 class Stops:
-    """What ends a response: single ids (checked on tensors) and strings of several tokens (checked on decoded
-    tails)."""
+    """What ends a response: ids (checked on tensors), and strings wherever they are said (checked on decoded tails).
+
+    A string that is one token is both, since it may be said as a part of others; one that no text shows, such as a
+    special token, is an id only.
+    """
 
     ids: torch.Tensor
     strings: tuple[str, ...]
@@ -26,10 +29,10 @@ class Stops:
         ids, strings = [tokenizer.end_id], []
         for end in end_strings:
             single = tokenizer.single_id(end)
-            if single is None:
-                strings.append(end)
-            else:
+            if single is not None:
                 ids.append(single)
+            if single is None or end in tokenizer.raw_text([single]):
+                strings.append(end)
         return cls(torch.tensor(ids, device=device), tuple(strings))
 
     def end_of(self, chat: ChatTokenizer, response: Sequence[int]) -> int | None:

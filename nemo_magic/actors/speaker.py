@@ -1,5 +1,5 @@
-"""Who speaks for a role: its own Megatron model here, a Hugging Face model in this process (huggingface.py), or an endpoint
-elsewhere (remote.py)."""
+"""Who speaks for a role: its own Megatron model here, a Hugging Face model in this process (huggingface.py), or an
+endpoint elsewhere (remote.py)."""
 
 from __future__ import annotations
 

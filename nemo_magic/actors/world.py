@@ -61,6 +61,14 @@ class World:
         torch.distributed.all_gather_object(values, value, group=self._data_group)
         return values
 
+    def from_main(self, value: T) -> T:
+        """Rank 0's ``value`` on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
     def everyone(self, value: T) -> list[T]:
         """Every rank's ``value``, in rank order, on all of them."""
         if self.size == 1:

@@ -72,7 +72,7 @@ def compose(
             cfg = replace(cfg, eval=with_files(cfg.eval))
         except DataError as error:
             raise ConfigError(str(error)) from error
-    if command in ("train", "sft", "plan", "evaluate"):
+    if command in ("train", "sft", "plan", "evaluate", "serve"):
         validate(cfg, command)
     return cfg
 
@@ -133,6 +133,9 @@ def _unread(composed: DictConfig, command: str) -> tuple[str, ...]:
         tasks = OmegaConf.select(composed, "eval.tasks", default={}).values()
         attacked = any(task.get("attacker") == "rewrite" for task in tasks)
         return ("data.", "sft.") if attacked else ("data.", "sft.", "actors.attacker.")
+    if command == "serve":
+        role = OmegaConf.select(composed, "serve.role", default=MagicConfig().serve.role)
+        return ("data.", "sft.", "judge.", "eval.", "actors.defender." if role == "attacker" else "actors.attacker.")
     if command != "sft":
         return ()
     learns = OmegaConf.select(composed, "sft.role", default=MagicConfig().sft.role)

@@ -24,6 +24,7 @@ from nemo_magic.judge.config import JudgeConfig
 from nemo_magic.model_config import ModelConfig
 from nemo_magic.rl.config import GRPOConfig
 from nemo_magic.sandbox.world import SandboxConfig
+from nemo_magic.serving.config import ServeConfig
 from nemo_magic.training.config import ExpManagerConfig, SFTConfig
 
 VERDICT_FIELDS = ("prompt_safety", "response_safety", "refusal", "helpful", "intent_preserved")
@@ -156,6 +157,7 @@ class MagicConfig:
     sft: SFTConfig = field(default_factory=SFTConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
     exp_manager: ExpManagerConfig = field(default_factory=ExpManagerConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)

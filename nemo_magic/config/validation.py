@@ -45,6 +45,9 @@ def models(cfg: MagicConfig, command: str = "train") -> Models:
     if command == "sft":
         role = Role(cfg.sft.model_role)
         return {role: role_model(cfg, role, cfg.sft.max_steps)}
+    if command == "serve":
+        role = Role(cfg.serve.role)
+        return {role: role_model(cfg, role, 1)}
     if command == "evaluate":
         return {role: role_model(cfg, role, 1) for role in evaluated_roles(cfg) if cfg.actors.of(role).is_megatron}
     return {role: role_model(cfg, role) for role in Role}
@@ -135,7 +138,7 @@ def _unequal(roles: Models) -> Iterator[str]:
 
 def _batches(cfg: MagicConfig, roles: Models, command: str) -> Iterator[str]:
     dp = layout(cfg, roles).dp
-    if command == "evaluate":
+    if command in ("evaluate", "serve"):
         return  # any number of cases is shared out
     ranks = f"{dp} data-parallel ranks"
     seeds, size, minibatches = cfg.game.batch_size, cfg.game.group_size, cfg.grpo.minibatches
@@ -218,7 +221,7 @@ def _lengths(cfg: MagicConfig, role: Role, model: ModelConfig) -> Iterator[str]:
 
 def _schedule(cfg: MagicConfig, role: Role, model: ModelConfig, command: str) -> Iterator[str]:
     sched = model.optim.sched
-    learns = command == "sft" or (command != "evaluate" and optimizer_steps(cfg, role) > 0)
+    learns = command == "sft" or (command == "train" and optimizer_steps(cfg, role) > 0)
     fixed = sched.warmup_steps + sched.constant_steps
     # NeMo divides by the steps between warm-up and the constant end. A run that ends within its warm-up is only short.
     if learns and sched.constant_steps > 0 and sched.max_steps is not None and fixed >= sched.max_steps:
@@ -274,6 +277,12 @@ def _pool(cfg: MagicConfig) -> Iterator[str]:
 
 def _remote(cfg: MagicConfig, command: str) -> Iterator[str]:
     """A role that a server plays does not learn, and has nothing that a local model has."""
+    if command == "serve":
+        if cfg.actors.of(cfg.serve.role).is_remote:
+            yield f"actors.{cfg.serve.role}.remote.urls has to be [] where serve.role={cfg.serve.role} is to be served"
+        if cfg.generation.trt_llm.enable:
+            yield "generation.trt_llm.enable=true: a served actor decodes natively, set it to false"
+        return
     if command == "sft":
         if cfg.actors.of(cfg.sft.model_role).is_remote:
             yield f"actors.{cfg.sft.model_role}.remote.urls has to be [] where sft.role={cfg.sft.role} is to be trained"

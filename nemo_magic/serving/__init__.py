@@ -1,0 +1,1 @@
+"""A Megatron actor behind an OpenAI-compatible HTTP server (docs/serve.md)."""

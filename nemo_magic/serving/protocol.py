@@ -1,0 +1,145 @@
+"""The wire, as OpenAI's clients speak it: what is taken, strictly, and what is refused by the name of its field.
+
+A field that would change nothing (``n: 1``, ``frequency_penalty: 0``) is taken with that value only; one that is not
+known is refused, and nothing is ignored but ``user``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nemo_magic.actors.config import SamplingConfig
+
+MAX_STOPS = 16
+MAX_TOP = 20
+
+
+class ApiError(Exception):
+    """A request that is not answered. ``param``: the field it is about."""
+
+    def __init__(
+        self, status: int, message: str, param: str | None = None, code: str | None = None, soon: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = {"Retry-After": "1"} if soon else {}
+        if status == 401:
+            self.headers["WWW-Authenticate"] = "Bearer"
+
+    def body(self) -> dict[str, Any]:
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class _Request(_Wire):
+    """What both kinds of request have. ``top_k`` is not OpenAI's; −1 or 0: all tokens."""
+
+    model: str
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1)
+    stop: str | list[str] | None = None
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    n: Literal[1] | None = None
+    stream: Literal[False] | None = None
+    presence_penalty: float | None = Field(default=None, ge=0, le=0)
+    frequency_penalty: float | None = Field(default=None, ge=0, le=0)
+    user: str | None = None
+
+    @property
+    def stops(self) -> list[str]:
+        """Raises ApiError for an empty string or too many."""
+        stops = [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
+        if "" in stops or len(stops) > MAX_STOPS:
+            raise ApiError(400, f"stop: takes at most {MAX_STOPS} strings, none of them empty", "stop")
+        return stops
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        greedy = self.temperature == 0
+        return SamplingConfig(
+            temperature=1.0 if greedy or self.temperature is None else self.temperature,
+            top_k=max(0, self.top_k or 0),
+            top_p=1.0 if self.top_p is None else self.top_p,
+            use_greedy=greedy,
+            end_strings=self.stops,
+        )
+
+
+class CompletionRequest(_Request):
+    """POST /v1/completions. ``logprobs``: how many of the likeliest tokens are told at each position."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    max_tokens: int | None = Field(default=None, ge=0)
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP)
+    echo: bool | None = None
+    best_of: Literal[1] | None = None
+    suffix: None = None
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """One entry a prompt. Raises ApiError where there are none."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if not self.prompt:
+            raise ApiError(400, "prompt: is empty", "prompt")
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return self.prompt
+
+
+class _Part(_Wire):
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(_Wire):
+    role: Literal["system", "user", "assistant"]
+    content: str | list[_Part]
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class _Format(_Wire):
+    type: Literal["text"]
+
+
+class ChatRequest(_Request):
+    """POST /v1/chat/completions."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP)
+    response_format: _Format | None = None
+
+    @property
+    def limit(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+
+R = TypeVar("R", bound=_Request)
+
+
+def parse(kind: type[R], body: bytes) -> R:
+    """Raises ApiError naming the first field that is wrong, without what was in it: prompts belong in no log."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = [str(part) for part in fault["loc"]]
+    field = where[0] if where else None
+    if fault["type"] == "extra_forbidden":
+        raise ApiError(400, f"{'.'.join(where)}: there is no such field here", field)
+    if field is None or fault["type"].startswith("json"):
+        raise ApiError(400, f"the body is no JSON object: {fault['msg']}")
+    raise ApiError(400, f"{'.'.join(where)}: {fault['msg']}", field)
