@@ -1,7 +1,7 @@
 """The plan's tables in docs/planner.md, between their marks: ``python benchmarks/plan_tables.py``.
 
-Nothing is measured: these are predictions of the presets, and the settings of published steps. A test compares the
-page with what this makes of the present code.
+Nothing is measured: these are predictions of the presets and of published steps. A test compares the page with what
+this makes of the present code.
 """
 
 from __future__ import annotations
@@ -98,7 +98,25 @@ def settings() -> str:
     return table(columns, rows)
 
 
-TABLES = {"nodes": nodes, "presets": presets, "settings": settings}
+def published() -> str:
+    """The published steps beside their predictions."""
+    from nemo_magic.hardware import HardwareConfig
+    from nemo_magic.planner.published import STEPS, predicted
+
+    rows: list[list[object]] = []
+    for step in STEPS:
+        found = predicted(step, HardwareConfig())
+        cells = [f"{value:.1f}" for value in found.values()]
+        for i, part in enumerate(found):
+            if part in step.measured:
+                measured = step.measured[part]
+                off = f"{round(100 * (found[part] / measured - 1)):+d} %"
+                cells[i] += f" of {measured:g}: {off.replace('-', '−')}"
+        rows.append([step.name, *cells])
+    return table(["s, predicted of published", "generation", "training", "log-probabilities", "refit", "step"], rows)
+
+
+TABLES = {"nodes": nodes, "presets": presets, "settings": settings, "published": published}
 
 
 def written(text: str, tables: Sequence[str] = tuple(TABLES)) -> str:

@@ -21,8 +21,10 @@ from nemo_magic.planner.published import (
     PRETRAINING,
     QWEN3_32B,
     REFIT,
+    STEPS,
     decode_step,
     flops_reached,
+    predicted,
 )
 from nemo_magic.planner.search import best
 from nemo_magic.planner.shapes import total_parameters
@@ -51,6 +53,22 @@ def test_the_shares_that_are_reached_are_those_of_pre_training_serving_and_a_ref
         assert decode_step(hardware, tp) == pytest.approx(measured, rel=0.05)
     size, seconds = REFIT
     assert hardware.refit_gb_s == pytest.approx(size / seconds, rel=0.01)
+
+
+def test_with_constants_from_elsewhere_the_published_70b_step_is_predicted_within_a_quarter_part_by_part() -> None:
+    step = STEPS[0]
+    found = predicted(step, HardwareConfig())
+    assert step.measured["step"] == 147
+    assert found.keys() == step.measured.keys()
+    for part, measured in step.measured.items():
+        assert found[part] == pytest.approx(measured, rel=0.25), part
+
+
+def test_every_published_step_of_nemo_rl_is_predicted_too_short_but_by_less_than_a_quarter() -> None:
+    steps = [step for step in STEPS if step.name.startswith("NeMo-RL")]
+    assert len(steps) == 7
+    for step in steps:
+        assert 0.75 < predicted(step, HardwareConfig())["step"] / step.measured["step"] < 1, step.name
 
 
 @pytest.mark.parametrize(
