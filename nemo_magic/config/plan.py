@@ -73,13 +73,16 @@ def _sft(cfg: MagicConfig) -> list[str]:
 
 
 def _judge(cfg: MagicConfig) -> str:
-    if cfg.judge.launch:
-        return f"{cfg.judge.guard}, started with the run on {cfg.judge.server.host}"
-    return (
-        f"{cfg.judge.guard} at {', '.join(cfg.judge.urls)}"
-        if cfg.judge.urls
-        else "none: set judge.urls or judge.launch"
+    judge = cfg.judge
+    if judge.launch:
+        return f"{judge.guard}, started with the run on {judge.server.host}"
+    if not judge.urls:
+        return "none: set judge.urls or judge.launch"
+    # Whoever is there is another process with a configuration of its own, judge.guard or not.
+    guard = (
+        "any guard, all the same one (judge.expect is null)" if judge.expect is None else f"has to be {judge.expect}"
     )
+    return f"at {', '.join(judge.urls)}: {guard}"
 
 
 def _updates(cfg: MagicConfig, role: Role) -> str:

@@ -155,3 +155,12 @@ def test_the_plan_names_world_first_learner_rows_microbatches_and_judge() -> Non
     assert "the defender learns first" in plan
     assert "256 rows: 64 on each data-parallel rank, as 7 × 10" in plan
     assert "rules, started with the run" in plan
+
+
+def test_the_plan_says_where_a_remote_judge_is_and_who_it_has_to_be_not_the_guard_that_is_not_started() -> None:
+    remote = [*GPU, "judge.launch=false", "judge.urls=[http://a:1,http://b:1]"]
+    plan = describe(compose("magic_sandbox", remote))
+    assert "judge     at http://a:1, http://b:1: any guard, all the same one (judge.expect is null)" in plan
+    named = describe(compose("magic_sandbox", [*remote, "judge.expect=wildguard@7"]))
+    assert "judge     at http://a:1, http://b:1: has to be wildguard@7" in named
+    assert "rules" not in plan.partition("judge     ")[2].partition("\n")[0]
