@@ -304,7 +304,8 @@ class _Coevolution:
         state: Mapping[str, Any] = self.checkpoints.restore(path, self.cast.named)
         self.schedule = Schedule.from_dict(state["schedule"])
         self.early_stop = EarlyStop.from_dict(state["early_stop"])
-        self.opponents.pool = Pool.from_dict(state["pool"])
+        # Older checkpoints have none; they are gone on from only where nobody is drawn from it (decide).
+        self.opponents.pool = Pool.from_dict(state["pool"]) if "pool" in state else Pool()
         self.alarms = Alarms.from_dict(state["alarms"]) if "alarms" in state else Alarms()
         taken = path.parent.parent / "snapshots"
         for name, player in self.cast.named.items():

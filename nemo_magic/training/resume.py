@@ -55,10 +55,11 @@ class Resume:
 
 def decide(cfg: MagicConfig, wanted: str) -> Resume:
     """``auto``: the newest checkpoint of the run's folder, if there is one; ``never``: a new game; else a checkpoint's
-    folder.
+    folder, whatever its settings.
 
     Raises:
-        ConfigError: there is no such checkpoint, or the run's folder holds a run with other settings.
+        ConfigError: there is no such checkpoint, it knows too little for this game, or the run's folder holds a run
+            with other settings.
     """
     if wanted == "never":
         return Resume()
@@ -69,6 +70,7 @@ def decide(cfg: MagicConfig, wanted: str) -> Resume:
                 f"--resume {wanted}: no committed checkpoint there; give auto, never, or a folder such as "
                 f"{cfg.exp_manager.explicit_log_dir}/checkpoints/step_000015"
             )
+        _refuse_without_pool(cfg, path)
         return Resume(path)
     found = committed(Path(cfg.exp_manager.explicit_log_dir) / FOLDER)
     if not found:
@@ -86,6 +88,20 @@ def decide(cfg: MagicConfig, wanted: str) -> Resume:
             f"of it all the same (--resume {found[0]})"
         )
     return Resume(found[0], newest=True)
+
+
+def _refuse_without_pool(cfg: MagicConfig, checkpoint: Path) -> None:
+    """A checkpoint from before there was a pool of opponents knows none that could be drawn."""
+    try:
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--resume {checkpoint}: its {STATE} cannot be read ({error})") from error
+    if "pool" not in state and cfg.game.pool.draw != "latest":
+        raise ConfigError(
+            f'--resume {checkpoint}: it is from before there was a pool of opponents (no "pool" in its {STATE}), and '
+            f"game.pool.draw={cfg.game.pool.draw} would draw from it: go on with game.pool.draw=latest, or begin a new "
+            "game (--resume never)"
+        )
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any, Any]]:
