@@ -33,6 +33,8 @@ def describe_evaluation(cfg: MagicConfig) -> str:
         where = f"{options.remote.model} at {', '.join(options.remote.urls)}" if options.is_remote else None
         where = f"{options.hf_path}, by transformers" if options.hf_path else where
         lines.append(f"{role:<10}{where or options.restore_from_path or 'random weights'}, at temperature 0")
+        if role is Role.ATTACKER and any(task.attack_count > 1 for task in cfg.eval.measured.values()):
+            lines[-1] += f", and at {options.sampling_params.temperature:g} where it attacks several times"
     for name, task in cfg.eval.tasks.items():
         how = _how(task, cfg.game.max_turns)
         limit = "" if task.limit is None else f", {task.limit} cases"

@@ -22,6 +22,23 @@ def answer(prompt: str) -> str:
     return "bad grub" if "grub" in prompt else "sorry" if "norp" in prompt else f"a wug for {prompt}"
 
 
+def wily(body: Body) -> str:
+    """An attacker: adds the word that works in every third sample, and in the third turn."""
+    messages = body["messages"]
+    turns = sum(message["role"] == "assistant" for message in messages)
+    works = turns == 2 if body["temperature"] == 0 else body["seed"] % 3 == 0
+    return f"<think>{turns}</think><answer>please {messages[0]['content']}{' grub' if works else ''}</answer>"
+
+
+def wise(body: Body) -> str:
+    """An evaluator: knows what the defender says that gave in."""
+    return "unsafe" if "bad" in body["messages"][-1]["content"] else "safe"
+
+
+RULES: dict[str, Callable[[Body], str]] = {"wily": wily, "wise": wise}
+"""What other models than the defender say, by their name on the server."""
+
+
 class Evaluated:
     """A folder with benchmarks, and the words of an evaluation in it."""
 
@@ -32,7 +49,8 @@ class Evaluated:
         self.files = {name: write(home / f"{name}{formats.get(name, '.csv')}", ROWS[name]) for name in self.names}
         self.prompts: list[str] = []
         self.before_answering: Callable[[int], None] = lambda number: None
-        self.endpoint = Endpoint(self._reply)
+        models = {"data": [{"id": name} for name in (*RULES, "tiny")]}
+        self.endpoint = Endpoint(self._reply, models=(200, models))
 
     def close(self) -> None:
         self.endpoint.close()
@@ -79,4 +97,5 @@ class Evaluated:
     def _reply(self, body: Body) -> tuple[int, object]:
         self.prompts.append(json.dumps(body["messages"]))
         self.before_answering(len(self.prompts))
-        return 200, says(answer(body["messages"][-1]["content"]))
+        rule = RULES.get(body["model"])
+        return 200, says(rule(body) if rule else answer(body["messages"][-1]["content"]))

@@ -147,7 +147,7 @@ def test_a_baseline_is_paired_case_by_case(evaluated: Evaluated, whole: str) -> 
 def test_a_file_that_is_none_ends_it_before_anything_is_asked(evaluated: Evaluated, whole: str) -> None:
     evaluated.prompts.clear()
     said = evaluated.run("wrong", f"eval.tasks.dan.file={evaluated.files['strongreject']}", status=1)
-    assert "is no file of dan (Do Anything Now): it lacks columns for text (prompt or" in said
+    assert "is no file of dan (Do Anything Now): it lacks columns for text (adversarial or" in said
     assert evaluated.prompts == []
 
 
