@@ -48,6 +48,7 @@ _COMMANDS = {
     "train": "co-train attacker and defender (phase 2)",
     "sft": "warm up one role on a pool of examples (phase 1)",
     "evaluate": "measure a defender on benchmarks, your own copies of them",
+    "capability": "have lm-evaluation-harness measure a served model, and tell what it found",
     "serve": "serve one role's actor to OpenAI's clients until interrupted",
     "judge": "serve the configured judge until interrupted",
     "sandbox": "write the sandbox's files: tokenizer, seeds, pools",
@@ -137,6 +138,10 @@ def _run(args: argparse.Namespace, cfg: MagicConfig, argv: list[str]) -> int:
                 f"judge.server.host={cfg.judge.server.host}, port={cfg.judge.server.port}: {error}"
             ) from error
         return 0
+    if command == "capability":
+        from nemo_magic.training.capability_command import run as capability
+
+        return capability(args, cfg)
     if command == "plan":
         from nemo_magic.planner.command import run as plan
 
@@ -268,6 +273,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
                 metavar="auto|never|FOLDER",
                 help="go on from the newest checkpoint of the run's folder (auto), from none, or from a given one",
             )
+        if name == "capability":
+            command.add_argument("--run", action="store_true", help="run what is printed, and tell what it found")
         if name == "plan":
             command.add_argument("--json", action="store_true", help="the same as JSON, in bytes")
         command.add_argument("--dry-run", action="store_true", help="print the resolved configuration and the plan")

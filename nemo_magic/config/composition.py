@@ -47,7 +47,8 @@ def compose(
         config_dir: a folder of the user's own, searched before the package's; its groups add to the package's. Where
             ``config_name`` is the package's, so are all files of its names.
         command: what will run; ``train`` and ``sft`` have different things to check, ``plan`` what
-            ``train`` has, but files and servers (``???``) may be left open, and others nothing beyond types.
+            ``train`` has, but files and servers (``???``) may be left open, and others nothing beyond types;
+            for ``capability`` they may be left open too.
 
     Raises:
         ConfigError: for anything that cannot be run.
@@ -66,7 +67,7 @@ def compose(
             composed = hydra.compose(config_name, [*search, *written])
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"{config_name}: {concise(error)}") from error
-    cfg = _typed(composed, complete=command != "plan", unread=_unread(composed, command))
+    cfg = _typed(composed, complete=command not in ("plan", "capability"), unread=_unread(composed, command))
     if command == "evaluate":
         try:
             cfg = replace(cfg, eval=with_files(cfg.eval))

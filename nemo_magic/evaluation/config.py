@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
+from nemo_magic.evaluation.capability import CapabilityConfig
 from nemo_magic.evaluation.catalogue import BENCHMARKS, Benchmark, Figure, Metric
 from nemo_magic.evaluation.defence_config import DefenceConfig
 
@@ -87,6 +88,7 @@ class EvalConfig:
     judged before they are written down; what a kill can cost. ``baseline``: folder of an earlier evaluation to test
     against, case by case. ``folder``: where your copies are; a task without a file takes the one below it that is
     called what its benchmark's file usually is. ``defence``: what stands between the user and the defender.
+    ``capability``: what lm-evaluation-harness is asked to run, and what it found.
     """
 
     tasks: dict[str, EvalTaskConfig] = field(default_factory=dict)
@@ -97,6 +99,7 @@ class EvalConfig:
     baseline: str | None = None
     folder: str | None = None
     defence: DefenceConfig = field(default_factory=DefenceConfig)
+    capability: CapabilityConfig = field(default_factory=CapabilityConfig)
 
     def __post_init__(self) -> None:
         for key in ("max_judged_tokens", "chunk_size"):

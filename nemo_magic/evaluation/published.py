@@ -1,4 +1,4 @@
-"""The paper's own figures (arXiv 2602.01539, Table 1), to stand beside what was measured."""
+"""The paper's own figures (arXiv 2602.01539, Tables 1 and 2), to stand beside what was measured."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ PUBLISHED: dict[str, dict[str, float]] = {
         "StrongREJECT": 0.964,
         "WildJailbreak benign": 0.992,
         "XSTest benign": 0.940,
+        "IFEval prompt-loose": 0.749,
+        "ARC-C": 0.592,
+        "GPQA": 0.342,
+        "MMLU": 0.733,
     },
     "Qwen2.5-7B-Instruct + MAGIC": {
         "WildGuardTest adversarial": 0.023,
@@ -26,6 +30,10 @@ PUBLISHED: dict[str, dict[str, float]] = {
         "StrongREJECT": 0.988,
         "WildJailbreak benign": 0.968,
         "XSTest benign": 0.945,
+        "IFEval prompt-loose": 0.745,
+        "ARC-C": 0.592,
+        "GPQA": 0.308,
+        "MMLU": 0.735,
     },
 }
 """Model → name of a figure (``Figure.published``) → rate."""

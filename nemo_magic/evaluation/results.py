@@ -10,6 +10,7 @@ from typing import Any
 
 from nemo_magic.data.errors import DataError
 from nemo_magic.durable import write_durably
+from nemo_magic.evaluation.capability import Capability, capability_json, capability_table
 from nemo_magic.evaluation.catalogue import Figure
 from nemo_magic.evaluation.metrics import Measured, Rate
 from nemo_magic.evaluation.published import published_row
@@ -24,7 +25,7 @@ Outcomes = Mapping[str, Mapping[str, Mapping[str, tuple[str, bool | None]]]]
 @dataclass(frozen=True)
 class Results:
     """What an evaluation found. ``notes``: what a reader has to know of the files and of how they were played;
-    ``baseline``: what is compared with, a name and its outcomes."""
+    ``baseline``: what is compared with, a name and its outcomes; ``capability``: what lm-evaluation-harness found."""
 
     title: str
     model: str | None
@@ -33,6 +34,7 @@ class Results:
     notes: Sequence[str] = ()
     baseline: tuple[str, Outcomes] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    capability: Sequence[Capability] = ()
 
     def save(self, folder: Path) -> None:
         """Write all files to ``folder``; a reader sees whole ones only."""
@@ -63,6 +65,7 @@ class Results:
             "settings": dict(self.settings),
             "baseline": self.baseline[0] if self.baseline else None,
             "notes": list(self.notes),
+            "capability": capability_json(self.capability),
             "figures": [
                 {
                     "task": m.task,
@@ -83,21 +86,24 @@ class Results:
     def to_markdown(self) -> str:
         """The table, what is to be known of it, and each figure by attack method and by category."""
         lines = [f"# {self.title}", "", f"Judged by {self.guard or 'nobody'}. Per cent, 95 % intervals.", ""]
-        lines += _markdown(self._table())
+        lines += markdown_table(self._table())
+        if self.capability:
+            lines += ["", "## General capability, by lm-evaluation-harness", ""]
+            lines += markdown_table(capability_table(self.capability))
         if self.notes:
             lines += ["", *(f"- {note}" for note in self.notes)]
         for m in self.measured:
             if m.curve:
                 rows = [[str(k), *_cells(rate)] for k, rate in m.curve.items()]
                 lines += ["", f"## {m.task}: {m.figure.name}, by attempts", ""]
-                lines += _markdown([["attempts", "%", "interval", "cases", "unknown"], *rows])
+                lines += markdown_table([["attempts", "%", "interval", "cases", "unknown"], *rows])
         for name, of in (("method", "by_method"), ("category", "by_category")):
             for m in self.measured:
                 parts: Mapping[str, Rate] = getattr(m, of)
                 if len(parts) > 1:
                     rows = [[part, *_cells(rate)] for part, rate in parts.items()]
                     lines += ["", f"## {m.task}: {m.figure.name}, by {name}", ""]
-                    lines += _markdown([[name, "%", "interval", "cases", "unknown"], *rows])
+                    lines += markdown_table([[name, "%", "interval", "cases", "unknown"], *rows])
         return "\n".join(lines) + "\n"
 
     def to_latex(self) -> str:
@@ -175,7 +181,8 @@ def _cells(rate: Rate) -> list[str]:
     return [percent(rate.value), interval, str(rate.count), str(rate.unknown)]
 
 
-def _markdown(table: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(table: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table whose first row is its header."""
     header, *rows = ([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in table)
     return [_line(header), _line(["---"] * len(header)), *map(_line, rows)]
 

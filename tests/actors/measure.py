@@ -102,7 +102,30 @@ def _scores(player: Any) -> dict[str, Any]:
     batches = microbatches(rows(), 3, player.actor.chat.pad_id)
     mine = scatter_back(batches, player.actor.token_logprobs(batches), 12)
     reference = scatter_back(batches, player.actor.reference_logprobs(batches), 12)
-    return {"logprobs": mine, "reference_logprobs": reference}
+    return {"logprobs": mine, "reference_logprobs": reference, "ranked": _ranked(player.actor, batches)}
+
+
+def _ranked(actor: Any, batches: Any) -> dict[str, Any]:
+    """The likeliest tokens beside the log-probabilities of the training pass: where the row's own token is among them
+    it has to be the very same number."""
+    own = actor.token_logprobs(batches)
+    ranked = actor.ranked_logprobs(batches, 5)
+    among = differing = 0
+    for batch, mine, (again, values, ids) in zip(batches, own, ranked, strict=True):
+        if not torch.equal(mine.cpu(), again.cpu()):
+            differing += 1
+        same = ids[:, :-1].cpu() == batch.tokens[:, 1:, None]
+        among += int(same.sum())
+        differing += int((values[:, :-1].cpu() != mine.cpu()[..., None])[same].sum())
+    falling = all(bool((values[..., :-1] >= values[..., 1:]).all()) for _, values, _ in ranked)
+    known = all(bool((ids < actor.chat.size).all()) for _, _, ids in ranked)
+    return {
+        "among": among,
+        "differing": differing,
+        "falling": falling,
+        "known": known,
+        "ids": [ids.tolist() for _, _, ids in ranked],
+    }
 
 
 def _generation(attacker: Any, defender: Any, cfg: Any) -> dict[str, Any]:

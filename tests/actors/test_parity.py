@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from nemo_magic.sandbox.corpus import prepare
 from nemo_magic.sandbox.world import SandboxConfig
@@ -76,6 +78,20 @@ def test_log_probabilities_are_equal_at_every_layout_and_on_every_stage(worlds: 
     for rank in found[name]:
         for key in ("logprobs", "reference_logprobs"):
             assert _largest_difference(rank[key], found["tp1"][0][key]) <= 5e-6
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_the_likeliest_tokens_have_the_log_probabilities_of_the_training_pass_to_the_bit(
+    worlds: Any, name: str
+) -> None:
+    _, found = worlds
+    for rank in found[name]:
+        ranked = rank["ranked"]
+        assert ranked["among"] > 5
+        assert ranked["differing"] == 0
+        assert ranked["falling"]
+        assert ranked["known"]
+        assert ranked["ids"] == found["tp1"][0]["ranked"]["ids"]
 
 
 def test_the_reference_policy_is_where_the_actor_started(worlds: Any) -> None:
@@ -163,6 +179,15 @@ def test_a_past_self_is_worn_and_given_back(worlds: Any, name: str) -> None:
     _, found = worlds
     for rank in found[name]:
         assert rank["past"] == {"worn": True, "own": True, "noticed": True}
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_a_snapshot_of_gated_mlps_is_no_larger_than_its_weights(worlds: Any, name: str) -> None:
+    snapshot = worlds[0] / "snapshots" / name
+    tensors = FileSystemReader(snapshot).read_metadata().state_dict_metadata.values()
+    weights = sum(t.size.numel() * t.properties.dtype.itemsize for t in tensors if isinstance(t, TensorStorageMetadata))
+    written = sum(path.stat().st_size for path in snapshot.glob("*.distcp"))
+    assert weights < written <= 1.1 * weights
 
 
 @pytest.mark.parametrize("name", WORLDS)

@@ -1,0 +1,242 @@
+"""General capability, measured by lm-evaluation-harness: what it is asked to run, and what it found.
+
+The harness (https://github.com/EleutherAI/lm-evaluation-harness) brings the tasks, the prompts and the scoring; here
+are its command lines for a served model, and a reader of the results it writes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nemo_magic.data.errors import DataError
+from nemo_magic.evaluation.published import published_row
+from nemo_magic.evaluation.statistics import percent
+
+HOW = ("score", "text", "chat")
+
+
+@dataclass
+class CapabilityTaskConfig:
+    """A task of the harness, or a group.
+
+    ``task``: its name there. ``metric``: the one that is reported, with its filter as in the harness's results
+    (``acc_norm,none``). ``how``: ``score`` has answers scored by their log-likelihood, ``text`` has a text continued,
+    ``chat`` a chat answered. ``chat_template``: ``score`` and ``text`` go through the tokenizer's. ``num_fewshot``:
+    null is the task's own. ``published``: the figure's name in the paper's Table 2.
+    """
+
+    task: str = ""
+    metric: str = "acc,none"
+    how: str = "score"
+    chat_template: bool = False
+    num_fewshot: int | None = None
+    published: str | None = None
+
+    def __post_init__(self) -> None:
+        key = "eval.capability.tasks.<name>"
+        if self.how not in HOW:
+            raise ValueError(f"{key}.how={self.how!r} must be one of: {', '.join(HOW)}")
+        if "," not in self.metric:
+            raise ValueError(f"{key}.metric={self.metric!r} must name its filter too, as in acc,none")
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise ValueError(f"{key}.num_fewshot={self.num_fewshot} must be at least 0, or null")
+
+
+@dataclass
+class CapabilityConfig:
+    """``nemo-magic capability``, and what ``nemo-magic evaluate`` puts beside its own figures.
+
+    ``results``: what the harness wrote (``--output_path``), a file or a folder; null: none. ``url``: base url of a
+    server, ending in ``/v1``; ``model``: the model's name there; ``tokenizer``: its folder, which the harness needs
+    where it scores. ``max_length``: tokens that the model can read; null: ``model.encoder_seq_length``.
+    ``num_concurrent`` requests of ``batch_size`` prompts are under way at once. ``limit``: cases of each task; null:
+    all. ``include_path``: a folder of tasks of your own.
+    """
+
+    results: str | None = None
+    url: str | None = None
+    model: str = "defender"
+    tokenizer: str | None = None
+    max_length: int | None = None
+    num_concurrent: int = 32
+    batch_size: int = 8
+    limit: int | None = None
+    include_path: str | None = None
+    tasks: dict[str, CapabilityTaskConfig] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key in ("max_length", "num_concurrent", "batch_size", "limit"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"eval.capability.{key}={value} must be at least 1")
+        for key in ("url", "model", "tokenizer"):
+            # The harness takes its arguments as one text of key=value,key=value.
+            if "," in (getattr(self, key) or ""):
+                raise ValueError(f"eval.capability.{key}={getattr(self, key)!r} must not contain a comma")
+        if self.url is not None and not (self.url.startswith(("http://", "https://")) and self.url.endswith("/v1")):
+            raise ValueError(f"eval.capability.url={self.url!r} must be a base url such as http://127.0.0.1:8000/v1")
+
+
+@dataclass(frozen=True)
+class Capability:
+    """One figure of the harness, in 0 to 1. ``stderr``: its own standard error, None where it has none; ``cases``: how
+    many there were; ``shots``: examples in the prompt."""
+
+    name: str
+    task: str
+    metric: str
+    value: float
+    stderr: float | None
+    cases: int | None
+    shots: int | None
+    published: float | None
+
+
+def command_lines(config: CapabilityConfig, max_length: int, output: str) -> list[list[str]]:
+    """The arguments of ``lm_eval``, one call for each way of asking; results go to ``output``.
+
+    Raises:
+        ValueError: a key that is needed is null.
+    """
+    if config.url is None:
+        raise ValueError("eval.capability.url is null: give the server's base url, http://127.0.0.1:8000/v1")
+    if not config.tasks:
+        raise ValueError("eval.capability.tasks is empty: name tasks, or take conf/capability/paper.yaml")
+    ways: dict[tuple[str, bool, int | None], list[str]] = {}
+    for name, task in config.tasks.items():
+        if not task.task:
+            raise ValueError(f"eval.capability.tasks.{name}.task is empty: give the harness's name of it")
+        ways.setdefault((task.how, task.chat_template, task.num_fewshot), []).append(task.task)
+    return [_call(config, *way, names, max_length, output) for way, names in ways.items()]
+
+
+def _call(
+    config: CapabilityConfig,
+    how: str,
+    template: bool,
+    shots: int | None,
+    names: Sequence[str],
+    max_length: int,
+    output: str,
+) -> list[str]:
+    arguments: dict[str, Any] = {"model": config.model, "num_concurrent": config.num_concurrent}
+    if how == "chat":
+        kind, path = "local-chat-completions", "chat/completions"
+    else:
+        kind, path = "local-completions", "completions"
+        if config.tokenizer is None:
+            raise ValueError(
+                f"eval.capability.tokenizer is null: {', '.join(names)} (how={how}) need the tokenizer's folder"
+            )
+        arguments |= {"tokenizer": config.tokenizer, "tokenizer_backend": "huggingface", "max_length": max_length}
+    arguments["base_url"] = f"{config.url}/{path}"
+    words = ["--model", kind, "--model_args", ",".join(f"{key}={value}" for key, value in arguments.items())]
+    words += ["--tasks", ",".join(names), "--batch_size", str(1 if how == "chat" else config.batch_size)]
+    words += ["--output_path", output, "--log_samples"]
+    if how == "chat" or template:
+        words.append("--apply_chat_template")
+    for flag in ("limit", "include_path"):
+        if (value := getattr(config, flag)) is not None:
+            words += [f"--{flag}", str(value)]
+    return words if shots is None else [*words, "--num_fewshot", str(shots)]
+
+
+def read_capability(
+    path: str | Path, tasks: Mapping[str, CapabilityTaskConfig], model: str | None
+) -> tuple[list[Capability], list[str]]:
+    """The figures of ``tasks`` from the newest results that have them, and what is to be known of them.
+
+    ``model``: where the paper has figures of that model they stand beside.
+
+    Raises:
+        DataError: there are no results at ``path``, or a task's metric is not in them.
+    """
+    files = _files(Path(path))
+    rows, notes, seen = [], [], set[str]()
+    for name, task in tasks.items():
+        having = [found for found in files if task.task in found["results"]]
+        if not having:
+            notes.append(f"capability {name}: not measured, {path} has no results of {task.task}")
+            continue
+        found = having[-1]
+        seen.add(task.task)
+        figures = found["results"][task.task]
+        if not isinstance(figures.get(task.metric), int | float):
+            there = ", ".join(key for key, value in figures.items() if "," in key and isinstance(value, int | float))
+            raise DataError(
+                f"eval.capability.tasks.{name}.metric={task.metric}: {path} has of {task.task}: {there or 'nothing'}"
+            )
+        metric, _, filtered = task.metric.partition(",")
+        stderr = figures.get(f"{metric}_stderr,{filtered}")
+        shots = found.get("n-shot", {}).get(task.task)
+        published = published_row(model).get(task.published or "")
+        rows.append(
+            Capability(
+                name,
+                task.task,
+                task.metric,
+                float(figures[task.metric]),
+                float(stderr) if isinstance(stderr, int | float) else None,
+                _cases(found, task.task),
+                shots if isinstance(shots, int) else None,
+                published,
+            )
+        )
+        limit = found.get("config", {}).get("limit")
+        if limit is not None:
+            notes.append(f"capability {name}: of each of its tasks the first {limit:g} cases only")
+    used = [found for found in files if seen & found["results"].keys()]
+    versions = sorted({str(found.get("lm_eval_version")) for found in used})
+    if versions:
+        notes.append(f"capability: by lm-evaluation-harness {', '.join(versions)}, from {path}")
+    return rows, notes
+
+
+def capability_table(rows: Sequence[Capability]) -> list[list[str]]:
+    """Header and rows, per cent."""
+    published = any(row.published is not None for row in rows)
+    header = ["task", "metric", "%", "± s.e.", "cases", "shots", *(["published"] if published else [])]
+    return [header, *([*_cells(row), *([percent(row.published)] if published else [])] for row in rows)]
+
+
+def capability_json(rows: Sequence[Capability]) -> list[dict[str, Any]]:
+    """Everything, in 0 to 1."""
+    return [asdict(row) for row in rows]
+
+
+def _cells(row: Capability) -> list[str]:
+    told = ["–" if number is None else str(number) for number in (row.cases, row.shots)]
+    return [row.name, f"{row.task} {row.metric.replace(',none', '')}", percent(row.value), percent(row.stderr), *told]
+
+
+def _files(path: Path) -> list[dict[str, Any]]:
+    """The harness's results, oldest first."""
+    paths = [path] if path.is_file() else list(path.rglob("results*.json"))
+    if not paths:
+        raise DataError(f"eval.capability.results={path}: there is no results*.json of lm-evaluation-harness")
+    found = []
+    for file in paths:
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            found.append((float(content["date"]), content))
+            if not all(isinstance(figures, dict) for figures in content["results"].values()):
+                raise ValueError("its results are no objects")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"eval.capability.results={path}: {file} is no result of lm-evaluation-harness: {error!r}"
+            ) from error
+    return [content for _, content in sorted(found, key=lambda pair: pair[0])]
+
+
+def _cases(found: Mapping[str, Any], task: str) -> int | None:
+    """How many cases a task had; of a group, its tasks' together."""
+    samples, groups = found.get("n-samples", {}), found.get("group_subtasks", {})
+    if task in samples:
+        return int(samples[task]["effective"])
+    below = [_cases(found, name) for name in groups.get(task, [])]
+    known = [count for count in below if count is not None]
+    return sum(known) if below and len(known) == len(below) else None
