@@ -44,7 +44,9 @@ class Measured:
     """One figure of one task: over all its cases, by category and by attack method.
 
     ``outcomes``: unit (a case's id, or a behaviour for any-of) → whether the metric's event came about, None where that
-    is unknown. ``digests``: unit → a digest of what it shows, by which it is known again in another evaluation.
+    is unknown; none of a mean over attempts, as attempts on one case are no independent pairs for a test. ``digests``:
+    unit → a digest of what it shows, by which it is known again in another evaluation. ``curve``: of a best-of-N
+    figure, k → the same had there been k attempts.
     """
 
     task: str
@@ -81,11 +83,12 @@ def belongs(figure: Figure, case: Case) -> bool:
 def measure(task: str, figure: Figure, judged: Sequence[Judged]) -> Measured:
     """A figure over the cases that belong to it."""
     mine = [j for j in judged if belongs(figure, j.case)]
+    is_mean = not figure.best_of and any(j.case.attempt_of for j in mine)
     return Measured(
         task,
         figure,
         _rate(figure, mine),
-        _units(figure, mine),
+        {} if is_mean else _units(figure, mine),
         _digests(figure, mine),
         _split(figure, mine, lambda case: case.category),
         _split(figure, mine, lambda case: case.method),

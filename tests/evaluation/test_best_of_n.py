@@ -58,7 +58,7 @@ def test_a_case_counts_once_whatever_its_behaviour_and_the_curve_ends_at_any() -
     cfg = compose("eval_paper", [*BASE, task], command="evaluate")
     mean, best = (measure("x", figure, rows) for figure in cfg.eval.figures("x"))
     assert (mean.figure.name, mean.rate.hits, mean.rate.count, mean.rate.unknown) == ("harmful asr", 3, 13, 3)
-    assert mean.curve == {}
+    assert mean.curve == mean.outcomes == {}
     assert (best.figure.name, best.rate.hits, best.rate.count, best.rate.unknown) == ("harmful asr, best of 4", 2, 3, 1)
     assert best.outcomes == {"a1": True, "a2": False, "b1": True, "b2": None}
     assert [best.curve[k].value for k in (1, 2, 4)] == [pytest.approx((0.25 + 0 + 1 + 0) / 4), 1.5 / 4, 2 / 3]
