@@ -1,0 +1,111 @@
+"""A tiny Llama with random weights that speaks the sandbox's words, as Hugging Face's folder and as a ``.nemo`` file,
+and the commands that serve and evaluate it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from nemo_magic.convert.hf_to_nemo import hf_to_nemo
+from nemo_magic.sandbox.corpus import prepare
+from nemo_magic.sandbox.world import SandboxConfig
+
+ROOT = Path(__file__).parents[2]
+ROWS = 128
+"""Of the embedding, and of the tokenizer: nothing is padded, so that two normalisations are over the same numbers."""
+POSITIONS = 96
+PATIENCE = 180
+
+
+class ServedWorld:
+    """``hf``: transformers' folder; ``nemo``: the same as one file; ``sandbox``: seeds and rules."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.hf, self.nemo, self.sandbox = home, home / "hf", home / "tiny.nemo", home / "sandbox"
+        prepare(SandboxConfig(folder=str(self.sandbox), attack_rows=50, defender_rows=50))
+        tokenizer = AutoTokenizer.from_pretrained(self.sandbox / "tokenizer")
+        known = len(tokenizer)
+        tokenizer.add_tokens([f"spare{n}" for n in range(ROWS - known)])
+        tokenizer.save_pretrained(self.hf)
+        torch.manual_seed(3)
+        config = LlamaConfig(
+            vocab_size=ROWS, hidden_size=48, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=POSITIONS, initializer_range=0.35,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        )  # fmt: skip
+        model = LlamaForCausalLM(config)
+        # It speaks the sandbox's words: the spare ones are never the likeliest.
+        model.lm_head.weight.data[known:] = 0.0
+        model.save_pretrained(self.hf)
+        hf_to_nemo(self.hf, self.nemo, say=lambda _: None)
+        # What a user puts in a folder of their own: a converted folder's model.yaml, and a primary file.
+        hf_to_nemo(self.hf, home / "converted", say=lambda _: None)
+        (home / "conf" / "model").mkdir(parents=True)
+        (home / "conf" / "model" / "served.yaml").write_text((home / "converted" / "model.yaml").read_text())
+        (home / "conf" / "three_ways.yaml").write_text("defaults: [eval_sandbox, _self_]\nname: three_ways\n")
+
+    def words(self, command: str, *overrides: str) -> list[str]:
+        """A command line for the model at TP2, from the ``.nemo`` file."""
+        return [
+            sys.executable, "-m", "nemo_magic.cli", command, "-cn", "three_ways", "-cd", str(self.home / "conf"),
+            "model=served", "cluster=cpu", "model.transformer_engine=false", "model.megatron_amp_O2=false",
+            "model.optim.name=cpu_fused_adam", "model.tensor_model_parallel_size=2", "model.micro_batch_size=8",
+            f"model.encoder_seq_length={POSITIONS}", f"model.tokenizer.type={self.hf}",
+            f"sandbox.folder={self.sandbox}", f"actors.defender.restore_from_path={self.nemo}",
+            "actors.defender.length_params.min_length=0", "actors.defender.length_params.max_length=12", *overrides,
+        ]  # fmt: skip
+
+    def run(self, *words: str, status: int = 0) -> str:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False, env=environment())
+        assert done.returncode == status, f"{done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
+        return done.stdout
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": path}
+
+
+class Server:
+    """A command that says ``… on http://…/v1, ready`` and serves until it is told to end."""
+
+    def __init__(self, words: list[str]) -> None:
+        self._running = subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+        )
+        self.said: list[str] = []
+        self.url = ""
+        assert self._running.stdout is not None
+        watchdog = threading.Timer(PATIENCE, self._running.kill)
+        watchdog.start()
+        for line in self._running.stdout:
+            self.said.append(line)
+            if found := re.search(r"on (http://\S+/v1), ready", line):
+                self.url = found[1]
+                break
+        watchdog.cancel()
+        if not self.url:
+            self._running.wait()
+            raise AssertionError("".join(self.said))
+        self._rest = threading.Thread(target=lambda: self.said.extend(self._running.stdout or ()), daemon=True)
+        self._rest.start()
+
+    def signal(self) -> None:
+        """Ask it to end."""
+        self._running.send_signal(signal.SIGTERM)
+
+    def ended(self) -> int:
+        """Its exit status, once it has ended."""
+        try:
+            return self._running.wait(timeout=PATIENCE)
+        finally:
+            self._running.kill()
+            self._rest.join()
