@@ -30,7 +30,6 @@ from nemo_magic.report.run_folder import RunFolder
 from nemo_magic.sandbox.world import World
 
 _ANSWERS, _VECTORS = f"{ATTACKS_DIR}/answers", f"{ATTACKS_DIR}/vectors"
-_NEW_SHOWN = 50
 
 
 class Analyst:
@@ -51,7 +50,7 @@ class Analyst:
         self._rubric = rubric
         self._say = say
         self._world = sandbox_of(config)
-        self._path = find_pool(config)
+        self._path = settings.pool or find_pool(config)
         self._required = settings.pool is not None
         self._pool: PoolStrategies | None = None
 
@@ -76,7 +75,6 @@ class Analyst:
             settings.embedding.max_texts,
         )
         strategies = by_strategy(some, None if pool is None else pool.combinations)
-        new = [row for row in strategies if row["in_pool"] == 0]
         found = {
             "conversations": len(sample.rows),
             "rule": sample.rule,
@@ -94,7 +92,6 @@ class Analyst:
             "phases": by_phase(some, measures),
             "bins": by_steps(some, settings.bins, measures),
             "strategies": strategies,
-            "new": new[:_NEW_SHOWN],
         }  # fmt: skip
         folder = run.path / ATTACKS_DIR
         folder.mkdir(exist_ok=True)

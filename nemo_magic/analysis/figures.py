@@ -39,6 +39,8 @@ def figures(some: Sequence[Labelled], measures: Measures) -> dict[str, Any]:
     parts = [one.label.parts for one in some if one.label.parts is not None]
     intent = [one.attack.intent for one in some if one.attack.intent is not None]
     pool = measures.pool
+    # Whoever uses no strategy combines nothing that could be new.
+    new = sum(bool(combined) and combined not in pool for combined in parts) if pool is not None else 0
     drawn = sorted((one.attack for one in some if one.attack.text), key=lambda attack: attack.order)
     return {
         "attacks": len(some),
@@ -47,7 +49,7 @@ def figures(some: Sequence[Labelled], measures: Measures) -> dict[str, Any]:
         "parts": _shares(Counter(part for combined in parts for part in combined), len(parts)),
         "unknown_share": _share(sum(one.label.name == UNKNOWN for one in some), len(some)),
         "hybrid_share": _share(sum(len(combined) > 1 for combined in parts), len(parts)),
-        "novel_share": None if pool is None else _share(sum(combined not in pool for combined in parts), len(parts)),
+        "novel_share": None if pool is None else _share(new, len(parts)),
         "intent_known": len(intent),
         "intent_lost": _share(sum(not kept for kept in intent), len(intent)),
         **_likeness(drawn, measures),

@@ -27,10 +27,8 @@ class PoolStrategies:
 
 
 def find_pool(config: Mapping[str, Any]) -> str | None:
-    """Where a run's attacker was warmed up: ``analysis.pool``, or the ``sft.pool`` of the warm-up that left the weights
-    it began with; None where neither is known."""
-    if given := config.get("analysis", {}).get("pool"):
-        return str(given)
+    """What a run's attacker was warmed up on: the ``sft.pool`` of the warm-up that left the weights it began with; None
+    where that is not known."""
     weights = config.get("actors", {}).get("attacker", {}).get("restore_from_path")
     if not weights or not (beside := Path(weights).parent / _CONFIG_FILE).is_file():
         return None

@@ -87,12 +87,17 @@ def outcome(row: Mapping[str, Any]) -> str:
 
 
 def sandbox_of(config: Mapping[str, Any]) -> World | None:
-    """The sandbox that a run of this configuration was played in; None for the real world."""
-    if config.get("judge", {}).get("guard") != "rules" and config.get("game", {}).get("probe") != "sandbox":
-        return None
+    """The sandbox that a run of this configuration was played in; None for the real world.
+
+    It has the sandbox's seeds, its probe, or its rules as the judge. That ``judge.guard`` is rules says nothing: it is the
+    default, also of a run whose judge is somewhere else.
+    """
     known = {one.name for one in fields(SandboxConfig)}
-    settings = {key: value for key, value in config.get("sandbox", {}).items() if key in known}
-    return World(SandboxConfig(**settings))
+    settings = SandboxConfig(**{key: value for key, value in config.get("sandbox", {}).items() if key in known})
+    judge, seeds = config.get("judge", {}), config.get("data", {}).get("train_files") or ()
+    rules = judge.get("guard") == "rules" and judge.get("guard_config", {}).get("world")
+    probed = config.get("game", {}).get("probe") == "sandbox"
+    return World(settings) if rules or probed or f"{settings.folder}/seeds.train.jsonl" in seeds else None
 
 
 class Strategies:

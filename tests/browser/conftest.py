@@ -5,7 +5,7 @@ from pathlib import Path
 
 import chromium
 import pytest
-from made_up_run import make_run
+from made_up_run import analysed, make_run
 from playwright.sync_api import Browser
 
 from nemo_magic.report.page import write
@@ -22,7 +22,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def one_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a run that has everything a page can show."""
-    folder = make_run(tmp_path_factory.mktemp("runs") / "magic_sandbox", league=True)
+    folder = analysed(make_run(tmp_path_factory.mktemp("runs") / "magic_sandbox", league=True))
     return write([RunFolder(folder)], folder / "report.html")
 
 
@@ -30,6 +30,6 @@ def one_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of two runs that differ in their rewards."""
     home = tmp_path_factory.mktemp("two")
-    paper = make_run(home / "paper", steps=60, seed=1)
-    robust = make_run(home / "robust", steps=75, seed=2, reward=0.5)
+    paper = analysed(make_run(home / "paper", steps=60, seed=1))
+    robust = analysed(make_run(home / "robust", steps=75, seed=2, reward=0.5))
     return write([RunFolder(paper), RunFolder(robust)], home / "both.html")

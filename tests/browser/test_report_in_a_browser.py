@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -68,7 +69,7 @@ def test_every_chart_is_drawn_and_has_data(
         "Exploitability over rounds", "Strategies of the attacker", "Reward of the attacker, by part",
         "Reward of the defender, by part", "Entropy and variety", "Open verdicts, and the second judge",
         "Latency and outages", "Seconds of a step, by part", "Throughput", "How near each alarm is",
-        "Every strategy against the first and the last defender",
+        "Every strategy against the first and the last defender", "Hybrids, novelty, intent", "How alike attacks are",
     } <= titles  # fmt: skip
     for chart in charts:
         assert chart["points"] >= 2, chart
@@ -88,6 +89,18 @@ def test_nothing_is_wider_than_the_screen(width: int, opened: Open, two_runs: Pa
         width,
     )
     assert wide == []
+
+
+def test_what_became_of_each_strategy_is_a_table_that_is_opened(opened: Open, one_run: Path) -> None:
+    page = opened(one_run)
+    table = page.locator("#strategies table")
+    expect(table).to_be_hidden()
+    page.get_by_text("What became of each strategy").click()
+    expect(table).to_be_visible()
+    rows = table.locator("tbody tr")
+    strategies = json.loads((one_run.parent / "attacks" / "attacks.json").read_text())["strategies"]
+    expect(rows).to_have_count(len(strategies))
+    expect(rows.first).to_contain_text(re.compile(r"\d+\.\d\s%"))
 
 
 def shown(page: Page) -> int:

@@ -11,9 +11,12 @@ from typing import Any
 
 import yaml
 
+from nemo_magic.analysis.analyse import Analyst
+from nemo_magic.analysis.config import AnalysisConfig
 from nemo_magic.game.alarms import Alarms, AlarmsConfig
 from nemo_magic.game.payoff import NO_REWRITE, CrossPlay
 from nemo_magic.report.records import StepRecord
+from nemo_magic.report.run_folder import RunFolder
 from nemo_magic.sandbox.language import MAX_ORDER, all_strategies, render
 from nemo_magic.sandbox.world import SandboxConfig, World
 
@@ -136,7 +139,22 @@ def make_run(folder: Path, steps: int = 90, seed: int = 0, reward: float = 0.0, 
         (folder / "cross-play" / "league.json").write_text(
             json.dumps({"attackers": attackers, "defenders": defenders, "asr": found})
         )
-    config = {"name": folder.name, "seed": seed, "rewards": {"help": reward}, "judge": {"guard": "rules"},
+    judge = {"guard": "rules", "guard_config": {"world": "world.json"}}
+    config = {"name": folder.name, "seed": seed, "rewards": {"help": reward}, "judge": judge,
               "game": {"max_steps": steps, "schedule": {"freq": 15, "by": "steps"}}, "sandbox": {}}  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def analysed(folder: Path) -> Path:
+    """The same with its attacks analysed, new against a pool of single disguises."""
+    path, item = folder / "pool.jsonl", WORLD.items_of_train[0]
+    rows = [
+        {"seed": f"bring : {WORLD.spell(item)}", "label": "benign", "strategy": one.name, "reasoning": "r",
+         "rewrite": render(WORLD, one, item)}
+        for one in STRATEGIES if one.order < 2
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = RunFolder(folder)
+    Analyst(run.config, AnalysisConfig(pool=str(path)), None, print).write(run)
     return folder
