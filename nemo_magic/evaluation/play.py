@@ -9,6 +9,7 @@ from nemo_magic.evaluation.bench import Bench
 from nemo_magic.evaluation.case import Case
 from nemo_magic.evaluation.defences import Asked, Defence, Tally, conversation_of
 from nemo_magic.evaluation.place import Place
+from nemo_magic.evaluation.transcripts import Transcript
 from nemo_magic.evaluation.voice import Voice, seed_of
 from nemo_magic.game import tags
 from nemo_magic.game.episode import Label, Seed, Verdict
@@ -46,7 +47,7 @@ class Stage:
     """Who plays and judges one task, and how.
 
     ``defence`` answers; None: the cases' own answers are judged. ``attacker`` writes; None: the cases' own turns are
-    said.
+    said. ``transcript``: where it is written down, of ranks that speak.
     """
 
     place: Place
@@ -56,6 +57,7 @@ class Stage:
     prompts: PromptConfig
     fields: frozenset[str]
     tally: Tally
+    transcript: Transcript | None = None
 
     def play(self, cases: Sequence[Case]) -> dict[str, Verdict]:
         """Case id → verdict; cases that could not be played are missing. Empty on ranks that do not speak."""
@@ -74,6 +76,10 @@ class Stage:
                 for n, game in enumerate(played)
             ]
         )
+        if self.transcript is not None:
+            for verdict in verdicts:
+                game = played[int(verdict.id)]
+                self.transcript.add(game.case, game.seen, verdict)
         return {played[int(verdict.id)].case.id: verdict for verdict in verdicts}
 
     def _converse(self, games: Sequence[_Game], defence: Defence) -> None:

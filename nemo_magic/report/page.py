@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from plotly.offline import get_plotlyjs
 
 from nemo_magic.game.alarms import AlarmsConfig
 from nemo_magic.game.payoff import CrossPlay
-from nemo_magic.report import charts, strategy_charts
+from nemo_magic.report import charts, evaluation_charts, evaluation_page, strategy_charts
 from nemo_magic.report.attack_charts import attack_charts
 from nemo_magic.report.charts import Chart
 from nemo_magic.report.conversations import Sample, Strategies, sample, sandbox_of
+from nemo_magic.report.evaluation_folder import EvaluationFolder
 from nemo_magic.report.run_folder import RunFolder
 
 ROLES = ("attacker", "defender")
@@ -68,14 +70,14 @@ class Section:
         ]
 
 
-def render(runs: Sequence[RunFolder]) -> str:
-    """The page as text.
+def render(runs: Sequence[RunFolder], evaluations: Sequence[EvaluationFolder] = ()) -> str:
+    """The page of runs, evaluations or both, as text.
 
     Raises:
         ValueError: a file of a run is no such file.
     """
     samples, rows = _conversations(runs)
-    sections = list(_sections(runs, rows))
+    sections = [*evaluation_sections(evaluations), *(_sections(runs, rows) if runs else ())]
     figures: dict[str, Any] = {}
     for section in sections:
         for number, (_, chart) in enumerate(section.charts):
@@ -87,7 +89,7 @@ def render(runs: Sequence[RunFolder]) -> str:
     )  # fmt: skip
     environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.1f}\u00a0%"
     return environment.get_template("report.html").render(
-        title=" · ".join(run.name for run in runs),
+        title=" · ".join([*(run.name for run in runs), *(one.name for one in evaluations)]),
         written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         runs=[_overview(run) for run in runs],
         sections=_numbered(sections),
@@ -105,17 +107,52 @@ def render(runs: Sequence[RunFolder]) -> str:
         css=Markup(texts["report.css"]),
         js=Markup(texts["report.js"]),
         plotly=Markup(get_plotlyjs()),
+        **_evaluated(evaluations),
     )
 
 
-def write(runs: Sequence[RunFolder], out: str | Path) -> Path:
+def write(runs: Sequence[RunFolder], out: str | Path, evaluations: Sequence[EvaluationFolder] = ()) -> Path:
     """Write the page; a reader sees a whole one or the one before."""
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(render(runs), encoding="utf-8")
-    partial.replace(path)
+    unfinished = path.with_name(f"{path.name}.partial")
+    unfinished.write_text(render(runs, evaluations), encoding="utf-8")
+    unfinished.replace(path)
     return path
+
+
+def evaluation_sections(evaluations: Sequence[EvaluationFolder]) -> Iterator[Section]:
+    """Their charts; none for no evaluation."""
+    for key, title, found in (
+        ("intervals", "Rates and intervals", evaluation_charts.forests),
+        ("methods", "By attack method", partial(evaluation_charts.parts, by="by_method")),
+        ("categories", "By category", partial(evaluation_charts.parts, by="by_category")),
+    ):
+        if evaluations and (some := found(evaluations)):
+            section = Section(key, title)
+            section.add("", some, "")
+            yield section
+
+
+def _evaluated(evaluations: Sequence[EvaluationFolder]) -> dict[str, Any]:
+    """What the page's templates need for evaluations beside their charts."""
+    if not evaluations:
+        return {"evaluations": []}
+    found = evaluation_page.cases(evaluations, MAX_CONVERSATIONS, MAX_TEXT_BYTES)
+    return {
+        "evaluations": [evaluation_page.overview(one) for one in evaluations],
+        "figures_table": evaluation_page.table(evaluations),
+        "splits": [
+            (title, evaluation_page.splits(evaluations, by))
+            for title, by in (("By attack method", "by_method"), ("By category", "by_category"))
+        ],
+        "evaluation_differences": config_differences([one.config for one in evaluations]),
+        "cases": found,
+        "case_rows": _json(found.rows),
+        "case_tasks": list(dict.fromkeys(row["task"] for row in found.rows)),
+        "case_outcomes": sorted({said for row in found.rows for came in row["came"] for said, _ in came}),
+        "cases_js": Markup(_asset("cases.js")),
+    }
 
 
 def config_differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:

@@ -21,6 +21,7 @@ from nemo_magic.config.evaluation import evaluated_roles, needs_world
 from nemo_magic.config.validation import models
 from nemo_magic.data.errors import DataError
 from nemo_magic.evaluation.bench import Bench
+from nemo_magic.evaluation.capability import Capability, read_capability
 from nemo_magic.evaluation.case import attempts
 from nemo_magic.evaluation.cases import Loaded, load_benchmark
 from nemo_magic.evaluation.config import EvalTaskConfig
@@ -32,6 +33,7 @@ from nemo_magic.evaluation.metrics import Judged, Measured, belongs, measure
 from nemo_magic.evaluation.place import Alone, Place, together
 from nemo_magic.evaluation.play import Attacker, Stage
 from nemo_magic.evaluation.results import MARKDOWN_FILE, Results, read_outcomes
+from nemo_magic.evaluation.transcripts import Transcript, forget
 from nemo_magic.evaluation.voice import Voice
 from nemo_magic.evaluation.weights import fingerprint
 from nemo_magic.game.episode import Role, Verdict
@@ -59,6 +61,7 @@ def evaluate(cfg: MagicConfig) -> None:
     """
     baseline = None if cfg.eval.baseline is None else (cfg.eval.baseline, read_outcomes(cfg.eval.baseline))
     loaded = {name: _load(cfg, name, task) for name, task in cfg.eval.measured.items()}
+    capability, of_capability = _capability(cfg)
     folder = Path(cfg.exp_manager.explicit_log_dir)
     with ExitStack() as open_:
         crew = _crew(cfg, folder, open_)
@@ -72,6 +75,7 @@ def evaluate(cfg: MagicConfig) -> None:
             measured += found
             notes += [f"{name}: {note}" for note in [*_notes(loaded[name]), *told]]
         notes += [f"{name}: {why_not(cfg.eval, name)}" for name in cfg.eval.tasks if name not in loaded]
+        notes += of_capability
         if cfg.eval.defence.kind != "none":
             notes.append(f"defence: {cfg.eval.defence}")
         voices = [*crew.voices.values(), *([crew.evaluator] if crew.evaluator else [])]
@@ -87,6 +91,7 @@ def evaluate(cfg: MagicConfig) -> None:
                 notes,
                 baseline,
                 {"eval": asdict(cfg.eval), "defender": crew.identities.get(Role.DEFENDER)},
+                capability,
             )
             results.save(folder)
             print(results.to_markdown() + f"\nin {folder / MARKDOWN_FILE}", flush=True)
@@ -120,7 +125,8 @@ class _Evaluation:
         figures = cfg.eval.figures(name)
         cases = [case for case in loaded.cases if any(belongs(figure, case) for figure in figures)]
         asked, cases = len(cases), attempts(cases, task.attack_count)
-        stage = self._stage(task)
+        transcript = self._transcript(name)
+        stage = self._stage(task, transcript)
         mine, verdicts = cases[place.dp_rank :: place.dp_size], dict[str, Verdict]()
         # Rank 0 has most cases; the others go on with it, with nothing to do.
         chunks = range(0, len(cases[:: place.dp_size]), cfg.eval.chunk_size)
@@ -135,20 +141,30 @@ class _Evaluation:
                 told = now
                 left = (now - begun) / done * (len(cases) - done)
                 self._crew.say(f"{name}: {done} of {len(cases)} cases, about {left:.0f} s left")
+        transcript.close()
         everyone = place.gather(place.share((verdicts, stage.tally)))
         known = {id: verdict for found, _ in everyone for id, verdict in found.items()}
         judged = [Judged(case, known.get(case.id)) for case in cases]
         told_of = _told([tally for _, tally in everyone], asked)
         return [measure(name, figure, judged) for figure in figures], told_of
 
-    def _stage(self, task: EvalTaskConfig) -> Stage:
+    def _transcript(self, task: str) -> Transcript:
+        folder, place = Path(self._cfg.exp_manager.explicit_log_dir), self._crew.place
+        if place.is_main:
+            forget(folder, task)
+        place.everyone(None)
+        return Transcript(folder, task, place.rank)
+
+    def _stage(self, task: EvalTaskConfig, transcript: Transcript) -> Stage:
         cfg, crew, tally = self._cfg, self._crew, Tally()
         attacker = None
         if task.attacker != "none":
             seed = cfg.seed if task.attack_count > 1 else None
             attacker = Attacker(crew.voices[Role.ATTACKER], task.turn_count(cfg.game.max_turns), seed)
         defence = None if task.answers == "file" else self._defence(tally)
-        return Stage(crew.place, defence, attacker, crew.bench, cfg.game.prompts, cfg.eval.fields(), tally)
+        return Stage(
+            crew.place, defence, attacker, crew.bench, cfg.game.prompts, cfg.eval.fields(), tally, transcript
+        )
 
     def _defence(self, tally: Tally) -> Defence:
         cfg, crew, options = self._cfg, self._crew, self._cfg.eval.defence
@@ -160,6 +176,12 @@ class _Evaluation:
                 options.self_eval, model, crew.evaluator or model.voice, cot=model.cot and not crew.evaluator
             )
         return model
+
+
+def _capability(cfg: MagicConfig) -> tuple[list[Capability], list[str]]:
+    """What lm-evaluation-harness found, and what is to be known of it; nothing where nobody says where that is."""
+    wanted = cfg.eval.capability
+    return ([], []) if wanted.results is None else read_capability(wanted.results, wanted.tasks, cfg.eval.model)
 
 
 def _load(cfg: MagicConfig, name: str, task: EvalTaskConfig) -> Loaded:
@@ -225,21 +247,22 @@ def _crew(cfg: MagicConfig, folder: Path, open_: ExitStack) -> _Crew:
     return _Crew(place, voices, identities, Bench(place, client, verdicts, guard), place.share(guard), evaluator)
 
 
-def _evaluator(options: DefenceConfig, place: Place, journal: Journal | None, open_: ExitStack) -> Voice | None:
+def _evaluator(defence: DefenceConfig, place: Place, journal: Journal | None, open_: ExitStack) -> Voice | None:
     """Self-Eval's evaluator, where a server is one."""
-    server = options.self_eval.evaluator
-    if options.kind != "self_eval" or not server.urls:
+    server = defence.self_eval.evaluator
+    if defence.kind != "self_eval" or not server.urls:
         return None
-    lengths = LengthConfig(max_length=options.self_eval.max_tokens, min_length=0)
+    lengths = LengthConfig(max_length=defence.self_eval.max_tokens, min_length=0)
 
     def connect() -> RemoteSpeaker:
         key = "eval.defence.self_eval.evaluator"
-        speaker = open_.enter_context(RemoteSpeaker(ActorConfig(length_params=lengths, remote=server), key))
+        options = ActorConfig(length_params=lengths, remote=server)
+        speaker = open_.enter_context(RemoteSpeaker(options, key, clients=place.dp_size))
         speaker.wait_ready(server.give_up_after)
         return speaker
 
     speaker = together(place, connect)
-    identity = {"evaluator": server.model, "extra_body": server.extra_body, "max_tokens": options.self_eval.max_tokens}
+    identity = {"evaluator": server.model, "extra_body": server.extra_body, "max_tokens": defence.self_eval.max_tokens}
     return Voice(place, speaker, journal, identity, remote=True)
 
 
@@ -259,7 +282,7 @@ def _speakers(cfg: MagicConfig, open_: ExitStack) -> tuple[Place, dict[Role, Spe
         options = answering(cfg, role)
 
         def connect(options: ActorConfig = options, role: Role = role) -> RemoteSpeaker:
-            speaker = open_.enter_context(RemoteSpeaker(options, f"actors.{role}.remote"))
+            speaker = open_.enter_context(RemoteSpeaker(options, f"actors.{role}.remote", clients=place.dp_size))
             speaker.wait_ready(options.remote.give_up_after)
             return speaker
 

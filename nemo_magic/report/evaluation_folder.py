@@ -1,0 +1,68 @@
+"""What an evaluation's folder says: figures, what came of each case, and what was said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nemo_magic.evaluation import transcripts
+from nemo_magic.evaluation.results import JSON_FILE, Outcomes, read_outcomes
+from nemo_magic.evaluation.statistics import Paired, paired
+from nemo_magic.report.sweep_table import CONFIG_FILE
+
+Figure = Mapping[str, Any]
+"""One row of ``results.json``."""
+
+
+def is_evaluation(folder: Path) -> bool:
+    """Whether ``nemo-magic evaluate`` has finished there."""
+    return (folder / JSON_FILE).is_file()
+
+
+class EvaluationFolder:
+    """A finished evaluation.
+
+    Raises:
+        ValueError: one of its files is no such file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.name = self.path.resolve().name
+        try:
+            self.results: Mapping[str, Any] = json.loads((self.path / JSON_FILE).read_text(encoding="utf-8"))
+            self.figures: Mapping[tuple[str, str], Figure] = {
+                (figure["task"], figure["figure"]): figure for figure in self.results["figures"]
+            }
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.path / JSON_FILE} holds no results of nemo-magic evaluate: {error!r}") from error
+        self.outcomes: Outcomes = read_outcomes(self.path)
+        config = self.path / CONFIG_FILE
+        self.config: Mapping[str, Any] = (
+            (yaml.safe_load(config.read_text(encoding="utf-8")) or {}) if config.exists() else {}
+        )
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        return list(dict.fromkeys(task for task, _ in self.figures))
+
+    def against(self, other: EvaluationFolder, task: str, figure: str) -> Paired | None:
+        """The figure against another evaluation's, on units that showed both the same; None where one has not measured
+        it."""
+        mine, theirs = (one.outcomes.get(task, {}).get(figure) for one in (self, other))
+        if mine is None or theirs is None:
+            return None
+        digests = {unit: digest for unit, (digest, _) in mine.items()}
+        return paired(
+            {unit: came for unit, (_, came) in mine.items()},
+            {unit: came for unit, (digest, came) in theirs.items() if digests.get(unit) == digest},
+        )
+
+    def transcript(self, task: str) -> Iterator[dict[str, Any]]:
+        """What was said in each case of a task, if it was written down."""
+        return transcripts.read(self.path, task)
