@@ -1,50 +1,42 @@
-"""A tiny Llama with random weights that speaks the sandbox's words, as Hugging Face's folder and as a ``.nemo`` file,
-and the commands that serve and evaluate it."""
+"""A tiny Llama with random weights that speaks the sandbox's syllables, as Hugging Face's folder, as a ``.nemo`` file
+and as llama.cpp's, and the commands that serve and evaluate it."""
 
 from __future__ import annotations
 
 import os
 import re
 import signal
+import string
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
-import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+import tiny_checkpoint
 
 from nemo_magic.convert.hf_to_nemo import hf_to_nemo
 from nemo_magic.sandbox.corpus import prepare
-from nemo_magic.sandbox.world import SandboxConfig
+from nemo_magic.sandbox.world import SandboxConfig, World
 
 ROOT = Path(__file__).parents[2]
 ROWS = 128
 """Of the embedding, and of the tokenizer: nothing is padded, so that two normalisations are over the same numbers."""
-POSITIONS = 96
+POSITIONS = tiny_checkpoint.CONTEXT
 PATIENCE = 180
 
 
 class ServedWorld:
-    """``hf``: transformers' folder; ``nemo``: the same as one file; ``sandbox``: seeds and rules."""
+    """``hf``: transformers' folder; ``nemo``: the same as one file; ``gguf``: as llama.cpp's; ``sandbox``: seeds and
+    rules."""
 
     def __init__(self, home: Path) -> None:
-        self.home, self.hf, self.nemo, self.sandbox = home, home / "hf", home / "tiny.nemo", home / "sandbox"
+        self.home, self.nemo, self.sandbox = home, home / "tiny.nemo", home / "sandbox"
         prepare(SandboxConfig(folder=str(self.sandbox), attack_rows=50, defender_rows=50))
-        tokenizer = AutoTokenizer.from_pretrained(self.sandbox / "tokenizer")
-        known = len(tokenizer)
-        tokenizer.add_tokens([f"spare{n}" for n in range(ROWS - known)])
-        tokenizer.save_pretrained(self.hf)
-        torch.manual_seed(3)
-        config = LlamaConfig(
-            vocab_size=ROWS, hidden_size=48, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=POSITIONS, initializer_range=0.35,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        )  # fmt: skip
-        model = LlamaForCausalLM(config)
-        # It speaks the sandbox's words: the spare ones are never the likeliest.
-        model.lm_head.weight.data[known:] = 0.0
-        model.save_pretrained(self.hf)
+        syllables = World.from_config(SandboxConfig()).syllables
+        alphabet = ["Ġ", "Ċ", ":", *string.ascii_lowercase]
+        merges = [pair for a, b in syllables for pair in ((a, b), ("Ġ", a + b))]
+        loud = ["<|end|>", *(f"Ġ{syllable}" for syllable in syllables)]
+        self.hf, self.gguf = tiny_checkpoint.make(home, 3, alphabet, merges, ROWS, loud)
         hf_to_nemo(self.hf, self.nemo, say=lambda _: None)
         # What a user puts in a folder of their own: a converted folder's model.yaml, and a primary file.
         hf_to_nemo(self.hf, home / "converted", say=lambda _: None)
@@ -109,3 +101,19 @@ class Server:
         finally:
             self._running.kill()
             self._rest.join()
+
+
+class LlamaServer:
+    """llama.cpp's own server, of ``file`` under ``name``."""
+
+    def __init__(self, file: Path, name: str) -> None:
+        command = [sys.executable, tiny_checkpoint.__file__, "serve", str(file), name, "0"]
+        self._running = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        assert self._running.stdout is not None
+        self.url = f"{self._running.stdout.readline().strip()}/v1"
+
+    def close(self) -> None:
+        self._running.kill()
+        self._running.communicate()

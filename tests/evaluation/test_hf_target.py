@@ -45,7 +45,7 @@ def test_greedy_answers_of_padded_batches_are_those_that_transformers_gives_one_
     for completion in said:
         assert completion is not None
         ids = torch.tensor([completion.prompt_ids])
-        config = GenerationConfig(max_new_tokens=12, do_sample=False, eos_token_id=2, pad_token_id=0)
+        config = GenerationConfig(max_new_tokens=12, do_sample=False, eos_token_id=1, pad_token_id=1)
         output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
         assert tuple(output[0, ids.size(1) :].tolist()) == completion.response_ids
         with torch.no_grad():

@@ -4,6 +4,7 @@
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 TEMPLATE = (
@@ -11,21 +12,34 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 SPECIAL = ["<|begin|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+# As byte-level tokenizers write a space, a line's end and what can be printed.
+ALPHABET = ("Ġ", "Ċ", *(chr(code) for code in range(33, 127)))
+MERGES = (("t", "h"), ("th", "e"), ("i", "n"), ("Ġ", "t"), ("a", "n"), ("e", "r"), ("o", "u"), ("Ġ", "a"))
 CONTEXT = 256
 LAYERS, WIDTH, HEADS, INNER = 2, 64, 4, 128
 
 
-def make(folder: Path, seed: int = 0) -> tuple[Path, Path]:
-    """Writes the checkpoint; the folder that transformers loads, and the file that llama.cpp loads."""
+def make(
+    folder: Path,
+    seed: int = 0,
+    alphabet: Sequence[str] = ALPHABET,
+    merges: Sequence[tuple[str, str]] = MERGES,
+    rows: int = 0,
+    loud: Sequence[str] = (),
+) -> tuple[Path, Path]:
+    """Writes the checkpoint; the folder that transformers loads, and the file that llama.cpp loads.
+
+    ``rows``: the vocabulary is filled up to so many words with some that are never said. ``loud``: words that are said
+    more than the others.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    # As byte-level tokenizers write a space, a line's end and what can be printed.
-    alphabet = ["Ġ", "Ċ", *(chr(code) for code in range(33, 127))]
-    merges = [("t", "h"), ("th", "e"), ("i", "n"), ("Ġ", "t"), ("a", "n"), ("e", "r"), ("o", "u"), ("Ġ", "a")]
-    words = SPECIAL + alphabet + [left + right for left, right in merges]
-    tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=merges))
+    words = [*SPECIAL, *alphabet, *(left + right for left, right in merges)]
+    said = len(words)
+    words += [f"spare{n}" for n in range(rows - said)]
+    tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=list(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(SPECIAL)
@@ -49,6 +63,8 @@ def make(folder: Path, seed: int = 0) -> tuple[Path, Path]:
         tie_word_embeddings=False,
     )
     model = LlamaForCausalLM(config).eval()
+    model.lm_head.weight.data[said:] = 0.0
+    model.lm_head.weight.data[[words.index(word) for word in loud]] *= 2.0
     fast.save_pretrained(folder / "hf")
     model.save_pretrained(folder / "hf")
     _write_gguf(folder / "tiny.gguf", model.state_dict(), words, merges, config)
