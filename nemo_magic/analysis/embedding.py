@@ -21,6 +21,10 @@ from nemo_magic.net.faults import Broken, first_fault, outage
 from nemo_magic.net.openai import NOT_NOW, is_too_long, words
 
 _KEY = "analysis.embedding"
+_TOO_LARGE = "too large to process"
+"""llama.cpp's word for a text that is too long, with status 500."""
+_NEVER = 501
+"""Not now and not later: a server that was started without embeddings."""
 _REQUESTS = 8
 """Requests whose answers are written down at once."""
 Vector = npt.NDArray[np.float32]
@@ -61,6 +65,11 @@ class Embedder:
                 asyncio.run(self._embed([keys[key] for key in wanted]))
             except Broken as fault:
                 raise AnalysisError(f"no embeddings after {_KEY}.protocol_retries; last: {fault}") from fault
+            except AnalysisError as error:
+                kept = len(keys) - len(self._journal.missing(keys))
+                raise AnalysisError(
+                    f"{error}; of {len(keys)} texts {kept} are embedded and kept; the same command goes on from there"
+                ) from error
         found = {text: self._journal[key] for key, text in keys.items()}
         vectors = {
             text: np.frombuffer(base64.b64decode(value), dtype="<f4")
@@ -98,10 +107,11 @@ class Embedder:
         """One request; None where a text is too long. Raises Outage, Broken or AnalysisError."""
         body = {"model": self._config.model, "input": list(texts), "encoding_format": "float"}
         response = await asker.post(f"{url}/embeddings", json.dumps(body).encode())
-        if response.status_code in NOT_NOW or response.status_code >= 500:
-            raise outage(url, response, words(response))
-        if is_too_long(response):
+        if is_too_long(response) or (response.is_error and _TOO_LARGE in words(response)):
             return None
+        status = response.status_code
+        if status in NOT_NOW or (status >= 500 and status != _NEVER):
+            raise outage(url, response, words(response))
         if not response.is_success:
             raise AnalysisError(f"{url}/embeddings: {response.status_code} {words(response)[:300]}; see {_KEY}")
         return self._read(url, response, len(texts))

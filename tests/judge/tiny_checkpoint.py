@@ -1,6 +1,7 @@
 """A random model small enough for a test, once for transformers and once for llama.cpp: the same weights and tokens.
 
-``python tiny_checkpoint.py serve FILE NAME PORT`` serves the second with llama.cpp's own server and prints its address.
+``python tiny_checkpoint.py serve FILE NAME PORT [embeddings]`` serves the second with llama.cpp's own server and prints
+its address.
 """
 
 import sys
@@ -122,8 +123,8 @@ def _write_gguf(path, weights, words, merges, config) -> None:  # type: ignore[n
     writer.close()
 
 
-def serve(file: str, name: str, port: str) -> None:
-    """Until standard input ends."""
+def serve(file: str, name: str, port: str, mode: str = "completions") -> None:
+    """Until standard input ends. ``mode``: ``completions``, or ``embeddings`` (the mean over a text's tokens)."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -140,6 +141,9 @@ def serve(file: str, name: str, port: str) -> None:
     params.warmup = False
     params.ui = False
     params.prefill_assistant = False
+    if mode == "embeddings":
+        params.embedding = True
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     server = xllamacpp.Server(params)
     print(server.listening_address, flush=True)
     sys.stdin.read()

@@ -58,6 +58,9 @@ def test_a_run_leaves_its_picture_its_matrix_and_what_it_was(unbroken: Path) -> 
     probe = json.loads((unbroken / "strategies.json").read_text())
     assert len(probe["end"]["asr"]) == 37
     assert probe["end"]["worst"] == max(probe["end"]["asr"].values())
+    attacks = json.loads((unbroken / "attacks" / "attacks.json").read_text())
+    assert attacks["labels"] == "the sandbox, exactly"
+    assert [phase["learner"] for phase in attacks["phases"]] == ["defender", "attacker", "defender"]
     assert list(unbroken.glob("snapshots/*/*/metadata.json"))
     saved = {p.name for p in unbroken.iterdir()}
     assert {"config.yaml", "versions.json"} <= saved, saved
