@@ -33,10 +33,18 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--format", required=True, choices=sorted(FORMATS), help="who is to read them")
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="where to write them")
     parser.add_argument(
-        "--benchmark", default="seeds", choices=sorted(BENCHMARKS), help="what the files are copies of (seeds)"
+        "--benchmark",
+        metavar="NAME",
+        default="seeds",
+        choices=sorted(BENCHMARKS),
+        help="what the files are copies of, as eval.tasks.<name>.benchmark has it (seeds)",
     )
     parser.add_argument(
-        "--label", default="harmful", choices=[*Label, "all"], help="which of them (harmful: what is worth attacking)"
+        "--label",
+        metavar="harmful|benign|all",
+        default="harmful",
+        choices=[*map(str, Label), "all"],
+        help="which of them (harmful: what is worth attacking)",
     )
 
 
