@@ -43,7 +43,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
         def __exit__(self, *_: object) -> None: ...
 
-    def launch(argv: list[str], trainer: TrainerConfig) -> int:
+    def launch(argv: list[str], trainer: TrainerConfig, passed_on: object) -> int:
         calls.append(("ranks", argv, trainer.devices))
         return 0
 
