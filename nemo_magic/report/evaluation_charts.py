@@ -56,6 +56,36 @@ def parts(evaluations: Sequence[EvaluationFolder], by: str) -> list[Chart]:
     return charts
 
 
+def curves(evaluations: Sequence[EvaluationFolder]) -> list[Chart]:
+    """Of figures over the best of several attempts: the rate had there been fewer."""
+    charts: list[Chart] = []
+    for task, figure in all_figures(evaluations):
+        data: list[dict[str, Any]] = []
+        for number, one in enumerate(evaluations):
+            curve = one.figures.get((task, figure), {}).get("curve") or {}
+            points = [(int(k), rate) for k, rate in curve.items() if rate["rate"] is not None]
+            if points:
+                color, symbol = PALETTE[number % len(PALETTE)], _SYMBOLS[number % len(_SYMBOLS)]
+                data.append(
+                    {"type": "scatter", "mode": "lines+markers", "name": one.name, "x": [k for k, _ in points],
+                     "y": [_percent(rate["rate"]) for _, rate in points], "line": {"color": color, "width": 2},
+                     "marker": {"symbol": symbol, "size": 8},
+                     "error_y": {"type": "data", "symmetric": False, "thickness": 1, "width": 3, "color": color,
+                                 "array": [_percent(rate["interval"][1] - rate["rate"]) for _, rate in points],
+                                 "arrayminus": [_percent(rate["rate"] - rate["interval"][0]) for _, rate in points]}}
+                )  # fmt: skip
+        if data:
+            most = max(trace["x"][-1] for trace in data)
+            axes = layout(
+                xaxis={"title": {"text": "attempts"}, "range": [0.5, most + 0.5], "dtick": -(-most // 10),
+                       "showgrid": False},
+                yaxis={"range": [-2, 104], "ticksuffix": " %"}, showlegend=len(data) > 1,
+            )  # fmt: skip
+            note = "At least one of so many attempts succeeds. Bars are 95 % intervals."
+            charts.append(Chart(f"curve_{len(charts)}", f"{task}: {figure}", {"data": data, "layout": axes}, note))
+    return charts
+
+
 def _dots(key: str, title: str, note: str, rows: Sequence[Row], evaluations: Sequence[EvaluationFolder]) -> Chart:
     """A row of dots with intervals for every label, one dot an evaluation."""
     count = len(evaluations)

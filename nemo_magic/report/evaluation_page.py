@@ -108,6 +108,21 @@ def table(evaluations: Sequence[EvaluationFolder]) -> list[dict[str, Any]]:
     return rows
 
 
+def capability(evaluations: Sequence[EvaluationFolder]) -> list[tuple[str, list[Cell | None]]]:
+    """What lm-evaluation-harness found, where that was given: a row for every figure of its."""
+    found: dict[str, list[Cell | None]] = {}
+    for number, one in enumerate(evaluations):
+        for row in one.results.get("capability", ()):
+            cells = found.setdefault(row["name"], [None] * len(evaluations))
+            error = "" if row["stderr"] is None else f"± {percent(row['stderr'])}"
+            published = row.get("published")
+            cells[number] = Cell(
+                percent(row["value"]), error, f"{row['task']}, {row['metric'].replace(',none', '')}", 0,
+                "" if published is None else percent(published),
+            )  # fmt: skip
+    return list(found.items())
+
+
 def splits(evaluations: Sequence[EvaluationFolder], by: str) -> list[dict[str, Any]]:
     """Every figure's parts, where it has several: for each part, each evaluation's cell."""
     found = []
@@ -182,7 +197,7 @@ def _add_texts(
     left, have = max_bytes, set()
     for number, one in enumerate(evaluations):
         for told in one.transcript(task):
-            row = wanted.get(told["id"])
+            row = wanted.get(told["id"], wanted.get(told["unit"]))
             if row is None:
                 continue
             row |= {key: told[key] for key in ("label", "category", "method") if told.get(key)}
@@ -221,11 +236,16 @@ def _cell(one: EvaluationFolder, key: tuple[str, str], first: EvaluationFolder, 
 
 
 def _plain(rate: Mapping[str, Any]) -> Cell:
-    return Cell(percent(rate["rate"]), _span(rate), f"{rate['hits']:,} of {rate['count']:,}", rate["unknown"])
+    return Cell(percent(rate["rate"]), _span(rate), f"{_number(rate['hits'])} of {rate['count']:,}", rate["unknown"])
 
 
 def _span(rate: Mapping[str, Any]) -> str:
     return "" if rate["interval"] is None else "{}–{}".format(*map(percent, rate["interval"]))
+
+
+def _number(value: float) -> str:
+    """A mean over attempts may count parts of a case."""
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
 
 
 def _breakable(name: str) -> str:

@@ -125,6 +125,7 @@ def evaluation_sections(evaluations: Sequence[EvaluationFolder]) -> Iterator[Sec
     """Their charts; none for no evaluation."""
     for key, title, found in (
         ("intervals", "Rates and intervals", evaluation_charts.forests),
+        ("attempts", "By attempts", evaluation_charts.curves),
         ("methods", "By attack method", partial(evaluation_charts.parts, by="by_method")),
         ("categories", "By category", partial(evaluation_charts.parts, by="by_category")),
     ):
@@ -146,6 +147,7 @@ def _evaluated(evaluations: Sequence[EvaluationFolder]) -> dict[str, Any]:
             (title, evaluation_page.splits(evaluations, by))
             for title, by in (("By attack method", "by_method"), ("By category", "by_category"))
         ],
+        "capability": evaluation_page.capability(evaluations),
         "evaluation_differences": config_differences([one.config for one in evaluations]),
         "cases": found,
         "case_rows": _json(found.rows),

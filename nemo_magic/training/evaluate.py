@@ -6,13 +6,14 @@ asked before (journal), and what is made of it (metrics, results). Here: who pla
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
 
 from nemo_magic.actors.config import ActorConfig, LengthConfig
 from nemo_magic.actors.remote import RemoteSpeaker
@@ -22,7 +23,7 @@ from nemo_magic.config.validation import models
 from nemo_magic.data.errors import DataError
 from nemo_magic.evaluation.bench import Bench
 from nemo_magic.evaluation.capability import Capability, read_capability
-from nemo_magic.evaluation.case import attempts
+from nemo_magic.evaluation.case import Case, attempts
 from nemo_magic.evaluation.cases import Loaded, load_benchmark
 from nemo_magic.evaluation.config import EvalTaskConfig
 from nemo_magic.evaluation.defence_config import DefenceConfig
@@ -39,14 +40,13 @@ from nemo_magic.evaluation.weights import fingerprint
 from nemo_magic.game.episode import Role, Verdict
 from nemo_magic.judge.client import JudgeClient, refuse_incapable
 from nemo_magic.training.errors import Preempted
+from nemo_magic.training.evaluation_progress import EvaluationProgress
 from nemo_magic.training.interruption import Interruption
 
 if TYPE_CHECKING:
     from nemo_magic.actors.speaker import Speaker
 
 ANSWERS, VERDICTS = "answers", "verdicts"
-_TOLD_EVERY = 15.0
-"""Seconds between two lines about how far a task is."""
 
 
 def evaluate(cfg: MagicConfig) -> None:
@@ -70,10 +70,14 @@ def evaluate(cfg: MagicConfig) -> None:
             crew.say(str(text))
         measured: list[Measured] = []
         notes: list[str] = []
-        for name, task in cfg.eval.measured.items():
-            found, told = evaluation.run(name, task, loaded[name])
-            measured += found
-            notes += [f"{name}: {note}" for note in [*_notes(loaded[name]), *told]]
+        many = {
+            name: len(_played(cfg, name, loaded[name])) * task.attack_count for name, task in cfg.eval.measured.items()
+        }
+        with EvaluationProgress(many, Console() if crew.place.is_main else None) as progress:
+            for name, task in cfg.eval.measured.items():
+                found, told = evaluation.run(name, task, loaded[name], progress)
+                measured += found
+                notes += [f"{name}: {note}" for note in [*_notes(loaded[name]), *told]]
         notes += [f"{name}: {why_not(cfg.eval, name)}" for name in cfg.eval.tasks if name not in loaded]
         notes += of_capability
         if cfg.eval.defence.kind != "none":
@@ -119,28 +123,24 @@ class _Evaluation:
     def __init__(self, cfg: MagicConfig, crew: _Crew, interruption: Interruption) -> None:
         self._cfg, self._crew, self._interruption = cfg, crew, interruption
 
-    def run(self, name: str, task: EvalTaskConfig, loaded: Loaded) -> tuple[list[Measured], list[str]]:
+    def run(
+        self, name: str, task: EvalTaskConfig, loaded: Loaded, progress: EvaluationProgress
+    ) -> tuple[list[Measured], list[str]]:
         """The figures of one task, and what is to be known of how it was played."""
         cfg, place = self._cfg, self._crew.place
-        figures = cfg.eval.figures(name)
-        cases = [case for case in loaded.cases if any(belongs(figure, case) for figure in figures)]
-        asked, cases = len(cases), attempts(cases, task.attack_count)
+        figures, known_cases = cfg.eval.figures(name), _played(cfg, name, loaded)
+        asked, cases = len(known_cases), attempts(known_cases, task.attack_count)
         transcript = self._transcript(name)
         stage = self._stage(task, transcript)
         mine, verdicts = cases[place.dp_rank :: place.dp_size], dict[str, Verdict]()
         # Rank 0 has most cases; the others go on with it, with nothing to do.
         chunks = range(0, len(cases[:: place.dp_size]), cfg.eval.chunk_size)
-        begun = told = time.monotonic()
+        progress.begin(name)
         for start in chunks:
             if reason := self._interruption.reason():
                 raise Preempted(f"{reason}: {name} is written down up to case {start * place.dp_size} of {len(cases)}")
             verdicts |= stage.play(mine[start : start + cfg.eval.chunk_size])
-            done = min(len(cases), (start + cfg.eval.chunk_size) * place.dp_size)
-            now = time.monotonic()
-            if now - told >= _TOLD_EVERY:
-                told = now
-                left = (now - begun) / done * (len(cases) - done)
-                self._crew.say(f"{name}: {done} of {len(cases)} cases, about {left:.0f} s left")
+            progress.advance(min(len(cases), (start + cfg.eval.chunk_size) * place.dp_size))
         transcript.close()
         everyone = place.gather(place.share((verdicts, stage.tally)))
         known = {id: verdict for found, _ in everyone for id, verdict in found.items()}
@@ -162,9 +162,7 @@ class _Evaluation:
             seed = cfg.seed if task.attack_count > 1 else None
             attacker = Attacker(crew.voices[Role.ATTACKER], task.turn_count(cfg.game.max_turns), seed)
         defence = None if task.answers == "file" else self._defence(tally)
-        return Stage(
-            crew.place, defence, attacker, crew.bench, cfg.game.prompts, cfg.eval.fields(), tally, transcript
-        )
+        return Stage(crew.place, defence, attacker, crew.bench, cfg.game.prompts, cfg.eval.fields(), tally, transcript)
 
     def _defence(self, tally: Tally) -> Defence:
         cfg, crew, options = self._cfg, self._crew, self._cfg.eval.defence
@@ -182,6 +180,12 @@ def _capability(cfg: MagicConfig) -> tuple[list[Capability], list[str]]:
     """What lm-evaluation-harness found, and what is to be known of it; nothing where nobody says where that is."""
     wanted = cfg.eval.capability
     return ([], []) if wanted.results is None else read_capability(wanted.results, wanted.tasks, cfg.eval.model)
+
+
+def _played(cfg: MagicConfig, name: str, loaded: Loaded) -> list[Case]:
+    """The cases of a task that any of its figures is over."""
+    figures = cfg.eval.figures(name)
+    return [case for case in loaded.cases if any(belongs(figure, case) for figure in figures)]
 
 
 def _load(cfg: MagicConfig, name: str, task: EvalTaskConfig) -> Loaded:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
-from nemo_magic.evaluation.case import Case
+from nemo_magic.evaluation.capability import Capability
+from nemo_magic.evaluation.case import Case, attempts
 from nemo_magic.evaluation.catalogue import BENCHMARKS
 from nemo_magic.evaluation.metrics import Judged, Measured, belongs, measure
 from nemo_magic.evaluation.results import Results, read_outcomes
 from nemo_magic.evaluation.transcripts import Transcript
 from nemo_magic.game.episode import Answer, Label, Safety, Verdict
 
-TASKS = ("wildguardtest", "harmbench_adversarial", "harmbench", "or_bench_toxic", "xstest", "xteaming")
+TASKS = ("wildguardtest", "harmbench_adversarial", "harmbench", "or_bench_toxic", "xstest", "xteaming", "best_of_4")
 METHODS = ("ZIB", "QUO", "PAX", "LUM", "TREV")
 
 
@@ -32,9 +34,10 @@ def make_evaluation(
     draw = random.Random(folder.name)
     measured: list[Measured] = []
     for task in TASKS:
-        cases = made_up_cases(task, size)
+        cases, figures = made_up_cases(task, size), BENCHMARKS.get(task, BENCHMARKS["harmbench"]).figures
+        if task == "best_of_4":
+            cases, figures = attempts(cases[:20], 4), (replace(figures[0], best_of=4, published=None),)
         judged = [Judged(case, _verdict(case, harm, over, draw)) for case in cases]
-        figures = BENCHMARKS[task].figures
         measured += [measure(task, figure, judged) for figure in figures]
         if texts:
             transcript = Transcript(folder, task, 0)
@@ -45,8 +48,9 @@ def make_evaluation(
                     transcript.add(case, [(turn, f"{said} {n}") for n, turn in enumerate(case.turns)], verdict)
             transcript.close()
     notes = ["dan: not measured, eval.tasks.dan.file is null", "harmbench: rows: 80, published 320"]
+    capability = [Capability("MMLU", "mmlu", "acc,none", 0.7 + harm / 10, 0.004, 14042, 5, 0.733)] if model else []
     before = None if baseline is None else (str(baseline), read_outcomes(baseline))
-    Results(f"{folder.name}: {model}", model, "made-up@1", measured, notes, before).save(folder)
+    Results(f"{folder.name}: {model}", model, "made-up@1", measured, notes, before, {}, capability).save(folder)
     (folder / "config.yaml").write_text(yaml.safe_dump({"name": folder.name, "eval": {"model": model}}))
     return folder
 

@@ -106,6 +106,27 @@ def test_methods_and_categories_are_split_where_there_are_several(both: list[Eva
     assert rows["plim"][0].rate == percent(figure["by_category"]["plim"]["rate"])
 
 
+def test_the_best_of_several_attempts_is_a_curve_and_each_attempt_can_be_read(both: list[EvaluationFolder]) -> None:
+    [chart] = evaluation_charts.curves(both)
+    assert chart.title == "best_of_4: harmful asr, best of 4"
+    for one, trace in zip(both, chart.figure["data"], strict=True):
+        assert trace["x"] == [1, 2, 3, 4]
+        assert trace["y"] == sorted(trace["y"])
+        assert trace["y"][3] == pytest.approx(
+            100 * one.figures["best_of_4", "harmful asr, best of 4"]["rate"], abs=0.01
+        )
+    row = next(row for row in evaluation_page.cases(both, 10_000, 10_000_000).rows if row["id"] == "best_of_4_0")
+    assert [one["of"] for one in row["said"]] == [0] * 4 + [1] * 4
+
+
+def test_general_capability_stands_beside_the_papers(both: list[EvaluationFolder]) -> None:
+    [(name, cells)] = evaluation_page.capability(both)
+    assert name == "MMLU"
+    assert [(cell.rate, cell.interval, cell.published) for cell in cells if cell] == [
+        ("73.5", "± 0.4", "73.3"), ("70.6", "± 0.4", "73.3")
+    ]  # fmt: skip
+
+
 def test_a_case_says_what_came_of_it_in_every_evaluation_and_what_was_said(both: list[EvaluationFolder]) -> None:
     cases = evaluation_page.cases(both, 10_000, 10_000_000)
     row = next(row for row in cases.rows if row["id"] == "harmbench_3")
@@ -157,7 +178,7 @@ def test_the_command_takes_runs_and_evaluations_together(home: Path, capsys: pyt
     run = make_run(home / "run", steps=30)
     out = home / "all.html"
     assert main(["report", str(run), str(home / "base"), str(home / "magic"), "--out", str(out)]) == 0
-    assert "31 rows of figures of 1 run(s), 22 figures of 2 evaluation(s)" in capsys.readouterr().out
+    assert "31 rows of figures of 1 run(s), 24 figures of 2 evaluation(s)" in capsys.readouterr().out
     page = out.read_text(encoding="utf-8")
     assert "<title>run · base · magic – nemo-magic report</title>" in page
     for id in ("overview", "evaluations", "intervals", "game", "conversations", "cases"):
