@@ -1,6 +1,7 @@
 # make train   play the whole game in the sandbox, on two CPU cores
 # make turns   the same over three turns, where more turns help
-# make ablations  the game without its parts, one by one, and one table of what became of the defender
+# make experiments  the game, its ablations and pools of opponents, several seeds each; tables and pictures of docs/experiments.md
+# make ablations  of these, one seed of the game without its parts, one by one
 # make test    prove the checkout
 # make lint    style, types, dependency direction
 #
@@ -11,11 +12,12 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: train turns ablations test lint venv lock clean help
+.PHONY: train turns experiments ablations test lint venv lock clean help
 
 PYTHON ?= python3.11
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+EXPERIMENT ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,8 +25,8 @@ STAMP := $(VENV)/.complete
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 ATTACKER := runs/sft_sandbox_attacker/weights/metadata.json
 DEFENDER := runs/sft_sandbox_defender/weights/metadata.json
-PRESETS := none no_game defender_only magic_base defender_cot self_play
-COT := actors.defender.length_params.max_length=20
+PRESETS := robust no_game defender_only magic_base defender_cot self_play
+WARM := $(foreach role,attacker defender defender_cot shared,runs/sft_sandbox_$(role)/weights/metadata.json)
 ALONE := game.schedule.train_roles=[attacker] game.max_steps=70 data.harmful_share=0.75 game.crossplay.enabled=false game.probe=null
 TORCH := torch==2.13.0
 # Their metadata asks for CUDA builds and for much that is never imported: without dependencies, on purpose.
@@ -37,7 +39,7 @@ train: $(ATTACKER) $(DEFENDER)
 	$(BIN)/nemo-magic train -cn magic_sandbox
 
 # Warm-up is done once; remove runs/ to begin at the beginning.
-$(foreach role,attacker defender defender_cot shared,runs/sft_sandbox_$(role)/weights/metadata.json): runs/sft_sandbox_%/weights/metadata.json: | $(STAMP)
+$(WARM): runs/sft_sandbox_%/weights/metadata.json: | $(STAMP)
 	$(BIN)/nemo-magic sandbox -cn magic_sandbox
 	$(BIN)/nemo-magic sft -cn sft_sandbox_$*
 
@@ -52,17 +54,13 @@ runs/sft_sandbox_turns_%/weights/metadata.json: | $(STAMP)
 	$(BIN)/nemo-magic sandbox -cn magic_sandbox_turns
 	$(BIN)/nemo-magic sft -cn sft_sandbox_turns_$*
 
-# The presets of conf/ablation/, all else equal. What a role has to know beforehand it is taught first.
-ablations: $(ATTACKER) $(DEFENDER) runs/sft_sandbox_defender_cot/weights/metadata.json runs/sft_sandbox_shared/weights/metadata.json
-	for preset in $(PRESETS); do \
-		case $$preset in \
-			defender_cot) own="actors.defender.restore_from_path=runs/sft_sandbox_defender_cot/weights $(COT)";; \
-			self_play) own="actors.defender.restore_from_path=runs/sft_sandbox_shared/weights";; \
-			*) own=;; \
-		esac; \
-		$(BIN)/nemo-magic train -cn magic_sandbox ablation=$$preset name=ablation-$$preset $$own; \
-	done
-	$(BIN)/python benchmarks/ablations.py $(foreach preset,$(PRESETS),runs/ablation-$(preset))
+# All arms of benchmarks/arms.py, but what was played already. EXPERIMENT="--seeds 1 --arms robust paper" plays less.
+experiments: $(WARM)
+	$(BIN)/python benchmarks/experiments.py $(EXPERIMENT)
+
+# The presets of conf/ablation/, all else equal: a table of them only, the pages stay as they are.
+ablations: $(WARM)
+	$(BIN)/python benchmarks/experiments.py --arms $(PRESETS) --seeds 1 --out runs/experiments/ablations.json
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -1,27 +1,32 @@
-"""One yardstick for all presets: ``python benchmarks/ablations.py RUN …``; the first run is the full game.
+"""One yardstick for all runs: ``python benchmarks/ablations.py RUN …``; the first run is the full game.
 
 The last defender of every run against the same opponents on the test seeds: the warmed-up attacker, the full game's
 attackers at their best, every strategy of the sandbox, and nobody. Where a run began with weights that no run before it
-began with, these come first. ``make ablations`` makes the runs.
+began with, these come first. ``benchmarks/experiments.py`` makes the runs, and measures them with this.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from arms import kept, last_defender
+from figures import table
 
 from nemo_magic.actors.snapshots import Snapshot
 from nemo_magic.config import MagicConfig, compose
 from nemo_magic.data.seeds import load_seeds
+from nemo_magic.durable import write_durably
 from nemo_magic.game.episode import Role, Seed
 from nemo_magic.game.metrics import rollout_metrics
 from nemo_magic.judge.local import launch_local
+from nemo_magic.training.entrants import START, digest, weights_of
 
 if TYPE_CHECKING:
     from nemo_magic.training.arena import Arena, Attack
@@ -29,21 +34,33 @@ if TYPE_CHECKING:
     from nemo_magic.training.referee import Referee
 
 ATTACKS_PER_SEED = 4
-COLUMNS = (
-    "ASR, warmed-up attacker",
-    "ASR, best attacker of the full game",
-    "ASR, worst strategy",
-    "ASR, mean strategy",
-    "useful, warmed-up attacker",
-    "useful, no attacker",
-    "over-refusal, no attacker",
-)
+NOBODY = "none"
+KEPT_FILE = "yardstick.json"
+COLUMNS = {
+    "asr_warmed_up": "ASR, warmed-up attacker",
+    "asr_best": "ASR, best attacker of the full game",
+    "asr_worst_strategy": "ASR, worst strategy",
+    "asr_mean_strategy": "ASR, mean strategy",
+    "useful_attacked": "useful, warmed-up attacker",
+    "useful_worst": "useful, worst attacker",
+    "useful_bare": "useful, no attacker",
+    "over_refusal_bare": "over-refusal, no attacker",
+}
 
 
-def main(words: Sequence[str]) -> None:
-    runs = [Path(word) for word in words if "=" not in word]
+@dataclass
+class Found:
+    """Figures by run (``after`` its game), and by run for those that began with other weights (``before`` it)."""
+
+    before: dict[str, dict[str, float]] = field(default_factory=dict)
+    after: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def yardstick(runs: Sequence[Path], full: Sequence[Path], overrides: Sequence[str] = ()) -> Found:
+    """Measure the last defenders of ``runs`` against the attackers of all ``full`` games. A run keeps what was
+    measured, until any of the weights change."""
     given = ["trainer.devices=1", *(f"actors.{role}.restore_from_path=null" for role in Role)]
-    cfg = compose("magic_sandbox", [*given, *(word for word in words if "=" in word)])
+    cfg = compose("magic_sandbox", [*given, *overrides])
 
     from nemo_magic.compat import cpu
 
@@ -51,46 +68,62 @@ def main(words: Sequence[str]) -> None:
     from nemo_magic.training.cast import assemble
     from nemo_magic.training.referee import Referee
 
+    found, begun = Found(), set()
     with (
         launch_local(cfg.judge) as judge,
         assemble(cfg) as cast,
         closing(Referee(cast.world, judge.config, cfg.rewards, cfg.game.observe)) as referee,
     ):
         seeds = list(enumerate(load_seeds(cfg.data).test))
-        openings = dict(attacks(cfg, cast, seeds, runs[0]))
-        print_row("run", *COLUMNS)
-        print_row(*["---"] * (1 + len(COLUMNS)))
-        begun: set[str | None] = set()
+        attackers = {START: full[0] / "snapshots" / Role.ATTACKER / START}
+        attackers |= {f"{run.name}/{path.name}": path for run in full for path in kept(run, Role.ATTACKER)}
+        openings = dict(attacks(cfg, cast, seeds, attackers))
+        known = {name: weights_of(path) for name, path in attackers.items()}
         for run in runs:
-            name, weights = run.name.removeprefix("ablation-"), settings(run)["actors"]["defender"]["restore_from_path"]
+            weights = settings(run)["actors"]["defender"]["restore_from_path"]
             if weights not in begun:
-                print_row(f"{name}, before the game", *measured(cfg, cast, referee, openings, run, "start"))
+                first = next(
+                    path for path in (run / "snapshots").glob(f"*/{START}") if path.parent.name != Role.ATTACKER
+                )
+                found.before[run.name] = measured(cfg, cast, referee, openings, run, first)
             begun.add(weights)
-            print_row(name, *measured(cfg, cast, referee, openings, run, None))
+            key = digest(known, weights_of(last_defender(run)), ATTACKS_PER_SEED, list(COLUMNS), overrides)
+            there = _kept(run)
+            if there.get("key") != key:
+                figures = measured(cfg, cast, referee, openings, run, last_defender(run))
+                there = {"key": key, "figures": figures}
+                write_durably(run / KEPT_FILE, json.dumps(there, indent=1) + "\n")
+            found.after[run.name] = there["figures"]
+    return found
 
 
 def attacks(
-    cfg: MagicConfig, cast: Cast, seeds: Sequence[tuple[int, Seed]], full: Path
+    cfg: MagicConfig, cast: Cast, seeds: Sequence[tuple[int, Seed]], attackers: Mapping[str, Path]
 ) -> Iterator[tuple[str, list[Attack]]]:
-    """Name → sampled openings of the warmed-up attacker and of every later one of the full game; and the bare seeds."""
+    """Name → sampled openings of every attacker; and the seeds as they are."""
     from nemo_magic.training.arena import Job, fixed_attacks
     from nemo_magic.training.crossplay import wearing
 
     jobs = [Job(seed, g, i) for g, seed in seeds for i in range(ATTACKS_PER_SEED)]
-    for folder in sorted((full / "snapshots" / Role.ATTACKER).iterdir(), key=lambda f: f.name != "start"):
-        with wearing(cast, Role.ATTACKER, Snapshot(folder.name, folder)):
-            yield folder.name, plays(cfg, cast).attack(jobs, "ablations", 0)
-    yield "none", fixed_attacks(lambda seed: seed.text, seeds)
+    for name, folder in attackers.items():
+        with wearing(cast, Role.ATTACKER, Snapshot(name, folder)):
+            yield name, plays(cfg, cast).attack(jobs, "ablations", 0)
+    yield NOBODY, fixed_attacks(lambda seed: seed.text, seeds)
 
 
 def measured(
-    cfg: MagicConfig, cast: Cast, referee: Referee, openings: Mapping[str, list[Attack]], run: Path, name: str | None
-) -> list[str]:
-    """The figures of a run's last defender, or of the one called ``name``, in the order of COLUMNS."""
+    cfg: MagicConfig,
+    cast: Cast,
+    referee: Referee,
+    openings: Mapping[str, list[Attack]],
+    run: Path,
+    weights: Path,
+) -> dict[str, float]:
+    """The figures of COLUMNS, of the defender with these ``weights``, as ``run`` lets it defend."""
     from nemo_magic.training.arena import GREEDY
     from nemo_magic.training.probe import disguised, strategy_rates
 
-    with defending(cfg, cast, run, name) as arena:
+    with defending(cfg, cast, run, weights) as arena:
 
         def figures(name: str) -> dict[str, float]:
             scored = referee.collect(referee.submit(arena.play(openings[name], "ablations", 0, GREEDY)))
@@ -100,29 +133,34 @@ def measured(
         harmful = [(g, seed) for g, seed in enumerate(load_seeds(cfg.data).test) if seed.label.value == "harmful"]
         scored = referee.collect(referee.submit(arena.play(disguised(cfg.sandbox, harmful), "probe", 0, GREEDY)))
         rates = strategy_rates(cfg.sandbox, scored).means()
-    later = [figure["asr"] for name, figure in found.items() if name.startswith("phase-")]
-    values = [found["start"]["asr"], max(later), max(rates.values()), sum(rates.values()) / len(rates),
-              found["start"]["useful"], found["none"]["useful"], found["none"]["over_refusal"]]  # fmt: skip
-    return [f"{value:.2f}" for value in values]
+    later = {name: figure for name, figure in found.items() if name not in (START, NOBODY)}
+    values = {
+        "asr_warmed_up": found[START]["asr"],
+        "asr_best": max(figure["asr"] for figure in later.values()),
+        "asr_worst_strategy": max(rates.values()),
+        "asr_mean_strategy": sum(rates.values()) / len(rates),
+        "useful_attacked": found[START]["useful"],
+        "useful_worst": min(figure["useful"] for figure in (found[START], *later.values())),
+        "useful_bare": found[NOBODY]["useful"],
+        "over_refusal_bare": found[NOBODY]["over_refusal"],
+    }
+    return {name: round(values[name], 4) for name in COLUMNS}
 
 
 @contextmanager
-def defending(cfg: MagicConfig, cast: Cast, run: Path, name: str | None) -> Iterator[Arena]:
-    """An arena in which the defender of ``run`` defends, as its own run lets it."""
+def defending(cfg: MagicConfig, cast: Cast, run: Path, weights: Path) -> Iterator[Arena]:
+    """An arena in which somebody with these weights defends, as ``run`` lets its own defender."""
     from nemo_magic.actors.generation import NativeGenerator
     from nemo_magic.actors.speaker import LocalSpeaker
     from nemo_magic.training.crossplay import wearing
-    from nemo_magic.training.entrants import SHARED
 
     own = settings(run)
-    kept = run / "snapshots" / (SHARED if own["game"]["self_play"] else Role.DEFENDER)
-    folder = kept / name if name else last_self(kept)
     lengths = replace(
         cfg.actors.defender.length_params, max_length=own["actors"]["defender"]["length_params"]["max_length"]
     )
     options = replace(cfg.actors.defender, length_params=lengths)
     speaker = LocalSpeaker(cast.players[Role.DEFENDER].actor, NativeGenerator(cfg.generation), options)
-    with wearing(cast, Role.DEFENDER, Snapshot(run.name, folder)):
+    with wearing(cast, Role.DEFENDER, Snapshot(run.name, weights)):
         yield plays(cfg, replace(cast, speakers=cast.speakers | {Role.DEFENDER: speaker}), own["game"]["defender_cot"])
 
 
@@ -132,11 +170,6 @@ def settings(run: Path) -> dict[str, Any]:
     return found
 
 
-def last_self(kept: Path) -> Path:
-    """The snapshot of a player's latest phase."""
-    return max(kept.glob("phase-*"), key=lambda path: int(path.name.removeprefix("phase-")))
-
-
 def plays(cfg: MagicConfig, cast: Cast, cot: bool = False) -> Arena:
     from nemo_magic.training.arena import Arena
     from nemo_magic.training.timers import Timers
@@ -144,8 +177,21 @@ def plays(cfg: MagicConfig, cast: Cast, cot: bool = False) -> Arena:
     return Arena(cast.speakers, cfg.game.prompts, Timers(), seed=cfg.seed, group_size=1, defender_cot=cot)
 
 
-def print_row(*cells: object) -> None:
-    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+def _kept(run: Path) -> dict[str, Any]:
+    path = run / KEPT_FILE
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def main(words: Sequence[str]) -> None:
+    runs = [Path(word) for word in words if "=" not in word]
+    found = yardstick(runs, runs[:1], [word for word in words if "=" in word])
+    rows: list[list[object]] = []
+    for run in runs:
+        if run.name in found.before:
+            rows.append([f"{run.name}, before the game", *(found.before[run.name][name] for name in COLUMNS)])
+        rows.append([run.name, *(found.after[run.name][name] for name in COLUMNS)])
+    print(table(["run", *COLUMNS.values()], rows))
 
 
 if __name__ == "__main__":

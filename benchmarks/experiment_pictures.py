@@ -1,0 +1,255 @@
+"""The experiment's pictures, from its numbers alone: PNG files in docs/experiments/."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from arms import ARMS, FULL, POOLS
+from experiment_pages import Results, Row, of, step_of
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from PIL import Image
+
+# As in the picture of one game: Okabe and Ito's palette, and one hue for heat.
+ASR, USEFUL, INK, MUTED = "#D55E00", "#007A5A", "#222222", "#666666"
+HEAT = LinearSegmentedColormap.from_list("asr", ["#FBF3EC", "#FBDCC3", "#F2A368", "#CC5A00", "#6E2A00"])
+DARK_FROM = 66.0
+NEAR = 6.0
+"""Percent: games nearer than that share a label."""
+SHADE = "#ECECEF"
+SMOOTHED = 5
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """ASR in percent, attackers by defenders, and what it was measured on."""
+
+    title: str
+    about: str
+    attackers: Sequence[str]
+    defenders: Sequence[str]
+    asr: Sequence[Sequence[float]]
+
+
+PUBLISHED = Matrix(
+    "The paper, Figure 3",
+    "320 HarmBench seeds",
+    ["no revision", "SFT", "RL iteration 1", "RL iteration 2", "RL iteration 3"],
+    ["base", "RL 1", "RL 2", "RL 3", "RL 4"],
+    [
+        [20.0, 13.5, 10.6, 6.9, 2.2],
+        [21.3, 16.6, 10.0, 2.2, 1.3],
+        [24.1, 20.9, 11.6, 3.8, 1.3],
+        [26.6, 19.1, 10.3, 3.4, 0.6],
+        [27.8, 21.3, 10.0, 2.2, 0.3],
+    ],
+)
+
+
+def draw(results: Results, folder: Path) -> None:
+    """All pictures that there are numbers for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = {"curves": curves, "tradeoff": tradeoff, "crossplay": crossplay, "pools": pools}
+    for name, make in pictures.items():
+        figure = make(results)
+        FigureCanvasAgg(figure)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, dpi=110, facecolor="white", metadata={"Software": None})
+        # A palette says as much, in a third of the bytes.
+        Image.open(drawn).convert("RGB").quantize(64).save(folder / f"{name}.png", optimize=True)
+
+
+def curves(results: Results) -> Figure:
+    """ASR and usefulness in training, an arm a panel, a seed a thin line; the yardstick at the right of each."""
+    arms = [arm for arm in ARMS if of(results, arm)]
+    columns = 5
+    figure = Figure(figsize=(13, 2.6 * math.ceil(len(arms) / columns) + 0.7), layout="constrained")
+    grid = figure.subplots(math.ceil(len(arms) / columns), columns, sharex=True, sharey=True, squeeze=False)
+    for axes, arm in zip(grid.flat, arms, strict=False):
+        _curves_of(axes, of(results, arm), ARMS[arm].title)
+    for axes in grid.flat[len(arms) :]:
+        axes.set_visible(False)
+    figure.supxlabel("training step", fontsize=10, color=INK)
+    handles = [
+        Line2D([], [], color=ASR, lw=2, label="ASR in training (mean over seeds; a seed is thin)"),
+        Line2D([], [], color=USEFUL, lw=2, label="useful answers in training"),
+        Line2D([], [], color=ASR, marker="o", lw=0, label="last defender: ASR, best attacker of the full games"),
+        Line2D([], [], color=USEFUL, marker="^", lw=0, label="last defender: useful, warmed-up attacker"),
+        Patch(color=SHADE, label="the attacker learns (self-play: in every other step)"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=9, labelcolor=INK)
+    return figure
+
+
+def _curves_of(axes: Axes, runs: Sequence[Row], title: str) -> None:
+    for first, last in runs[0]["attacker_phases"]:
+        if last > first:
+            axes.axvspan(first - 0.5, last + 0.5, color=SHADE, lw=0, zorder=0)
+    for name, color in (("useful", USEFUL), ("asr", ASR)):
+        lines = [[math.nan if v is None else 100 * v for v in run["curves"][name]] for run in runs]
+        steps = runs[0]["curves"]["step"]
+        for line in lines:
+            axes.plot(steps, line, color=color, lw=0.6, alpha=0.4)
+        means = [_mean(values) for values in zip(*lines, strict=True)]
+        axes.plot(steps, _smooth(means), color=color, lw=2)
+    for run in runs:
+        for name, color, marker in (("useful_attacked", USEFUL, "^"), ("asr_best", ASR, "o")):
+            axes.plot(
+                81,
+                100 * run["yardstick"][name],
+                marker,
+                color=color,
+                ms=6,
+                mec="white",
+                mew=0.6,
+                clip_on=False,
+                zorder=5,
+            )
+    axes.set_title(title, loc="left", fontsize=10, fontweight="bold", color=INK)
+    axes.set_xlim(0, 84)
+    axes.set_xticks([0, 15, 30, 45, 60, 75])
+    axes.set_ylim(-2, 102)
+    _percent(axes.yaxis)
+    _plain(axes)
+
+
+def tradeoff(results: Results) -> Figure:
+    """Every last defender: how far the worst of its opponents breaks it, and how useful it is under attack."""
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.subplots()
+    heaps: list[list[tuple[float, float, str]]] = []
+    for arm in ARMS:
+        for run in of(results, arm):
+            x, y = 100 * broken(run["yardstick"]), 100 * run["yardstick"]["useful_attacked"]
+            near = [heap for heap in heaps if math.dist(heap[0][:2], (x, y)) < NEAR]
+            (near[0] if near else heaps.append([]) or heaps[-1]).append((x, y, ARMS[arm].title))
+    for heap in heaps:
+        axes.plot(
+            [x for x, _, _ in heap], [y for _, y, _ in heap], "o", color=ASR, ms=8, alpha=0.6, mec="white", mew=0.7
+        )
+        x, y = fmean(x for x, _, _ in heap), fmean(y for _, y, _ in heap)
+        count = {title: sum(title == other for _, _, other in heap) for _, _, title in heap}
+        text = "\n".join(title if n == 1 else f"{title} × {n}" for title, n in count.items())
+        side, edge = (1, "left") if x < 50 else (-1, "right")
+        up = "top" if y > 50 else "bottom"
+        axes.annotate(text, (x, y), (9 * side, 5 if y > 50 else -5), textcoords="offset points", fontsize=9, color=INK,
+                      ha=edge, va=up)  # fmt: skip
+    axes.set_xlim(-3, 103)
+    axes.set_ylim(-3, 103)
+    axes.set_xlabel("ASR of the opponent that breaks it most", color=INK)
+    axes.set_ylabel("useful answers under the warmed-up attacker", color=INK)
+    axes.set_title("Last defenders, a dot a game", loc="left", fontsize=12, fontweight="bold", color=INK)
+    _percent(axes.xaxis)
+    _percent(axes.yaxis)
+    _plain(axes)
+    return figure
+
+
+def broken(figures: Mapping[str, float]) -> float:
+    """ASR of the opponent of the yardstick that has most against a defender."""
+    return max(figures[name] for name in ("asr_warmed_up", "asr_best", "asr_worst_strategy"))
+
+
+def crossplay(results: Results) -> Figure:
+    """Attackers by defenders of the full game, mean over its seeds, beside Figure 3 of the paper."""
+    leagues = [run["league"] for run in of(results, FULL)]
+    rows, columns = len(leagues[0]["attackers"]), len(leagues[0]["defenders"])
+    ours = Matrix(
+        "The sandbox",
+        f"mean of {len(leagues)} games, {leagues[0]['games'][1]} attacks a cell in each",
+        ["no rewrite", "warmed up", *(f"RL iteration {n}" for n in range(1, rows - 1))],
+        ["base", *(f"RL {n}" for n in range(1, columns))],
+        [[100 * fmean(league["asr"][i][j] for league in leagues) for j in range(columns)] for i in range(rows)],
+    )
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[columns, len(PUBLISHED.defenders)])
+    _heat(left, ours)
+    bar = figure.colorbar(_heat(right, PUBLISHED), ax=[left, right], fraction=0.03, pad=0.02, ticks=[0, 50, 100])
+    bar.ax.set_yticklabels(["0 %", "50 %", "100 %"], fontsize=8, color=MUTED)
+    bar.ax.tick_params(length=0)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _heat(axes: Axes, matrix: Matrix) -> Any:
+    image = axes.imshow(matrix.asr, cmap=HEAT, vmin=0, vmax=100, aspect="auto")
+    for i, row in enumerate(matrix.asr):
+        for j, cell in enumerate(row):
+            ink = "white" if cell > DARK_FROM else INK
+            axes.text(j, i, f"{cell:.1f}", ha="center", va="center", color=ink, fontsize=10)
+    # Cells apart from each other by a white line, whatever their colours.
+    axes.set_xticks([j - 0.5 for j in range(1, len(matrix.defenders))], minor=True)
+    axes.set_yticks([i - 0.5 for i in range(1, len(matrix.attackers))], minor=True)
+    axes.grid(which="minor", color="white", linewidth=2)
+    axes.set_xticks(range(len(matrix.defenders)), matrix.defenders)
+    axes.set_yticks(range(len(matrix.attackers)), matrix.attackers)
+    axes.tick_params(which="both", length=0, labelcolor=INK, labelsize=9)
+    axes.set_xlabel("defender", color=INK)
+    axes.set_ylabel("attacker", color=INK)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    _titled(axes, matrix.title, f"ASR in percent, {matrix.about}")
+    return image
+
+
+def pools(results: Results) -> Figure:
+    """Exploitability of every kept defender of the latest opponent's games and of the pools', a thin line a seed."""
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    for axes, arm in zip(figure.subplots(1, len(POOLS), sharey=True), POOLS, strict=True):
+        runs = of(results, arm)
+        _titled(axes, ARMS[arm].title, f"exploitability of each kept defender, {len(runs)} seeds")
+        axes.set_xlim(0, 76)
+        axes.set_xticks(range(0, 76, 15))
+        axes.set_ylim(-2, 102)
+        axes.set_xlabel("training step", color=INK)
+        _percent(axes.yaxis)
+        _plain(axes)
+        if not runs:
+            continue
+        steps = [step_of(name) for name in runs[0]["league"]["defenders"]]
+        lines = [
+            [100 * (max(row[j] for row in run["league"]["asr"]) - run["league"]["value"]) for j in range(len(steps))]
+            for run in runs
+        ]
+        for line in lines:
+            axes.plot(steps, line, color=ASR, lw=0.8, alpha=0.5)
+        axes.plot(steps, [fmean(values) for values in zip(*lines, strict=True)], "o-", color=ASR, lw=2, ms=4.5)
+    return figure
+
+
+def _titled(axes: Axes, title: str, about: str) -> None:
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=20)
+    note = axes.annotate(about, (0, 1), (0, 6), "axes fraction", textcoords="offset points", fontsize=9, color=MUTED)
+    note.set_in_layout(False)
+
+
+def _mean(values: Sequence[float]) -> float:
+    there = [value for value in values if not math.isnan(value)]
+    return fmean(there) if there else math.nan
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    half = SMOOTHED // 2
+    return [_mean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
+
+
+def _percent(axis: Any) -> None:
+    axis.set_major_formatter(lambda value, _: f"{value:.0f} %")
+
+
+def _plain(axes: Axes) -> None:
+    axes.grid(axis="y", color="#BBBBBB", linewidth=0.5, alpha=0.6)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color("#999999")
+    axes.tick_params(length=0, labelcolor=INK, labelsize=9)

@@ -1,0 +1,71 @@
+"""What the experiment finds of a run on disk; playing and measuring are for a run of its own."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture
+def arms(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[1] / "benchmarks"), *sys.path])
+    return importlib.import_module("arms")
+
+
+def keep(run: Path, player: str, *names: str) -> None:
+    for name in names:
+        folder = run / "snapshots" / player / name
+        folder.mkdir(parents=True)
+        (folder / "metadata.json").touch()
+
+
+def test_selves_are_in_the_order_of_the_game_and_the_last_is_the_last_by_number(
+    arms: ModuleType, tmp_path: Path
+) -> None:
+    keep(tmp_path, "defender", "start", "phase-99", "phase-100", "phase-04")
+    (tmp_path / "snapshots" / "defender" / "phase-101").mkdir()  # was being written when the run was killed
+    assert [path.name for path in arms.kept(tmp_path, "defender")] == ["phase-04", "phase-99", "phase-100"]
+    assert arms.last_defender(tmp_path).name == "phase-100"
+
+
+def test_the_one_model_of_self_play_is_its_last_defender(arms: ModuleType, tmp_path: Path) -> None:
+    keep(tmp_path, "shared", "start", "phase-00")
+    assert arms.last_defender(tmp_path) == tmp_path / "snapshots" / "shared" / "phase-00"
+
+
+def test_a_run_that_kept_no_defender_is_named(arms: ModuleType, tmp_path: Path) -> None:
+    keep(tmp_path, "defender", "start")
+    with pytest.raises(ValueError, match="holds no defender of a finished phase"):
+        arms.last_defender(tmp_path)
+
+
+def test_what_was_played_or_met_is_not_played_again(
+    arms: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, ...]] = []
+    monkeypatch.setattr(arms, "program", lambda *words: told.append(words))
+    run, other = arms.Run("latest", 1, tmp_path), arms.Run("pfsp", 1, tmp_path)
+    keep(other.folder, "attacker", "start", "phase-01")
+    run.folder.mkdir(parents=True)
+    (run.folder / "game.png").touch()
+    arms.play(run)
+    assert not told
+    (run.folder / "cross-play").mkdir()
+    (run.folder / "cross-play" / "league.json").write_text('{"attackers": ["start", "pfsp-1/phase-01"]}')
+    arms.league(run, [other])
+    assert not told
+    keep(other.folder, "attacker", "phase-03")
+    arms.league(run, [other])
+    assert told[0][:2] == ("cross-play", str(run.folder))
+    assert f"pfsp-1/phase-03={other.folder}/snapshots/attacker/phase-03" in told[0]
+
+
+def test_every_arm_is_a_game_that_can_be_played(arms: ModuleType) -> None:
+    config = importlib.import_module("nemo_magic.config")
+    for arm in arms.ARMS.values():
+        cfg = config.compose("magic_sandbox", [*arms.SHARED, *arm.words])
+        assert cfg.game.max_steps == 75
