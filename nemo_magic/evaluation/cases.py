@@ -16,6 +16,7 @@ from nemo_magic.data.streams import RowStream, stream_table
 from nemo_magic.data.tables import DropReport, text_of
 from nemo_magic.evaluation.case import Case
 from nemo_magic.evaluation.catalogue import BENCHMARKS, RECORDED, Benchmark
+from nemo_magic.evaluation.journal import key_of
 from nemo_magic.evaluation.red_teaming import READERS, each_attack_once, those_with_answers
 from nemo_magic.game.episode import Label
 
@@ -61,6 +62,10 @@ def load_benchmark(
         cases = list(source(benchmark, stream, report, name))
     if not cases:
         raise DataError(f"{key}: no row of {path} can be used as {benchmark.title}; {report}")
+    attempts = max(figure.attempts for figure in benchmark.figures)
+    if attempts and len(drawn := _drawn(cases, attempts)) < len(cases):
+        told.append(f"{len(drawn)} of {len(cases)} plans are played: {attempts} of a behaviour, drawn by what they say")
+        cases = drawn
     notes = [*told, *_notes(benchmark, cases)]
     if limit is not None and limit < len(cases):
         notes.append(f"{limit} of {len(cases)} cases are taken, labels taking turns")
@@ -68,6 +73,19 @@ def load_benchmark(
         turns = (case for several in zip_longest(*pools) for case in several if case is not None)
         cases = list(islice(turns, limit))
     return Loaded(name, cases, report, notes)
+
+
+def _drawn(cases: Sequence[Case], count: int) -> list[Case]:
+    """Up to ``count`` cases of each behaviour, as good as drawn at random and the same each time."""
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        groups.setdefault(case.group, []).append(case)
+    kept = {
+        case.id
+        for group in groups.values()
+        for case in sorted(group, key=lambda one: key_of(one.group, one.turns))[:count]
+    }
+    return [case for case in cases if case.id in kept]
 
 
 def _columns(benchmark: Benchmark, stream: RowStream, name: str) -> dict[str, str]:

@@ -199,3 +199,19 @@ def test_a_million_rows_take_less_than_20_seconds_and_a_gibibyte(ending: str, ro
     assert count == rows
     assert seconds < 20 * rows / 1e6
     assert memory < 2**30 * max(rows / 1e6, 0.3)
+
+
+def test_of_many_plans_of_a_behaviour_ten_are_drawn_the_same_for_everybody(tmp_path: Path) -> None:
+    sets = {
+        f"Set_{s}": {f"strategy_{k}": {"conversation_plan": {"turn_1": f"hello {s}{k}"}} for k in range(10)}
+        for s in range(5)
+    }
+    rows = [{"behavior_details": {"Behavior": f"norp {b}"}, "attack_strategies": sets} for b in range(2)]
+    loaded = load_benchmark("xteaming", write(tmp_path / "attack_plans.json", rows))
+    by_behaviour = {b: [case.turns for case in loaded.cases if case.behaviour == f"norp {b}"] for b in range(2)}
+    assert [len(plans) for plans in by_behaviour.values()] == [10, 10]
+    assert by_behaviour[0] != by_behaviour[1]
+    assert by_behaviour[0] != [("hello 00",), *((f"hello 0{k}",) for k in range(1, 10))]
+    assert "20 of 100 plans are played: 10 of a behaviour, drawn by what they say" in loaded.notes
+    again = load_benchmark("xteaming", write(tmp_path / "again.json", rows[::-1]))
+    assert {case.turns for case in again.cases if case.behaviour == "norp 0"} == set(by_behaviour[0])

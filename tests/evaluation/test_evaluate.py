@@ -11,6 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 from evaluating import Evaluated
+from made_up import ROWS
+
+from nemo_magic.cli import main
+from nemo_magic.evaluation.transcripts import read
 
 KILLS = 4
 CHUNK = 3
@@ -78,6 +82,26 @@ def test_every_file_of_the_results_is_left_and_the_latex_rows_fit_its_columns(ev
     assert len(body) == 1 + len(evaluated.figures("whole"))
     assert {row.count(" & ") for row in body} == {columns - 1}
     assert all("_" not in row.replace("\\_", "") and "%" not in row.replace("\\%", "") for row in body)
+
+
+def test_what_was_shown_said_and_judged_is_written_down_once_a_case(evaluated: Evaluated, whole: str) -> None:
+    rows = {name: list(read(evaluated.folder("whole"), name)) for name in evaluated.names}
+    assert {name: len(found) for name, found in rows.items()} == {
+        # Cases without a label are in no figure, and not played.
+        name: len(ROWS[name]) - (name == "wildguardtest") if name != "xteaming" else 8
+        for name in evaluated.names
+    }
+    said = {row["id"]: row for row in rows["harmbench"]}
+    assert said["norp_1"]["turns"] == [["The glim.\n\n---\n\nnorp the grub", "bad grub"]]
+    assert said["norp_1"]["request"] == "norp the grub"
+    assert said["norp_1"]["verdict"] == {"response_safety": "unsafe", "refusal": "no"}
+
+
+def test_the_report_is_made_of_its_folder(evaluated: Evaluated, whole: str) -> None:
+    assert main(["report", str(evaluated.folder("whole"))]) == 0
+    page = (evaluated.folder("whole") / "report.html").read_text(encoding="utf-8")
+    assert "published 25.0" in page
+    assert "dan: not measured, eval.tasks.dan.file is null" in page
 
 
 def test_an_evaluation_that_is_killed_at_random_asks_nothing_again_that_was_written_down(
