@@ -25,14 +25,14 @@
   };
   const texts = (row) => {
     const box = make("dl", "texts");
-    const add = (name, text) => {
+    const add = (name, text, kind) => {
       if (text === null || text === undefined || text === "") return;
-      const line = make("div");
+      const line = make("div", kind);
       line.append(make("dt", "", name), make("dd", "", text));
       box.append(line);
     };
     for (const one of row.said) {
-      if (names.length > 1) add("evaluation", names[one.of]);
+      if (names.length > 1) add("evaluation", names[one.of], "of");
       add("request", one.request);
       one.turns.forEach(([shown, said], number) => {
         const of = one.turns.length > 1 ? ` ${number + 1}` : "";
