@@ -12,6 +12,7 @@ from nemo_magic.data.errors import DataError
 from nemo_magic.evaluation.catalogue import BENCHMARKS
 from nemo_magic.evaluation.config import EvalConfig
 
+_SHOWN = 5
 FORMATS = ("csv", "tsv", "json", "jsonl", "parquet")
 
 
@@ -38,8 +39,9 @@ def with_files(cfg: EvalConfig) -> EvalConfig:
         if task.file is None and cfg.benchmark_name(name) in BENCHMARKS:
             found = _candidates(there, usual_names(cfg.benchmark_name(name)))
             if len(found) > 1:
+                shown = [*found[:_SHOWN], *([f"{len(found) - _SHOWN} more"] if len(found) > _SHOWN else [])]
                 raise DataError(
-                    f"eval.folder={cfg.folder}: {len(found)} files could be {name}: {', '.join(found)}; name the right "
+                    f"eval.folder={cfg.folder}: {len(found)} files could be {name}: {', '.join(shown)}; name the right "
                     f"one, eval.tasks.{name}.file={folder / found[0]}"
                 )
             tasks[name] = replace(task, file=str(folder / found[0])) if found else task

@@ -91,6 +91,15 @@ def test_two_files_that_could_be_meant_are_named(tmp_path: Path) -> None:
         composed("suite=table1", f"eval.folder={tmp_path}")
 
 
+def test_of_very_many_files_that_could_be_meant_a_few_are_named(tmp_path: Path) -> None:
+    for method in range(12):
+        copy = tmp_path / "HarmBench" / "results" / f"M{method:02d}" / "test_cases.json"
+        copy.parent.mkdir(parents=True)
+        copy.touch()
+    with pytest.raises(ConfigError, match=r"12 files could be harmbench_adversarial: .*M04/test_cases.json, 7 more;"):
+        composed("suite=table1", f"eval.folder={tmp_path}")
+
+
 def test_a_folder_that_is_none_or_has_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="eval.folder=/no/such/place: no such folder"):
         composed("eval.folder=/no/such/place")
