@@ -18,10 +18,9 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
-from fastapi.exceptions import HTTPException
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.exceptions import HTTPException
 
 from nemo_magic.backports import timeout
 from nemo_magic.game.episode import Message
@@ -60,7 +59,7 @@ def create_app(cfg: ServeConfig, desk: Desk, longest: int) -> FastAPI:
     async def refused(_: Request, error: ApiError) -> Response:
         return JSONResponse(error.body(), error.status, headers=error.headers)
 
-    @app.exception_handler(StarletteHTTPException)
+    @app.exception_handler(HTTPException)
     async def lost(_: Request, error: HTTPException) -> Response:
         return JSONResponse(ApiError(error.status_code, str(error.detail)).body(), error.status_code)
 
