@@ -17,6 +17,7 @@ from nemo_magic.judge.errors import GuardUnavailable
 from nemo_magic.judge.guards.strategies import StrategyRubric
 from nemo_magic.judge.models import build_model
 from nemo_magic.judge.models.base import Model
+from nemo_magic.judge.models.openai import OpenAIConfig, OpenAIModel
 from nemo_magic.net.asking import gather
 from nemo_magic.report.conversations import NO_REQUEST
 from nemo_magic.sandbox.language import parse
@@ -24,7 +25,6 @@ from nemo_magic.sandbox.world import World
 
 UNKNOWN = "unknown"
 _TOLD_EVERY = 10.0
-_KEY, _GUARDS_KEY = "analysis.labels.model", "judge.guard_config.model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +65,28 @@ def of_column(rubric: StrategyRubric, cell: str) -> Label | None:
     return None if found is None else of_ids(rubric, [found])
 
 
+class LabelModelConfig(OpenAIConfig):
+    """A guard's model's settings, of the model that names strategies."""
+
+    KEY = "analysis.labels.model"
+    NOUN = "labelling model"
+
+
 def labelling_model(config: LabelsConfig) -> Model:
     """A server has two minutes to be there, unless ``start_timeout`` says otherwise: nobody starts one for this.
 
     Raises ValueError, naming the key, for settings that no model has.
     """
-    served = config.model.get("kind", "openai") == "openai"
+    settings = dict(config.model)
+    if settings.pop("kind", "openai") == "openai":
+        try:
+            return OpenAIModel(LabelModelConfig(**{"start_timeout": 120.0} | settings))
+        except TypeError as error:
+            raise ValueError(f"analysis.labels.model={dict(config.model)}: {error}") from error
     try:
-        return build_model(({"start_timeout": 120.0} if served else {}) | config.model)
+        return build_model(config.model)
     except ValueError as error:
-        raise ValueError(_ours(str(error))) from error
+        raise ValueError(str(error).replace(OpenAIConfig.KEY, LabelModelConfig.KEY)) from error
 
 
 class Labeller:
@@ -129,7 +141,7 @@ class Labeller:
         except GuardUnavailable as error:
             done = len(questions) - len(self._journal.missing(questions))
             raise AnalysisError(
-                f"{_ours(str(error))}; the labels of {done} of {len(questions)} different attacks are written down, "
+                f"{error}; the labels of {done} of {len(questions)} different attacks are written down, "
                 "and the same command goes on from there"
             ) from error
         finally:
@@ -147,7 +159,7 @@ class Labeller:
         try:
             text = await self._model.complete(sent, self._config.max_tokens)
         except ValueError as error:
-            return {"failed": f"no answer: {_ours(str(error))}"}
+            return {"failed": f"no answer: {error}"}
         try:
             return {"ids": self._rubric.parse(text)}
         except ValueError as error:
@@ -164,8 +176,3 @@ class Labeller:
 
 def _plain(name: str) -> str:
     return re.sub(r"[\W_]+", " ", name.casefold()).strip()
-
-
-def _ours(text: str) -> str:
-    # A guard's model and this one are set up by the same keys, elsewhere.
-    return text.replace(_GUARDS_KEY, _KEY)

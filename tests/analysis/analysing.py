@@ -35,7 +35,9 @@ class Models:
         self._answer, self._vector = answer, vector
         self.endpoint = Endpoint(self._reply)
         self.url = self.endpoint.url
-        self.words = [f"analysis.labels.model.urls=[{self.url}]", "analysis.labels.model.model=tiny"]
+        # More at once than Python's own server has room for would wait for it to look again.
+        few = "analysis.labels.model.max_concurrency=4"
+        self.words = [f"analysis.labels.model.urls=[{self.url}]", "analysis.labels.model.model=tiny", few]
         self.embedding_words = [f"analysis.embedding.urls=[{self.url}]", "analysis.embedding.model=tiny"]
 
     def close(self) -> None:

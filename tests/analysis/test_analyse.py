@@ -234,6 +234,7 @@ def test_texts_may_hold_separators_of_lines(tmp_path: Path) -> None:
         ("analysis.labels.rubric=none", "analysis.labels.rubric='none'"),
         ("analysis.labels.model={kind: wug}", "analysis.labels.model.kind='wug' must be one of"),
         ("analysis.labels.model={urls: [x], model: tiny}", "analysis.labels.model.urls='x' must be a base url"),
+        ("analysis.labels.model={urls: [http://l:1/v1], model: tiny, wug: 1}", "unexpected keyword argument 'wug'"),
         ("analysis.labels.chunk_size=0", "analysis.labels.chunk_size=0 must be at least 1"),
     ],
 )

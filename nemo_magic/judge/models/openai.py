@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -26,7 +26,6 @@ from nemo_magic.net.faults import Broken, first_fault, outage
 from nemo_magic.net.limits import RateLimit, likely_tokens
 from nemo_magic.net.openai import NOT_NOW, is_too_long, total_tokens, words
 
-_KEY = "judge.guard_config.model"
 _FIXED = ("model", "prompt", "messages", "max_tokens", "temperature", "n", "stream")
 
 
@@ -79,6 +78,10 @@ class OpenAIConfig:
     minute (``requests_per_minute``, ``tokens_per_minute``) of this judge; of several judges each has its own.
     """
 
+    KEY: ClassVar[str] = "judge.guard_config.model"
+    """Where these settings are in the configuration, and what logs and errors call the model."""
+    NOUN: ClassVar[str] = "guard's model"
+
     urls: list[str]
     model: str
     revision: str = "unpinned"
@@ -97,30 +100,32 @@ class OpenAIConfig:
     def __post_init__(self) -> None:
         self.urls = [self.urls] if isinstance(self.urls, str) else list(self.urls)
         if not self.urls:
-            raise ValueError(f"{_KEY}.urls is empty: name at least one server")
+            raise ValueError(f"{self.KEY}.urls is empty: name at least one server")
         for url in self.urls:
             parts = urlsplit(url)
             if parts.scheme not in ("http", "https") or not parts.netloc or not parts.path.strip("/"):
-                raise ValueError(f"{_KEY}.urls={url!r} must be a base url such as http://host:8000/v1")
+                raise ValueError(f"{self.KEY}.urls={url!r} must be a base url such as http://host:8000/v1")
             if parts.path.rstrip("/").endswith("/completions"):
-                raise ValueError(f"{_KEY}.urls={url!r} must end before /completions, which is added")
+                raise ValueError(f"{self.KEY}.urls={url!r} must end before /completions, which is added")
         if not self.model:
-            raise ValueError(f"{_KEY}.model is empty: give the name under which the server has it")
+            raise ValueError(f"{self.KEY}.model is empty: give the name under which the server has it")
         if self.max_concurrency < 1:
-            raise ValueError(f"{_KEY}.max_concurrency={self.max_concurrency} must be at least 1")
+            raise ValueError(f"{self.KEY}.max_concurrency={self.max_concurrency} must be at least 1")
         for key in ("request_timeout", "give_up_after", "backoff_initial", "backoff_max", "start_timeout"):
             if not getattr(self, key) > 0:
-                raise ValueError(f"{_KEY}.{key}={getattr(self, key)} must be greater than 0")
+                raise ValueError(f"{self.KEY}.{key}={getattr(self, key)} must be greater than 0")
         if self.protocol_retries < 0:
-            raise ValueError(f"{_KEY}.protocol_retries={self.protocol_retries} must be at least 0")
+            raise ValueError(f"{self.KEY}.protocol_retries={self.protocol_retries} must be at least 0")
         if isinstance(self.rate_limit, Mapping):  # as YAML has it
             known = [one.name for one in fields(RateLimit)]
             if unknown := set(self.rate_limit) - set(known):
-                raise ValueError(f"{_KEY}.rate_limit has no {sorted(unknown)[0]}: there are {', '.join(known)}")
+                raise ValueError(f"{self.KEY}.rate_limit has no {sorted(unknown)[0]}: there are {', '.join(known)}")
             self.rate_limit = RateLimit(**self.rate_limit)
         for name in self.extra_body:
             if name in _FIXED:
-                raise ValueError(f"{_KEY}.extra_body.{name} cannot be set here: it follows from what the guard asks")
+                raise ValueError(
+                    f"{self.KEY}.extra_body.{name} cannot be set here: it follows from what the guard asks"
+                )
 
     def token(self) -> str | None:
         """The bearer token, or None where none is wanted. Raises ValueError if its variable is unset or empty."""
@@ -128,7 +133,7 @@ class OpenAIConfig:
             return None
         token = os.environ.get(self.token_env, "")
         if not token:
-            raise ValueError(f"{_KEY}.token_env={self.token_env}: this environment variable is unset or empty")
+            raise ValueError(f"{self.KEY}.token_env={self.token_env}: this environment variable is unset or empty")
         return token
 
 
@@ -161,13 +166,13 @@ class OpenAIModel:
         """Wait until a server lists the model. Raises WrongModel if it lists others, ModelRefused for a wrong token."""
         cfg = self._config
         self._asker = Asker(
-            cfg, "guard's model", _KEY, GuardUnavailable, self._clock, hedge=cfg.hedge, limit=cfg.rate_limit
+            cfg, cfg.NOUN, cfg.KEY, GuardUnavailable, self._clock, hedge=cfg.hedge, limit=cfg.rate_limit
         )
         await self._asker.until_ready("/models", self._read_models, cfg.start_timeout)
 
     async def complete(self, sent: Sent, max_tokens: int) -> str:
         if self._asker is None:
-            raise GuardUnavailable("the guard's model is not started")
+            raise GuardUnavailable(f"the {self._config.NOUN} is not started")
         body: dict[str, Any] = {"model": self._config.model, "temperature": 0.0, "max_tokens": max_tokens, "n": 1}
         if isinstance(sent, str):
             path, body["prompt"] = "/completions", sent
@@ -182,9 +187,8 @@ class OpenAIModel:
                 lambda said: said[1],
             )
         except Broken as fault:
-            raise ValueError(
-                f"no completion after {_KEY}.protocol_retries={self._config.protocol_retries}; last: {fault}"
-            ) from fault
+            retries = f"{self._config.KEY}.protocol_retries={self._config.protocol_retries}"
+            raise ValueError(f"no completion after {retries}; last: {fault}") from fault
         return text
 
     async def close(self) -> None:
@@ -213,7 +217,7 @@ class OpenAIModel:
         except ValidationError as error:
             raise Broken(f"{url}: {first_fault(error)}") from error
         if model != self.name:
-            raise WrongModel(f"{url} answered with the model {model!r}; {_KEY}.model={self.name!r}")
+            raise WrongModel(f"{url} answered with the model {model!r}; {self._config.KEY}.model={self.name!r}")
         return text, total_tokens(usage)
 
     def _read_models(self, url: str, response: httpx.Response) -> None:
@@ -227,12 +231,14 @@ class OpenAIModel:
         except ValidationError as error:
             raise ModelRefused(f"{url}/models is no list of models: {first_fault(error)}") from error
         if self.name not in known:
-            raise WrongModel(f"{url} has {', '.join(map(repr, known)) or 'no model'}; {_KEY}.model={self.name!r}")
+            raise WrongModel(
+                f"{url} has {', '.join(map(repr, known)) or 'no model'}; {self._config.KEY}.model={self.name!r}"
+            )
 
     def _accepted(self, url: str, response: httpx.Response) -> None:
         status = response.status_code
         if status in (401, 403):
-            variable = f"{_KEY}.token_env={self._config.token_env or 'null'}"
+            variable = f"{self._config.KEY}.token_env={self._config.token_env or 'null'}"
             raise ModelRefused(f"{url}: {status} {words(response)[:300]}; see {variable}")
         if status in NOT_NOW or status >= 500:
             raise outage(url, response, words(response))
