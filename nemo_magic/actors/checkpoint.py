@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
 from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
@@ -50,7 +50,9 @@ def save_weights(actor: MagicActor, folder: str | Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     torch.distributed.barrier()
-    dist_checkpointing.save(actor.sharded_state_dict(), str(partial))
+    calls = AsyncCallsQueue()
+    calls.schedule_async_request(_begin(actor.sharded_state_dict(), partial))
+    calls.maybe_finalize_async_calls(blocking=True)
     torch.distributed.barrier()
     if torch.distributed.get_rank() == 0:
         sync_folder(partial)
@@ -80,9 +82,7 @@ def save_players(players: Mapping[str, Player], folder: Path) -> AsyncRequest:
     What is still to do when this returns is in the request: writing files, which may happen in a forked process while
     the players learn on, and finalizing, which all ranks do together after that.
     """
-    state = {name: _sharded_state(name, player) for name, player in players.items()}
-    request: AsyncRequest = dist_checkpointing.save(state, str(folder), async_sharded_save=True)
-    return request
+    return _begin({name: _sharded_state(name, player) for name, player in players.items()}, folder)
 
 
 def load_players(players: Mapping[str, Player], folder: Path) -> None:
@@ -114,6 +114,38 @@ def sharded_bytes(players: Mapping[str, Player]) -> tuple[int, int]:
         else:
             copied += moments
     return copied, sharded
+
+
+def _begin(state: Mapping[str, Any], folder: Path) -> AsyncRequest:
+    """Megatron's request to write ``state``, with every tensor written as large as it is."""
+    request: AsyncRequest = dist_checkpointing.save(state, str(folder), async_sharded_save=True)
+    if request.async_fn is not None:
+        buckets, _ = request.async_fn_args
+        for i, (path, name, (objects, tensors)) in enumerate(buckets):
+            buckets[i] = (path, name, (objects, _OnItsOwn(tensors)))
+    return request
+
+
+class _OnItsOwn(Sequence[tuple[Any, torch.Tensor]]):
+    """(item, tensor) to be written, where a tensor that is a part of a larger one is copied when its turn comes.
+
+    ``torch.save`` writes a tensor's whole storage. On CPU both halves of a gated MLP's ``linear_fc1``, and of its
+    moments, are views of one, which would be written twice; from a GPU tensors come as copies of their own.
+    """
+
+    def __init__(self, items: Sequence[tuple[Any, torch.Tensor]]) -> None:
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._items[index]
+
+    def __iter__(self) -> Iterator[tuple[Any, torch.Tensor]]:
+        for item, tensor in self._items:
+            alone = tensor.untyped_storage().nbytes() == tensor.nbytes
+            yield item, tensor if alone else tensor.clone()
 
 
 def _sharded_state(name: str, player: Player, is_loading: bool = False) -> dict[str, Any]:
