@@ -16,15 +16,15 @@ from nemo_magic.analysis.attacks import Attack, attacks_of
 from nemo_magic.analysis.config import AnalysisConfig
 from nemo_magic.analysis.embedding import Embedder
 from nemo_magic.analysis.errors import AnalysisError
-from nemo_magic.analysis.figures import Labelled, Measures, by_phase, by_steps, by_strategy, figures
-from nemo_magic.analysis.labels import UNKNOWN, Label, Labeller, decoded, labelling_model, of_column
+from nemo_magic.analysis.figures import Labelled, Measures, agreement, by_phase, by_steps, by_strategy, figures
+from nemo_magic.analysis.labels import UNKNOWN, Asked, Label, Labeller, decoded, labelling_model, of_column
 from nemo_magic.analysis.pool import PoolStrategies, find_pool, pool_strategies
 from nemo_magic.data.errors import DataError
 from nemo_magic.data.pools import AttackRow
 from nemo_magic.durable import write_durably
 from nemo_magic.evaluation.journal import Journal
 from nemo_magic.judge.guards.strategies import StrategyRubric
-from nemo_magic.report.conversations import sandbox_of, saved
+from nemo_magic.report.conversations import sandbox_of, saved, spread
 from nemo_magic.report.records import ATTACK_LABELS_FILE, ATTACK_TABLE_FILE, ATTACKS_DIR, ATTACKS_FILE
 from nemo_magic.report.run_folder import RunFolder
 from nemo_magic.sandbox.world import World
@@ -64,9 +64,9 @@ class Analyst:
         settings = self._settings
         sample = saved(run.path, settings.max_conversations)
         attacks = attacks_of(sample.rows, run.phases.all)
-        labels, by = self._labels(run.path, attacks)
-        some = [Labelled(attack, label) for attack, label in zip(attacks, labels, strict=True)]
         pool, no_pool = self._read_pool()
+        labels, by, check = self._labels(run.path, attacks, pool)
+        some = [Labelled(attack, label) for attack, label in zip(attacks, labels, strict=True)]
         embedder = Embedder(settings.embedding, self._journal(run.path, _VECTORS)) if settings.embedding.urls else None
         measures = Measures(
             settings.self_bleu,
@@ -81,6 +81,7 @@ class Analyst:
             "attacks": len(attacks),
             "steps": [attacks[0].step, attacks[-1].step] if attacks else None,
             "labels": by,
+            "check": check,
             "problems": Counter(label.problem for label in labels if label.problem).most_common(20),
             "pool": no_pool if pool is None else {
                 "path": pool.path, "rows": pool.rows, "combinations": len(pool.combinations),
@@ -105,18 +106,24 @@ class Analyst:
         _write(run.path / ATTACKS_FILE, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
         return found
 
-    def _labels(self, run: Path, attacks: Sequence[Attack]) -> tuple[list[Label], str | None]:
-        """A label for each attack, and who gave them; nobody: None."""
+    def _labels(
+        self, run: Path, attacks: Sequence[Attack], pool: PoolStrategies | None
+    ) -> tuple[list[Label], str | None, dict[str, Any] | None]:
+        """A label for each attack, who gave them (nobody: None), and how far they agree with the pool's, if asked."""
         if self._world is not None:
-            return [decoded(self._world, attack.messages[-1]) for attack in attacks], "the sandbox, exactly"
+            labels = [decoded(self._world, attack.messages[-1]) for attack in attacks]
+            return labels, "the sandbox, exactly", None
         config = self._settings.labels
         if self._rubric is None or not config.model:
             problem = "nobody was asked (analysis.labels.model)"
-            return [Label(UNKNOWN, None, problem)] * len(attacks), None
+            return [Label(UNKNOWN, None, problem)] * len(attacks), None, None
         labeller = Labeller(config, self._rubric, labelling_model(config), self._journal(run, _ANSWERS), self._say)
-        labels = labeller.label(attacks)
+        known = [] if pool is None else spread(pool.readable, config.check) if config.check else []
+        asked = [Asked(attack.seed, attack.messages) for attack in attacks]
+        labels = labeller.label([*asked, *(Asked(row.seed.text, (row.rewrite,)) for row, _ in known)])
         self._say(f"{len(attacks)} attacks labelled by {labeller.name}; newly asked: {labeller.asked}")
-        return labels, labeller.name
+        said = labels[len(attacks) :]
+        return labels[: len(attacks)], labeller.name, agreement([parts for _, parts in known], said) if known else None
 
     def _read_pool(self) -> tuple[PoolStrategies | None, str]:
         """The pool, or why there is none to be new against."""

@@ -19,17 +19,22 @@ class LabelsConfig:
     of an OpenAI-compatible server, or ``kind: transformers`` and ``path``; empty: nobody is asked, and strategies are
     unknown. ``rubric``: what it is asked, a file of ``conf/judge/rubric/`` without its ending, or the path of one of
     your own. ``max_tokens`` of its answer. Answers are written down every ``chunk_size`` attacks: what a kill can cost.
+    ``check``: it is also asked about so many rows of the attack pool, whose strategies are known, and how far it agrees
+    is told.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
     rubric: str = "strategies"
     max_tokens: int = 64
     chunk_size: int = 64
+    check: int = 0
 
     def __post_init__(self) -> None:
         for key in ("max_tokens", "chunk_size"):
             if getattr(self, key) < 1:
                 raise ValueError(f"analysis.labels.{key}={getattr(self, key)} must be at least 1")
+        if self.check < 0:
+            raise ValueError(f"analysis.labels.check={self.check} must be at least 0")
         if not self.rubric:
             raise ValueError("analysis.labels.rubric is empty: name a file of conf/judge/rubric, or the path of one")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import Any
 
 from nemo_magic.analysis.attacks import NO_VERDICT, SUCCEEDED, Attack
@@ -90,6 +91,25 @@ def by_strategy(some: Sequence[Labelled], pool: Mapping[frozenset[str], int] | N
     for one in some:
         groups.setdefault(one.label.name, []).append(one)
     return [_strategy(name, groups[name], len(some), pool) for name in sorted(groups, key=lambda n: -len(groups[n]))]
+
+
+def agreement(known: Sequence[frozenset[str]], said: Sequence[Label]) -> dict[str, Any]:
+    """How far labels agree with what is known. ``exact``: share that combines just the same; ``overlap``: mean Jaccard
+    similarity of the parts (no strategy at all against none: 1); ``unknown``: share without a label, which agrees with
+    nothing."""
+    overlaps = [_overlap(parts, label.parts) for parts, label in zip(known, said, strict=True)]
+    return {
+        "rows": len(known),
+        "exact": _share(sum(one == 1 for one in overlaps), len(known)),
+        "overlap": _rounded(mean(overlaps)),
+        "unknown": _share(sum(label.parts is None for label in said), len(known)),
+    }
+
+
+def _overlap(one: frozenset[str], other: frozenset[str] | None) -> float:
+    if other is None:
+        return 0.0
+    return len(one & other) / len(one | other) if one | other else 1.0
 
 
 def _strategy(

@@ -7,9 +7,8 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from nemo_magic.analysis.attacks import Attack
 from nemo_magic.analysis.config import LabelsConfig
 from nemo_magic.analysis.errors import AnalysisError
 from nemo_magic.evaluation.journal import Journal, key_of
@@ -35,6 +34,13 @@ class Label:
     name: str
     parts: frozenset[str] | None
     problem: str | None = None
+
+
+class Asked(NamedTuple):
+    """What a strategy is asked of."""
+
+    seed: str
+    messages: tuple[str, ...]
 
 
 def decoded(world: World, text: str) -> Label:
@@ -112,7 +118,7 @@ class Labeller:
     def name(self) -> str:
         return f"strategies@{self._rubric.grammar}:{self._model.name}:{self._model.revision}"
 
-    def label(self, attacks: Sequence[Attack]) -> list[Label]:
+    def label(self, attacks: Sequence[Asked]) -> list[Label]:
         """A label for each attack, in order.
 
         Raises:
@@ -120,8 +126,8 @@ class Labeller:
         """
         return asyncio.run(self._label(attacks))
 
-    async def _label(self, attacks: Sequence[Attack]) -> list[Label]:
-        questions: dict[str, Attack] = {self._key(attack): attack for attack in attacks}
+    async def _label(self, attacks: Sequence[Asked]) -> list[Label]:
+        questions: dict[str, Asked] = {self._key(attack): attack for attack in attacks}
         failed: dict[str, str] = {}
         try:
             # Some models know what they are only once they started; with all answers there, none has to start.
@@ -150,7 +156,7 @@ class Labeller:
         known |= {key: Label(UNKNOWN, None, problem) for key, problem in failed.items()}
         return [known[self._key(attack)] for attack in attacks]
 
-    async def _answer(self, attack: Attack) -> dict[str, Any]:
+    async def _answer(self, attack: Asked) -> dict[str, Any]:
         try:
             sent = self._rubric.render(attack.seed, attack.messages)
         except ValueError as error:
@@ -170,7 +176,7 @@ class Labeller:
             return of_ids(self._rubric, answer["ids"])
         return Label(UNKNOWN, None, answer["problem"])
 
-    def _key(self, attack: Attack) -> str:
+    def _key(self, attack: Asked) -> str:
         return key_of(self.name, self._config.max_tokens, attack.seed, attack.messages)
 
 

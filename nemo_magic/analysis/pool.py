@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,21 @@ _CONFIG_FILE = "config.yaml"
 
 @dataclass(frozen=True)
 class PoolStrategies:
-    """``combinations``: parts → rows. ``unreadable``: rows whose strategy nobody can say; they show nothing."""
+    """``readable``: rows with what they combine. ``unreadable``: rows whose strategy nobody can say; they show
+    nothing."""
 
     path: str
-    rows: int
-    combinations: Mapping[frozenset[str], int]
+    readable: Sequence[tuple[AttackRow, frozenset[str]]]
     unreadable: int
+
+    @property
+    def rows(self) -> int:
+        return len(self.readable) + self.unreadable
+
+    @cached_property
+    def combinations(self) -> Mapping[frozenset[str], int]:
+        """What is combined → how many rows do."""
+        return Counter(parts for _, parts in self.readable)
 
 
 def find_pool(config: Mapping[str, Any]) -> str | None:
@@ -41,9 +51,6 @@ def find_pool(config: Mapping[str, Any]) -> str | None:
 def pool_strategies(path: str, label: Callable[[AttackRow], Label | None]) -> PoolStrategies:
     """Read a pool. Raises DataError for a file that is none."""
     rows, _ = read_attack_pool(path)
-    found: Counter[frozenset[str]] = Counter()
-    for row in rows:
-        known = label(row)
-        if known is not None and known.parts is not None:
-            found[known.parts] += 1
-    return PoolStrategies(path, len(rows), found, len(rows) - found.total())
+    known = ((row, label(row)) for row in rows)
+    readable = [(row, one.parts) for row, one in known if one is not None and one.parts is not None]
+    return PoolStrategies(path, readable, len(rows) - len(readable))

@@ -8,11 +8,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nemo_magic.report.records import SAMPLES_DIR, whole_lines
 from nemo_magic.sandbox.language import parse
 from nemo_magic.sandbox.world import SandboxConfig, World
+
+T = TypeVar("T")
 
 MAX_TEXT = 4000
 """Characters of one message that a page holds; the file has the rest."""
@@ -62,10 +64,12 @@ def saved(run_dir: Path, max_rows: int, max_bytes: float = math.inf) -> Sample:
     return Sample(rows, len(chosen), len(files))
 
 
-def spread(items: Sequence[Path], count: int) -> list[Path]:
+def spread(items: Sequence[T], count: int) -> list[T]:
     """Up to ``count`` items, the first and the last among them, evenly spaced."""
     if len(items) <= count:
         return list(items)
+    if count == 1:
+        return [items[0]]
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
@@ -89,8 +93,8 @@ def outcome(row: Mapping[str, Any]) -> str:
 def sandbox_of(config: Mapping[str, Any]) -> World | None:
     """The sandbox that a run of this configuration was played in; None for the real world.
 
-    It has the sandbox's seeds, its probe, or its rules as the judge. That ``judge.guard`` is rules says nothing: it is the
-    default, also of a run whose judge is somewhere else.
+    It has the sandbox's seeds, its probe, or its rules as the judge. That ``judge.guard`` is rules says nothing: it is
+    the default, also of a run whose judge is somewhere else.
     """
     known = {one.name for one in fields(SandboxConfig)}
     settings = SandboxConfig(**{key: value for key, value in config.get("sandbox", {}).items() if key in known})

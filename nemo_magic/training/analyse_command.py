@@ -11,6 +11,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from nemo_magic.config import ConfigError, MagicConfig, compose, conf_dir
 from nemo_magic.config.record import CONFIG_FILE
@@ -59,9 +60,14 @@ def run(args: argparse.Namespace) -> int:
 def show(found: Mapping[str, Any], console: Console) -> None:
     """What ``attacks.json`` says, in two tables."""
     console.print(f"{found['rule']} Attacks of a model: {found['attacks']:,}.")
-    console.print(f"Labelled by: {found['labels'] or 'nobody'}.")
+    console.print(f"Labelled by: {found['labels'] or 'nobody'}.", markup=False)
     for problem, count in found["problems"]:
         console.print(f"  {count} × {problem}", markup=False)
+    if (check := found["check"]) is not None:
+        console.print(
+            f"Of {check['rows']:,} rows of the pool it names {_percent(check['exact'])} % as the pool does, and "
+            f"{_percent(check['unknown'])} % not at all; a hybrid's parts overlap by {_percent(check['overlap'])} %."
+        )
     pool = found["pool"]
     console.print(
         f"Novelty: {pool}" if isinstance(pool, str) else
@@ -90,7 +96,7 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     for row in found["strategies"][:_SHOWN]:
         in_pool = "–" if row["in_pool"] is None else str(row["in_pool"])
         table.add_row(
-            row["strategy"], str(row["attacks"]), _percent(row["share"]), _percent(row["asr"]),
+            Text(row["strategy"]), str(row["attacks"]), _percent(row["share"]), _percent(row["asr"]),
             _percent(row["intent_lost"]), f"{row['first_step']} to {row['last_step']}", in_pool,
         )  # fmt: skip
     if (left := len(found["strategies"]) - _SHOWN) > 0:

@@ -111,6 +111,30 @@ def test_the_report_shows_the_labels_of_a_real_run_and_says_what_is_missing_with
     assert "as strategies@1." in page
 
 
+def test_a_labelling_model_is_held_against_the_pool_whose_strategies_are_known(
+    real_run: Path, models: Models, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [("wug", "0"), ("dax", "0_18"), ("dax", "18"), ("zup", "19"), ("wug", "3"), ("odd", "0"), ("wug", "?")]
+    path = real_run.parent / "known.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps({"seed": "s", "label": "harmful", "strategy": ids, "reasoning": "r", "rewrite": word}) + "\n"
+            for word, ids in rows
+        )
+    )
+    words = [*models.words, f"analysis.pool={path}", "analysis.labels.check=100"]
+    assert cli.main(["analyse", str(real_run), *words]) == 0
+    # Of six that can be read three are named alike, one by half, one otherwise, and one not at all.
+    assert found_in(real_run)["check"] == {
+        "rows": 6, "exact": 0.5, "overlap": pytest.approx(3.5 / 6, abs=1e-6), "unknown": pytest.approx(1 / 6, abs=1e-6)
+    }  # fmt: skip
+    assert "Of 6 rows of the pool it names 50.0 % as the pool does" in capsys.readouterr().out
+    assert found_in(real_run)["attacks"] == 16
+    assert "Of 6 rows of the attack pool, whose strategies are known, it names 50.0\u00a0% alike." in render(
+        [RunFolder(real_run)]
+    )
+
+
 def test_nothing_is_asked_twice_until_something_is_another_question(real_run: Path, models: Models) -> None:
     words = ["analyse", str(real_run), *models.words, *models.embedding_words]
     assert cli.main(words) == 0
@@ -235,6 +259,7 @@ def test_texts_may_hold_separators_of_lines(tmp_path: Path) -> None:
         ("analysis.labels.model={kind: wug}", "analysis.labels.model.kind='wug' must be one of"),
         ("analysis.labels.model={urls: [x], model: tiny}", "analysis.labels.model.urls='x' must be a base url"),
         ("analysis.labels.model={urls: [http://l:1/v1], model: tiny, wug: 1}", "unexpected keyword argument 'wug'"),
+        ("analysis.labels.check=-1", "analysis.labels.check=-1 must be at least 0"),
         ("analysis.labels.chunk_size=0", "analysis.labels.chunk_size=0 must be at least 1"),
     ],
 )

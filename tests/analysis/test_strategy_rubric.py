@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_magic.config import conf_dir
@@ -84,6 +84,7 @@ def test_anything_else_is_no_answer(text: str) -> None:
         RUBRIC.parse(text)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60) | st.binary(max_size=60).map(lambda data: data.decode("latin-1")))
 def test_no_text_is_read_as_more_than_a_set_of_ids_or_fails_otherwise(text: str) -> None:
     try:
