@@ -62,8 +62,8 @@ class Analyst:
             DataError: ``analysis.pool`` is no attack pool.
         """
         settings = self._settings
-        sample = saved(run.path, settings.max_conversations)
-        attacks = attacks_of(sample.rows, run.phases.all)
+        chosen = saved(run.path, settings.max_conversations)
+        attacks = attacks_of(chosen.rows, run.phases.all)
         pool, no_pool = self._read_pool()
         labels, by, check = self._labels(run.path, attacks, pool)
         some = [Labelled(attack, label) for attack, label in zip(attacks, labels, strict=True)]
@@ -76,8 +76,8 @@ class Analyst:
         )
         strategies = by_strategy(some, None if pool is None else pool.combinations)
         found = {
-            "conversations": len(sample.rows),
-            "rule": sample.rule,
+            "conversations": len(chosen.rows),
+            "rule": chosen.rule,
             "attacks": len(attacks),
             "steps": [attacks[0].step, attacks[-1].step] if attacks else None,
             "labels": by,
@@ -97,8 +97,9 @@ class Analyst:
         folder = run.path / ATTACKS_DIR
         folder.mkdir(exist_ok=True)
         places = (
-            {"step": a.step, "group": a.group, "sample": a.sample, "strategy": label.name}
-            for a, label in zip(attacks, labels, strict=True)
+            {"step": attack.step, "group": attack.group, "sample": sample, "strategy": label.name}
+            for attack, label in zip(attacks, labels, strict=True)
+            for sample in attack.samples
             if label.name != UNKNOWN
         )
         _write(run.path / ATTACK_LABELS_FILE, "".join(json.dumps(place, ensure_ascii=False) + "\n" for place in places))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nemo_magic.evaluation.journal import key_of
@@ -16,12 +16,13 @@ SUCCEEDED, NO_VERDICT = "attack succeeded", "no verdict"
 
 @dataclass(frozen=True)
 class Attack:
-    """``messages``: what the defender was shown of what the attacker wrote. ``intent``: whether the seed's intent is
-    kept, None where that was not asked, or is unknown. ``phase``: the phase of its step, where it is known."""
+    """``messages``: what the defender was shown of what the attacker wrote. ``samples``: those of the group that it is
+    the attack of; what is told is of the first. ``intent``: whether the seed's intent is kept, None where that was not
+    asked, or is unknown. ``phase``: the phase of its step, where it is known."""
 
     step: int
     group: int
-    sample: int
+    samples: tuple[int, ...]
     seed: str
     harmful: bool
     messages: tuple[str, ...]
@@ -36,7 +37,7 @@ class Attack:
     @property
     def order(self) -> str:
         """By which samples are drawn: in no order that means anything, and always in the same."""
-        return key_of(self.step, self.group, self.sample, self.seed, self.messages)
+        return key_of(self.step, self.group, self.samples[0], self.seed, self.messages)
 
 
 def attacks_of(rows: Sequence[Mapping[str, Any]], phases: Sequence[Phase]) -> list[Attack]:
@@ -56,10 +57,11 @@ def attacks_of(rows: Sequence[Mapping[str, Any]], phases: Sequence[Phase]) -> li
         verdict = row["verdict"] or {}
         said = None if verdict.get("error") else verdict.get("intent_preserved")
         attack = Attack(
-            row["step"], row["group"], row["sample"], row["seed"]["text"], row["seed"]["label"] == "harmful", messages,
-            outcome(row), {"yes": True, "no": False}.get(str(said)), phase,
+            row["step"], row["group"], (row["sample"],), row["seed"]["text"], row["seed"]["label"] == "harmful",
+            messages, outcome(row), {"yes": True, "no": False}.get(str(said)), phase,
         )  # fmt: skip
         shared = phase is not None and phase.learner == "defender"
-        place = (attack.step, attack.group, messages) if shared else (attack.step, attack.group, attack.sample)
-        found.setdefault((shared, *place), attack)
+        key = (shared, attack.step, attack.group, messages if shared else row["sample"])
+        if (first := found.setdefault(key, attack)) is not attack:
+            found[key] = replace(first, samples=(*first.samples, row["sample"]))
     return list(found.values())

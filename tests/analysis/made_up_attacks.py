@@ -22,7 +22,7 @@ def attack(
     step: int = 3, sample: int = 0, seed: str = "bring : a", text: str = "story bring : a", **own: Any
 ) -> Attack:
     known: dict[str, Any] = {"harmful": True, "outcome": "refusal", "intent": True, "phase": None, "group": 0} | own
-    return Attack(step=step, sample=sample, seed=seed, messages=(text,), **known)
+    return Attack(step=step, samples=(sample,), seed=seed, messages=(text,), **known)
 
 
 def labelled(*parts: str, **own: Any) -> Labelled:

@@ -239,6 +239,14 @@ def test_without_a_model_to_ask_strategies_are_unknown_and_the_rest_is_measured(
     assert "16 × nobody was asked (analysis.labels.model)" in capsys.readouterr().out
 
 
+def test_every_conversation_that_shares_an_attack_has_its_label(tmp_path: Path, models: Models) -> None:
+    run = write_run(tmp_path / "run", [row(1, 0, ["wug 0"], sample=sample) for sample in range(3)])
+    assert cli.main(["analyse", str(run), *models.words]) == 0
+    assert found_in(run)["attacks"] == len(models.attacks) == 1
+    labels = [json.loads(line) for line in (run / "attacks" / "labels.jsonl").read_text().splitlines()]
+    assert [(one["sample"], one["strategy"]) for one in labels] == [(n, "role-play") for n in range(3)]
+
+
 def test_texts_may_hold_separators_of_lines(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [row(3, 0, ["wug\u2028dax\x85zup"])])
     assert cli.main(["analyse", str(run)]) == 0

@@ -95,7 +95,9 @@ def test_a_group_that_shares_one_attack_has_it_counted_once_and_bare_seeds_not_a
     shared = [row(1, 0, ["story bring : a"], sample=sample) for sample in range(4)]
     own = [row(3, 0, ["story bring : a"], sample=sample) for sample in range(4)]
     found = attacks_of([*shared, *own, row(3, 1, [None])], PHASES)
-    assert [(one.step, one.sample) for one in found] == [(1, 0), (3, 0), (3, 1), (3, 2), (3, 3)]
+    assert [(one.step, one.samples) for one in found] == [
+        (1, (0, 1, 2, 3)), (3, (0,)), (3, (1,)), (3, (2,)), (3, (3,))
+    ]  # fmt: skip
     assert [one.phase.index for one in found if one.phase] == [0, 1, 1, 1, 1]
 
 
