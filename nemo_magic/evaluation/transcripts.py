@@ -40,7 +40,7 @@ class Transcript:
             "label": None if case.label is None else str(case.label),
             "category": case.category,
             "method": case.method,
-            "request": case.request,
+            "request": case.request or case.turns[-1],
             "turns": [[shown, said] for shown, said in seen],
             "verdict": told,
         }

@@ -33,7 +33,7 @@
     };
     for (const one of row.said) {
       if (names.length > 1) add("evaluation", names[one.of], "of");
-      add("request", one.request);
+      if (one.turns.every(([shown]) => shown !== one.request)) add("request", one.request);
       one.turns.forEach(([shown, said], number) => {
         const of = one.turns.length > 1 ? ` ${number + 1}` : "";
         add(`shown${of}`, shown);
