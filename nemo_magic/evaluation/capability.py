@@ -100,7 +100,7 @@ def command_lines(config: CapabilityConfig, max_length: int, output: str) -> lis
     """The arguments of ``lm_eval``, one call for each way of asking; results go to ``output``.
 
     Raises:
-        ValueError: a key that is needed is null.
+        ValueError: a key that is needed is null, or there is no tokenizer where one is said to be.
     """
     if config.url is None:
         raise ValueError("eval.capability.url is null: give the server's base url, http://127.0.0.1:8000/v1")
@@ -133,6 +133,8 @@ def _call(
                 f"eval.capability.tokenizer is null: {', '.join(names)} (how={how}) need the tokenizer's folder"
             )
         arguments |= {"tokenizer": config.tokenizer, "tokenizer_backend": "huggingface", "max_length": max_length}
+        # The harness' clients of servers leave the first token out where its transformers model does not.
+        arguments["add_bos_token"] = not template and _begins_texts(config.tokenizer)
     arguments["base_url"] = f"{config.url}/{path}"
     words = ["--model", kind, "--model_args", ",".join(f"{key}={value}" for key, value in arguments.items())]
     words += ["--tasks", ",".join(names), "--batch_size", str(1 if how == "chat" else config.batch_size)]
@@ -143,6 +145,22 @@ def _call(
         if (value := getattr(config, flag)) is not None:
             words += [f"--{flag}", str(value)]
     return words if shots is None else [*words, "--num_fewshot", str(shots)]
+
+
+def _begins_texts(tokenizer: str) -> bool:
+    """Whether the tokenizer in this folder puts a token of its own before a text, as Llama's does.
+
+    Raises:
+        ValueError: there is no fast tokenizer in it.
+    """
+    from tokenizers import Tokenizer
+
+    path = Path(tokenizer) / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"eval.capability.tokenizer={tokenizer}: there is no tokenizer.json")
+    loaded = Tokenizer.from_file(str(path))
+    bare, whole = (loaded.encode("a", add_special_tokens=special).ids for special in (False, True))
+    return len(whole) > len(bare) and whole[-len(bare) :] == bare
 
 
 def read_capability(

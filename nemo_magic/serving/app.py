@@ -188,13 +188,9 @@ def _read_prompt(words: Words, prompt: str | list[int]) -> Tokens:
 def _room(ids: Sequence[int], size: int, positions: int, field: str = "prompt") -> int:
     """``size``, if the model has room for it. Raises ApiError."""
     if len(ids) + size > positions:
-        raise ApiError(
-            400,
-            f"{field}: this model's maximum context length is {positions} tokens; the {field} has {len(ids)}, and "
-            f"max_tokens={size}",
-            field if len(ids) >= positions else "max_tokens",
-            "context_length_exceeded",
-        )
+        wrong = field if len(ids) >= positions else "max_tokens"
+        why = f"this model's maximum context length is {positions} tokens; {field}: {len(ids)}, max_tokens: {size}"
+        raise ApiError(400, f"{wrong}: {why}", wrong, "context_length_exceeded")
     return size
 
 

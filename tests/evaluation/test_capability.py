@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models, processors
 
 from nemo_magic.cli import main
 from nemo_magic.config import compose
@@ -31,8 +32,17 @@ def results(path: Path, figures: dict[str, Any], date: float = 1.0, **more: Any)
     return path
 
 
-def test_tasks_that_are_asked_alike_are_one_call_and_every_task_is_in_one() -> None:
-    config = CapabilityConfig(url="http://127.0.0.1:8000/v1", tokenizer="/t", limit=3, tasks=PAPER)
+def tokenizer(folder: Path, begins: bool = False) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    built = Tokenizer(models.WordLevel({"<s>": 0, "a": 1}, unk_token="a"))
+    if begins:
+        built.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    built.save(str(folder / "tokenizer.json"))
+    return str(folder)
+
+
+def test_tasks_that_are_asked_alike_are_one_call_and_every_task_is_in_one(tmp_path: Path) -> None:
+    config = CapabilityConfig(url="http://127.0.0.1:8000/v1", tokenizer=tokenizer(tmp_path), limit=3, tasks=PAPER)
     calls = [dict(pairwise(words)) for words in command_lines(config, 4096, "out")]
     asked = {call["--tasks"]: call for call in calls}
     assert set(asked) == {"ifeval", "arc_challenge,gpqa_main_zeroshot,truthfulqa_mc2", "mmlu", "bbh"}
@@ -41,15 +51,29 @@ def test_tasks_that_are_asked_alike_are_one_call_and_every_task_is_in_one() -> N
     assert asked["ifeval"]["--model"] == "local-chat-completions"
     arguments = dict(pair.split("=", 1) for pair in asked["mmlu"]["--model_args"].split(","))
     assert arguments["base_url"] == "http://127.0.0.1:8000/v1/completions"
-    assert (arguments["tokenizer"], arguments["max_length"], arguments["model"]) == ("/t", "4096", "defender")
+    assert (arguments["tokenizer"], arguments["max_length"], arguments["model"]) == (str(tmp_path), "4096", "defender")
 
 
-def test_the_command_prints_what_a_shell_can_run(capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["eval.capability.url=http://127.0.0.1:8000/v1", "eval.capability.tokenizer=/models/a folder"]
+@pytest.mark.parametrize("begins", [True, False])
+@pytest.mark.parametrize("template", [True, False])
+def test_a_text_is_begun_as_its_tokenizer_does_unless_the_chat_template_does(
+    tmp_path: Path, begins: bool, template: bool
+) -> None:
+    tasks = {"mine": CapabilityTaskConfig(task="made_up", chat_template=template)}
+    [words] = command_lines(
+        CapabilityConfig(url="http://127.0.0.1:8000/v1", tokenizer=tokenizer(tmp_path, begins), tasks=tasks), 64, "out"
+    )
+    assert f"add_bos_token={begins and not template}" in words[3].split(",")
+    assert ("--apply_chat_template" in words) is template
+
+
+def test_the_command_prints_what_a_shell_can_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tokenizer(tmp_path / "a folder")
+    given = ["eval.capability.url=http://127.0.0.1:8000/v1", f"eval.capability.tokenizer='{folder}'"]
     assert main(["capability", "-cn", "eval_paper", *given]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [shlex.split(line)[:2] for line in lines] == [["lm_eval", "--model"]] * 4
-    assert any("tokenizer=/models/a folder," in word for word in shlex.split(lines[1]))
+    assert any(f"tokenizer={folder}," in word for word in shlex.split(lines[1]))
 
 
 @pytest.mark.parametrize(
@@ -57,6 +81,10 @@ def test_the_command_prints_what_a_shell_can_run(capsys: pytest.CaptureFixture[s
     [
         ([], "eval.capability.url is null"),
         (["eval.capability.url=http://127.0.0.1:8000/v1"], "eval.capability.tokenizer is null"),
+        (
+            ["eval.capability.url=http://127.0.0.1:8000/v1", "eval.capability.tokenizer=/no"],
+            "there is no tokenizer.json",
+        ),
         (["eval.capability.url=http://127.0.0.1:8000"], "must be a base url such as"),
         (["eval.capability.tokenizer='a,b'"], "must not contain a comma"),
         (["eval.capability.tasks.mmlu.metric=acc"], "must name its filter too"),
