@@ -18,9 +18,20 @@
     Plotly.newPlot(element, figure.data, figure.layout, { ...options, displayModeBar: narrow ? false : "hover" })
       .then(() => { element.dataset.drawn = "done"; });
   };
-  const watch = new IntersectionObserver(
-    (entries) => entries.filter((one) => one.isIntersecting).forEach((one) => { watch.unobserve(one.target); draw(one.target); }),
-    { rootMargin: "500px" });
+  // One at a time, so that the first can be read while the next is drawn.
+  const waiting = [];
+  const next = () => {
+    const one = waiting.shift();
+    if (waiting.length) setTimeout(next);
+    draw(one);
+  };
+  const watch = new IntersectionObserver((entries) => {
+    const near = entries.filter((one) => one.isIntersecting).map((one) => one.target);
+    near.forEach((one) => watch.unobserve(one));
+    const idle = waiting.length === 0;
+    waiting.push(...near);
+    if (idle && near.length) next();
+  }, { rootMargin: "500px" });
   document.querySelectorAll(".chart").forEach((element) => watch.observe(element));
 
   const form = byId("filters");
