@@ -1,4 +1,4 @@
-"""Where tokens lie in texts, what ends an answer, and what the desk promises: without a model."""
+"""Where tokens lie in texts, what ends an answer, what is refused, and what the desk promises: without a model."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from nemo_magic.actors.config import SamplingConfig
 from nemo_magic.actors.picking import Stops
 from nemo_magic.actors.tokenizer import ChatTokenizer
+from nemo_magic.serving.app import create_app
 from nemo_magic.serving.config import ServeConfig
 from nemo_magic.serving.desk import Desk
 from nemo_magic.serving.engine import Answer, Job
@@ -172,3 +174,37 @@ def test_a_server_that_others_can_reach_needs_a_token(monkeypatch: pytest.Monkey
     monkeypatch.setenv("MADE_UP", "")
     with pytest.raises(ValueError, match="serve.token_env=MADE_UP"):
         ServeConfig(token_env="MADE_UP").token()
+
+
+def test_all_but_health_is_behind_the_token_and_what_does_not_exist_is_said_as_clients_read_it(
+    words: Words, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MADE_UP", "key")
+    desk = Desk(4)
+    client = TestClient(create_app(ServeConfig(model="m", token_env="MADE_UP"), desk, 8))
+    assert client.get("/healthz").status_code == 200
+    assert client.get("/readyz").json()["error"]["message"] == "the model is loading"
+    desk.open(words, 8)
+    assert client.get("/readyz").json() == {"status": "ready", "model": "m"}
+    for path in ("/v1/models", "/v1/models/m"):
+        assert client.get(path).status_code == 401
+    refused = client.post("/v1/completions", content=body(), headers={"Authorization": "Bearer other"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+    client.headers["Authorization"] = "Bearer key"
+    assert client.get("/v1/models").json()["data"][0]["id"] == "m"
+    assert client.get("/v1/models/other").json()["error"]["param"] == "model"
+    assert client.get("/v1/nothing").json()["error"]["type"] == "invalid_request_error"
+
+
+def test_what_takes_too_long_or_is_too_large_is_told_to_come_again_or_not(words: Words) -> None:
+    desk = opened(words, most=1)
+    client = TestClient(create_app(ServeConfig(model="m", request_timeout=0.05, max_body_mb=0.001), desk, 8))
+    late = client.post("/v1/completions", content=body(max_tokens=1))
+    assert (late.status_code, late.headers["Retry-After"]) == (503, "1")
+    assert "serve.request_timeout=0.05" in late.json()["error"]["message"]
+    assert desk.take(4, 0) == []  # nobody waits for it any more
+    large = client.post("/v1/completions", content=body(prompt="so" * 1000))
+    assert (large.status_code, large.json()["error"]["message"]) == (
+        413,
+        "the body is longer than serve.max_body_mb=0.001",
+    )
