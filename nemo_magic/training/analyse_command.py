@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nemo_magic.analysis.errors import AnalysisError
 from nemo_magic.config import ConfigError, MagicConfig, compose, conf_dir
 from nemo_magic.config.record import CONFIG_FILE
 from nemo_magic.judge.guards.strategies import StrategyRubric, read_strategy_rubric
@@ -25,14 +26,16 @@ _SHOWN = 12
 def add_parser(commands: Any) -> None:
     """``nemo-magic analyse``."""
     about = "what a run's attacker did: strategies, hybrids, novelty, diversity, intent, over steps"
-    commands.add_parser(
+    parser = commands.add_parser(
         "analyse",
         help=about,
         description=about,
-        usage="nemo-magic analyse RUN [key=value ...]",
+        usage="nemo-magic analyse RUN [--wandb] [key=value ...]",
         epilog="Overrides are laid over the run's own configuration: analysis.labels.model.urls=[http://gpu:8000/v1].",
         allow_abbrev=False,
-    ).add_argument("run", metavar="RUN", type=Path, help="a run's folder")
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run's folder")
+    parser.add_argument("--wandb", action="store_true", help="show it in the run's wandb run as well")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,9 +54,11 @@ def run(args: argparse.Namespace) -> int:
         print(text, flush=True)
 
     analyst = Analyst(asdict(cfg), cfg.analysis, _rubric(cfg), say)
-    found = analyst.write(RunFolder(folder, points=1))
-    show(found, Console())
+    run = RunFolder(folder)
+    show(analyst.write(run), Console())
     print(f"\n{folder / ATTACKS_DIR}")
+    if args.wandb:
+        _show_in_wandb(run, cfg)
     return 0
 
 
@@ -118,6 +123,20 @@ def _configured(run: Path, overrides: Sequence[str]) -> MagicConfig:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return cfg
+
+
+def _show_in_wandb(run: RunFolder, cfg: MagicConfig) -> None:
+    """What the report shows, in the wandb run that the run's figures are in."""
+    from nemo_magic.report.exhibits import exhibits
+    from nemo_magic.training.sinks import WandbSink
+
+    step = run.last.step if run.last else 0
+    try:
+        sink = WandbSink(run.path, asdict(cfg.exp_manager.wandb_logger_kwargs), resume_step=step)
+    except ModuleNotFoundError as error:
+        raise AnalysisError(f"--wandb: {error}") from error
+    sink.show(step, exhibits(run, cfg.exp_manager.log_texts))
+    sink.close()
 
 
 def _rubric(cfg: MagicConfig) -> StrategyRubric:

@@ -239,6 +239,19 @@ def test_without_a_model_to_ask_strategies_are_unknown_and_the_rest_is_measured(
     assert "16 × nobody was asked (analysis.labels.model)" in capsys.readouterr().out
 
 
+def test_what_was_found_can_be_shown_in_the_runs_own_wandb_run(
+    real_run: Path, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    (real_run / "wandb_id.txt").write_text("abc123\n")
+    assert cli.main(["analyse", str(real_run), "--wandb", *models.words]) == 0
+    (folder,) = real_run.glob("wandb/offline-run-*-abc123")
+    (table,) = folder.glob("files/media/table/report/strategies_*.table.json")
+    shown = {row[0]: row[1] for row in json.loads(table.read_text())["data"]}
+    assert shown == {"role-play": 7, "role-play + translation": 5, "none": 2, "unknown": 2}
+    assert list(folder.glob("files/media/table/report/strategy_mix_*.table.json"))
+
+
 def test_every_conversation_that_shares_an_attack_has_its_label(tmp_path: Path, models: Models) -> None:
     run = write_run(tmp_path / "run", [row(1, 0, ["wug 0"], sample=sample) for sample in range(3)])
     assert cli.main(["analyse", str(run), *models.words]) == 0
