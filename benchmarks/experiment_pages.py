@@ -25,9 +25,10 @@ YARDSTICK = {
     "asr_best": "ASR, best of the full games",
     "asr_worst_strategy": "ASR, worst strategy",
     "asr_mean_strategy": "ASR, mean strategy",
-    "useful_attacked": "useful, attacked",
-    "useful_bare": "useful, bare",
-    "over_refusal_bare": "over-refusal, bare",
+    "useful_attacked": "useful, warmed-up attacker",
+    "useful_worst": "useful, worst attacker",
+    "useful_bare": "useful, no attacker",
+    "over_refusal_bare": "over-refusal, no attacker",
 }
 
 
@@ -43,18 +44,19 @@ def yardstick(results: Results) -> str:
             values = [spread(run["yardstick"].get(key) for run in runs) for key in YARDSTICK]
             gap = spread(run["league"]["exploitability"]["value"] for run in runs if run["league"])
             rows.append([ARMS[arm].title, str(len(runs)), *values, gap])
-    return table(["", "games", *YARDSTICK.values(), "exploitability"], rows)
+    return table(["", "games", *YARDSTICK.values(), "exploitability, ASR"], rows)
 
 
 def pools(results: Results) -> str:
     """The latest opponent and the pools, five seeds each."""
     figures: dict[str, Callable[[Row], float | None]] = {
         "ASR, worst attacker of the league": lambda run: run["league"]["worst"]["value"],
-        "exploitability": lambda run: run["league"]["exploitability"]["value"],
+        "exploitability, ASR": lambda run: run["league"]["exploitability"]["value"],
+        "exploitability, payoff": lambda run: run["league"]["payoff_exploitability"]["value"],
         "attackers forgotten": lambda run: run["league"]["forgotten"],
         "ASR, worst strategy": lambda run: run["yardstick"]["asr_worst_strategy"],
         "steps until it holds": holds_from,
-        "useful, bare": lambda run: run["yardstick"]["useful_bare"],
+        "useful, worst attacker": lambda run: run["yardstick"]["useful_worst"],
     }
     rows: list[list[object]] = []
     for arm in POOLS:
@@ -113,11 +115,12 @@ def of(results: Results, arm: str) -> list[Row]:
 
 
 def spread(values: Iterable[float | None]) -> str:
-    """Mean, and range where there is one; – where nothing was measured."""
+    """Mean, and range where there is one; – where nothing was measured. Shares have two digits, steps none."""
     there = [value for value in values if value is not None]
     if not there:
         return "–"
-    mean, low, high = (f"{value:.2f}" for value in (fmean(there), min(there), max(there)))
+    digits = 0 if max(there) >= 10 else 2
+    mean, low, high = (f"{value:.{digits}f}" for value in (fmean(there), min(there), max(there)))
     return mean if low == high else f"{mean} ({low}–{high})"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from PIL import Image
 ASR, USEFUL, INK, MUTED = "#D55E00", "#007A5A", "#222222", "#666666"
 HEAT = LinearSegmentedColormap.from_list("asr", ["#FBF3EC", "#FBDCC3", "#F2A368", "#CC5A00", "#6E2A00"])
 DARK_FROM = 66.0
+WIDTH = 75
 NEAR = 6.0
 """Percent: games nearer than that share a label."""
 SHADE = "#ECECEF"
@@ -65,8 +68,8 @@ def draw(results: Results, folder: Path) -> None:
         FigureCanvasAgg(figure)
         drawn = io.BytesIO()
         figure.savefig(drawn, dpi=110, facecolor="white", metadata={"Software": None})
-        # A palette says as much, in a third of the bytes.
-        Image.open(drawn).convert("RGB").quantize(64).save(folder / f"{name}.png", optimize=True)
+        # A palette says as much in half the bytes.
+        Image.open(drawn).convert("RGB").quantize(256).save(folder / f"{name}.png", optimize=True)
 
 
 def curves(results: Results) -> Figure:
@@ -131,15 +134,17 @@ def tradeoff(results: Results) -> Figure:
     for arm in ARMS:
         for run in of(results, arm):
             x, y = 100 * broken(run["yardstick"]), 100 * run["yardstick"]["useful_attacked"]
-            near = [heap for heap in heaps if math.dist(heap[0][:2], (x, y)) < NEAR]
-            (near[0] if near else heaps.append([]) or heaps[-1]).append((x, y, ARMS[arm].title))
+            heap = next((heap for heap in heaps if math.dist(heap[0][:2], (x, y)) < NEAR), [])
+            if not heap:
+                heaps.append(heap)
+            heap.append((x, y, arm.replace("_", " ")))
     for heap in heaps:
         axes.plot(
             [x for x, _, _ in heap], [y for _, y, _ in heap], "o", color=ASR, ms=8, alpha=0.6, mec="white", mew=0.7
         )
         x, y = fmean(x for x, _, _ in heap), fmean(y for _, y, _ in heap)
-        count = {title: sum(title == other for _, _, other in heap) for _, _, title in heap}
-        text = "\n".join(title if n == 1 else f"{title} × {n}" for title, n in count.items())
+        count = Counter(name for _, _, name in heap)
+        text = textwrap.fill(" · ".join(f"{name} ×{n}" for name, n in count.items()), WIDTH)
         side, edge = (1, "left") if x < 50 else (-1, "right")
         up = "top" if y > 50 else "bottom"
         axes.annotate(text, (x, y), (9 * side, 5 if y > 50 else -5), textcoords="offset points", fontsize=9, color=INK,
@@ -161,24 +166,30 @@ def broken(figures: Mapping[str, float]) -> float:
 
 
 def crossplay(results: Results) -> Figure:
-    """Attackers by defenders of the full game, mean over its seeds, beside Figure 3 of the paper."""
-    leagues = [run["league"] for run in of(results, FULL)]
+    """Attackers by defenders of the full game and of that with the published rewards, beside Figure 3 of the paper."""
+    matrices = [_mean_matrix(of(results, arm), ARMS[arm].title) for arm in (FULL, "paper") if of(results, arm)]
+    matrices.append(PUBLISHED)
+    figure = Figure(figsize=(4.7 * len(matrices), 4), layout="constrained")
+    panels = figure.subplots(1, len(matrices), width_ratios=[len(one.defenders) for one in matrices], squeeze=False)
+    for axes, matrix in zip(panels.flat, matrices, strict=True):
+        image = _heat(axes, matrix)
+    bar = figure.colorbar(image, ax=list(panels.flat), fraction=0.02, pad=0.01, ticks=[0, 50, 100])
+    bar.ax.set_yticklabels(["0 %", "50 %", "100 %"], fontsize=8, color=MUTED)
+    bar.ax.tick_params(length=0)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _mean_matrix(runs: Sequence[Row], title: str) -> Matrix:
+    leagues = [run["league"] for run in runs]
     rows, columns = len(leagues[0]["attackers"]), len(leagues[0]["defenders"])
-    ours = Matrix(
-        "The sandbox",
+    return Matrix(
+        title[0].upper() + title[1:],
         f"mean of {len(leagues)} games, {leagues[0]['games'][1]} attacks a cell in each",
         ["no rewrite", "warmed up", *(f"RL iteration {n}" for n in range(1, rows - 1))],
         ["base", *(f"RL {n}" for n in range(1, columns))],
         [[100 * fmean(league["asr"][i][j] for league in leagues) for j in range(columns)] for i in range(rows)],
     )
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[columns, len(PUBLISHED.defenders)])
-    _heat(left, ours)
-    bar = figure.colorbar(_heat(right, PUBLISHED), ax=[left, right], fraction=0.03, pad=0.02, ticks=[0, 50, 100])
-    bar.ax.set_yticklabels(["0 %", "50 %", "100 %"], fontsize=8, color=MUTED)
-    bar.ax.tick_params(length=0)
-    bar.outline.set_visible(False)
-    return figure
 
 
 def _heat(axes: Axes, matrix: Matrix) -> Any:
@@ -198,7 +209,7 @@ def _heat(axes: Axes, matrix: Matrix) -> Any:
     axes.set_ylabel("attacker", color=INK)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    _titled(axes, matrix.title, f"ASR in percent, {matrix.about}")
+    _titled(axes, matrix.title, f"ASR %, {matrix.about}")
     return image
 
 
@@ -207,7 +218,7 @@ def pools(results: Results) -> Figure:
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     for axes, arm in zip(figure.subplots(1, len(POOLS), sharey=True), POOLS, strict=True):
         runs = of(results, arm)
-        _titled(axes, ARMS[arm].title, f"exploitability of each kept defender, {len(runs)} seeds")
+        _titled(axes, ARMS[arm].title, f"exploitability of each kept defender; seeds: {len(runs)}")
         axes.set_xlim(0, 76)
         axes.set_xticks(range(0, 76, 15))
         axes.set_ylim(-2, 102)

@@ -140,6 +140,7 @@ def _league(path: Path) -> dict[str, Any]:
         "asr": [[round(cell, 4) for cell in row] for row in asr["matrix"]],
         "worst": asr["last_defender"]["worst"],
         "exploitability": asr["last_defender"]["exploitability"],
+        "payoff_exploitability": league["payoff"]["last_defender"]["exploitability"],
         "value": asr["value"]["value"],
         "forgotten": len(league["forgotten"]),
     }
