@@ -323,12 +323,16 @@ def test_a_prompts_log_probabilities_come_with_the_places_of_its_tokens(
 
 
 def test_a_scored_prompt_is_continued_by_the_token_that_decoding_would_say(post: Post) -> None:
-    asks = {"prompt": ["bring : so li", "here is", "tell"], "max_tokens": 1, "temperature": 0}
-    said = [choice["text"] for choice in post("/completions", **asks).json()["choices"]]
-    scored = post("/completions", **asks, logprobs=1, echo=True).json()["choices"]
-    for text, choice, prompt in zip(said, scored, asks["prompt"], strict=True):  # type: ignore[arg-type]
-        assert choice["text"] == prompt + text
-        assert choice["logprobs"]["tokens"][-1].strip() == text.strip() or choice["finish_reason"] == "stop"
+    prompts = ["bring : so li", "here is", "tell", "so"]
+    asks = {"prompt": prompts, "temperature": 0, "logprobs": 1}
+    decoded = post("/completions", **asks, max_tokens=2).json()["choices"]
+    scored = post("/completions", **asks, max_tokens=1, echo=True).json()["choices"]
+    for long, short, prompt in zip(decoded, scored, prompts, strict=True):
+        assert short["text"].startswith(prompt)
+        assert short["logprobs"]["tokens"][-1] == long["logprobs"]["tokens"][0]
+        last = short["logprobs"]["token_logprobs"][-1]
+        assert last == pytest.approx(long["logprobs"]["token_logprobs"][0], abs=1e-4)
+        assert list(short["logprobs"]["top_logprobs"][-1].values()) == [last]
 
 
 def test_a_sample_depends_on_its_own_seed_and_not_on_who_asks_beside_it(post: Post) -> None:
