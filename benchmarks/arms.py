@@ -36,17 +36,20 @@ PAPER = ("game=paper", "game.group_size=8", "game.max_steps=75", "game.num_val_s
 @dataclass(frozen=True)
 class Arm:
     """One way to play. ``words``: overrides of ``conf/magic_sandbox.yaml``; ``league``: its selves are played against
-    each other; ``seeds`` of its runs."""
+    each other; ``warmed``: a seed is also that of a warm-up of its own, of both roles; ``seeds`` of its runs."""
 
     title: str
     words: tuple[str, ...] = ()
     league: bool = False
+    warmed: bool = False
     seeds: tuple[int, ...] = (1, 2, 3)
 
 
 ARMS = {
     "robust": Arm("robust: the full game", league=True),
     "paper": Arm("paper: the published rewards", PAPER, league=True),
+    "robust_warmed": Arm("robust, a warm-up a seed", warmed=True),
+    "paper_warmed": Arm("paper, a warm-up a seed", PAPER, warmed=True),
     "no_game": Arm("no game", ("ablation=no_game",)),
     "defender_only": Arm("defender only", ("ablation=defender_only",)),
     "magic_base": Arm("attacker not warmed up", ("ablation=magic_base",)),
@@ -95,7 +98,9 @@ class Run:
 def play(run: Run, overrides: Sequence[str] = ()) -> None:
     """The game, unless it was played. One that was played in one go leaves its wall and CPU seconds in its folder."""
     if not run.finished:
-        _train(run.folder, run.seed, [*ARMS[run.arm].words, *overrides])
+        arm = ARMS[run.arm]
+        warm = _warmed_up(run) if arm.warmed else []
+        _train(run.folder, run.seed, [*arm.words, *warm, *overrides])
 
 
 def league(run: Run, others: Sequence[Run]) -> None:
@@ -145,6 +150,18 @@ def program(*words: str) -> None:
     done = subprocess.run([sys.executable, "-m", "nemo_magic.cli", *words], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"nemo-magic {' '.join(words)}: status {done.returncode}\n{done.stderr[-3000:]}")
+
+
+def _warmed_up(run: Run) -> list[str]:
+    """Overrides that begin ``run`` with weights of a warm-up of its seed, which is made unless it is there."""
+    words = []
+    for role in ("attacker", "defender"):
+        folder = run.into / f"sft-{role}-{run.seed}"
+        if not (folder / "weights" / "metadata.json").exists():
+            where = f"exp_manager.explicit_log_dir={folder}"
+            program("sft", "-cn", f"sft_sandbox_{role}", f"name={folder.name}", where, f"seed={run.seed}")
+        words.append(f"actors.{role}.restore_from_path={folder / 'weights'}")
+    return words
 
 
 def _train(folder: Path, seed: int, words: Sequence[str]) -> None:

@@ -33,18 +33,20 @@ YARDSTICK = {
 
 
 def yardstick(results: Results) -> str:
-    """Every arm's last defenders, and the defenders that they began as."""
+    """Every arm's last defenders, after the defenders that they began as, where an arm before began as no such one."""
     rows: list[list[object]] = []
-    for name, figures in results["before"].items():
-        arm = results["runs"][name]["arm"]
-        rows.append([f"before: {arm}", "", *(spread([figures.get(key)]) for key in YARDSTICK), ""])
+    for arm in ARMS:
+        began = [figures for name, figures in results["before"].items() if results["runs"][name]["arm"] == arm]
+        if began:
+            values = [spread(figures[key] for figures in began) for key in YARDSTICK]
+            rows.append([f"before: {ARMS[arm].title}", str(len(began)), *values, ""])
     for arm in ARMS:
         runs = of(results, arm)
         if runs:
-            values = [spread(run["yardstick"].get(key) for run in runs) for key in YARDSTICK]
+            values = [spread(run["yardstick"][key] for run in runs) for key in YARDSTICK]
             gap = spread(run["league"]["exploitability"]["value"] for run in runs if run["league"])
             rows.append([ARMS[arm].title, str(len(runs)), *values, gap])
-    return table(["", "games", *YARDSTICK.values(), "exploitability, ASR"], rows)
+    return table(["", "defenders", *YARDSTICK.values(), "exploitability, ASR"], rows)
 
 
 def pools(results: Results) -> str:

@@ -26,7 +26,7 @@ from PIL import Image
 ASR, USEFUL, INK, MUTED = "#D55E00", "#007A5A", "#222222", "#666666"
 HEAT = LinearSegmentedColormap.from_list("asr", ["#FBF3EC", "#FBDCC3", "#F2A368", "#CC5A00", "#6E2A00"])
 DARK_FROM = 66.0
-WIDTH = 75
+WIDTH = 55
 NEAR = 6.0
 """Percent: games nearer than that share a label."""
 SHADE = "#ECECEF"
@@ -69,7 +69,7 @@ def draw(results: Results, folder: Path) -> None:
         drawn = io.BytesIO()
         figure.savefig(drawn, dpi=110, facecolor="white", metadata={"Software": None})
         # A palette says as much in half the bytes.
-        Image.open(drawn).convert("RGB").quantize(256).save(folder / f"{name}.png", optimize=True)
+        Image.open(drawn).convert("RGB").quantize(128).save(folder / f"{name}.png", optimize=True)
 
 
 def curves(results: Results) -> Figure:

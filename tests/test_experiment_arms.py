@@ -64,6 +64,29 @@ def test_what_was_played_or_met_is_not_played_again(
     assert f"pfsp-1/phase-03={other.folder}/snapshots/attacker/phase-03" in told[0]
 
 
+def test_an_arm_of_its_own_warm_up_is_warmed_up_once(
+    arms: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, ...]] = []
+
+    def program(*words: str) -> None:
+        told.append(words)
+        folder = Path(
+            next(word.partition("=")[2] for word in words if word.startswith("exp_manager.explicit_log_dir="))
+        )
+        (folder / "weights").mkdir(parents=True)
+        (folder / "weights" / "metadata.json").touch()
+
+    monkeypatch.setattr(arms, "program", program)
+    for arm in ("robust_warmed", "paper_warmed"):
+        arms.play(arms.Run(arm, 7, tmp_path))
+    assert [words[0] for words in told] == ["sft", "sft", "train", "train"]
+    assert all("seed=7" in words for words in told)
+    for words in told[2:]:
+        assert f"actors.defender.restore_from_path={tmp_path}/sft-defender-7/weights" in words
+    assert "game=paper" in told[3]
+
+
 def test_every_arm_is_a_game_that_can_be_played(arms: ModuleType) -> None:
     config = importlib.import_module("nemo_magic.config")
     for arm in arms.ARMS.values():
