@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from program import SMALL, Game, played, run
 
+from nemo_magic.evaluation.transcripts import read
+
 Figures = dict[tuple[str, str], float]
 
 
@@ -68,8 +70,15 @@ def test_another_layout_goes_on_with_what_was_answered_and_says_the_same(
         paths = game.folder("evaluated").glob("answers/*.jsonl")
         return [line for path in sorted(paths) for line in path.read_text().splitlines()]
 
-    before = answers()
+    def said(name: str) -> dict[str, list[dict[str, Any]]]:
+        rows = {task: list(read(game.folder(name), task)) for task in ("test", "validation")}
+        return {task: sorted(some, key=lambda row: str(row["id"])) for task, some in rows.items()}
+
+    before, transcript = answers(), said("evaluated")
     tp2 = ["model.tensor_model_parallel_size=2"]
     assert evaluation(game, unbroken, "evaluated", *tp2)[1] == evaluated
     assert answers() == before
     assert evaluation(game, unbroken, "evaluated_tp2", *tp2)[1] == evaluated
+    # Two ranks wrote it, and one wrote it anew: every case once.
+    assert said("evaluated") == transcript
+    assert all(len({row["id"] for row in rows}) == len(rows) > 0 for rows in transcript.values())
