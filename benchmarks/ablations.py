@@ -58,7 +58,7 @@ class Found:
 
 def yardstick(runs: Sequence[Path], full: Sequence[Path], overrides: Sequence[str] = ()) -> Found:
     """Measure the last defenders of ``runs`` against the attackers of all ``full`` games. A run keeps what was
-    measured, until any of the weights change."""
+    measured, and is not measured again by the same opponents."""
     given = ["trainer.devices=1", *(f"actors.{role}.restore_from_path=null" for role in Role)]
     cfg = compose("magic_sandbox", [*given, *overrides])
 
@@ -89,11 +89,10 @@ def yardstick(runs: Sequence[Path], full: Sequence[Path], overrides: Sequence[st
             begun.add(weights)
             key = digest(known, weights_of(last_defender(run)), ATTACKS_PER_SEED, list(COLUMNS), overrides)
             there = _kept(run)
-            if there.get("key") != key:
-                figures = measured(cfg, cast, referee, openings, run, last_defender(run))
-                there = {"key": key, "figures": figures}
+            if key not in there:
+                there[key] = measured(cfg, cast, referee, openings, run, last_defender(run))
                 write_durably(run / KEPT_FILE, json.dumps(there, indent=1) + "\n")
-            found.after[run.name] = there["figures"]
+            found.after[run.name] = there[key]
     return found
 
 
@@ -177,9 +176,10 @@ def plays(cfg: MagicConfig, cast: Cast, cot: bool = False) -> Arena:
     return Arena(cast.speakers, cfg.game.prompts, Timers(), seed=cfg.seed, group_size=1, defender_cot=cot)
 
 
-def _kept(run: Path) -> dict[str, Any]:
+def _kept(run: Path) -> dict[str, dict[str, float]]:
+    """What was measured of a run, by a digest of what with."""
     path = run / KEPT_FILE
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    found: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
     return found
 
 
