@@ -128,7 +128,9 @@ def test_missing_and_unreadable_files_name_the_key(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data.train_files: .*none.jsonl does not exist"):
         load_seeds(DataConfig(train_files=[str(tmp_path / "none.jsonl")]))
     (tmp_path / "s.xlsx").write_bytes(b"PK\x03\x04\x14\x00")
-    with pytest.raises(DataError, match=r"s.xlsx cannot .* neither text nor parquet; readable are csv, tsv, json, jsonl"):
+    with pytest.raises(
+        DataError, match=r"s.xlsx cannot .* neither text nor parquet; readable are csv, tsv, json, jsonl"
+    ):
         load_seeds(DataConfig(train_files=[str(tmp_path / "s.xlsx")]))
     with pytest.raises(DataError, match=r"data.train_files is empty"):
         load_seeds(DataConfig())
