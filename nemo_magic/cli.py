@@ -239,7 +239,10 @@ def _one_rank(args: argparse.Namespace, cfg: MagicConfig, resume: Resume) -> Non
     elif args.command == "cross-play":
         league_command.play(args, cfg)
     elif args.command == "evaluate":
+        from nemo_magic.actors.world import leave
+
         _evaluate(cfg)
+        leave()
     elif args.command == "serve":
         from nemo_magic.serving.command import serve
 

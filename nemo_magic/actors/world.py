@@ -93,6 +93,15 @@ class World:
         torch.distributed.barrier()
 
 
+def leave() -> None:
+    """End the process group, once every rank has come here.
+
+    A backend's thread that still lets go of the last collective when the interpreter is gone aborts the process.
+    """
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
 class DeviceMemory:
     """This rank's device memory as a gauge: the highest allocation since ``begin``, in bytes."""
 
