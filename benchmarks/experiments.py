@@ -42,9 +42,11 @@ def main(words: Sequence[str]) -> None:
     args, overrides = parser.parse_known_args(words)
     figures.settle()
     if not args.pages:
-        # All arms at a seed before the next seed: what there is when somebody runs out of time can be compared.
-        planned = [Run(arm, seed, args.into) for seed in range(1, 100) for arm in args.arms
-                   if seed in (args.seeds or ARMS[arm].seeds)]  # fmt: skip
+        if FULL not in args.arms:
+            parser.error(
+                f"--arms {' '.join(args.arms)}: {FULL} is missing, whose attackers all others are measured with"
+            )
+        planned = plan(args.arms, args.seeds, args.into)
         played(planned, overrides)
         results = measured(planned, overrides)
         args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -54,6 +56,12 @@ def main(words: Sequence[str]) -> None:
     if args.out == RESULTS:
         write(RESULTS)
     print(yardstick(json.loads(args.out.read_text(encoding="utf-8"))))
+
+
+def plan(names: Sequence[str], seeds: Sequence[int] | None, into: Path) -> list[Run]:
+    """All arms at a seed before the next seed: what there is when somebody runs out of time can be compared."""
+    pairs = [(seed, arm) for arm in names for seed in seeds or ARMS[arm].seeds]
+    return [Run(arm, seed, into) for seed, arm in sorted(pairs, key=lambda pair: pair[0])]
 
 
 def played(runs: Sequence[Run], overrides: Sequence[str]) -> None:
@@ -74,8 +82,6 @@ def measured(runs: Sequence[Run], overrides: Sequence[str]) -> dict[str, Any]:
 
     say("the yardstick")
     full = [run.folder for run in runs if run.arm == FULL]
-    if not full:
-        raise SystemExit(f"no run of the arm {FULL}: its attackers are what the others are measured against")
     found = yardstick([run.folder for run in runs], full, overrides)
     return {
         "machine": figures.machine(),

@@ -87,6 +87,14 @@ def test_an_arm_of_its_own_warm_up_is_warmed_up_once(
     assert "game=paper" in told[3]
 
 
+def test_all_arms_at_a_seed_come_before_the_next_seed(arms: ModuleType, tmp_path: Path) -> None:
+    planned = importlib.import_module("experiments").plan(["robust", "pfsp"], None, tmp_path)
+    assert [run.name for run in planned] == [
+        "robust-1", "pfsp-1", "robust-2", "pfsp-2", "robust-3", "pfsp-3", "pfsp-4", "pfsp-5",
+    ]  # fmt: skip
+    assert [run.seed for run in importlib.import_module("experiments").plan(["paper"], [1234], tmp_path)] == [1234]
+
+
 def test_every_arm_is_a_game_that_can_be_played(arms: ModuleType) -> None:
     config = importlib.import_module("nemo_magic.config")
     for arm in arms.ARMS.values():
