@@ -197,8 +197,21 @@ def _play_or_learn(args: argparse.Namespace, cfg: MagicConfig, argv: list[str]) 
         if not launched and cfg.trainer.num_nodes * cfg.trainer.devices > 1:
             ends = (*SAVE_SIGNALS, signal.SIGINT) if command == "serve" else SAVE_SIGNALS
             return launcher.launch(argv, cfg.trainer, ends)
-        _one_rank(args, cfg, resume)
+        try:
+            _one_rank(args, cfg, resume)
+        except Preempted:
+            _leave(cfg)
+            raise
+        _leave(cfg)
     return 0
+
+
+def _leave(cfg: MagicConfig) -> None:
+    """End a rank's part in its world, where all ranks have come to an end together."""
+    if cfg.trainer.accelerator == "cpu":
+        from nemo_magic.compat import cpu
+
+        cpu.leave()
 
 
 def _evaluate(cfg: MagicConfig) -> None:

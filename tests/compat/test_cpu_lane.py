@@ -44,3 +44,11 @@ def test_fused_adam_is_adamw(weight_decay: float) -> None:
         assert torch.allclose(a, b, atol=1e-6)
     assert first.param_groups[0]["step"] == 7
     assert all(set(state) == {"exp_avg", "exp_avg_sq"} for state in first.state.values())
+
+
+def test_leaving_ends_what_process_groups_there_are_and_may_be_done_twice() -> None:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    torch.distributed.new_group([0])
+    cpu.leave()
+    assert not torch.distributed.is_initialized()
+    cpu.leave()

@@ -82,3 +82,27 @@ def test_another_layout_goes_on_with_what_was_answered_and_says_the_same(
     # Two ranks wrote it, and one wrote it anew: every case once.
     assert said("evaluated") == transcript
     assert all(len({row["id"] for row in rows}) == len(rows) > 0 for rows in transcript.values())
+
+
+def attacked(game: Game, unbroken: Path, name: str, *overrides: str) -> tuple[Figures, dict[str, Any]]:
+    """Rates and answers of several sampled attacks, and of conversations, against a defence that asks the judge."""
+    task = f"benchmark: seeds, file: {game.home / 'sandbox' / 'seeds.test.jsonl'}, limit: 7"
+    figures = evaluation(
+        game, unbroken, name, "eval.tasks.test.file=null", "eval.tasks.validation.file=null",
+        f"+eval.tasks.best={{{task}, attacker: best_of_n, attempts: 3}}",
+        f"+eval.tasks.talk={{{task}, attacker: multi_turn, turns: 2}}",
+        "eval.defence.kind=smoothllm", "eval.defence.smoothllm.vote=judge", "eval.defence.smoothllm.copies=3",
+        "model.encoder_seq_length=96", *overrides,
+    )[1]  # fmt: skip
+    paths = game.folder(name).glob("answers/*.jsonl")
+    rows = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    return figures, {row["key"]: row["value"] for row in rows}
+
+
+def test_attacks_and_defences_are_the_same_at_any_layout_and_on_ranks_with_unequal_shares(
+    game: Game, unbroken: Path
+) -> None:
+    figures, answers = attacked(game, unbroken, "attacked")
+    assert figures.keys() >= {("best", "harmful asr, best of 3"), ("talk", "harmful asr")}
+    assert attacked(game, unbroken, "attacked_pp2", "model.pipeline_model_parallel_size=2") == (figures, answers)
+    assert sum(text.startswith("<think>") for text, _ in answers.values()) >= 7 * 3
