@@ -68,8 +68,8 @@ def is_first_process(environ: Mapping[str, str] | None = None) -> bool:
 def launch(argv: Sequence[str], trainer: TrainerConfig, passed_on: Sequence[signal.Signals] = SAVE_SIGNALS) -> int:
     """Run the same command line as ``trainer.devices`` ranks here; the status of the first that failed, or 0.
 
-    The signals ``passed_on`` go to the ranks instead of ending the launcher. When a rank dies, the others are ended within ``ENDS_WITHIN``
-    seconds. Negative statuses (a rank was killed by a signal) become 128 + the signal.
+    The signals ``passed_on`` go to the ranks instead of ending the launcher. When a rank dies, the others are ended
+    within ``ENDS_WITHIN`` seconds. Negative statuses (a rank was killed by a signal) become 128 + the signal.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
     from torch.distributed.elastic.multiprocessing.api import SignalException
