@@ -37,6 +37,9 @@ MAY_DIFFER = (
     "judge.",
     "alarms",
     "sft.",
+    "eval",
+    "analysis",
+    "serve",
     "exp_manager.",
     "hardware.",
     "plan.",
@@ -79,7 +82,7 @@ def decide(cfg: MagicConfig, wanted: str) -> Resume:
         saved = json.loads((found[0] / STATE).read_text(encoding="utf-8"))["config"]
     except (OSError, ValueError, KeyError):
         return Resume(found[0], newest=True)  # damaged; its turn comes when checksums are read
-    differing = list(differences(saved, asdict(cfg)))
+    differing = list(differences(_filled(saved, asdict(MagicConfig())), asdict(cfg)))
     if differing:
         listed = "\n".join(f"  {key}: {before!r} before, {now!r} now" for key, before, now in differing[:12])
         raise ConfigError(
@@ -102,6 +105,15 @@ def _refuse_without_pool(cfg: MagicConfig, checkpoint: Path) -> None:
             f"game.pool.draw={cfg.game.pool.draw} would draw from it: go on with game.pool.draw=latest, or begin a new "
             "game (--resume never)"
         )
+
+
+def _filled(saved: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """``saved``, with the defaults of settings that did not exist when it was saved."""
+    filled = {**defaults, **saved}
+    for key in saved.keys() & defaults.keys():
+        if isinstance(saved[key], Mapping) and isinstance(defaults[key], Mapping):
+            filled[key] = _filled(saved[key], defaults[key])
+    return filled
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -111,6 +111,18 @@ def test_a_key_that_came_or_went_is_a_difference() -> None:
     assert list(differences({"a": 1, "name": "x"}, {"a": 1, "name": "y"})) == []
 
 
+def test_a_run_from_before_there_was_a_setting_goes_on_where_it_is_at_its_default(cfg: MagicConfig) -> None:
+    folder = checkpoint(cfg, 9)
+    state = json.loads((folder / "state.json").read_text())
+    for key in ("analysis", "serve"):
+        del state["config"][key]
+    del state["config"]["game"]["pool"], state["config"]["grpo"]["tis_clip"]
+    (folder / "state.json").write_text(json.dumps(state | {"pool": {}}))
+    assert decide(cfg, "auto") == Resume(folder, newest=True)
+    with pytest.raises(ConfigError, match=r"grpo.tis_clip: None before, 2.0 now"):
+        decide(replace(cfg, grpo=replace(cfg.grpo, tis_clip=2.0)), "auto")
+
+
 def test_a_resumed_run_begins_with_the_weights_it_began_with(cfg: MagicConfig) -> None:
     folder = checkpoint(cfg, 9)
     start = folder.parent.parent / "snapshots" / "defender" / "start"
