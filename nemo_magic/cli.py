@@ -200,18 +200,17 @@ def _play_or_learn(args: argparse.Namespace, cfg: MagicConfig, argv: list[str]) 
         try:
             _one_rank(args, cfg, resume)
         except Preempted:
-            _leave(cfg)
+            _leave()
             raise
-        _leave(cfg)
+        _leave()
     return 0
 
 
-def _leave(cfg: MagicConfig) -> None:
+def _leave() -> None:
     """End a rank's part in its world, where all ranks have come to an end together."""
-    if cfg.trainer.accelerator == "cpu":
-        from nemo_magic.compat import cpu
+    from nemo_magic.actors.world import leave
 
-        cpu.leave()
+    leave()
 
 
 def _evaluate(cfg: MagicConfig) -> None:
@@ -252,10 +251,7 @@ def _one_rank(args: argparse.Namespace, cfg: MagicConfig, resume: Resume) -> Non
     elif args.command == "cross-play":
         league_command.play(args, cfg)
     elif args.command == "evaluate":
-        from nemo_magic.actors.world import leave
-
         _evaluate(cfg)
-        leave()
     elif args.command == "serve":
         from nemo_magic.serving.command import serve
 

@@ -94,12 +94,14 @@ class World:
 
 
 def leave() -> None:
-    """End the process group, once every rank has come here.
+    """End the process groups while the interpreter lives, once every rank has come here; nothing where there are none.
 
-    A backend's thread that still lets go of the last collective when the interpreter is gone aborts the process.
+    A backend's thread may still hold a tensor of the last collective. One that lets go of it while the interpreter ends
+    is itself ended by Python, and C++ aborts the process for that, now and then.
     """
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 class DeviceMemory:

@@ -55,16 +55,6 @@ def installed() -> bool:
     return getattr(torch, "_nemo_magic_cpu_lane", False)
 
 
-def leave() -> None:
-    """End the process groups while the interpreter lives; nothing where there are none.
-
-    Gloo's threads may still hold tensors. One that lets go of them while the interpreter ends is itself ended by
-    Python, and C++ ends the process for that: "terminate called without an active exception", SIGABRT, now and then.
-    """
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
 def install(announce: bool = True) -> None:
     """Make this process run the NeMo stack on CPU, without TensorRT-LLM; a second call does nothing.
 

@@ -18,7 +18,7 @@ from nemo_magic.actors.build import build_player
 from nemo_magic.actors.config import SamplingConfig
 from nemo_magic.actors.generation import NativeGenerator
 from nemo_magic.actors.tokenizer import ChatTokenizer
-from nemo_magic.actors.world import World, leave
+from nemo_magic.actors.world import World
 from nemo_magic.config import ConfigError, MagicConfig
 from nemo_magic.config.validation import models
 from nemo_magic.game.episode import Role
@@ -58,7 +58,6 @@ def serve(cfg: MagicConfig) -> None:
         engine, world, _ = _built(cfg, role)
         with _Ending():
             _follow(engine, world)
-    leave()
 
 
 def _built(cfg: MagicConfig, role: Role) -> tuple[Engine, World, object]:

@@ -3,7 +3,7 @@
   const read = (id) => JSON.parse(document.getElementById(id).textContent);
   const byId = (id) => document.getElementById(id);
 
-  // Charts are drawn when they come near the screen: a page of many runs opens at once.
+  // Charts near the screen are drawn first, the others when there is nothing else to do, all of them before printing.
   const figures = read("figures");
   const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
   const draw = (element) => {
@@ -32,7 +32,15 @@
     waiting.push(...near);
     if (idle && near.length) next();
   }, { rootMargin: "500px" });
-  document.querySelectorAll(".chart").forEach((element) => watch.observe(element));
+  const charts = [...document.querySelectorAll(".chart")];
+  charts.forEach((element) => watch.observe(element));
+  const rest = [...charts];
+  const later = () => {
+    if (waiting.length === 0 && rest.length) draw(rest.shift());
+    if (rest.length) requestIdleCallback(later);
+  };
+  window.addEventListener("load", () => requestIdleCallback(later));
+  window.addEventListener("beforeprint", () => charts.forEach(draw));
 
   const form = byId("filters");
   if (!form) return;
