@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from made_up_evaluation import make_evaluation
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from nemo_magic.report.evaluation_folder import EvaluationFolder
 from nemo_magic.report.page import write
@@ -27,27 +27,6 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
     magic = make_evaluation(home / "magic", 0.06, "Qwen2.5-7B-Instruct + MAGIC", base)
     no_game = make_evaluation(home / "no_game", 0.2, texts=False, over=0.3)
     return write([], home / "report.html", [EvaluationFolder(one) for one in (base, magic, no_game)])
-
-
-@pytest.fixture
-def opened(browser: Browser) -> Iterator[Open]:
-    """Opens a page, and at the end insists that it had no error and asked for nothing but itself."""
-    complaints: list[str] = []
-    pages: list[Page] = []
-
-    def open_page(path: Path, width: int = WIDTHS[0]) -> Page:
-        page = browser.new_page(viewport={"width": width, "height": 900})
-        pages.append(page)
-        page.on("console", lambda said: complaints.append(f"{said.type}: {said.text}"))
-        page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
-        page.on("request", lambda request: complaints.append(request.url) if request.url.startswith("http") else None)
-        page.goto(path.as_uri())
-        return page
-
-    yield open_page
-    for page in pages:
-        page.close()
-    assert [text for text in complaints if not text.startswith(("info:", "log:"))] == []
 
 
 @pytest.mark.parametrize("width", WIDTHS)

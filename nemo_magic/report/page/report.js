@@ -34,12 +34,12 @@
   }, { rootMargin: "500px" });
   const charts = [...document.querySelectorAll(".chart")];
   charts.forEach((element) => watch.observe(element));
-  const rest = [...charts];
+  const rest = [...charts], whenIdle = window.requestIdleCallback ?? ((call) => setTimeout(call, 50));
   const later = () => {
     if (waiting.length === 0 && rest.length) draw(rest.shift());
-    if (rest.length) requestIdleCallback(later);
+    if (rest.length) whenIdle(later);
   };
-  window.addEventListener("load", () => requestIdleCallback(later));
+  window.addEventListener("load", () => whenIdle(later));
   window.addEventListener("beforeprint", () => charts.forEach(draw));
 
   const form = byId("filters");
