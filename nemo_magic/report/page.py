@@ -82,7 +82,7 @@ def render(runs: Sequence[RunFolder], evaluations: Sequence[EvaluationFolder] = 
     for section in sections:
         for number, (_, chart) in enumerate(section.charts):
             figures[f"{section.key}-{number}"] = chart.figure
-    texts = {name: _asset(name) for name in ("report.css", "report.js")}
+    texts = {name: _asset(name) for name in ("report.css", "report.js", "listing.js")}
     environment = Environment(
         loader=PackageLoader("nemo_magic.report", "page"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -106,6 +106,7 @@ def render(runs: Sequence[RunFolder], evaluations: Sequence[EvaluationFolder] = 
         conversations=_json(rows),
         css=Markup(texts["report.css"]),
         js=Markup(texts["report.js"]),
+        listing_js=Markup(texts["listing.js"]),
         plotly=Markup(get_plotlyjs()),
         **_evaluated(evaluations),
     )

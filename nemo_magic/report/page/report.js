@@ -42,92 +42,37 @@
   window.addEventListener("load", () => whenIdle(later));
   window.addEventListener("beforeprint", () => charts.forEach(draw));
 
-  const form = byId("filters");
-  if (!form) return;
-  const rows = read("rows"), names = read("names"), PAGE = 20;
-  const list = byId("list"), found = byId("found"), showAll = byId("show-all");
+  if (!byId("filters")) return;
+  const names = read("names"), { make, verdict } = listing;
   const value = (id) => { const element = byId(id); return element ? element.value : ""; };
-  const words = (row) => {
-    if (row.words === undefined) {
-      const said = row.turns.flatMap((turn) => [turn.attack, turn.rewrite, turn.response]);
-      row.words = [row.id, row.seed, ...said].join("\n").toLowerCase();
-    }
-    return row.words;
+  const head = (row) => {
+    const elements = [make("strong", "", `step ${row.step}`)];
+    if (names.length > 1) elements.push(make("span", "", names[row.run]));
+    elements.push(make("span", `badge ${row.label}`, row.label));
+    elements.push(make("span", row.outcome === "attack succeeded" ? "badge won" : "badge", row.outcome));
+    if (row.strategy) elements.push(make("span", "badge", row.strategy));
+    for (const [role, reward] of Object.entries(row.rewards)) elements.push(make("span", "", `${role} ${reward > 0 ? "+" : ""}${reward}`));
+    return elements;
   };
-  let matching = rows, page = 0;
-
-  const make = (tag, name, text) => {
-    const element = document.createElement(tag);
-    if (name) element.className = name;
-    if (text !== undefined) element.textContent = text;
-    return element;
-  };
-  const texts = (row) => {
-    const box = make("dl", "texts");
-    const add = (name, text) => {
-      if (text === null || text === undefined || text === "") return;
-      const line = make("div");
-      line.append(make("dt", "", name), make("dd", "", text));
-      box.append(line);
-    };
-    add("seed", row.seed);
-    row.turns.forEach((turn, number) => {
+  const lines = (row) => [
+    ["seed", row.seed],
+    ...row.turns.flatMap((turn, number) => {
       const of = row.turns.length > 1 ? ` ${number + 1}` : "";
-      add(`attacker${of}`, turn.attack);
-      add(`shown${of}`, turn.rewrite);
-      add(`defender${of}`, turn.response + (turn.finished ? "" : " … (cut by the length limit)"));
-    });
-    add("verdict", Object.entries(row.verdict).map(([name, said]) => `${name.replaceAll("_", " ")}: ${said}`).join(", "));
-    return box;
-  };
-  const item = (row) => {
-    const element = make("li"), head = make("div", "head"), button = make("button");
-    button.type = "button";
-    head.append(make("strong", "", `step ${row.step}`));
-    if (names.length > 1) head.append(make("span", "", names[row.run]));
-    head.append(make("span", `badge ${row.label}`, row.label));
-    head.append(make("span", row.outcome === "attack succeeded" ? "badge won" : "badge", row.outcome));
-    if (row.strategy) head.append(make("span", "badge", row.strategy));
-    for (const [role, reward] of Object.entries(row.rewards)) head.append(make("span", "", `${role} ${reward > 0 ? "+" : ""}${reward}`));
-    head.append(button);
-    element.append(head);
-    let shown = null;
-    const show = (yes) => {
-      if (yes && !shown) { shown = texts(row); element.append(shown); }
-      if (!yes && shown) { shown.remove(); shown = null; }
-      button.textContent = yes ? "Hide text" : "Show text";
-      button.setAttribute("aria-expanded", String(yes));
-    };
-    button.addEventListener("click", () => show(!shown));
-    show(showAll.checked);
-    return element;
-  };
-  const display = () => {
-    const pages = Math.max(1, Math.ceil(matching.length / PAGE));
-    page = Math.min(Math.max(page, 0), pages - 1);
-    list.replaceChildren(...matching.slice(page * PAGE, (page + 1) * PAGE).map(item));
-    found.textContent = `${matching.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} conversations`;
-    byId("page").textContent = `page ${page + 1} of ${pages}`;
-    byId("newer").disabled = page === 0;
-    byId("older").disabled = page === pages - 1;
-  };
-  const filter = () => {
-    const sought = value("q").toLowerCase().split(/\s+/).filter(Boolean);
+      const cut = turn.finished ? "" : " … (cut by the length limit)";
+      return [[`attacker${of}`, turn.attack], [`shown${of}`, turn.rewrite], [`defender${of}`, turn.response + cut]];
+    }),
+    ["verdict", verdict(row.verdict)],
+  ];
+  const chosen = () => {
     const exact = [["run", "f-run"], ["label", "f-label"], ["outcome", "f-outcome"], ["strategy", "f-strategy"]]
       .map(([key, id]) => [key, value(id)]).filter(([, wanted]) => wanted !== "");
     const from = value("f-from") === "" ? -Infinity : Number(value("f-from"));
     const to = value("f-to") === "" ? Infinity : Number(value("f-to"));
-    matching = rows.filter((row) =>
-      exact.every(([key, wanted]) => String(row[key]) === wanted) &&
-      row.step >= from && row.step <= to && sought.every((word) => words(row).includes(word)));
-    page = 0;
-    display();
+    return (row) => exact.every(([key, wanted]) => String(row[key]) === wanted) && row.step >= from && row.step <= to;
   };
-  form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("input", (event) => { if (event.target !== showAll) filter(); });
-  showAll.addEventListener("change", display);
-  const turn = (by) => { page += by; display(); found.scrollIntoView({ block: "nearest" }); };
-  byId("newer").addEventListener("click", () => turn(-1));
-  byId("older").addEventListener("click", () => turn(1));
-  display();
+  listing.open({
+    rows: read("rows"), noun: "conversations", head, lines, chosen,
+    ids: { form: "filters", list: "list", found: "found", all: "show-all", q: "q", page: "page", newer: "newer", older: "older" },
+    words: (row) => [row.id, row.seed, ...row.turns.flatMap((turn) => [turn.attack, turn.rewrite, turn.response])],
+  });
 })();
