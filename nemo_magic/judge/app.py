@@ -41,11 +41,10 @@ from nemo_magic.judge.protocol import (
     match_answers,
     unknown_verdict,
 )
+from nemo_magic.net.body import read_body
 
 logger = logging.getLogger(__name__)
 
-BODY_TIMEOUT = 30.0
-"""Seconds for a request's body to arrive."""
 PROBE_TIMEOUT = 30.0
 
 _SOON = {"Retry-After": "1"}
@@ -140,7 +139,7 @@ def create_app(guard: Guard, cfg: JudgeConfig) -> FastAPI:
         state: JudgeState = request.app.state.judge
         with _counted(metrics):
             # Parsed here and not by FastAPI: the size is checked before the body is in memory, JSON strictly as JSON.
-            items = _parse(await _read(request, limits), limits)
+            items = _parse(await read_body(request, limits.max_body_mb, "judge.server.max_body_mb"), limits)
             began = time.monotonic()
             with _admitted(state, metrics, len(items), limits.max_pending):
                 verdicts = await _in_time(_judge(guard, items), state, limits.request_timeout)
@@ -183,25 +182,6 @@ def _admitted(state: JudgeState, metrics: Metrics, items: int, most: int) -> Ite
     finally:
         state.pending -= items
         metrics.pending.set(state.pending)
-
-
-async def _read(request: Request, limits: JudgeServerConfig) -> bytes:
-    """The body. One that is too long is read to its end and forgotten: else the client would not see the answer."""
-    limit = int(limits.max_body_mb * 1e6)
-    body, size = bytearray(), 0
-    try:
-        async with timeout(BODY_TIMEOUT):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size <= limit:
-                    body += chunk
-                else:
-                    body.clear()
-    except asyncio.TimeoutError:
-        raise HTTPException(408, f"the body did not arrive within {BODY_TIMEOUT:g} s") from None
-    if size > limit:
-        raise HTTPException(413, f"the body is longer than {limits.max_body_mb} MB")
-    return bytes(body)
 
 
 def _parse(body: bytes, limits: JudgeServerConfig) -> Sequence[JudgeItem]:

@@ -24,14 +24,13 @@ from starlette.exceptions import HTTPException
 
 from nemo_magic.backports import timeout
 from nemo_magic.game.episode import Message
+from nemo_magic.net.body import read_body
 from nemo_magic.serving.config import ServeConfig
 from nemo_magic.serving.desk import Desk
 from nemo_magic.serving.engine import Answer, Job
 from nemo_magic.serving.protocol import ApiError, ChatRequest, CompletionRequest, parse
 from nemo_magic.serving.words import Tokens, Words
 
-BODY_TIMEOUT = 30.0
-"""Seconds for a request's body to arrive."""
 DEFAULT_TOKENS = 16
 """What a text is continued by where its request does not say; OpenAI's number."""
 
@@ -116,7 +115,7 @@ def create_app(cfg: ServeConfig, desk: Desk, longest: int) -> FastAPI:
     @app.post("/v1/completions", dependencies=guarded)
     async def completions(request: Request) -> Response:
         words, positions = desk.ready()
-        asks = parse(CompletionRequest, await _read(request, cfg))
+        asks = parse(CompletionRequest, await read_body(request, cfg.max_body_mb, "serve.max_body_mb"))
         known(asks.model)
         prompts = asks.prompts
         if len(prompts) > cfg.max_prompts:
@@ -149,7 +148,7 @@ def create_app(cfg: ServeConfig, desk: Desk, longest: int) -> FastAPI:
     @app.post("/v1/chat/completions", dependencies=guarded)
     async def chat_completions(request: Request) -> Response:
         words, positions = desk.ready()
-        asks = parse(ChatRequest, await _read(request, cfg))
+        asks = parse(ChatRequest, await read_body(request, cfg.max_body_mb, "serve.max_body_mb"))
         known(asks.model)
         if asks.top_logprobs is not None and not asks.logprobs:
             raise ApiError(400, "top_logprobs: asks for logprobs, which is not true", "top_logprobs")
@@ -228,22 +227,3 @@ def _content(words: Words, answer: Answer) -> list[dict[str, Any]]:
 
     rows = zip(answer.response, answer.logprobs[-size:], answer.top[-size:], strict=True)
     return [told(index, own) | {"top_logprobs": [told(*each) for each in top]} for index, own, top in rows]
-
-
-async def _read(request: Request, cfg: ServeConfig) -> bytes:
-    """The body. One that is too long is read to its end and forgotten: else the client would not see the answer."""
-    limit = int(cfg.max_body_mb * 1e6)
-    body, size = bytearray(), 0
-    try:
-        async with timeout(BODY_TIMEOUT):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size <= limit:
-                    body += chunk
-                else:
-                    body.clear()
-    except asyncio.TimeoutError:
-        raise ApiError(408, f"the body did not arrive within {BODY_TIMEOUT:g} s") from None
-    if size > limit:
-        raise ApiError(413, f"the body is longer than serve.max_body_mb={cfg.max_body_mb:g}")
-    return bytes(body)

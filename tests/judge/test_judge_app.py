@@ -89,7 +89,7 @@ def test_a_body_of_100_mb_is_refused_and_not_kept(served: httpx.Client) -> None:
 
     before = memory()
     reply = served.post("/v1/judge", content=stream())
-    assert (reply.status_code, reply.json()["detail"]) == (413, "the body is longer than 0.01 MB")
+    assert (reply.status_code, reply.json()["detail"]) == (413, "the body is longer than judge.server.max_body_mb=0.01")
     assert memory() - before < 30_000
 
 

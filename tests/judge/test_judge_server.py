@@ -56,7 +56,7 @@ def test_limits_are_answered_with_413_naming_them(item):
         huge = http.post("/v1/judge", content=b"x" * 20_000)
     assert (many.status_code, many.json()["detail"]) == (413, "5 items in one request, at most 4 are taken")
     assert (long.status_code, long.json()["detail"]) == (413, "item '2' has 118 characters, at most 100 are taken")
-    assert (huge.status_code, huge.json()["detail"]) == (413, "the body is longer than 0.01 MB")
+    assert (huge.status_code, huge.json()["detail"]) == (413, "the body is longer than judge.server.max_body_mb=0.01")
 
 
 def test_a_malformed_request_is_answered_with_422_without_repeating_its_texts(item):
