@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nemo_magic.report.charts import BLUE, GREEN, GREY, ORANGE, PALETTE, PURPLE, Chart, layout
+from nemo_magic.report.charts import BLUE, GREEN, GREY, ORANGE, PURPLE, Chart, layout
+from nemo_magic.report.strategy_charts import stacked
 
 SHARES = (
     ("hybrid_share", "several strategies at once", BLUE, "circle"),
@@ -52,26 +53,9 @@ def _mix(found: Mapping[str, Any]) -> Chart | None:
     if not bins or found["labels"] is None:
         return None
     width = max(one["last"] - one["first"] + 1 for one in bins)
-    data: list[dict[str, Any]] = []
-    for i, name in enumerate([*names, None]):
-        shares = [
-            one["mix"].get(name, 0.0) if name else sum(s for n, s in one["mix"].items() if n not in names)
-            for one in bins
-        ]
-        if any(shares):
-            data.append(
-                {"type": "bar", "name": name or "all others", "x": [middle(one) for one in bins], "width": width,
-                 "y": [round(100 * share, 2) for share in shares],
-                 "marker": {"color": PALETTE[i % len(PALETTE)] if name else "#BBBBBB"}}
-            )  # fmt: skip
-    return Chart(
-        "mix", "Strategies of the attacker",
-        {"data": data, "layout": layout(
-            barmode="stack", bargap=0, xaxis={"title": {"text": "training step"}, "showgrid": False},
-            yaxis={"title": {"text": "percent of attacks"}, "range": [0, 100]},
-        )},
+    return stacked(
+        names, [middle(one) for one in bins], [one["mix"] for one in bins], width, "attacks",
         f"Of {found['attacks']:,} attacks, {width:,} steps a bar, as {found['labels']} labelled them.",
-        height=460,
     )  # fmt: skip
 
 

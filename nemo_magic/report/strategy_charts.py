@@ -25,24 +25,38 @@ def mix(rows: Sequence[Mapping[str, Any]]) -> Chart | None:
     common = [name for name, _ in Counter(row["strategy"] for row in known).most_common(_SHOWN)]
     ordered = sorted(bins)
     x = [first + number * size + (size - 1) / 2 for number in ordered]
+    shares = [{name: count / bins[n].total() for name, count in bins[n].items()} for n in ordered]
+    steps = "1 step" if size == 1 else f"{size:,} steps"
+    return stacked(
+        common, x, shares, size, "sampled rewrites",
+        f"Of {len(known):,} sampled rewrites, {steps} a bar; what the attacker meant is decoded exactly.",
+    )  # fmt: skip
+
+
+def stacked(
+    names: Sequence[str], x: Sequence[float], shares: Sequence[Mapping[str, float]], width: int, of: str, note: str
+) -> Chart:
+    """The mix of strategies: a bar of ``width`` steps at each ``x``, of its ``shares`` (0..1); those not among
+    ``names`` together."""
     data: list[dict[str, Any]] = []
-    for i, name in enumerate([*common, None]):
-        counts = [bins[n][name] if name else sum(c for s, c in bins[n].items() if s not in common) for n in ordered]
-        if any(counts):
-            shares = [round(100 * count / bins[n].total(), 2) for count, n in zip(counts, ordered, strict=True)]
+    for i, name in enumerate([*names, None]):
+        heights = [
+            one.get(name, 0.0) if name else sum(share for other, share in one.items() if other not in names)
+            for one in shares
+        ]
+        if any(heights):
             data.append(
-                {"type": "bar", "name": name or "all others", "x": x, "y": shares, "width": size,
+                {"type": "bar", "name": name or "all others", "x": list(x), "width": width,
+                 "y": [round(100 * height, 2) for height in heights],
                  "marker": {"color": PALETTE[i % len(PALETTE)] if name else "#BBBBBB"}}
             )  # fmt: skip
-    steps = "1 step" if size == 1 else f"{size:,} steps"
     return Chart(
         "mix", "Strategies of the attacker",
         {"data": data, "layout": layout(
             barmode="stack", bargap=0, xaxis={"title": {"text": "training step"}, "showgrid": False},
-            yaxis={"title": {"text": "percent of sampled rewrites"}, "range": [0, 100]},
+            yaxis={"title": {"text": f"percent of {of}"}, "range": [0, 100]},
         )},
-        f"Of {len(known):,} sampled rewrites, {steps} a bar; what the attacker meant is decoded exactly.",
-        height=460,
+        note, height=460,
     )  # fmt: skip
 
 
