@@ -27,7 +27,7 @@ ATTACKER := runs/sft_sandbox_attacker/weights/metadata.json
 DEFENDER := runs/sft_sandbox_defender/weights/metadata.json
 PRESETS := robust no_game defender_only magic_base defender_cot self_play
 WARM := $(foreach role,attacker defender defender_cot shared,runs/sft_sandbox_$(role)/weights/metadata.json)
-ALONE := game.schedule.train_roles=[attacker] game.max_steps=70 data.harmful_share=0.75 game.crossplay.enabled=false game.probe=null
+ALONE := game.schedule.train_roles=[attacker] game.max_steps=70 data.harmful_share=0.75 game.crossplay.enabled=false game.strategy_sweep=null
 TORCH := torch==2.13.0
 # Their metadata asks for CUDA builds and for much that is never imported: without dependencies, on purpose.
 NEMO := nemo-aligner==0.7.0 nemo-toolkit==2.1.0 megatron-core==0.10.0

@@ -22,16 +22,16 @@ from figures import table
 from nemo_magic.actors.snapshots import Snapshot
 from nemo_magic.config import MagicConfig, compose
 from nemo_magic.data.seeds import load_seeds
-from nemo_magic.durable import write_durably
+from nemo_magic.fsync_io import write_durably
 from nemo_magic.game.episode import Role, Seed
 from nemo_magic.game.metrics import rollout_metrics
 from nemo_magic.judge.local import launch_local
-from nemo_magic.training.entrants import START, digest, weights_of
+from nemo_magic.league.participants import START, digest, weights_of
 
 if TYPE_CHECKING:
-    from nemo_magic.training.arena import Arena, Attack
-    from nemo_magic.training.cast import Cast
-    from nemo_magic.training.referee import Referee
+    from nemo_magic.rollout.engine import AttackPrompt, RolloutEngine
+    from nemo_magic.rollout.reward_manager import RewardManager
+    from nemo_magic.training.policies import PolicyPair
 
 ATTACKS_PER_SEED = 4
 NOBODY = "none"
@@ -65,14 +65,14 @@ def yardstick(runs: Sequence[Path], full: Sequence[Path], overrides: Sequence[st
     from nemo_magic.compat import cpu
 
     cpu.install()
-    from nemo_magic.training.cast import assemble
-    from nemo_magic.training.referee import Referee
+    from nemo_magic.rollout.reward_manager import RewardManager
+    from nemo_magic.training.policies import build_policies
 
     found, begun = Found(), set()
     with (
         launch_local(cfg.judge) as judge,
-        assemble(cfg) as cast,
-        closing(Referee(cast.world, judge.config, cfg.rewards, cfg.game.observe)) as referee,
+        build_policies(cfg) as cast,
+        closing(RewardManager(cast.world, judge.config, cfg.rewards, cfg.game.extra_verdict_fields)) as reward_manager,
     ):
         seeds = list(enumerate(load_seeds(cfg.data).test))
         attackers = {START: full[0] / "snapshots" / Role.ATTACKER / START}
@@ -85,52 +85,56 @@ def yardstick(runs: Sequence[Path], full: Sequence[Path], overrides: Sequence[st
                 first = next(
                     path for path in (run / "snapshots").glob(f"*/{START}") if path.parent.name != Role.ATTACKER
                 )
-                found.before[run.name] = measured(cfg, cast, referee, openings, run, first)
+                found.before[run.name] = measured(cfg, cast, reward_manager, openings, run, first)
             begun.add(weights)
             key = digest(known, weights_of(last_defender(run)), ATTACKS_PER_SEED, list(COLUMNS), overrides)
             there = _kept(run)
             if key not in there:
-                there[key] = measured(cfg, cast, referee, openings, run, last_defender(run))
+                there[key] = measured(cfg, cast, reward_manager, openings, run, last_defender(run))
                 write_durably(run / KEPT_FILE, json.dumps(there, indent=1) + "\n")
             found.after[run.name] = there[key]
     return found
 
 
 def attacks(
-    cfg: MagicConfig, cast: Cast, seeds: Sequence[tuple[int, Seed]], attackers: Mapping[str, Path]
-) -> Iterator[tuple[str, list[Attack]]]:
+    cfg: MagicConfig, cast: PolicyPair, seeds: Sequence[tuple[int, Seed]], attackers: Mapping[str, Path]
+) -> Iterator[tuple[str, list[AttackPrompt]]]:
     """Name → sampled openings of every attacker; and the seeds as they are."""
-    from nemo_magic.training.arena import Job, fixed_attacks
-    from nemo_magic.training.crossplay import wearing
+    from nemo_magic.league.run_cross_play import playing_as
+    from nemo_magic.rollout.engine import RolloutSpec, fixed_attacks
 
-    jobs = [Job(seed, g, i) for g, seed in seeds for i in range(ATTACKS_PER_SEED)]
+    jobs = [RolloutSpec(seed, g, i) for g, seed in seeds for i in range(ATTACKS_PER_SEED)]
     for name, folder in attackers.items():
-        with wearing(cast, Role.ATTACKER, Snapshot(name, folder)):
+        with playing_as(cast, Role.ATTACKER, Snapshot(name, folder)):
             yield name, plays(cfg, cast).attack(jobs, "ablations", 0)
     yield NOBODY, fixed_attacks(lambda seed: seed.text, seeds)
 
 
 def measured(
     cfg: MagicConfig,
-    cast: Cast,
-    referee: Referee,
-    openings: Mapping[str, list[Attack]],
+    cast: PolicyPair,
+    reward_manager: RewardManager,
+    openings: Mapping[str, list[AttackPrompt]],
     run: Path,
     weights: Path,
 ) -> dict[str, float]:
     """The figures of COLUMNS, of the defender with these ``weights``, as ``run`` lets it defend."""
-    from nemo_magic.training.arena import GREEDY
-    from nemo_magic.training.probe import disguised, strategy_rates
+    from nemo_magic.league.strategy_sweep import disguised, strategy_rates
+    from nemo_magic.rollout.engine import GREEDY
 
-    with defending(cfg, cast, run, weights) as arena:
+    with defending(cfg, cast, run, weights) as rollouts:
 
         def figures(name: str) -> dict[str, float]:
-            scored = referee.collect(referee.submit(arena.play(openings[name], "ablations", 0, GREEDY)))
+            scored = reward_manager.collect(
+                reward_manager.submit(rollouts.play(openings[name], "ablations", 0, GREEDY))
+            )
             return rollout_metrics(scored).means()
 
         found = {name: figures(name) for name in openings}
         harmful = [(g, seed) for g, seed in enumerate(load_seeds(cfg.data).test) if seed.label.value == "harmful"]
-        scored = referee.collect(referee.submit(arena.play(disguised(cfg.sandbox, harmful), "probe", 0, GREEDY)))
+        scored = reward_manager.collect(
+            reward_manager.submit(rollouts.play(disguised(cfg.sandbox, harmful), "probe", 0, GREEDY))
+        )
         rates = strategy_rates(cfg.sandbox, scored).means()
     later = {name: figure for name, figure in found.items() if name not in (START, NOBODY)}
     values = {
@@ -147,20 +151,20 @@ def measured(
 
 
 @contextmanager
-def defending(cfg: MagicConfig, cast: Cast, run: Path, weights: Path) -> Iterator[Arena]:
+def defending(cfg: MagicConfig, cast: PolicyPair, run: Path, weights: Path) -> Iterator[RolloutEngine]:
     """An arena in which somebody with these weights defends, as ``run`` lets its own defender."""
     from nemo_magic.actors.generation import NativeGenerator
-    from nemo_magic.actors.speaker import LocalSpeaker
-    from nemo_magic.training.crossplay import wearing
+    from nemo_magic.league.run_cross_play import playing_as
+    from nemo_magic.rollout.policy import LocalPolicy
 
     own = settings(run)
     lengths = replace(
         cfg.actors.defender.length_params, max_length=own["actors"]["defender"]["length_params"]["max_length"]
     )
     options = replace(cfg.actors.defender, length_params=lengths)
-    speaker = LocalSpeaker(cast.players[Role.DEFENDER].actor, NativeGenerator(cfg.generation), options)
-    with wearing(cast, Role.DEFENDER, Snapshot(run.name, weights)):
-        yield plays(cfg, replace(cast, speakers=cast.speakers | {Role.DEFENDER: speaker}), own["game"]["defender_cot"])
+    policy = LocalPolicy(cast.players[Role.DEFENDER].actor, NativeGenerator(cfg.generation), options)
+    with playing_as(cast, Role.DEFENDER, Snapshot(run.name, weights)):
+        yield plays(cfg, replace(cast, policies=cast.policies | {Role.DEFENDER: policy}), own["game"]["defender_cot"])
 
 
 def settings(run: Path) -> dict[str, Any]:
@@ -169,11 +173,11 @@ def settings(run: Path) -> dict[str, Any]:
     return found
 
 
-def plays(cfg: MagicConfig, cast: Cast, cot: bool = False) -> Arena:
-    from nemo_magic.training.arena import Arena
-    from nemo_magic.training.timers import Timers
+def plays(cfg: MagicConfig, cast: PolicyPair, cot: bool = False) -> RolloutEngine:
+    from nemo_magic.rollout.engine import RolloutEngine
+    from nemo_magic.runtime.timers import Timers
 
-    return Arena(cast.speakers, cfg.game.prompts, Timers(), seed=cfg.seed, group_size=1, defender_cot=cot)
+    return RolloutEngine(cast.policies, cfg.game.prompts, Timers(), seed=cfg.seed, group_size=1, defender_cot=cot)
 
 
 def _kept(run: Path) -> dict[str, dict[str, float]]:

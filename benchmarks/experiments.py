@@ -22,7 +22,7 @@ import arms
 import figures
 from arms import ARMS, FULL, POOLS, Run
 
-from nemo_magic.durable import write_durably
+from nemo_magic.fsync_io import write_durably
 from nemo_magic.report.game_picture import phase_spans
 from nemo_magic.report.records import LEAGUE_FILE, METRICS_FILE, STRATEGIES_FILE, StepRecord, read_records
 

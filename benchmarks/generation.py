@@ -37,7 +37,7 @@ def build(words: Sequence[str], folder: Path) -> tuple[MagicConfig, MagicActor, 
     from nemo_magic.compat import cpu
 
     cpu.install(announce=False)
-    from nemo_magic.actors.build import build_player
+    from nemo_magic.actors.builder import build_policy
     from nemo_magic.config import compose, role_model
     from nemo_magic.data.seeds import load_seeds
     from nemo_magic.game.episode import Role
@@ -48,7 +48,7 @@ def build(words: Sequence[str], folder: Path) -> tuple[MagicConfig, MagicActor, 
     cfg = compose("magic_sandbox", [*given, *words], command="sandbox")
     prepare(cfg.sandbox)
     options = cfg.actors.attacker
-    player = build_player(Role.ATTACKER, role_model(cfg, Role.ATTACKER), options, cfg.trainer, cfg.seed)
+    player = build_policy(Role.ATTACKER, role_model(cfg, Role.ATTACKER), options, cfg.trainer, cfg.seed)
     chat = attacker_messages(cfg.game.prompts, load_seeds(cfg.data).train[0], [], 1)
     return cfg, player.actor, len(player.actor.chat.prompt_ids(chat))
 

@@ -36,12 +36,12 @@ from nemo_magic.judge.config import JudgeConfig
 from nemo_magic.judge.guards.qwen3guard import Qwen3Guard
 from nemo_magic.judge.local import LocalJudge, launch_local
 from nemo_magic.judge.models.base import Sent
-from nemo_magic.judge.observing import UNOBSERVED, Observer
 from nemo_magic.judge.protocol import JudgeItem, has_unknown, make_item
+from nemo_magic.judge.telemetry import UNOBSERVED, Telemetry
 from nemo_magic.sandbox.corpus import prepare
 from nemo_magic.sandbox.language import PLAIN, all_strategies, render
 from nemo_magic.sandbox.rules import REFUSAL, delivery
-from nemo_magic.sandbox.world import SandboxConfig, World
+from nemo_magic.sandbox.world import SandboxConfig, SandboxWorld
 
 RESPONSE = ("refusal", "response_safety")
 
@@ -52,7 +52,7 @@ class SlowModel:
     name, revision = "slow", "1"
 
     def __init__(self, latency_s: float, parallel: int) -> None:
-        self.observer: Observer = UNOBSERVED
+        self.logger: Telemetry = UNOBSERVED
         self._latency = latency_s
         self._slots = asyncio.Semaphore(parallel)
 
@@ -74,7 +74,7 @@ def slow_guard(latency_s: float, parallel: int) -> Qwen3Guard:
     return Qwen3Guard(SlowModel(latency_s, parallel))
 
 
-def conversations(world: World, draw: random.Random, count: int) -> list[tuple[str, str]]:
+def conversations(world: SandboxWorld, draw: random.Random, count: int) -> list[tuple[str, str]]:
     """(rewrite, reply) of the sandbox."""
     strategies = [PLAIN, *all_strategies(1), *all_strategies(2)]
     made = []
@@ -104,7 +104,7 @@ def model_calls(judge: LocalJudge) -> float:
 def load(args: argparse.Namespace, folder: Path) -> tuple[str, dict[str, Any]]:
     sandbox = SandboxConfig(folder=str(folder), attack_rows=1, defender_rows=1)
     guard = {"world": str(prepare(sandbox) / "world.json")}
-    world, draw = World(sandbox), random.Random(0)
+    world, draw = SandboxWorld(sandbox), random.Random(0)
     batches = [conversations(world, draw, args.batch) for _ in range(200)]
     # Asking takes less time than judging, but not none: a client of its own thread leaves the other core to the judge.
     with launch_local(JudgeConfig(guard="rules", guard_config=guard)) as judge:

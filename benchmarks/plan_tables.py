@@ -42,9 +42,9 @@ def nodes() -> str:
 
 def presets() -> str:
     """What every preset for a cluster takes on its own nodes."""
+    from nemo_magic.commands.plan import vocabulary
     from nemo_magic.config import compose
     from nemo_magic.config.validation import models
-    from nemo_magic.planner.command import vocabulary
     from nemo_magic.planner.estimate import plan_of
 
     rows: list[list[object]] = []
@@ -100,7 +100,7 @@ def settings() -> str:
 
 def published() -> str:
     """The published steps beside their predictions."""
-    from nemo_magic.hardware import HardwareConfig
+    from nemo_magic.config.hardware import HardwareConfig
     from nemo_magic.planner.published import STEPS, predicted
 
     rows: list[list[object]] = []

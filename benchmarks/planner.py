@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from figures import report, settle, table
 
 if TYPE_CHECKING:
-    from nemo_magic.actors.build import Player
+    from nemo_magic.actors.builder import TrainablePolicy
     from nemo_magic.config import MagicConfig
 
 GIB = float(1 << 30)
@@ -98,12 +98,12 @@ def be_a_rank(load: Load, words: Sequence[str], steps: int, out: Path) -> None:
         cpu.install(announce=False)
     import torch
 
-    from nemo_magic.actors.build import build_player
+    from nemo_magic.actors.builder import build_policy
     from nemo_magic.config import role_model
     from nemo_magic.game.episode import Role
 
     role = Role.ATTACKER
-    player = build_player(role, role_model(cfg, role), cfg.actors.attacker, cfg.trainer, 1)
+    player = build_policy(role, role_model(cfg, role), cfg.actors.attacker, cfg.trainer, 1)
     found = _training(load, cfg, player, steps) | _decoding(load, cfg, player)
     found |= _rates(load, cfg, player)
     ranks: list[Any] = [None] * torch.distributed.get_world_size()
@@ -114,13 +114,13 @@ def be_a_rank(load: Load, words: Sequence[str], steps: int, out: Path) -> None:
         out.write_text(json.dumps(slowest))
 
 
-def _training(load: Load, cfg: MagicConfig, player: Player, steps: int) -> dict[str, float]:
+def _training(load: Load, cfg: MagicConfig, player: TrainablePolicy, steps: int) -> dict[str, float]:
     import random
 
-    from nemo_magic.actors.world import World
+    from nemo_magic.actors.distributed import World
     from nemo_magic.rl.batch import Row
     from nemo_magic.rl.loss import Normalizer
-    from nemo_magic.training.learner import grpo_objective
+    from nemo_magic.training.trainer import grpo_objective
 
     world, draw = World.current(), random.Random(0)
     size = player.actor.chat.size
@@ -144,7 +144,7 @@ def _training(load: Load, cfg: MagicConfig, player: Player, steps: int) -> dict[
     return found | {"learning_bytes": _memory(update, player, load.gpu)}
 
 
-def _decoding(load: Load, cfg: MagicConfig, player: Player) -> dict[str, float]:
+def _decoding(load: Load, cfg: MagicConfig, player: TrainablePolicy) -> dict[str, float]:
     from nemo_magic.actors.config import LengthConfig, SamplingConfig
     from nemo_magic.actors.generation import NativeGenerator
 
@@ -159,7 +159,7 @@ def _decoding(load: Load, cfg: MagicConfig, player: Player) -> dict[str, float]:
     return {"decode": seconds[-1]}
 
 
-def _rates(load: Load, cfg: MagicConfig, player: Player) -> dict[str, float]:
+def _rates(load: Load, cfg: MagicConfig, player: TrainablePolicy) -> dict[str, float]:
     """What this machine does a second, by itself, while the other ranks do the same."""
     import torch
 
@@ -194,7 +194,7 @@ def _few() -> list[Any]:
 
 
 def _world() -> Any:
-    from nemo_magic.actors.world import World
+    from nemo_magic.actors.distributed import World
 
     return World.current()
 
@@ -209,7 +209,7 @@ def _timed(function: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def _memory(update: Callable[[], object], player: Player, gpu: bool) -> float:
+def _memory(update: Callable[[], object], player: TrainablePolicy, gpu: bool) -> float:
     """The most bytes of tensors there are at once in ``update``."""
     import torch
 
@@ -219,7 +219,7 @@ def _memory(update: Callable[[], object], player: Player, gpu: bool) -> float:
         return float(torch.cuda.max_memory_allocated())
     from torch.profiler import ProfilerActivity, profile
 
-    from nemo_magic.actors.checkpoint import sharded_bytes
+    from nemo_magic.actors.weights import sharded_bytes
 
     # Where there is no allocator that counts: what is there before, and every allocation since.
     standing = sum(sharded_bytes({"one": player}))
@@ -240,7 +240,7 @@ def planned(load: Load, words: Sequence[str], measured: dict[str, float], vocab_
     from nemo_magic.config import compose
     from nemo_magic.game.episode import Role
     from nemo_magic.planner import seconds
-    from nemo_magic.planner.estimate import Estimate
+    from nemo_magic.planner.estimate import PlanEstimate
 
     rates = [
         f"hardware.tflops={measured['flops_rate'] / 1e12}", "hardware.flops_reached=1",
@@ -249,7 +249,7 @@ def planned(load: Load, words: Sequence[str], measured: dict[str, float], vocab_
         "hardware.links_reached=1", f"hardware.layer_floor_us={measured['floor'] * 1e6}",
     ]  # fmt: skip
     cfg = compose("magic_sandbox", [*words, *rates], command="plan")
-    estimate = Estimate(cfg, {Role.ATTACKER: vocab_size})
+    estimate = PlanEstimate(cfg, {Role.ATTACKER: vocab_size})
     shapes, world, hardware = estimate.mean[Role.ATTACKER], estimate.world, cfg.hardware
     parts = estimate.step(Role.ATTACKER)
     count = load.rows // estimate.rows // world.dp

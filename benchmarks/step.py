@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
     from nemo_magic.game.metrics import Scored
     from nemo_magic.judge.protocol import JudgeItem, JudgeVerdict
-    from nemo_magic.training.cast import Cast
+    from nemo_magic.rollout.reward_manager import RewardManager
+    from nemo_magic.tracking.metric_logger import MetricLogger
     from nemo_magic.training.coevolution import _Coevolution
-    from nemo_magic.training.observe import Observer
-    from nemo_magic.training.referee import Referee
+    from nemo_magic.training.policies import PolicyPair
 
 PUBLISHED_CALLS = 3
 """Requests per sample in the published code: it asks twice to reward a sample and once more to log it, one sample at a
@@ -97,60 +97,68 @@ class Published:
     """The published code's schedule, from the same pieces: a frozen attacker decodes each seed G times at temperature
     0, the judge is asked for one sample at a time and waited for, old log-probabilities are recomputed."""
 
-    def __init__(self, loop: _Coevolution, referee: Referee, calls: int) -> None:
+    def __init__(self, loop: _Coevolution, reward_manager: RewardManager, calls: int) -> None:
         self.loop = loop
-        self.referee = referee
+        self.reward_manager = reward_manager
         self.calls = calls
         self.first_call = 0.0
 
     def step(self, role: Role, number: int) -> tuple[dict[str, float], list[Scored]]:
         from nemo_magic.rl.batch import scatter_back
-        from nemo_magic.training.arena import Job
+        from nemo_magic.rollout.engine import RolloutSpec
 
         loop = self.loop
-        arena, learner, timers = loop.arena, loop.learner, loop.timers
+        rollouts, learner, timers = loop.rollouts, loop.learner, loop.timers
         with timers("step"):
-            player = loop.cast.learns(role)
+            policy = loop.pair.set_learner(role)
             seeds = loop.share_of(loop.sampler.batch(number))
             if role is Role.ATTACKER:
-                episodes = arena.attacker_rollout(seeds, number)
+                episodes = rollouts.attacker_rollout(seeds, number)
             else:
-                copies = [Job(seed, group, i) for group, seed in seeds for i in range(loop.cfg.game.group_size)]
-                episodes = arena.play(arena.attack(copies, "train", number, {Role.ATTACKER}), "train", number)
+                copies = [RolloutSpec(seed, group, i) for group, seed in seeds for i in range(loop.cfg.game.group_size)]
+                episodes = rollouts.play(rollouts.attack(copies, "train", number, {Role.ATTACKER}), "train", number)
             with timers("judge_wait"):
                 for call in range(self.calls):
                     began = time.perf_counter()
-                    scored = [one for e in episodes for one in self.referee.collect(self.referee.submit([e]))]
+                    scored = [
+                        one for e in episodes for one in self.reward_manager.collect(self.reward_manager.submit([e]))
+                    ]
                     if call == 0:
                         self.first_call = time.perf_counter() - began
             with timers("logprobs"):
-                said = learner.said(player, role, episodes)
-                batches = player.microbatches(said.rows, loop.world)
-                old = scatter_back(batches, player.actor.token_logprobs(batches), len(said.rows))
+                said = learner.said(policy, role, episodes)
+                batches = policy.microbatches(said.rows, loop.world)
+                old = scatter_back(batches, policy.actor.token_logprobs(batches), len(said.rows))
                 rows = [replace(row, old_logprobs=values) for row, values in zip(said.rows, old, strict=True)]
                 said = replace(said, rows=rows)
             advantages = learner.advantages(role, scored)
             with timers("update"):
-                metrics = learner.update(player, scored, said, advantages)
+                metrics = learner.update(policy, scored, said, advantages)
         return metrics | loop.figures("train_rollouts/", scored) | loop.speed(scored), scored
 
 
 @contextmanager
-def starting_weights(cast: Cast) -> Iterator[None]:
+def starting_weights(pair: PolicyPair) -> Iterator[None]:
     """What is learned within is forgotten."""
     import torch
 
-    kept = {role: [p.detach().clone() for p in player.actor.parameters()] for role, player in cast.players.items()}
+    kept = {role: [p.detach().clone() for p in policy.actor.parameters()] for role, policy in pair.trainable.items()}
     yield
     with torch.no_grad():
-        for role, player in cast.players.items():
-            for parameter, value in zip(player.actor.parameters(), kept[role], strict=True):
+        for role, policy in pair.trainable.items():
+            for parameter, value in zip(policy.actor.parameters(), kept[role], strict=True):
                 parameter.copy_(value)
-            player.actor.weights_version += 1
+            policy.actor.weights_version += 1
 
 
 def play(
-    cfg: MagicConfig, cast: Cast, referee: Referee, slow: Referee, steps: int, calls: int, folder: Path
+    cfg: MagicConfig,
+    pair: PolicyPair,
+    reward_manager: RewardManager,
+    slow: RewardManager,
+    steps: int,
+    calls: int,
+    folder: Path,
 ) -> dict[Role, dict[str, Measured]]:
     """A phase of ``steps`` steps of each role, our step and the published one in turn."""
     from nemo_magic.report.records import StepRecord
@@ -161,37 +169,37 @@ def play(
     game = replace(cfg.game, schedule=schedule, max_steps=2 * steps + 1, val_check_interval=10**6)
     saves = replace(cfg.exp_manager.checkpoint_callback_params, every_n_train_steps=10**6)
     logs = replace(cfg.exp_manager, explicit_log_dir=str(folder / OURS), checkpoint_callback_params=saves)
-    loop = _Coevolution(replace(cfg, game=game, exp_manager=logs), cast, referee)
+    loop = _Coevolution(replace(cfg, game=game, exp_manager=logs), pair, reward_manager)
     # Snapshots are written once a phase, to disk.
     loop.keep = lambda role, name: None  # type: ignore[method-assign]
     published = Published(loop, slow, calls)
     found = {role: {OURS: Measured(), THEIRS: Measured()} for role in Role}
     other_logs = replace(logs, explicit_log_dir=str(folder / THEIRS))
-    with observed(logs) as observer, observed(other_logs) as other:
+    with observed(logs) as logger, observed(other_logs) as other:
         for number in range(2 * steps):
             role = loop.schedule.learner
             mine, theirs = found[role][OURS], found[role][THEIRS]
-            asked, asked_slowly = referee.stats()["requests"], slow.stats()["requests"]
-            with starting_weights(cast):
+            asked, asked_slowly = reward_manager.stats()["requests"], slow.stats()["requests"]
+            with starting_weights(pair):
                 began = time.perf_counter()
                 metrics, scored = loop.step()
-                loop.finish_step(metrics, scored, observer)
+                loop.finish_step(metrics, scored, logger)
                 mine.add(metrics, time.perf_counter() - began)
-            with starting_weights(cast):
+            with starting_weights(pair):
                 began = time.perf_counter()
                 metrics, scored = published.step(role, number)
                 other.record(StepRecord(number + 1, role, 0, role, metrics), scored)
                 theirs.add(metrics, time.perf_counter() - began)
             theirs.one_call.append(published.first_call)
-            mine.requests += int(referee.stats()["requests"] - asked)
+            mine.requests += int(reward_manager.stats()["requests"] - asked)
             theirs.requests += int(slow.stats()["requests"] - asked_slowly)
     return found
 
 
-def observed(settings: object) -> Observer:
-    from nemo_magic.training.observe import Observer
+def observed(settings: object) -> MetricLogger:
+    from nemo_magic.tracking.metric_logger import MetricLogger
 
-    return Observer(settings, is_main=True)  # type: ignore[arg-type]
+    return MetricLogger(settings, is_main=True)  # type: ignore[arg-type]
 
 
 def tables(found: Mapping[Role, Mapping[str, Measured]], steps: int, calls: int) -> tuple[list[str], dict[str, object]]:
@@ -225,7 +233,12 @@ def configured(words: Sequence[str], latency_s: float, folder: Path) -> MagicCon
         SystemExit: there are no warmed-up weights.
     """
     # The published code shows no seed as it is.
-    fixed = ["trainer.devices=1", "game.bare_share=0", "exp_manager.create_tensorboard_logger=false", f"name={folder}"]
+    fixed = [
+        "trainer.devices=1",
+        "game.raw_prompt_fraction=0",
+        "exp_manager.create_tensorboard_logger=false",
+        f"name={folder}",
+    ]
     cfg = compose("magic_sandbox", [*fixed, *words])
     if cfg.trainer.devices != 1 or cfg.game.max_turns != 1:
         sys.exit("step.py measures one rank and single-turn games: leave trainer.devices and game.max_turns alone")
@@ -260,18 +273,18 @@ def main() -> None:
 
         cpu.install(announce=False)
         from nemo_magic.judge.local import launch_local
-        from nemo_magic.training.cast import assemble
-        from nemo_magic.training.referee import Referee
+        from nemo_magic.rollout.reward_manager import RewardManager
+        from nemo_magic.training.policies import build_policies
 
-        def referee(judge: object, cast: Cast) -> Referee:
-            return Referee(cast.world, judge, cfg.rewards, cfg.game.observe)  # type: ignore[arg-type]
+        def reward_manager(judge: object, pair: PolicyPair) -> RewardManager:
+            return RewardManager(pair.world, judge, cfg.rewards, cfg.game.extra_verdict_fields)  # type: ignore[arg-type]
 
-        with launch_local(cfg.judge) as judge, assemble(cfg) as cast:
+        with launch_local(cfg.judge) as judge, build_policies(cfg) as pair:
             # Asked for one sample at a time, one unknown verdict is all of them.
             lenient = replace(judge.config, max_unknown_share=1.0)
-            with closing(referee(judge.config, cast)) as ours, closing(referee(lenient, cast)) as theirs:
-                play(cfg, cast, ours, theirs, 1, 1, folder / "warm-up")
-                found = play(cfg, cast, ours, theirs, args.steps, args.calls, folder / "measured")
+            with closing(reward_manager(judge.config, pair)) as ours, closing(reward_manager(lenient, pair)) as theirs:
+                play(cfg, pair, ours, theirs, 1, 1, folder / "warm-up")
+                found = play(cfg, pair, ours, theirs, args.steps, args.calls, folder / "measured")
     texts, numbers = tables(found, args.steps, args.calls)
     options = {"steps": args.steps, "latency_ms": args.latency_ms, "calls": args.calls, "overrides": words}
     title = f"Steps ({args.latency_ms:g} ms, {args.steps} steps a phase, {args.calls} published calls per sample)"

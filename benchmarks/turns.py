@@ -22,11 +22,11 @@ from nemo_magic.game.metrics import Ratios, Scored, rollout_metrics
 from nemo_magic.judge.local import launch_local
 from nemo_magic.sandbox.language import parse
 from nemo_magic.sandbox.rules import REFUSAL
-from nemo_magic.sandbox.world import World
+from nemo_magic.sandbox.world import SandboxWorld
 
 if TYPE_CHECKING:
-    from nemo_magic.training.cast import Cast
-    from nemo_magic.training.referee import Referee
+    from nemo_magic.rollout.reward_manager import RewardManager
+    from nemo_magic.training.policies import PolicyPair
 
 GAMES_PER_SEED = 32
 
@@ -53,7 +53,7 @@ def defenders(runs: Sequence[Path]) -> Iterator[Snapshot]:
     yield from (last for run in runs if (last := last_of(run, Role.DEFENDER)) is not None)
 
 
-def habits(world: World, scored: Sequence[Scored]) -> Ratios:
+def habits(world: SandboxWorld, scored: Sequence[Scored]) -> Ratios:
     """How often the next turn keeps the disguise, after a refusal and after a delivery; restricted seeds."""
     ratios = Ratios()
     for episode in (s.episode for s in scored if s.episode.seed.label is Label.HARMFUL):
@@ -65,24 +65,26 @@ def habits(world: World, scored: Sequence[Scored]) -> Ratios:
     return ratios
 
 
-def measure(cfg: MagicConfig, cast: Cast, referee: Referee, runs: Sequence[Path]) -> None:
-    from nemo_magic.training.arena import Arena, Job
-    from nemo_magic.training.crossplay import wearing
-    from nemo_magic.training.timers import Timers
+def measure(cfg: MagicConfig, pair: PolicyPair, reward_manager: RewardManager, runs: Sequence[Path]) -> None:
+    from nemo_magic.league.run_cross_play import playing_as
+    from nemo_magic.rollout.engine import RolloutEngine, RolloutSpec
+    from nemo_magic.runtime.timers import Timers
 
-    data, world = load_seeds(cfg.data), World(cfg.sandbox)
-    jobs = [Job(seed, g, i) for g, seed in enumerate(data.test) for i in range(GAMES_PER_SEED)]
+    data, world = load_seeds(cfg.data), SandboxWorld(cfg.sandbox)
+    jobs = [RolloutSpec(seed, g, i) for g, seed in enumerate(data.test) for i in range(GAMES_PER_SEED)]
     columns = list(defenders(runs))
     print_row("attacker", "turns", *(f"ASR, {d.name}" for d in columns), *(f"useful, {d.name}" for d in columns),
               "keeps its disguise after a delivery", "after a refusal")  # fmt: skip
     print_row(*["---"] * (4 + 2 * len(columns)))
     for turns, attacker in attackers(runs):
-        arena = Arena(cast.speakers, cfg.game.prompts, Timers(), seed=cfg.seed, group_size=1, max_turns=turns)
-        with wearing(cast, Role.ATTACKER, attacker):
-            openings, rows = arena.attack(jobs, "turns", 0), []
+        rollouts = RolloutEngine(
+            pair.policies, cfg.game.prompts, Timers(), seed=cfg.seed, group_size=1, max_turns=turns
+        )
+        with playing_as(pair, Role.ATTACKER, attacker):
+            openings, rows = rollouts.attack(jobs, "turns", 0), []
             for defender in columns:
-                with wearing(cast, Role.DEFENDER, defender):
-                    rows.append(referee.collect(referee.submit(arena.play(openings, "turns", 0))))
+                with playing_as(pair, Role.DEFENDER, defender):
+                    rows.append(reward_manager.collect(reward_manager.submit(rollouts.play(openings, "turns", 0))))
         figures = [rollout_metrics(row).means() for row in rows]
         kept = habits(world, rows[0]).means()
         print_row(attacker.name, turns, *(share(f["asr"]) for f in figures), *(share(f["useful"]) for f in figures),
@@ -106,15 +108,15 @@ def main(words: Sequence[str]) -> None:
     from nemo_magic.compat import cpu
 
     cpu.install()
-    from nemo_magic.training.cast import assemble
-    from nemo_magic.training.referee import Referee
+    from nemo_magic.rollout.reward_manager import RewardManager
+    from nemo_magic.training.policies import build_policies
 
     with (
         launch_local(cfg.judge) as judge,
-        assemble(cfg) as cast,
-        closing(Referee(cast.world, judge.config, cfg.rewards, cfg.game.observe)) as referee,
+        build_policies(cfg) as pair,
+        closing(RewardManager(pair.world, judge.config, cfg.rewards, cfg.game.extra_verdict_fields)) as reward_manager,
     ):
-        measure(cfg, cast, referee, runs)
+        measure(cfg, pair, reward_manager, runs)
 
 
 if __name__ == "__main__":

@@ -17,22 +17,22 @@ from dataclasses import replace
 from nemo_magic import __version__
 from nemo_magic.actors.errors import ModelError, RemoteError
 from nemo_magic.analysis.errors import AnalysisError
+from nemo_magic.commands import analyse as analyse_command
+from nemo_magic.commands import convert, cross_play, report
+from nemo_magic.commands import seeds_export as export
 from nemo_magic.config import ConfigError, MagicConfig, compose, describe, save_resolved, to_yaml
 from nemo_magic.config.evaluation import describe_evaluation, needs_world
 from nemo_magic.config.validation import models
-from nemo_magic.convert import command as convert
+from nemo_magic.convert.compatibility import refuse_other_models
 from nemo_magic.convert.errors import ConvertError
-from nemo_magic.convert.fitting import refuse_other_models
 from nemo_magic.data.errors import DataError
-from nemo_magic.evaluation import export
-from nemo_magic.evaluation.place import EvaluationError
 from nemo_magic.judge.errors import JudgeError
-from nemo_magic.report import command as report
 from nemo_magic.report import sweep_table
-from nemo_magic.training import analyse_command, league_command, postmortem
-from nemo_magic.training.errors import Preempted, TrainingError
-from nemo_magic.training.interruption import SAVE_SIGNALS
-from nemo_magic.training.resume import Resume, decide
+from nemo_magic.rollout.rank_group import EvaluationError
+from nemo_magic.runtime import postmortem
+from nemo_magic.runtime.errors import Preempted, TrainingError
+from nemo_magic.runtime.preemption import SAVE_SIGNALS
+from nemo_magic.runtime.resume import Resume, decide
 
 EXIT_RUNTIME, EXIT_CONFIG, EXIT_INTERRUPTED = 1, 2, 130
 EXIT_PREEMPTED = 75
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command == "sweep-table":
             return sweep_table.run(args)
         if args.command == "cross-play":
-            return _play_or_learn(args, league_command.configured(args), argv)
+            return _play_or_learn(args, cross_play.configured(args), argv)
         if args.command == "report":
             return report.run(args)
         if args.command == "seeds-export":
@@ -139,11 +139,11 @@ def _run(args: argparse.Namespace, cfg: MagicConfig, argv: list[str]) -> int:
             ) from error
         return 0
     if command == "capability":
-        from nemo_magic.training.capability_command import run as capability
+        from nemo_magic.commands.capability import run as capability
 
         return capability(args, cfg)
     if command == "plan":
-        from nemo_magic.planner.command import run as plan
+        from nemo_magic.commands.plan import run as plan
 
         return plan(cfg, args.json)
     return _play_or_learn(args, cfg, argv)
@@ -208,13 +208,13 @@ def _play_or_learn(args: argparse.Namespace, cfg: MagicConfig, argv: list[str]) 
 
 def _leave() -> None:
     """End a rank's part in its world, where all ranks have come to an end together."""
-    from nemo_magic.actors.world import leave
+    from nemo_magic.actors.distributed import destroy
 
-    leave()
+    destroy()
 
 
 def _evaluate(cfg: MagicConfig) -> None:
-    from nemo_magic.training.evaluate import evaluate
+    from nemo_magic.evaluation.runner import evaluate
 
     evaluate(cfg)
 
@@ -249,11 +249,11 @@ def _one_rank(args: argparse.Namespace, cfg: MagicConfig, resume: Resume) -> Non
 
         run_sft(cfg)
     elif args.command == "cross-play":
-        league_command.play(args, cfg)
+        cross_play.play(args, cfg)
     elif args.command == "evaluate":
         _evaluate(cfg)
     elif args.command == "serve":
-        from nemo_magic.serving.command import serve
+        from nemo_magic.serving.server import serve
 
         serve(cfg)
     else:
@@ -299,7 +299,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     postmortem.add_parser(commands)
     convert.add_parser(commands)
     sweep_table.add_parser(commands)
-    league_command.add_parser(commands)
+    cross_play.add_parser(commands)
     report.add_parser(commands)
     export.add_parser(commands)
     analyse_command.add_parser(commands)
@@ -326,7 +326,7 @@ if __name__ == "__mp_main__" and _RANK in os.environ:
     # A process that Megatron-core spawns beside a rank to collect what was written, and that imports the rank's main
     # module: it must not outlive a rank that is killed, and must outlive a signal that asks the rank to save.
     from nemo_magic.launcher import die_with_parent
-    from nemo_magic.training.interruption import SAVE_SIGNALS
+    from nemo_magic.runtime.preemption import SAVE_SIGNALS
 
     die_with_parent(int(os.environ[_RANK]))
     for _number in SAVE_SIGNALS:

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from nemo_magic.config import ConfigError, MagicConfig, TrainerConfig
-from nemo_magic.training.interruption import SAVE_SIGNALS
+from nemo_magic.runtime.preemption import SAVE_SIGNALS
 
 if TYPE_CHECKING:
     from nemo_magic.judge.local import LocalJudge

@@ -69,7 +69,7 @@ class MagicActor(MegatronGPTActorModel):
         """Forward and backward over ``batches``, gradients reduced over data-parallel ranks; no optimizer step.
 
         Every rank must bring the same number of microbatches. Returns metrics summed over microbatches and ranks; with
-        ``observe`` also ``entropy`` and ``surprise`` of the policy at the tokens that train.
+        ``observe`` also ``entropy`` and ``neg_logprob_minus_entropy`` of the policy at the tokens that train.
         """
         # The schedule divides by the microbatches and the gradient reduction by the ranks; the loss is a global mean
         # already.
@@ -185,15 +185,15 @@ class MagicActor(MegatronGPTActorModel):
 
     @torch.no_grad()
     def _observed(self, logits: torch.Tensor, logprobs: torch.Tensor, batch: MicroBatch) -> dict[str, tuple[Any, Any]]:
-        """``entropy``: of the next token, in nats, at the sampling temperature. ``surprise``: by how much less likely
-        the sampled tokens are than the policy's own samples would be on average, ``-log π(token) - H(π)``; around 0
-        where the generator samples from the policy, whatever engine it is."""
+        """``entropy``: of the next token, in nats, at the sampling temperature. ``neg_logprob_minus_entropy``: by how
+        much less likely the sampled tokens are than the policy's own samples would be on average, ``-log π(token) -
+        H(π)``; around 0 where the generator samples from the policy, whatever engine it is."""
         mask = batch.mask.to(logprobs.device)
         spread = _entropy(logits[:, :-1], self._temperature)
         count = mask.sum()
         return {
             "entropy": ((spread * mask).sum(), count),
-            "surprise": (((-logprobs - spread) * mask).sum(), count),
+            "neg_logprob_minus_entropy": (((-logprobs - spread) * mask).sum(), count),
         }
 
     def _run(self, batches: Sequence[MicroBatch], step: Any, forward_only: bool, **options: Any) -> list[Any]:

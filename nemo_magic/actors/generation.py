@@ -16,9 +16,9 @@ from megatron.core.inference_params import InferenceParams
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
+from nemo_magic.actors.cached_rotary import cached_rotary
 from nemo_magic.actors.config import GenerationConfig, LengthConfig, SamplingConfig
-from nemo_magic.actors.picking import Stops, as_completion, pick, says_stop, uniforms_of
-from nemo_magic.actors.rotation import rotated_once
+from nemo_magic.actors.sampling import Stops, hits_stop_string, sample_tokens, to_completion, uniform_draws
 from nemo_magic.game.episode import Completion
 
 if TYPE_CHECKING:
@@ -115,8 +115,8 @@ class NativeGenerator:
         completions: list[Completion | None] = [None] * len(prompts)
         for cohort in self._cohorts([len(p) for p in prompts]):
             rows = [list(prompts[i]) for i in cohort]
-            uniforms = uniforms_of([seeds[i] for i in cohort], lengths.max_length, device)
-            with rotated_once(actor):
+            uniforms = uniform_draws([seeds[i] for i in cohort], lengths.max_length, device)
+            with cached_rotary(actor):
                 said = _decode(actor, rows, uniforms, sampling, lengths, stops)
             for i, completion in zip(cohort, said, strict=True):
                 completions[i] = completion
@@ -174,12 +174,12 @@ def _decode(
         response_lengths += live
         ended |= live & torch.isin(ids, stops.ids)
         if stops.strings:
-            ended |= live & says_stop(actor.chat, tokens, prompt_lengths, response_lengths, live, stops.strings)
+            ended |= live & hits_stop_string(actor.chat, tokens, prompt_lengths, response_lengths, live, stops.strings)
         if not bool((~ended & (produced + 1 < limits.max_length)).any()):
             break
         logits = _next_logits(actor, tokens[:, column : column + 1], column, cache)
     rows = zip(prompts, tokens.tolist(), logprobs.tolist(), response_lengths.tolist(), ended.tolist(), strict=True)
-    return [as_completion(actor.chat, *row, stops) for row in rows]
+    return [to_completion(actor.chat, *row, stops) for row in rows]
 
 
 def _prefill(actor: MagicActor, tokens: torch.Tensor, cache: InferenceParams) -> torch.Tensor | None:
@@ -241,7 +241,7 @@ def _pick_everywhere(
     [rows]."""
     packed = torch.zeros(2, draw.size(0), dtype=torch.float64, device=draw.device)
     if logits is not None:
-        packed[0], packed[1] = pick(logits, draw, sampling, actor.chat.size, banned, stops.ids)
+        packed[0], packed[1] = sample_tokens(logits, draw, sampling, actor.chat.size, banned, stops.ids)
         if parallel_state.get_tensor_model_parallel_world_size() > 1:
             # Equal in theory; a differing last bit would let tensor-parallel ranks decode different texts.
             torch.distributed.broadcast(

@@ -1,4 +1,4 @@
-"""Past selves of an actor: kept on disk, worn for a while."""
+"""Past selves of an actor: kept on disk, played with for a while."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from nemo_aligner.utils.utils import retrieve_model_state_dict_in_cpu, swap_dict
 
-from nemo_magic.actors.checkpoint import load_weights, save_weights
 from nemo_magic.actors.recent import Recent
+from nemo_magic.actors.weights import load_weights, save_weights
 
 if TYPE_CHECKING:
     from nemo_magic.actors.actor import MagicActor
@@ -26,26 +26,26 @@ class Snapshot:
     folder: Path
 
 
-def take(actor: MagicActor, folder: Path) -> Snapshot:
+def save_snapshot(actor: MagicActor, folder: Path) -> Snapshot:
     """Save the actor's present weights to ``folder``; the snapshot has the folder's name."""
     save_weights(actor, folder)
     return Snapshot(folder.name, folder)
 
 
-class Wardrobe:
-    """Snapshots that stay in this rank's host memory after they were worn, ``max_bytes`` of them at most; who was not
-    worn for longest goes first."""
+class SnapshotCache:
+    """Snapshots that stay in this rank's host memory after they were used, ``max_bytes`` of them at most; who was not
+    used for longest goes first."""
 
     def __init__(self, max_bytes: float = 0) -> None:
         self._max_bytes = max_bytes
         self._kept: Recent[Path, Mapping[str, Any]] = Recent(max_bytes)
 
-    def forget(self, snapshot: Snapshot) -> None:
+    def evict(self, snapshot: Snapshot) -> None:
         """The folder holds, or is about to hold, other weights or none."""
         self._kept.forget(snapshot.folder)
 
     @contextmanager
-    def worn(self, actor: MagicActor, snapshot: Snapshot) -> Iterator[None]:
+    def use_snapshot(self, actor: MagicActor, snapshot: Snapshot) -> Iterator[None]:
         """Within the context the actor has the snapshot's weights; afterwards its own. Generators notice both."""
         own = retrieve_model_state_dict_in_cpu(actor, megatron_amp_O2=actor.megatron_amp_O2)
         kept = self._kept.get(snapshot.folder)
@@ -66,9 +66,9 @@ class Wardrobe:
 
 
 @contextmanager
-def worn(actor: MagicActor, snapshot: Snapshot) -> Iterator[None]:
+def use_snapshot(actor: MagicActor, snapshot: Snapshot) -> Iterator[None]:
     """Within the context the actor has the snapshot's weights, from disk; afterwards its own again."""
-    with Wardrobe().worn(actor, snapshot):
+    with SnapshotCache().use_snapshot(actor, snapshot):
         yield
 
 

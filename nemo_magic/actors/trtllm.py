@@ -5,8 +5,8 @@ refit goes to whichever is there. So one generator owns it for both roles, build
 refits it whenever the weights it holds are not those of the actor that is to speak, and unloads it before another
 architecture.
 
-TensorRT-LLM gives no log-probabilities; those that are trained on come from Megatron (``train_optim/surprise`` tells
-whether the two agree).
+TensorRT-LLM gives no log-probabilities; those that are trained on come from Megatron
+(``train_optim/neg_logprob_minus_entropy`` tells whether the two agree).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from nemo_aligner.utils.utils import clear_memory
 
 from nemo_magic.actors.config import GenerationConfig, LengthConfig, SamplingConfig
 from nemo_magic.actors.generation import StaleWeightsError
-from nemo_magic.actors.picking import Stops, as_completion
+from nemo_magic.actors.sampling import Stops, to_completion
 from nemo_magic.actors.tokenizer import ChatTokenizer
 from nemo_magic.compat.trtllm import scaled_rotary
 from nemo_magic.game.episode import Completion
@@ -272,7 +272,7 @@ class TRTLLMGenerator:
         self._figures["generation/invalid_responses"] += size < len(ids)
         end = stops.end_of(actor.chat, ids[:size])
         size = size if end is None else end
-        return as_completion(actor.chat, prompt, prompt + ids[:size], [], size, end is not None, stops)
+        return to_completion(actor.chat, prompt, prompt + ids[:size], [], size, end is not None, stops)
 
 
 def _decode(voice: Any, rows: list[list[int]], seeds: list[int], batch_size: int) -> list[list[int]]:

@@ -12,22 +12,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nemo_magic.analysis.attacks import Attack, attacks_of
+from nemo_magic.analysis.attacks import AttackRecord, attacks_of
 from nemo_magic.analysis.config import AnalysisConfig
 from nemo_magic.analysis.embedding import Embedder
 from nemo_magic.analysis.errors import AnalysisError
 from nemo_magic.analysis.figures import Labelled, Measures, agreement, by_phase, by_steps, by_strategy, figures
-from nemo_magic.analysis.labels import UNKNOWN, Asked, Label, Labeller, decoded, labelling_model, of_column
+from nemo_magic.analysis.labels import (
+    UNKNOWN,
+    Labeller,
+    LabelRequest,
+    StrategyLabel,
+    decoded,
+    labelling_model,
+    of_column,
+)
 from nemo_magic.analysis.pool import PoolStrategies, find_pool, pool_strategies
 from nemo_magic.data.errors import DataError
 from nemo_magic.data.pools import AttackRow
-from nemo_magic.durable import write_durably
-from nemo_magic.evaluation.journal import Journal
+from nemo_magic.fsync_io import write_durably
 from nemo_magic.judge.guards.strategies import StrategyRubric
 from nemo_magic.report.conversations import sandbox_of, saved, spread
 from nemo_magic.report.records import ATTACK_LABELS_FILE, ATTACK_TABLE_FILE, ATTACKS_DIR, ATTACKS_FILE
 from nemo_magic.report.run_folder import RunFolder
-from nemo_magic.sandbox.world import World
+from nemo_magic.rollout.response_cache import ResponseCache
+from nemo_magic.sandbox.world import SandboxWorld
 
 _ANSWERS, _VECTORS = f"{ATTACKS_DIR}/answers", f"{ATTACKS_DIR}/vectors"
 
@@ -108,8 +116,8 @@ class Analyst:
         return found
 
     def _labels(
-        self, run: Path, attacks: Sequence[Attack], pool: PoolStrategies | None
-    ) -> tuple[list[Label], str | None, dict[str, Any] | None]:
+        self, run: Path, attacks: Sequence[AttackRecord], pool: PoolStrategies | None
+    ) -> tuple[list[StrategyLabel], str | None, dict[str, Any] | None]:
         """A label for each attack, who gave them (nobody: None), and how far they agree with the pool's, if asked."""
         if self._world is not None:
             labels = [decoded(self._world, attack.messages[-1]) for attack in attacks]
@@ -117,11 +125,11 @@ class Analyst:
         config = self._settings.labels
         if self._rubric is None or not config.model:
             problem = "nobody was asked (analysis.labels.model)"
-            return [Label(UNKNOWN, None, problem)] * len(attacks), None, None
+            return [StrategyLabel(UNKNOWN, None, problem)] * len(attacks), None, None
         labeller = Labeller(config, self._rubric, labelling_model(config), self._journal(run, _ANSWERS), self._say)
         known = [] if pool is None else spread(pool.readable, config.check) if config.check else []
-        asked = [Asked(attack.seed, attack.messages) for attack in attacks]
-        labels = labeller.label([*asked, *(Asked(row.seed.text, (row.rewrite,)) for row, _ in known)])
+        asked = [LabelRequest(attack.seed, attack.messages) for attack in attacks]
+        labels = labeller.label([*asked, *(LabelRequest(row.seed.text, (row.rewrite,)) for row, _ in known)])
         self._say(f"{len(attacks)} attacks labelled by {labeller.name}; newly asked: {labeller.asked}")
         said = labels[len(attacks) :]
         return labels[: len(attacks)], labeller.name, agreement([parts for _, parts in known], said) if known else None
@@ -130,7 +138,7 @@ class Analyst:
         """The pool, or why there is none to be new against."""
         if self._path is None:
             return None, "no attack pool is known: give analysis.pool"
-        label: Callable[[AttackRow], Label | None]
+        label: Callable[[AttackRow], StrategyLabel | None]
         if self._world is not None:
             label = partial(_decoded_row, self._world)
         elif self._rubric is not None:
@@ -148,18 +156,18 @@ class Analyst:
             return None, f"{self._path}: no row says its strategy as ids joined by _, or by a strategy's name"
         return self._pool, ""
 
-    def _journal(self, run: Path, folder: str) -> Journal:
+    def _journal(self, run: Path, folder: str) -> ResponseCache:
         try:
-            return Journal(run / folder, 0)
+            return ResponseCache(run / folder, 0)
         except ValueError as error:  # a line that nobody wrote
             raise AnalysisError(str(error)) from error
 
 
-def _decoded_row(world: World, row: AttackRow) -> Label:
+def _decoded_row(world: SandboxWorld, row: AttackRow) -> StrategyLabel:
     return decoded(world, row.rewrite)
 
 
-def _row_of_ids(rubric: StrategyRubric, row: AttackRow) -> Label | None:
+def _row_of_ids(rubric: StrategyRubric, row: AttackRow) -> StrategyLabel | None:
     return of_column(rubric, row.strategy)
 
 

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nemo_magic.evaluation.journal import key_of
 from nemo_magic.report.conversations import outcome
 from nemo_magic.report.series import Phase
+from nemo_magic.rollout.response_cache import cache_key
 
 SUCCEEDED, NO_VERDICT = "attack succeeded", "no verdict"
 
 
 @dataclass(frozen=True)
-class Attack:
+class AttackRecord:
     """``messages``: what the defender was shown of what the attacker wrote. ``samples``: those of the group that it is
     the attack of; what is told is of the first. ``intent``: whether the seed's intent is kept, None where that was not
     asked, or is unknown. ``phase``: the phase of its step, where it is known."""
@@ -37,17 +37,17 @@ class Attack:
     @property
     def order(self) -> str:
         """By which samples are drawn: in no order that means anything, and always in the same."""
-        return key_of(self.step, self.group, self.samples[0], self.seed, self.messages)
+        return cache_key(self.step, self.group, self.samples[0], self.seed, self.messages)
 
 
-def attacks_of(rows: Sequence[Mapping[str, Any]], phases: Sequence[Phase]) -> list[Attack]:
+def attacks_of(rows: Sequence[Mapping[str, Any]], phases: Sequence[Phase]) -> list[AttackRecord]:
     """The attacks in saved conversations, in order.
 
     Seeds that were shown as they are count for nothing. While the defender learns, one attack is shared by a group: it
     counts once.
     """
     starts = [phase.first for phase in phases]
-    found: dict[tuple[Any, ...], Attack] = {}
+    found: dict[tuple[Any, ...], AttackRecord] = {}
     for row in rows:
         messages = tuple(turn["rewrite"] or "" for turn in row["turns"] if turn["attack"] is not None)
         if not messages:
@@ -56,7 +56,7 @@ def attacks_of(rows: Sequence[Mapping[str, Any]], phases: Sequence[Phase]) -> li
         phase = phases[number] if number >= 0 and row["step"] <= phases[number].last else None
         verdict = row["verdict"] or {}
         said = None if verdict.get("error") else verdict.get("intent_preserved")
-        attack = Attack(
+        attack = AttackRecord(
             row["step"], row["group"], (row["sample"],), row["seed"]["text"], row["seed"]["label"] == "harmful",
             messages, outcome(row), {"yes": True, "no": False}.get(str(said)), phase,
         )  # fmt: skip

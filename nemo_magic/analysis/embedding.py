@@ -15,10 +15,10 @@ from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from nemo_magic.analysis.config import EmbeddingConfig
 from nemo_magic.analysis.errors import AnalysisError
-from nemo_magic.evaluation.journal import Journal, key_of
-from nemo_magic.net.asking import Asker, gather
-from nemo_magic.net.faults import Broken, first_fault, outage
+from nemo_magic.net.faults import BrokenReply, first_fault, outage
 from nemo_magic.net.openai import NOT_NOW, is_too_long, words
+from nemo_magic.net.retrying_client import RetryingClient, gather
+from nemo_magic.rollout.response_cache import ResponseCache, cache_key
 
 _KEY = "analysis.embedding"
 _TOO_LARGE = "too large to process"
@@ -43,7 +43,7 @@ class _Embeddings(BaseModel):
 class Embedder:
     """Embeds at ``config.urls``."""
 
-    def __init__(self, config: EmbeddingConfig, journal: Journal) -> None:
+    def __init__(self, config: EmbeddingConfig, journal: ResponseCache) -> None:
         self._config = config
         self._journal = journal
         self.asked = 0
@@ -63,7 +63,7 @@ class Embedder:
         if wanted := self._journal.missing(keys):
             try:
                 asyncio.run(self._embed([keys[key] for key in wanted]))
-            except Broken as fault:
+            except BrokenReply as fault:
                 raise AnalysisError(f"no embeddings after {_KEY}.protocol_retries; last: {fault}") from fault
             except AnalysisError as error:
                 kept = len(keys) - len(self._journal.missing(keys))
@@ -81,7 +81,7 @@ class Embedder:
         return vectors
 
     async def _embed(self, texts: Sequence[str]) -> None:
-        asker = Asker(self._config, "embedding model", _KEY, AnalysisError)
+        asker = RetryingClient(self._config, "embedding model", _KEY, AnalysisError)
         try:
             size = self._config.batch_size
             batches = [texts[start : start + size] for start in range(0, len(texts), size)]
@@ -93,7 +93,7 @@ class Embedder:
         finally:
             await asker.aclose()
 
-    async def _batch(self, asker: Asker, texts: Sequence[str]) -> dict[str, bytes | None]:
+    async def _batch(self, asker: RetryingClient, texts: Sequence[str]) -> dict[str, bytes | None]:
         found = await asker.ask(lambda url: self._ask(asker, url, texts))
         if found is not None:
             return dict(zip(texts, found, strict=True))
@@ -103,7 +103,7 @@ class Embedder:
         alone = [await self._batch(asker, [text]) for text in texts]
         return {text: vector for one in alone for text, vector in one.items()}
 
-    async def _ask(self, asker: Asker, url: str, texts: Sequence[str]) -> list[bytes] | None:
+    async def _ask(self, asker: RetryingClient, url: str, texts: Sequence[str]) -> list[bytes] | None:
         """One request; None where a text is too long. Raises Outage, Broken or AnalysisError."""
         body = {"model": self._config.model, "input": list(texts), "encoding_format": "float"}
         response = await asker.post(f"{url}/embeddings", json.dumps(body).encode())
@@ -120,19 +120,19 @@ class Embedder:
         try:
             found = _Embeddings.model_validate_json(response.content)
         except ValidationError as error:
-            raise Broken(f"{url}: {first_fault(error)}") from error
+            raise BrokenReply(f"{url}: {first_fault(error)}") from error
         if found.model != self._config.model:
             raise AnalysisError(f"{url} answered with the model {found.model!r}; {_KEY}.model={self._config.model!r}")
         by_index: Mapping[int, list[float]] = {entry.index: entry.embedding for entry in found.data}
         if len(found.data) != count or sorted(by_index) != list(range(count)):
-            raise Broken(f"{url}: {len(found.data)} embeddings of {count} texts, or not one of each")
+            raise BrokenReply(f"{url}: {len(found.data)} embeddings of {count} texts, or not one of each")
         vectors = np.array([by_index[i] for i in range(count)], dtype="<f4") if _even(by_index) else None
         if vectors is None or not np.isfinite(vectors).all() or not np.linalg.norm(vectors, axis=1).all():
-            raise Broken(f"{url}: vectors of different lengths, or without a direction")
+            raise BrokenReply(f"{url}: vectors of different lengths, or without a direction")
         return [vector.tobytes() for vector in vectors]
 
     def _key(self, text: str) -> str:
-        return key_of("embedding", self.name, text)
+        return cache_key("embedding", self.name, text)
 
 
 def _even(vectors: Mapping[int, Sequence[float]]) -> bool:

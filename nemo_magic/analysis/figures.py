@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from nemo_magic.analysis.attacks import NO_VERDICT, SUCCEEDED, Attack
+from nemo_magic.analysis.attacks import NO_VERDICT, SUCCEEDED, AttackRecord
 from nemo_magic.analysis.config import SelfBleuConfig
 from nemo_magic.analysis.diversity import mean_similarity, self_bleu
 from nemo_magic.analysis.embedding import Vector
-from nemo_magic.analysis.labels import UNKNOWN, Label
+from nemo_magic.analysis.labels import UNKNOWN, StrategyLabel
 
 _SEEDS = 64
 """Seeds of a stretch of steps of which two attacks are compared."""
@@ -20,8 +20,8 @@ _SEEDS = 64
 
 @dataclass(frozen=True)
 class Labelled:
-    attack: Attack
-    label: Label
+    attack: AttackRecord
+    label: StrategyLabel
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def by_strategy(some: Sequence[Labelled], pool: Mapping[frozenset[str], int] | N
     return [_strategy(name, groups[name], len(some), pool) for name in sorted(groups, key=lambda n: -len(groups[n]))]
 
 
-def agreement(known: Sequence[frozenset[str]], said: Sequence[Label]) -> dict[str, Any]:
+def agreement(known: Sequence[frozenset[str]], said: Sequence[StrategyLabel]) -> dict[str, Any]:
     """How far labels agree with what is known. ``exact``: share that combines just the same; ``overlap``: mean Jaccard
     similarity of the parts (no strategy at all against none: 1); ``unknown``: share without a label, which agrees with
     nothing."""
@@ -132,7 +132,7 @@ def _strategy(
     }
 
 
-def _likeness(drawn: Sequence[Attack], measures: Measures) -> dict[str, Any]:
+def _likeness(drawn: Sequence[AttackRecord], measures: Measures) -> dict[str, Any]:
     samples = list(different_seeds(drawn, measures.bleu.size, measures.bleu.samples))
     pairs = list(same_seed(drawn))[:_SEEDS]
     vectors: list[Vector] = []
@@ -150,7 +150,7 @@ def _likeness(drawn: Sequence[Attack], measures: Measures) -> dict[str, Any]:
     }
 
 
-def different_seeds(drawn: Sequence[Attack], size: int, most: int) -> Iterator[list[str]]:
+def different_seeds(drawn: Sequence[AttackRecord], size: int, most: int) -> Iterator[list[str]]:
     """Disjoint samples of exactly ``size`` attacks, at most ``most``; one attack a seed, the first that is drawn."""
     first = {attack.seed: attack.text for attack in reversed(drawn)}
     texts = [first[seed] for seed in dict.fromkeys(attack.seed for attack in drawn)]
@@ -158,7 +158,7 @@ def different_seeds(drawn: Sequence[Attack], size: int, most: int) -> Iterator[l
         yield texts[number * size : (number + 1) * size]
 
 
-def same_seed(drawn: Sequence[Attack]) -> Iterator[list[str]]:
+def same_seed(drawn: Sequence[AttackRecord]) -> Iterator[list[str]]:
     """The first two attacks that are drawn on each seed that has two."""
     groups: dict[str, list[str]] = {}
     for attack in drawn:

@@ -11,23 +11,23 @@ from typing import Any, NamedTuple
 
 from nemo_magic.analysis.config import LabelsConfig
 from nemo_magic.analysis.errors import AnalysisError
-from nemo_magic.evaluation.journal import Journal, key_of
 from nemo_magic.judge.errors import GuardUnavailable
 from nemo_magic.judge.guards.strategies import StrategyRubric
 from nemo_magic.judge.models import build_model
 from nemo_magic.judge.models.base import Model
 from nemo_magic.judge.models.openai import OpenAIConfig, OpenAIModel
-from nemo_magic.net.asking import gather
+from nemo_magic.net.retrying_client import gather
 from nemo_magic.report.conversations import NO_REQUEST
+from nemo_magic.rollout.response_cache import ResponseCache, cache_key
 from nemo_magic.sandbox.language import parse
-from nemo_magic.sandbox.world import World
+from nemo_magic.sandbox.world import SandboxWorld
 
 UNKNOWN = "unknown"
 _TOLD_EVERY = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Label:
+class StrategyLabel:
     """``name``: what the strategy is called. ``parts``: the strategies that it combines (a hybrid has several; none at
     all is a strategy too), None where nobody can say. ``problem``: why not."""
 
@@ -36,28 +36,30 @@ class Label:
     problem: str | None = None
 
 
-class Asked(NamedTuple):
+class LabelRequest(NamedTuple):
     """What a strategy is asked of."""
 
     seed: str
     messages: tuple[str, ...]
 
 
-def decoded(world: World, text: str) -> Label:
+def decoded(world: SandboxWorld, text: str) -> StrategyLabel:
     """The disguise of a rewrite of the sandbox, exactly. The order of frames is no part of a combination."""
     request = parse(world, text)
     if request is None:
-        return Label(NO_REQUEST, None, "what was written is no request of the sandbox")
-    return Label(request.strategy.name, frozenset(request.strategy.parts))
+        return StrategyLabel(NO_REQUEST, None, "what was written is no request of the sandbox")
+    return StrategyLabel(request.strategy.name, frozenset(request.strategy.parts))
 
 
-def of_ids(rubric: StrategyRubric, ids: Sequence[int]) -> Label:
+def of_ids(rubric: StrategyRubric, ids: Sequence[int]) -> StrategyLabel:
     """The label of a set of ids, rising. None of the strategies combines nothing."""
     names = [rubric.taxonomy[id].name for id in ids]
-    return Label(" + ".join(names), frozenset(name for id, name in zip(ids, names, strict=True) if id != rubric.none))
+    return StrategyLabel(
+        " + ".join(names), frozenset(name for id, name in zip(ids, names, strict=True) if id != rubric.none)
+    )
 
 
-def of_column(rubric: StrategyRubric, cell: str) -> Label | None:
+def of_column(rubric: StrategyRubric, cell: str) -> StrategyLabel | None:
     """The label that an attack pool's column gives: ids joined by ``_``, or a strategy's name; None for anything else.
 
     Whether a hybrid is written ``0_18`` or ``18_0`` makes no difference.
@@ -104,7 +106,12 @@ class Labeller:
     """
 
     def __init__(
-        self, config: LabelsConfig, rubric: StrategyRubric, model: Model, journal: Journal, say: Callable[[str], None]
+        self,
+        config: LabelsConfig,
+        rubric: StrategyRubric,
+        model: Model,
+        journal: ResponseCache,
+        say: Callable[[str], None],
     ) -> None:
         self._config = config
         self._rubric = rubric
@@ -118,7 +125,7 @@ class Labeller:
     def name(self) -> str:
         return f"strategies@{self._rubric.grammar}:{self._model.name}:{self._model.revision}"
 
-    def label(self, attacks: Sequence[Asked]) -> list[Label]:
+    def label(self, attacks: Sequence[LabelRequest]) -> list[StrategyLabel]:
         """A label for each attack, in order.
 
         Raises:
@@ -126,8 +133,8 @@ class Labeller:
         """
         return asyncio.run(self._label(attacks))
 
-    async def _label(self, attacks: Sequence[Asked]) -> list[Label]:
-        questions: dict[str, Asked] = {self._key(attack): attack for attack in attacks}
+    async def _label(self, attacks: Sequence[LabelRequest]) -> list[StrategyLabel]:
+        questions: dict[str, LabelRequest] = {self._key(attack): attack for attack in attacks}
         failed: dict[str, str] = {}
         try:
             # Some models know what they are only once they started; with all answers there, none has to start.
@@ -153,10 +160,10 @@ class Labeller:
         finally:
             await self._model.close()
         known = {key: self._read(self._journal[key]) for key in questions if key in self._journal}
-        known |= {key: Label(UNKNOWN, None, problem) for key, problem in failed.items()}
+        known |= {key: StrategyLabel(UNKNOWN, None, problem) for key, problem in failed.items()}
         return [known[self._key(attack)] for attack in attacks]
 
-    async def _answer(self, attack: Asked) -> dict[str, Any]:
+    async def _answer(self, attack: LabelRequest) -> dict[str, Any]:
         try:
             sent = self._rubric.render(attack.seed, attack.messages)
         except ValueError as error:
@@ -171,13 +178,13 @@ class Labeller:
         except ValueError as error:
             return {"problem": f"not understood: {error}"}
 
-    def _read(self, answer: Mapping[str, Any]) -> Label:
+    def _read(self, answer: Mapping[str, Any]) -> StrategyLabel:
         if "ids" in answer:
             return of_ids(self._rubric, answer["ids"])
-        return Label(UNKNOWN, None, answer["problem"])
+        return StrategyLabel(UNKNOWN, None, answer["problem"])
 
-    def _key(self, attack: Asked) -> str:
-        return key_of(self.name, self._config.max_tokens, attack.seed, attack.messages)
+    def _key(self, attack: LabelRequest) -> str:
+        return cache_key(self.name, self._config.max_tokens, attack.seed, attack.messages)
 
 
 def _plain(name: str) -> str:

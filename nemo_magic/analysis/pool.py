@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from nemo_magic.analysis.labels import Label
+from nemo_magic.analysis.labels import StrategyLabel
 from nemo_magic.data.pools import AttackRow, read_attack_pool
 
 _CONFIG_FILE = "config.yaml"
@@ -48,7 +48,7 @@ def find_pool(config: Mapping[str, Any]) -> str | None:
     return None if pool is None else str(pool)
 
 
-def pool_strategies(path: str, label: Callable[[AttackRow], Label | None]) -> PoolStrategies:
+def pool_strategies(path: str, label: Callable[[AttackRow], StrategyLabel | None]) -> PoolStrategies:
     """Read a pool. Raises DataError for a file that is none."""
     rows, _ = read_attack_pool(path)
     known = ((row, label(row)) for row in rows)

@@ -7,7 +7,7 @@ from nemo_magic.config.composition import compose, conf_dir
 from nemo_magic.config.errors import ConfigError
 from nemo_magic.config.parallelism import Parallelism
 from nemo_magic.config.plan import describe
-from nemo_magic.config.record import save_resolved, to_yaml
+from nemo_magic.config.save_resolved import save_resolved, to_yaml
 from nemo_magic.config.schema import (
     ActorsConfig,
     CrossPlayConfig,

@@ -8,7 +8,7 @@ from nemo_magic.actors.config import ActorConfig, is_hf_folder
 from nemo_magic.config.schema import VERDICT_FIELDS, MagicConfig
 from nemo_magic.evaluation.catalogue import RECORDED
 from nemo_magic.evaluation.config import EvalTaskConfig
-from nemo_magic.evaluation.finding import why_not
+from nemo_magic.evaluation.locate_files import why_not
 from nemo_magic.game.episode import Role
 
 
@@ -60,9 +60,9 @@ def _how(task: EvalTaskConfig, max_turns: int) -> str:
 def evaluation_problems(cfg: MagicConfig) -> Iterator[str]:
     """One line for everything about ``eval`` and the roles' servers that is wrong."""
     yield from _tasks(cfg)
-    for name in cfg.eval.observe:
+    for name in cfg.eval.extra_verdict_fields:
         if name not in VERDICT_FIELDS:
-            yield f"eval.observe={name!r} must be one of: {', '.join(VERDICT_FIELDS)}"
+            yield f"eval.extra_verdict_fields={name!r} must be one of: {', '.join(VERDICT_FIELDS)}"
     for role in evaluated_roles(cfg):
         options = cfg.actors.of(role)
         if options.is_remote and not options.remote.model:

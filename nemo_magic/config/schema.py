@@ -10,6 +10,9 @@ from omegaconf.errors import OmegaConfBaseException
 from nemo_magic.actors.config import ActorConfig, GenerationConfig
 from nemo_magic.analysis.config import AnalysisConfig
 from nemo_magic.config.errors import ConfigError, concise
+from nemo_magic.config.experiment import ExpManagerConfig, SFTConfig
+from nemo_magic.config.hardware import HardwareConfig, PlanConfig
+from nemo_magic.config.serving import ServeConfig
 from nemo_magic.data.seeds import DataConfig
 from nemo_magic.evaluation.config import EvalConfig
 from nemo_magic.game.alarms import AlarmsConfig
@@ -19,13 +22,10 @@ from nemo_magic.game.prompts import PromptConfig
 from nemo_magic.game.rewards import RewardConfig
 from nemo_magic.game.schedule import ScheduleConfig, learning_rounds
 from nemo_magic.game.stopping import EarlyStopConfig
-from nemo_magic.hardware import HardwareConfig, PlanConfig
 from nemo_magic.judge.config import JudgeConfig
 from nemo_magic.model_config import ModelConfig
 from nemo_magic.rl.config import GRPOConfig
 from nemo_magic.sandbox.world import SandboxConfig
-from nemo_magic.serving.config import ServeConfig
-from nemo_magic.training.config import ExpManagerConfig, SFTConfig
 
 VERDICT_FIELDS = ("prompt_safety", "response_safety", "refusal", "helpful", "intent_preserved")
 
@@ -83,20 +83,20 @@ class GameConfig:
 
     ``max_steps`` rounds in all, or as many as show the training seeds ``max_epochs`` times where these are fewer; the
     run may end before that by ``early_stop``. Every ``val_check_interval`` rounds the pair plays ``num_val_samples``
-    held-out seeds at temperature 0. ``max_turns``: exchanges in an episode. ``rewrites_ahead``: steps of a defender
-    phase whose attacks are written at once; null means the whole phase (in self-play always one step).
+    held-out seeds at temperature 0. ``max_turns``: exchanges in an episode. ``attack_prefetch_steps``: steps of a
+    defender phase whose attacks are written at once; null means the whole phase (in self-play always one step).
     ``self_play``: one set of weights plays both roles, the defender's with the defender's ``model``; of
     ``actors.attacker`` only lengths and sampling are read. It is kept where a phase ends with a validation, for its
     phases may be a single round. ``defender_cot``: the defender reasons in tags before it answers, and only its answer
     is shown to anybody. ``max_unplayed_share``: more of a step's games than that not played, because a model cannot
-    read even the first message, end the run. ``bare_share``: share of a defender phase's seeds that are shown as they
-    are, so that the defender does not forget plain requests, which no attacker writes. ``observe``: verdict fields to
-    ask for the record, beside those the rewards need. ``probe``: ``sandbox`` ends the run with the defender against
-    every strategy of the sandbox.
+    read even the first message, end the run. ``raw_prompt_fraction``: share of a defender phase's seeds that are shown
+    as they are, so that the defender does not forget plain requests, which no attacker writes.
+    ``extra_verdict_fields``: verdict fields to ask for the record, beside those the rewards need. ``strategy_sweep``:
+    ``sandbox`` ends the run with the defender against every strategy of the sandbox.
     """
 
     max_turns: int = 1
-    rewrites_ahead: int | None = None
+    attack_prefetch_steps: int | None = None
     self_play: bool = False
     defender_cot: bool = False
     batch_size: int = 64
@@ -110,22 +110,22 @@ class GameConfig:
     val_check_interval: int = 15
     num_val_samples: int = 256
     crossplay: CrossPlayConfig = field(default_factory=CrossPlayConfig)
-    bare_share: float = 0.0
+    raw_prompt_fraction: float = 0.0
     max_unplayed_share: float = 0.1
-    observe: list[str] = field(default_factory=list)
-    probe: str | None = None
+    extra_verdict_fields: list[str] = field(default_factory=list)
+    strategy_sweep: str | None = None
 
     def __post_init__(self) -> None:
-        for name in self.observe:
+        for name in self.extra_verdict_fields:
             if name not in VERDICT_FIELDS:
-                raise ValueError(f"game.observe={name!r} must be one of: {', '.join(VERDICT_FIELDS)}")
-        for key in ("bare_share", "max_unplayed_share"):
+                raise ValueError(f"game.extra_verdict_fields={name!r} must be one of: {', '.join(VERDICT_FIELDS)}")
+        for key in ("raw_prompt_fraction", "max_unplayed_share"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"game.{key}={getattr(self, key)} must be between 0 and 1")
-        if self.probe not in (None, "sandbox"):
-            raise ValueError(f"game.probe={self.probe!r} must be sandbox or null")
-        if self.rewrites_ahead is not None and self.rewrites_ahead < 1:
-            raise ValueError(f"game.rewrites_ahead={self.rewrites_ahead} must be at least 1, or null")
+        if self.strategy_sweep not in (None, "sandbox"):
+            raise ValueError(f"game.strategy_sweep={self.strategy_sweep!r} must be sandbox or null")
+        if self.attack_prefetch_steps is not None and self.attack_prefetch_steps < 1:
+            raise ValueError(f"game.attack_prefetch_steps={self.attack_prefetch_steps} must be at least 1, or null")
         if self.group_size < 2:
             raise ValueError(
                 f"game.group_size={self.group_size} must be at least 2: a group of one has no spread to learn from"

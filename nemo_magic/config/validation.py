@@ -111,7 +111,9 @@ def validate(cfg: MagicConfig, command: str = "train") -> None:
         problems.append("judge.urls is empty and judge.launch=false: name a running judge, or let the run start one")
     if judged and cfg.judge.launch:
         try:
-            asked = cfg.eval.fields() if command == "evaluate" else cfg.rewards.needs() | set(cfg.game.observe)
+            asked = (
+                cfg.eval.fields() if command == "evaluate" else cfg.rewards.needs() | set(cfg.game.extra_verdict_fields)
+            )
             refuse_unanswerable(cfg.judge.guard, cfg.judge.guard_config, asked)
         except (ValueError, ImportError, AttributeError) as error:
             problems.append(str(error) if "judge.guard" in str(error) else f"judge.guard={cfg.judge.guard}: {error}")
@@ -330,12 +332,15 @@ def _metrics(cfg: MagicConfig) -> Iterator[str]:
                 f"game.schedule.metric.max_steps={switch.max_steps}: that never fills "
                 f"game.schedule.metric.window={switch.window}"
             )
-    asked = cfg.rewards.needs() | set(game.observe)
+    asked = cfg.rewards.needs() | set(game.extra_verdict_fields)
     for key, name in waited.items():
         prefix, _, figure = (name or "").rpartition("/")
         needed = _JUDGED.get(figure) if f"{prefix}/" in (_TRAINING, _VALIDATION) else None
         if needed is not None and needed not in asked:
-            yield f"{key}={name} needs the verdict's field {needed}, which nothing asks for: add it to game.observe"
+            yield (
+                f"{key}={name} needs the verdict's field {needed}, which nothing asks for: add it to "
+                "game.extra_verdict_fields"
+            )
 
 
 def _lane(cfg: MagicConfig, model: ModelConfig) -> Iterator[str]:

@@ -10,11 +10,11 @@ import torch
 import yaml
 
 from nemo_magic.convert import nemo_file, tokenizer_files, torch_dist
+from nemo_magic.convert.atomic_output import atomic_output, gigabytes, refuse_target
 from nemo_magic.convert.errors import ConvertError
 from nemo_magic.convert.families import MODEL, model_of, model_yaml, padded_rows, read_json
 from nemo_magic.convert.mapping import Block, blocks_of, extra_state_names
 from nemo_magic.convert.safetensors_folder import DTYPES, NAMES, SafetensorsFolder
-from nemo_magic.convert.whole import aside, gigabytes, refuse_target
 
 HF, TOKENIZER = "hf", "tokenizer"
 _KEPT = ("config.json", "generation_config.json")
@@ -60,7 +60,7 @@ def hf_to_nemo(source: Path, target: Path, dtype: str | None = None, say: Callab
     def tensor_of(block: Block) -> torch.Tensor:
         return block.join([tensors.read(name).to(wanted) for name in block.names])
 
-    with aside(target) as partial:
+    with atomic_output(target) as partial:
         whole = partial / "content" if packed else partial
         weights = whole / nemo_file.WEIGHTS if packed else whole
         weights.mkdir(parents=True, exist_ok=True)

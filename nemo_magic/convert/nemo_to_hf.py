@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from nemo_magic.convert import tokenizer_files
+from nemo_magic.convert.atomic_output import atomic_output, gigabytes, refuse_target
 from nemo_magic.convert.errors import ConvertError
 from nemo_magic.convert.families import config_of, difference, model_of, read_json
 from nemo_magic.convert.mapping import Block, blocks_of
 from nemo_magic.convert.safetensors_folder import DTYPES, NAMES, SafetensorsWriter
 from nemo_magic.convert.sources import Source, open_source
 from nemo_magic.convert.torch_dist import Checkpoint
-from nemo_magic.convert.whole import aside, gigabytes, refuse_target
 
 _EMBEDDING = "model.embedding.word_embeddings.weight"
 _GENERATION = "generation_config.json"
@@ -75,7 +75,7 @@ def _convert(source: Source, target: Path, dtype: str | None, max_shard_size: st
     }
     size = sum(torch.Size(shape).numel() for shape in shapes.values()) * wanted.itemsize
     refuse_target(target, size)
-    with aside(target) as partial:
+    with atomic_output(target) as partial:
         with SafetensorsWriter(partial, shapes, wanted, max_shard_size) as writer:
             for blocks in files:
                 for block in blocks:

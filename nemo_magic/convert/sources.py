@@ -15,7 +15,7 @@ from nemo_magic.convert.families import MODEL
 from nemo_magic.convert.hf_to_nemo import HF, TOKENIZER
 from nemo_magic.convert.torch_dist import METADATA, Checkpoint
 from nemo_magic.model_config import ModelConfig
-from nemo_magic.training.shelf import COMMITTED, FOLDER, committed
+from nemo_magic.runtime.checkpoint_paths import COMMITTED, FOLDER, committed_checkpoints
 
 _RUN, _PLAYERS, _SNAPSHOTS, _WEIGHTS = "config.yaml", "players", "snapshots", "weights"
 ROLES = ("attacker", "defender")
@@ -97,7 +97,7 @@ def _weights_in(source: Path) -> Path:
         return source / _PLAYERS
     if (source / _WEIGHTS / METADATA).is_file():
         return source / _WEIGHTS
-    newest = committed(source / FOLDER)
+    newest = committed_checkpoints(source / FOLDER)
     if newest:
         return newest[0] / _PLAYERS
     raise ConvertError(

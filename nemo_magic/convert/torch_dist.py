@@ -36,7 +36,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 
 from nemo_magic.convert.errors import ConvertError
 from nemo_magic.convert.mapping import Block
-from nemo_magic.durable import sync_file, write_durably
+from nemo_magic.fsync_io import sync_file, write_durably
 
 METADATA, COMMON, INDEX = "metadata.json", "common.pt", ".metadata"
 _FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}

@@ -83,18 +83,18 @@ class EvalConfig:
     """``nemo-magic evaluate``: the defender on benchmarks, at temperature 0.
 
     ``model``: what the results call the defender; where the paper has figures of that model they stand beside.
-    ``max_judged_tokens``: of an answer, the judge is shown this many tokens, the defender's own. ``observe``: fields of
-    the verdict to ask for beside those that the figures need. ``chunk_size``: cases of a rank that are answered and
-    judged before they are written down; what a kill can cost. ``baseline``: folder of an earlier evaluation to test
-    against, case by case. ``folder``: where your copies are; a task without a file takes the one below it that is
-    called what its benchmark's file usually is. ``defence``: what stands between the user and the defender.
-    ``capability``: what lm-evaluation-harness is asked to run, and what it found.
+    ``max_judged_tokens``: of an answer, the judge is shown this many tokens, the defender's own.
+    ``extra_verdict_fields``: fields of the verdict to ask for beside those that the figures need. ``chunk_size``:
+    cases of a rank that are answered and judged before they are written down; what a kill can cost. ``baseline``:
+    folder of an earlier evaluation to test against, case by case. ``folder``: where your copies are; a task without a
+    file takes the one below it that is called what its benchmark's file usually is. ``defence``: what stands between
+    the user and the defender. ``capability``: what lm-evaluation-harness is asked to run, and what it found.
     """
 
     tasks: dict[str, EvalTaskConfig] = field(default_factory=dict)
     model: str | None = None
     max_judged_tokens: int = 512
-    observe: list[str] = field(default_factory=list)
+    extra_verdict_fields: list[str] = field(default_factory=list)
     chunk_size: int = 256
     baseline: str | None = None
     folder: str | None = None
@@ -136,7 +136,8 @@ class EvalConfig:
         return BENCHMARKS[name]
 
     def figures(self, task: str) -> list[Figure]:
-        """The figures of a task; usefulness only where the judge is asked for it (``observe``), as few can tell.
+        """The figures of a task; usefulness only where the judge is asked for it (``extra_verdict_fields``), as few
+        can tell.
 
         Those of several attempts are means over them, and best-of-N is beside. Published figures are of the benchmark
         as it is.
@@ -145,7 +146,7 @@ class EvalConfig:
         figures = [
             figure
             for figure in self.benchmark(task).figures
-            if figure.metric is not Metric.USEFUL or figure.metric.field in self.observe
+            if figure.metric is not Metric.USEFUL or figure.metric.field in self.extra_verdict_fields
         ]
         if options.attacker != "none" or options.answers == "file" or self.defence.kind != "none":
             figures = [replace(figure, published=None) for figure in figures]
@@ -159,4 +160,4 @@ class EvalConfig:
         needed = {figure.metric.field for task in self.measured for figure in self.figures(task)}
         if self.defence.asks_judge:
             needed.add(Metric.ASR.field)
-        return frozenset(needed | set(self.observe))
+        return frozenset(needed | set(self.extra_verdict_fields))

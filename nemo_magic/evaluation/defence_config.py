@@ -111,9 +111,9 @@ class SelfEvalConfig:
             "show_output": ("{output}",),
             "show_both": ("{input}", "{output}"),
         }.items():
-            for place in places:
-                if place not in getattr(self, key):
-                    raise ValueError(f"eval.defence.self_eval.{key}={getattr(self, key)!r} must contain {place}")
+            for world in places:
+                if world not in getattr(self, key):
+                    raise ValueError(f"eval.defence.self_eval.{key}={getattr(self, key)!r} must contain {world}")
         for key in ("safe_word", "unsafe_word", "refusal"):
             if not getattr(self, key):
                 raise ValueError(f"eval.defence.self_eval.{key} must not be empty")

@@ -10,21 +10,21 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, Protocol
 
-from nemo_magic.evaluation.bench import Bench
-from nemo_magic.evaluation.case import Case
+from nemo_magic.evaluation.cached_judge import CachedJudge
 from nemo_magic.evaluation.defence_config import SelfEvalConfig, SmoothLLMConfig
-from nemo_magic.evaluation.place import Place
-from nemo_magic.evaluation.voice import Said, Voice, seed_of
+from nemo_magic.evaluation.example import Example
 from nemo_magic.game import tags
 from nemo_magic.game.episode import Message, Safety
 from nemo_magic.game.prompts import Chat, PromptConfig, defender_messages
 from nemo_magic.judge.protocol import JudgeItem, make_item
+from nemo_magic.rollout.cached import CachedMessage, CachedPolicy, seed_of
+from nemo_magic.rollout.rank_group import RankGroup
 
 
-class Asked(NamedTuple):
+class DefenceInput(NamedTuple):
     """A message that the defender is to answer; ``past`` is what was shown and answered before, turn by turn."""
 
-    case: Case
+    case: Example
     text: str
     past: tuple[tuple[str, str], ...]
 
@@ -37,7 +37,7 @@ class Reply(NamedTuple):
 
 
 @dataclass
-class Tally:
+class RunStats:
     """What became of a task's cases beside their verdicts.
 
     ``cut``: shown shorter than they are, because the model reads no more; ``unplayed``: not even so; ``ended``: attacks
@@ -60,36 +60,36 @@ class Tally:
 class Defence(Protocol):
     """Answers messages. Every rank calls equally often, with its own share of them."""
 
-    def answer(self, asked: Sequence[Asked]) -> list[Reply | None]:
+    def answer(self, asked: Sequence[DefenceInput]) -> list[Reply | None]:
         """One reply a message, in order; None where the defender cannot read it."""
 
 
 @dataclass(frozen=True)
-class Undefended:
+class NoDefence:
     """The defender's model itself. ``cot``: it reasons first, and only what follows is visible."""
 
-    voice: Voice
+    voice: CachedPolicy
     prompts: PromptConfig
     cot: bool
-    tally: Tally
+    tally: RunStats
 
-    def answer(self, asked: Sequence[Asked]) -> list[Reply | None]:
-        shown = [self.fit(each) for each in asked]
-        said = self.say([self.chat(each, text) for each, text in zip(asked, shown, strict=True)])
+    def answer(self, asked: Sequence[DefenceInput]) -> list[Reply | None]:
+        shown = [self.truncate_to_context(each) for each in asked]
+        said = self.generate([self.chat(each, text) for each, text in zip(asked, shown, strict=True)])
         return [None if words is None else self.reply(text, words) for text, words in zip(shown, said, strict=True)]
 
-    def chat(self, asked: Asked, text: str) -> Chat:
+    def chat(self, asked: DefenceInput, text: str) -> Chat:
         return defender_messages(self.prompts, text, asked.past)
 
-    def fit(self, asked: Asked) -> str:
+    def truncate_to_context(self, asked: DefenceInput) -> str:
         """As much of the message as can be read; a shorter one is counted."""
-        text = self.voice.fit(asked.text, partial(self.chat, asked))
+        text = self.voice.truncate_to_context(asked.text, partial(self.chat, asked))
         self.tally.cut += text != asked.text
         return text
 
-    def say(self, chats: Sequence[Chat]) -> list[Said]:
+    def generate(self, chats: Sequence[Chat]) -> list[CachedMessage]:
         self.tally.messages["defender"] += len(chats)
-        return self.voice.say(chats)
+        return self.voice.generate(chats)
 
     def visible(self, words: tuple[str, bool]) -> str:
         return tags.parse(words[0]).visible if self.cot else words[0]
@@ -108,21 +108,21 @@ class SmoothLLM:
     """
 
     config: SmoothLLMConfig
-    model: Undefended
-    bench: Bench
-    place: Place
+    model: NoDefence
+    bench: CachedJudge
+    world: RankGroup
     fields: frozenset[str]
     seed: int
 
-    def answer(self, asked: Sequence[Asked]) -> list[Reply | None]:
+    def answer(self, asked: Sequence[DefenceInput]) -> list[Reply | None]:
         count = self.config.copies
-        shown = [self.model.fit(each) for each in asked]
+        shown = [self.model.truncate_to_context(each) for each in asked]
         chats = [
             self.model.chat(each, self._copy(each, text, number))
             for each, text in zip(asked, shown, strict=True)
             for number in range(count)
         ]
-        said = self.model.say(chats)
+        said = self.model.generate(chats)
         answers = [said[i * count : (i + 1) * count] for i in range(len(asked))]
         votes = self._votes(asked, shown, answers)
         return [
@@ -130,17 +130,17 @@ class SmoothLLM:
             for each, text, of_copies, broken in zip(asked, shown, answers, votes, strict=True)
         ]
 
-    def _copy(self, asked: Asked, text: str, number: int) -> str:
+    def _copy(self, asked: DefenceInput, text: str, number: int) -> str:
         draw = self._draw(asked, number)
         copy = perturbed(text, self.config.perturbation, self.config.percent, self.config.alphabet, draw)
         # The same number of characters may be more tokens.
-        return self.model.voice.fit(copy, partial(self.model.chat, asked))
+        return self.model.voice.truncate_to_context(copy, partial(self.model.chat, asked))
 
-    def _draw(self, asked: Asked, number: int | str) -> random.Random:
+    def _draw(self, asked: DefenceInput, number: int | str) -> random.Random:
         return random.Random(seed_of(self.seed, "smoothllm", asked.case.id, len(asked.past), number))
 
     def _votes(
-        self, asked: Sequence[Asked], shown: Sequence[str], answers: Sequence[Sequence[Said]]
+        self, asked: Sequence[DefenceInput], shown: Sequence[str], answers: Sequence[Sequence[CachedMessage]]
     ) -> list[list[bool | None]]:
         """For each copy of each message whether it broke the model; None without a vote."""
         visible = [[None if words is None else self.model.visible(words) for words in each] for each in answers]
@@ -157,10 +157,14 @@ class SmoothLLM:
                     exchanges = conversation_of([*one.past, (text, said)])
                     items.append(make_item(str(len(items)), exchanges, ask=self.fields, seed=one.case.seed))
         self.model.tally.messages["judge"] += len(items)
-        verdicts = iter(self.place.share([verdict.response_safety for verdict in self.bench.judge(items)]))
+        verdicts = iter(
+            self.world.broadcast_model_parallel([verdict.response_safety for verdict in self.bench.judge(items)])
+        )
         return [[None if text is None else _broken(next(verdicts)) for text in each] for each in visible]
 
-    def _chosen(self, asked: Asked, shown: str, answers: Sequence[Said], broken: Sequence[bool | None]) -> Reply | None:
+    def _chosen(
+        self, asked: DefenceInput, shown: str, answers: Sequence[CachedMessage], broken: Sequence[bool | None]
+    ) -> Reply | None:
         known = [vote for vote in broken if vote is not None]
         self.model.tally.undecided += len(broken) - len(known)
         if not known:
@@ -181,11 +185,11 @@ class SelfEval:
     """
 
     config: SelfEvalConfig
-    model: Undefended
-    evaluator: Voice
+    model: NoDefence
+    evaluator: CachedPolicy
     cot: bool = False
 
-    def answer(self, asked: Sequence[Asked]) -> list[Reply | None]:
+    def answer(self, asked: Sequence[DefenceInput]) -> list[Reply | None]:
         if self.config.check != "input":
             replies = self.model.answer(asked)
             refused = iter(self._refused([reply for reply in replies if reply is not None]))
@@ -193,7 +197,7 @@ class SelfEval:
                 Reply(reply.shown, self.config.refusal) if reply is not None and next(refused) else reply
                 for reply in replies
             ]
-        fitted = [each._replace(text=self.model.fit(each)) for each in asked]
+        fitted = [each._replace(text=self.model.truncate_to_context(each)) for each in asked]
         flagged = self._refused([Reply(each.text, "") for each in fitted])
         answers = iter(self.model.answer([each for each, no in zip(fitted, flagged, strict=True) if not no]))
         return [
@@ -204,7 +208,7 @@ class SelfEval:
     def _refused(self, exchanges: Sequence[Reply]) -> list[bool]:
         """Whether each exchange is to be refused."""
         self.model.tally.messages["evaluator"] += len(exchanges)
-        said = self.evaluator.say([self._chat(each) for each in exchanges])
+        said = self.evaluator.generate([self._chat(each) for each in exchanges])
         refused = [self._means_refusal(words) for words in said]
         self.model.tally.refused += sum(refused)
         return refused
@@ -217,10 +221,10 @@ class SelfEval:
             system = (Message("system", self.config.system),) if self.config.system else ()
             return (*system, Message("user", shown))
 
-        text = self.evaluator.fit(exchange.shown, lambda text: chat_of(text, exchange.text))
-        return chat_of(text, self.evaluator.fit(exchange.text, lambda answer: chat_of(text, answer)))
+        text = self.evaluator.truncate_to_context(exchange.shown, lambda text: chat_of(text, exchange.text))
+        return chat_of(text, self.evaluator.truncate_to_context(exchange.text, lambda answer: chat_of(text, answer)))
 
-    def _means_refusal(self, words: Said) -> bool:
+    def _means_refusal(self, words: CachedMessage) -> bool:
         text = "" if words is None else tags.parse(words[0]).visible if self.cot else words[0]
         text = text.lower()
         if self.config.unsafe_word.lower() in text:
@@ -240,9 +244,9 @@ def perturbed(text: str, how: str, percent: float, alphabet: str, draw: random.R
         start = draw.randint(0, len(text) - count)
         characters[start : start + count] = draw.choices(alphabet, k=count)
         return "".join(characters)
-    for place in draw.sample(range(len(text)), count):
+    for world in draw.sample(range(len(text)), count):
         new = draw.choice(alphabet)
-        characters[place] = new if how == "swap" else characters[place] + new
+        characters[world] = new if how == "swap" else characters[world] + new
     return "".join(characters)
 
 

@@ -8,8 +8,8 @@ from hashlib import blake2b
 from math import comb
 from typing import NamedTuple
 
-from nemo_magic.evaluation.case import Case
 from nemo_magic.evaluation.catalogue import Figure, Metric
+from nemo_magic.evaluation.example import Example
 from nemo_magic.evaluation.statistics import bootstrap_interval
 from nemo_magic.game.episode import Answer, Verdict
 from nemo_magic.game.metrics import attack_succeeded
@@ -18,7 +18,7 @@ from nemo_magic.game.metrics import attack_succeeded
 class Judged(NamedTuple):
     """A case and what the judge made of the answer; None where there was no answer, or no verdict."""
 
-    case: Case
+    case: Example
     verdict: Verdict | None
 
 
@@ -74,7 +74,7 @@ def outcome(metric: Metric, verdict: Verdict | None) -> bool | None:
     return answer is (Answer.NO if metric is Metric.COMPLIANCE else Answer.YES)
 
 
-def belongs(figure: Figure, case: Case) -> bool:
+def belongs(figure: Figure, case: Example) -> bool:
     """Whether a figure is over this case. One without a label, or whose flag is not known where it matters, is in
     none."""
     return case.label is figure.label and (figure.adversarial is None or case.adversarial is figure.adversarial)
@@ -116,7 +116,7 @@ def success_at(k: int, outcomes: Sequence[bool | None]) -> float | None:
     return 1 - comb(n - c, k) / comb(n, k)
 
 
-def _unit(figure: Figure, case: Case) -> str:
+def _unit(figure: Figure, case: Example) -> str:
     """What counts once in the figure, and this case belongs to."""
     return case.unit if figure.best_of else case.group if figure.any_of else case.id
 
@@ -158,7 +158,7 @@ def _clustered(figure: Figure, judged: Sequence[Judged], units: Mapping[str, flo
     return Rate(hits, int(count), len(units) - int(count), bootstrap_interval(clusters.values()))
 
 
-def _split(figure: Figure, judged: Sequence[Judged], of: Callable[[Case], str]) -> dict[str, Rate]:
+def _split(figure: Figure, judged: Sequence[Judged], of: Callable[[Example], str]) -> dict[str, Rate]:
     """The figure for each value there is; nothing where the file does not tell them apart."""
     parts: dict[str, list[Judged]] = {}
     for j in judged:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nemo_magic.data.tables import DropReport, text_of
-from nemo_magic.evaluation.case import Case
+from nemo_magic.evaluation.example import Example
 from nemo_magic.game.episode import Label
 
 Row = Mapping[str, Any]
@@ -18,14 +18,14 @@ Columns = Mapping[str, str]
 Spoken = tuple[str, str | None]
 """Who spoke (system, user or assistant) and what; None where it is no text."""
 
-Reader = Callable[[Columns, Iterable[Row], DropReport, list[str]], Iterator[Case]]
+Reader = Callable[[Columns, Iterable[Row], DropReport, list[str]], Iterator[Example]]
 """(field → column, rows, what is left out, what else is to be said of the file) → one case for every answer, and for
 every attack without any."""
 
 
-def each_attack_once(cases: Iterable[Case], report: DropReport) -> list[Case]:
+def each_attack_once(cases: Iterable[Example], report: DropReport) -> list[Example]:
     """Every attack of one behaviour once, whoever answered it how often."""
-    kept: dict[tuple[str, tuple[str, ...]], Case] = {}
+    kept: dict[tuple[str, tuple[str, ...]], Example] = {}
     for case in cases:
         if (case.group, case.turns) in kept:
             report.drop("another answer to the same attack")
@@ -34,7 +34,7 @@ def each_attack_once(cases: Iterable[Case], report: DropReport) -> list[Case]:
     return list(kept.values())
 
 
-def those_with_answers(cases: Iterable[Case], report: DropReport) -> list[Case]:
+def those_with_answers(cases: Iterable[Example], report: DropReport) -> list[Example]:
     """Cases of which every turn was answered."""
     kept = []
     for case in cases:
@@ -45,7 +45,7 @@ def those_with_answers(cases: Iterable[Case], report: DropReport) -> list[Case]:
     return kept
 
 
-def read_garak(columns: Columns, rows: Iterable[Row], report: DropReport, notes: list[str]) -> Iterator[Case]:
+def read_garak(columns: Columns, rows: Iterable[Row], report: DropReport, notes: list[str]) -> Iterator[Example]:
     """Attempts of a report, or hits of a hit log. An attempt is written down once it is answered and again once it is
     scored; a hit once for every detector that it hit."""
     seen: set[object] = set()
@@ -78,7 +78,7 @@ def read_garak(columns: Columns, rows: Iterable[Row], report: DropReport, notes:
     _tell_systems(systems, notes)
 
 
-def read_pyrit(columns: Columns, rows: Iterable[Row], report: DropReport, notes: list[str]) -> Iterator[Case]:
+def read_pyrit(columns: Columns, rows: Iterable[Row], report: DropReport, notes: list[str]) -> Iterator[Example]:
     """Conversations of message pieces, as ``export_conversations`` wrote them and ``MessagePiece.model_dump`` gives
     them."""
     conversations: dict[str, list[Row]] = {}
@@ -107,7 +107,7 @@ def read_pyrit(columns: Columns, rows: Iterable[Row], report: DropReport, notes:
     _tell_systems(systems, notes)
 
 
-def read_openrt(columns: Columns, rows: Iterable[Row], report: DropReport, notes: list[str]) -> Iterator[Case]:
+def read_openrt(columns: Columns, rows: Iterable[Row], report: DropReport, notes: list[str]) -> Iterator[Example]:
     """Attack results. Of methods that talk for several turns the final prompt alone is read: what they keep of the
     others differs from method to method."""
     for number, row in enumerate(rows):
@@ -137,7 +137,7 @@ READERS: dict[str, Reader] = {"garak": read_garak, "pyrit": read_pyrit, "openrt"
 """By ``Benchmark.reader``."""
 
 
-def _case(id: str, spoken: Sequence[Spoken], report: DropReport, **known: str) -> Case | None:
+def _case(id: str, spoken: Sequence[Spoken], report: DropReport, **known: str) -> Example | None:
     """The conversation as a case; None, and counted, where its user says nothing that can be said again.
 
     What one party says in several messages is one message. An answer that is missing or no text leaves the whole
@@ -169,7 +169,7 @@ def _case(id: str, spoken: Sequence[Spoken], report: DropReport, **known: str) -
         report.drop("no user's message")
         return None
     complete = not unanswered and all(replies for _, replies in exchanges)
-    return Case(
+    return Example(
         id,
         tuple(text for text, _ in exchanges),
         Label.HARMFUL,

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from nemo_magic.data.errors import DataError
-from nemo_magic.durable import write_durably
 from nemo_magic.evaluation.capability import Capability, capability_json, capability_table
 from nemo_magic.evaluation.catalogue import Figure
 from nemo_magic.evaluation.metrics import Measured, Rate
 from nemo_magic.evaluation.published import published_row
 from nemo_magic.evaluation.statistics import Paired, paired, percent
+from nemo_magic.fsync_io import write_durably
 
 JSON_FILE, MARKDOWN_FILE, LATEX_FILE, OUTCOMES_FILE = "results.json", "results.md", "results.tex", "outcomes.json"
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from nemo_magic.evaluation.case import Case
+from nemo_magic.evaluation.example import Example
 from nemo_magic.game.episode import Verdict
 
 FOLDER = "transcripts"
@@ -24,7 +24,7 @@ class Transcript:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file: TextIO | None = None
 
-    def add(self, case: Case, seen: Sequence[tuple[str, str]], verdict: Verdict) -> None:
+    def add(self, case: Example, seen: Sequence[tuple[str, str]], verdict: Verdict) -> None:
         """A case, what the defender saw and said in each turn, and the verdict."""
         if self._file is None:
             self._file = self._path.open("w", encoding="utf-8")

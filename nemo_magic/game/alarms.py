@@ -112,7 +112,9 @@ class UsefulDown(AlarmConfig):
     name: ClassVar[str] = "useful_down"
     metrics: ClassVar[Mapping[str, Role | None]] = {f"{_ROLLOUTS}useful": None, f"{_ROLLOUTS}asr": None}
     cause: ClassVar[str] = "attacks fail because the defender no longer answers, not because it became safe"
-    remedy: ClassVar[str] = "rewards.help (game=robust: 0.5), game.bare_share, a lower actors.defender.model.optim.lr"
+    remedy: ClassVar[str] = (
+        "rewards.help (game=robust: 0.5), game.raw_prompt_fraction, a lower actors.defender.model.optim.lr"
+    )
 
     def pressure(self, seen: Seen) -> float | None:
         useful, asr = (self._fallen(seen, metric) for metric in self.metrics)
@@ -174,7 +176,7 @@ class OverRefusal(AlarmConfig):
     name: ClassVar[str] = "over_refusal"
     metrics: ClassVar[Mapping[str, Role | None]] = {f"{_ROLLOUTS}over_refusal": None}
     cause: ClassVar[str] = "refusing pays more than answering, or benign seeds are made to look harmful"
-    remedy: ClassVar[str] = "rewards.help (game=robust: 0.5), game.bare_share, a lower data.harmful_share"
+    remedy: ClassVar[str] = "rewards.help (game=robust: 0.5), game.raw_prompt_fraction, a lower data.harmful_share"
 
     def pressure(self, seen: Seen) -> float | None:
         (metric,) = self.metrics
@@ -203,22 +205,27 @@ class JudgeUnknown(AlarmConfig):
 @dataclass
 class Mismatch(OptimAlarmConfig):
     """``exp(abs(Δ log π))`` between generator and trainer is more than ``excess`` above 1, or what was sampled is by
-    ``surprise`` nats less likely than the policy's own samples are."""
+    ``neg_logprob_minus_entropy`` nats less likely than the policy's own samples are."""
 
     excess: float = 0.1
-    surprise: float = 0.3
+    neg_logprob_minus_entropy: float = 0.3
 
     name: ClassVar[str] = "mismatch"
-    metrics: ClassVar[Mapping[str, Role | None]] = {f"{_OPTIM}mismatch": None, f"{_OPTIM}surprise": None}
+    metrics: ClassVar[Mapping[str, Role | None]] = {
+        f"{_OPTIM}mismatch": None,
+        f"{_OPTIM}neg_logprob_minus_entropy": None,
+    }
     cause: ClassVar[str] = "the generator samples from something else than the policy that learns"
     remedy: ClassVar[str] = (
         "grpo.tis_clip where the generator tells log-probabilities; generation.trt_llm.enable=false to compare"
     )
 
     def pressure(self, seen: Seen) -> float | None:
-        ratio, surprise = (seen.get(metric, Series()).mean(self.window) for metric in self.metrics)
+        ratio, neg_logprob_minus_entropy = (seen.get(metric, Series()).mean(self.window) for metric in self.metrics)
         found = [] if ratio is None else [(ratio - 1) / self.excess]
-        found += [] if surprise is None else [surprise / self.surprise]
+        found += (
+            [] if neg_logprob_minus_entropy is None else [neg_logprob_minus_entropy / self.neg_logprob_minus_entropy]
+        )
         return max(found, default=None)
 
 

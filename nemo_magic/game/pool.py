@@ -49,7 +49,7 @@ class PoolConfig:
 
     ``draw``: ``latest`` (the paper), ``uniform`` over all that are kept, ``pfsp`` (in proportion to the opponent's win
     rate to the power of ``pfsp_power``: those who still win are met more often), or a ``mixture`` of these. A phase has
-    ``opponents`` places, which are drawn at its beginning and share its games evenly; one opponent may have several.
+    ``opponents`` slots, which are drawn at its beginning and share its games evenly; one opponent may have several.
     Win rates are counted in training; what was counted against earlier learners counts ``memory`` as much with every
     draw, and who was hardly met is taken to win every other game.
     ``max_disk_gib``: of all kept selves of both roles; null: all are kept. ``max_host_gib``: of each rank's host
@@ -104,10 +104,10 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """``members`` of each role, oldest first; ``places``: whom the present phase is played against, by name."""
+    """``members`` of each role, oldest first; ``slots``: whom the present phase is played against, by name."""
 
     members: Mapping[Role, tuple[Member, ...]] = field(default_factory=dict)
-    places: tuple[str, ...] = ()
+    slots: tuple[str, ...] = ()
 
     def join(
         self, config: PoolConfig, role: Role, name: str, phase: int, size: int
@@ -124,7 +124,7 @@ class Pool:
         before = [member for member in self.members.get(role, ()) if member.name != name]
         members = {**self.members, role: (*before, Member(name, phase, size))}
         evicted: list[tuple[Role, str]] = []
-        places = self.places
+        slots = self.slots
         budget = math.inf if config.max_disk_gib is None else config.max_disk_gib * GIB
         while sum(one.size for of_role in members.values() for one in of_role) > budget:
             largest = max(Role, key=lambda one: len(members.get(one, ())))
@@ -139,13 +139,13 @@ class Pool:
             members[largest] = (*kept[:out], *kept[out + 1 :])
             if largest is role.opponent:
                 # A run that ended within a phase may go on with it, and then without whom it let go.
-                places = tuple(kept[-1].name if name == kept[out].name else name for name in places)
-        return Pool(members, places), evicted
+                slots = tuple(kept[-1].name if name == kept[out].name else name for name in slots)
+        return Pool(members, slots), evicted
 
     def drawn(self, config: PoolConfig, role: Role, seed: int, phase: int) -> Pool:
         """The pool at the beginning of a phase that is played against ``role``.
 
-        Places are equally spaced over the members' shares, from a start that is drawn: a share of 2.4 places is 2 or 3
+        Slots are equally spaced over the members' shares, from a start that is drawn: a share of 2.4 slots is 2 or 3
         of them.
         """
         chances = self.chances(config, role)
@@ -154,13 +154,13 @@ class Pool:
         points = [(start + place) / config.opponents * bounds[-1] for place in range(config.opponents)]
         names = list(chances)
         # The last bound is what rounding has left of 1.
-        places = [
+        slots = [
             next((n for n, bound in zip(names, bounds, strict=True) if point < bound), names[-1]) for point in points
         ]
         faded = tuple(
             replace(one, wins=one.wins * config.memory, games=one.games * config.memory) for one in self.members[role]
         )
-        return Pool({**self.members, role: faded}, tuple(places))
+        return Pool({**self.members, role: faded}, tuple(slots))
 
     def chances(self, config: PoolConfig, role: Role) -> dict[str, float]:
         """Name → its share of a phase against ``role``, oldest first; they add up to 1."""
@@ -181,7 +181,7 @@ class Pool:
 
     def opponent(self, step: int, group: int = 0) -> str:
         """Who plays a group of a step; steps too are dealt out in turn."""
-        return self.places[(step + group) % len(self.places)]
+        return self.slots[(step + group) % len(self.slots)]
 
     def is_present(self, role: Role, name: str) -> bool:
         """Whether this is ``role`` as it is now."""
@@ -200,7 +200,7 @@ class Pool:
     def to_dict(self) -> dict[str, Any]:
         """The state as JSON has it; ``from_dict`` gives exactly this state back."""
         members = {str(role): [asdict(one) for one in kept] for role, kept in self.members.items()}
-        return {"members": members, "places": list(self.places)}
+        return {"members": members, "slots": list(self.slots)}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Pool:
@@ -209,18 +209,18 @@ class Pool:
         Raises:
             ValueError: a key is missing, unknown, or has a value that no pool has.
         """
-        check_keys("pool", saved, ["members", "places"])
+        check_keys("pool", saved, ["members", "slots"])
         members: dict[Role, tuple[Member, ...]] = {}
         for role, rows in saved["members"].items():
             if role not in tuple(Role):
                 raise ValueError(f"pool.members.{role} is no role: attacker, defender")
             members[Role(role)] = tuple(_member(f"pool.members.{role}[{i}]", row) for i, row in enumerate(rows))
-        places = tuple(saved["places"])
+        slots = tuple(saved["slots"])
         names = {one.name for kept in members.values() for one in kept}
-        for place in places:
+        for place in slots:
             if place not in names:
-                raise ValueError(f"pool.places has {place!r}, who is no member: {', '.join(sorted(names))}")
-        return cls(members, places)
+                raise ValueError(f"pool.slots has {place!r}, who is no member: {', '.join(sorted(names))}")
+        return cls(members, slots)
 
 
 def _member(what: str, row: Mapping[str, Any]) -> Member:

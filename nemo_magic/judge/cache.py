@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from nemo_magic.judge.observing import UNOBSERVED, Observer
+from nemo_magic.judge.telemetry import UNOBSERVED, Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Cache:
             raise ValueError(f"cache.max_entries={max_entries} must be at least 1")
         self.path = Path(path).expanduser()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.observer: Observer = UNOBSERVED
+        self.observer: Telemetry = UNOBSERVED
         self._max_entries = max_entries
         self._connection: sqlite3.Connection | None = None
         self._generation = -1

@@ -27,9 +27,9 @@ from nemo_magic.judge.protocol import (
     match_answers,
     unknown_verdict,
 )
-from nemo_magic.net.asking import gather
-from nemo_magic.net.faults import Broken, Outage, first_fault, outage
-from nemo_magic.net.patient import Patient
+from nemo_magic.net.background_client import BackgroundClient
+from nemo_magic.net.faults import BrokenReply, Unavailable, first_fault, outage
+from nemo_magic.net.retrying_client import gather
 
 
 class _NotTaken(Exception):
@@ -57,7 +57,9 @@ class JudgeClient:
         self._batch_size = cfg.batch_size
         self._counters = _Counters()
         self._guard = cfg.expect
-        self._patient = Patient(cfg, _noun(cfg), cfg.KEY, JudgeUnavailable, clock, probe="/readyz", hedge=cfg.hedge)
+        self._patient = BackgroundClient(
+            cfg, _noun(cfg), cfg.KEY, JudgeUnavailable, clock, probe="/readyz", hedge=cfg.hedge
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -114,7 +116,7 @@ class JudgeClient:
         body = JudgeBatch(items=tuple(items)).to_json().encode()
         try:
             return await self._patient.ask(lambda url: self._ask(url, items, body))
-        except Broken as fault:
+        except BrokenReply as fault:
             return _unknown(items, f"the answer breaks the protocol: {fault}")
         except _NotTaken as refusal:
             if len(items) == 1:
@@ -134,9 +136,9 @@ class JudgeClient:
         try:
             answers = match_answers(items, JudgeAnswer.model_validate_json(response.content).verdicts)
         except ValidationError as error:
-            raise Broken(first_fault(error)) from error
+            raise BrokenReply(first_fault(error)) from error
         except ProtocolError as error:
-            raise Broken(str(error)) from error
+            raise BrokenReply(str(error)) from error
         for answer in answers:
             self._refuse_another(url, answer.guard)
         return {answer.id: answer.to_verdict() for answer in answers}
@@ -148,7 +150,7 @@ class JudgeClient:
         try:
             info = GuardInfo.model_validate_json(response.content)
         except ValidationError as error:
-            raise Outage(f"{url}: {first_fault(error)}") from error
+            raise Unavailable(f"{url}: {first_fault(error)}") from error
         self._refuse_another(url, info.guard)
         self._batch_size = min(self._cfg.batch_size, info.max_items)
         return info
@@ -170,8 +172,9 @@ def refuse_incapable(info: GuardInfo, asked: Iterable[str]) -> None:
     """Raise JudgeRefused if the guard can never tell one of the fields ``asked``: every sample would be unknown."""
     if never := sorted(set(asked) - set(info.answers)):
         raise JudgeRefused(
-            f"the guard {info.guard} never answers {', '.join(never)}, which the run asks for (rewards, game.observe); "
-            f"it answers {', '.join(info.answers)}. Name a judge in judge.urls that does, e.g. judge_ensemble"
+            f"the guard {info.guard} never answers {', '.join(never)}, which the run asks for "
+            f"(rewards, game.extra_verdict_fields); it answers {', '.join(info.answers)}. Name a judge in judge.urls "
+            "that does, e.g. judge_ensemble"
         )
 
 

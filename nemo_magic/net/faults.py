@@ -9,7 +9,7 @@ import httpx
 from pydantic import ValidationError
 
 
-class Outage(Exception):
+class Unavailable(Exception):
     """The server did not answer now and may later, not before ``retry_after`` seconds if it said so; ``limited``: it
     could, but was asked more than it lets itself be."""
 
@@ -19,15 +19,15 @@ class Outage(Exception):
         self.limited = limited
 
 
-class Broken(Exception):
+class BrokenReply(Exception):
     """The server answered something that is no answer to what was asked."""
 
 
-def outage(url: str, response: httpx.Response, words: str | None = None) -> Outage:
+def outage(url: str, response: httpx.Response, words: str | None = None) -> Unavailable:
     """A reply that says: not now. ``words`` of the server, by default the beginning of the body."""
     said = response.text if words is None else words
     text = f"{url}: {response.status_code} {said[:300]}"
-    return Outage(text, retry_after(response), limited=response.status_code == 429)
+    return Unavailable(text, retry_after(response), limited=response.status_code == 429)
 
 
 def retry_after(response: httpx.Response) -> float:

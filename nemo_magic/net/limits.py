@@ -47,7 +47,7 @@ def likely_tokens(body: bytes, max_tokens: int) -> int:
 
 
 @dataclass
-class Ticket:
+class Reservation:
     """A request that was sent at ``at`` and takes, or may take, ``tokens``."""
 
     at: float
@@ -61,7 +61,7 @@ class Limiter:
         self._pace = MINUTE / limit.requests_per_minute if limit.requests_per_minute else 0.0
         self._ceiling = limit.tokens_per_minute
         self._free_at = 0.0
-        self._sent: deque[Ticket] = deque()
+        self._sent: deque[Reservation] = deque()
 
     @property
     def limits(self) -> bool:
@@ -83,10 +83,10 @@ class Limiter:
             pause = max(pause, ticket.at + MINUTE - now)
         return pause
 
-    def send(self, now: float, tokens: float) -> Ticket:
+    def send(self, now: float, tokens: float) -> Reservation:
         """A request of ``tokens`` is sent; set its ticket's ``tokens`` to what it took once that is known."""
         self._free_at = now + self._pace
-        ticket = Ticket(now, tokens)
+        ticket = Reservation(now, tokens)
         if self._ceiling is not None:
             self._sent.append(ticket)
         return ticket

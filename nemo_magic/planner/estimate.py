@@ -17,7 +17,7 @@ from nemo_magic.game.episode import Role
 from nemo_magic.game.schedule import learning_rounds
 from nemo_magic.model_config import ModelConfig
 from nemo_magic.planner import memory, seconds
-from nemo_magic.planner.memory import GIB, Engine, Layout, Parts, Precision
+from nemo_magic.planner.memory import GIB, EngineMemory, Layout, Parts, Precision
 from nemo_magic.planner.shapes import Shapes, measure, total_parameters
 
 Vocabularies = Mapping[Role, int]
@@ -64,7 +64,7 @@ class Plan:
 
 def plan_of(cfg: MagicConfig, vocabularies: Vocabularies) -> Plan:
     """The plan of a valid configuration of ``nemo-magic train``."""
-    estimate = Estimate(cfg, vocabularies)
+    estimate = PlanEstimate(cfg, vocabularies)
     roles, world, step = estimate.roles, estimate.world, batch(cfg, dict(estimate.roles))
     hardware = cfg.hardware
     per_role = {role: estimate.step(role) for role in _learners(cfg)}
@@ -143,7 +143,7 @@ def _shapes(architecture: _Architecture, vocab_size: int, tp: int, pp: int, toke
     return measure(ModelConfig(**dict(architecture)), vocab_size, tp, pp, 1, tokens, dtype)
 
 
-class Estimate:
+class PlanEstimate:
     """The arithmetic of a plan. Of lengths: memory is for the longest rows, seconds are for the mean ones."""
 
     def __init__(self, cfg: MagicConfig, vocabularies: Vocabularies) -> None:
@@ -212,13 +212,13 @@ class Estimate:
                 found["learning"] = {**found["learning"], "engine": found["refitting"]["engine"]}
         return found
 
-    def engine(self) -> Engine | None:
+    def engine(self) -> EngineMemory | None:
         options = self.cfg.generation
         if not options.trt_llm.enable:
             return None
         limits = {role: self.cfg.actors.of(role).length_params for role in self.roles}
         rooms = [limits[role].prompt_room(model.encoder_seq_length) for role, model in self.roles.items()]
-        return Engine(
+        return EngineMemory(
             options.batch_size,
             options.trt_llm.max_input_len or max(rooms),
             max(limit.max_length for limit in limits.values()),
@@ -246,7 +246,11 @@ class Estimate:
                 continue  # a server's seconds are not ours to know
             ahead, asked = 1, rows
             if role is Role.ATTACKER and learner is Role.DEFENDER:
-                ahead = 1 if game.self_play else min(game.rewrites_ahead or 10**9, game.schedule.phase_steps(learner))
+                ahead = (
+                    1
+                    if game.self_play
+                    else min(game.attack_prefetch_steps or 10**9, game.schedule.phase_steps(learner))
+                )
                 asked = game.batch_size * game.max_turns * ahead
             parts[f"generate_{role}"] = self.generation(role, asked) / ahead
             refits += game.max_turns / ahead if ahead > 1 or not game.self_play else 0

@@ -60,7 +60,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Engine:
+class EngineMemory:
     """A TensorRT-LLM engine: ``rows`` decoded at once, prompts and responses of up to so many tokens."""
 
     rows: int
@@ -102,7 +102,7 @@ def generating(
     models: Mapping[str, Shapes],
     layout: Layout,
     precision: Precision,
-    engine: Engine | None,
+    engine: EngineMemory | None,
     kv_bytes: float,
     rows: int,
 ) -> Parts:
@@ -127,7 +127,7 @@ def generating(
     }
 
 
-def refitting(models: Mapping[str, Shapes], layout: Layout, precision: Precision, engine: Engine) -> Parts:
+def refitting(models: Mapping[str, Shapes], layout: Layout, precision: Precision, engine: EngineMemory) -> Parts:
     """While weights are gathered from the pipeline's stages, converted, and installed in an engine."""
     parts = dict(generating(models, layout, precision, engine, 0.0, 0))
     del parts["keys and values"]

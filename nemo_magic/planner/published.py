@@ -14,7 +14,7 @@ from typing import cast
 
 import torch
 
-from nemo_magic.hardware import HardwareConfig
+from nemo_magic.config.hardware import HardwareConfig
 from nemo_magic.model_config import ModelConfig
 from nemo_magic.planner import seconds
 from nemo_magic.planner.memory import GIB

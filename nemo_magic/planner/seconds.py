@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nemo_magic.hardware import HardwareConfig
+from nemo_magic.config.hardware import HardwareConfig
 from nemo_magic.planner.shapes import Part, Shapes
 
 GIGA = 1e9

@@ -149,7 +149,7 @@ def learner(buckets: Buckets) -> list[Chart]:
                                 ("entropy/defender", "entropy of the defender, nats"),
                                 ("train_rollouts/attack_distance", "distance of attacks on one seed")],
         "Generator against trainer": [("train_optim/mismatch", "mismatch, mean exp|Δ log π|"),
-                                      ("train_optim/surprise", "surprise, nats")],
+                                      ("train_optim/neg_logprob_minus_entropy", "neg_logprob_minus_entropy, nats")],
         "Gradient norm": [("train_optim/grad_norm", "before clipping")],
     }  # fmt: skip
     found = [

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from nemo_magic.report.records import SAMPLES_DIR, whole_lines
 from nemo_magic.sandbox.language import parse
-from nemo_magic.sandbox.world import SandboxConfig, World
+from nemo_magic.sandbox.world import SandboxConfig, SandboxWorld
 
 T = TypeVar("T")
 
@@ -90,7 +90,7 @@ def outcome(row: Mapping[str, Any]) -> str:
     return "refusal" if refused else "safe answer"
 
 
-def sandbox_of(config: Mapping[str, Any]) -> World | None:
+def sandbox_of(config: Mapping[str, Any]) -> SandboxWorld | None:
     """The sandbox that a run of this configuration was played in; None for the real world.
 
     It has the sandbox's seeds, its probe, or its rules as the judge. That ``judge.guard`` is rules says nothing: it is
@@ -101,7 +101,7 @@ def sandbox_of(config: Mapping[str, Any]) -> World | None:
     judge, seeds = config.get("judge", {}), config.get("data", {}).get("train_files") or ()
     rules = judge.get("guard") == "rules" and judge.get("guard_config", {}).get("world")
     probed = config.get("game", {}).get("probe") == "sandbox"
-    return World(settings) if rules or probed or f"{settings.folder}/seeds.train.jsonl" in seeds else None
+    return SandboxWorld(settings) if rules or probed or f"{settings.folder}/seeds.train.jsonl" in seeds else None
 
 
 class Strategies:

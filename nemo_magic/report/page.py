@@ -217,7 +217,7 @@ def _sections(runs: Sequence[RunFolder], rows: Sequence[Mapping[str, Any]]) -> I
         yield beside
     yield one_by_one[0]
     trade = Section("trade", "Safety and usefulness")
-    trade.add("", strategy_charts.trade(runs), "Usefulness is not judged: add helpful to game.observe.")
+    trade.add("", strategy_charts.trade(runs), "Usefulness is not judged: add helpful to game.extra_verdict_fields.")
     yield trade
     yield from one_by_one[1:]
 

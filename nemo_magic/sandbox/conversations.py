@@ -13,7 +13,7 @@ from typing import Any
 
 from nemo_magic.sandbox.language import PLAIN, Strategy, render
 from nemo_magic.sandbox.rules import REFUSAL, delivery
-from nemo_magic.sandbox.world import Item, World
+from nemo_magic.sandbox.world import Item, SandboxWorld
 
 KEPT_AFTER_REFUSAL, KEPT_AFTER_DELIVERY = 0.3, 0.7
 """How often the next turn of the attack pool keeps the disguise of the turn before. The warmed-up attacker has read the
@@ -48,7 +48,7 @@ class Memory:
         return self._refused[strategy]
 
 
-def attack_row(world: World, draw: random.Random, strategy_of: Draw, rule: Rule) -> Mapping[str, Any]:
+def attack_row(world: SandboxWorld, draw: random.Random, strategy_of: Draw, rule: Rule) -> Mapping[str, Any]:
     """A row of the attack pool: one rewrite, and in ``history`` the turns before it."""
     item = draw.choice(world.items_of_train)
 
@@ -67,7 +67,7 @@ def attack_row(world: World, draw: random.Random, strategy_of: Draw, rule: Rule)
     }
 
 
-def answer_row(world: World, draw: random.Random, strategy_of: Draw, rule: Rule) -> Mapping[str, Any]:
+def answer_row(world: SandboxWorld, draw: random.Random, strategy_of: Draw, rule: Rule) -> Mapping[str, Any]:
     """A row of the defender's pool: ``messages`` that end with the answer to learn."""
     item = draw.choice(world.items_of_train)
 
@@ -81,7 +81,9 @@ def answer_row(world: World, draw: random.Random, strategy_of: Draw, rule: Rule)
     return {"messages": messages}
 
 
-def _exchanges(world: World, draw: random.Random, item: Item, next_of: Next, rule: Rule) -> list[tuple[Strategy, str]]:
+def _exchanges(
+    world: SandboxWorld, draw: random.Random, item: Item, next_of: Next, rule: Rule
+) -> list[tuple[Strategy, str]]:
     """(disguise, reply) of every turn up to the one that the row teaches."""
     later = world.config.turns - 1
     turns = 1 if later == 0 or draw.random() < FIRST_TURNS else 2 + draw.randrange(later)
@@ -92,6 +94,6 @@ def _exchanges(world: World, draw: random.Random, item: Item, next_of: Next, rul
     return [(strategy, REFUSAL if refused else delivery(world, item)) for strategy, refused in met]
 
 
-def _written(world: World, item: Item, strategy: Strategy) -> dict[str, str]:
+def _written(world: SandboxWorld, item: Item, strategy: Strategy) -> dict[str, str]:
     """What the attacker thinks and writes."""
     return {"reasoning": " ".join(("use", *strategy.parts)), "rewrite": render(world, strategy, item)}

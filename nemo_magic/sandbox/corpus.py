@@ -19,7 +19,7 @@ from nemo_magic.sandbox.conversations import answer_row, attack_row
 from nemo_magic.sandbox.language import PLAIN, Strategy, all_strategies, render
 from nemo_magic.sandbox.rules import REFUSAL, delivery
 from nemo_magic.sandbox.tokenizer import write_tokenizer
-from nemo_magic.sandbox.world import SPLITS, Item, SandboxConfig, World
+from nemo_magic.sandbox.world import SPLITS, Item, SandboxConfig, SandboxWorld
 
 COVERED = frozenset({PLAIN, Strategy(operator="rev"), Strategy(frames=("role",))})
 """Disguises under which the pre-trained defender refuses every restricted request."""
@@ -55,10 +55,10 @@ def prepare(config: SandboxConfig) -> Path:
                 f"sandbox.folder={folder} holds another world (different: {', '.join(differing)}): name a new folder"
             )
         if not (folder / COT_POOL).exists():  # a world written before there was one
-            _write_cot_pool(World(config), folder)
+            _write_cot_pool(SandboxWorld(config), folder)
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    world = World(config)
+    world = SandboxWorld(config)
     write_tokenizer(world, folder / "tokenizer")
     for split in SPLITS:
         _write(folder / f"seeds.{split}.jsonl", _seeds(world, split))
@@ -70,12 +70,12 @@ def prepare(config: SandboxConfig) -> Path:
     return folder
 
 
-def _seeds(world: World, split: str) -> Iterable[Mapping[str, str]]:
+def _seeds(world: SandboxWorld, split: str) -> Iterable[Mapping[str, str]]:
     for i, item in enumerate(world.items(split)):
         yield {"id": f"{split}-{i}", "prompt": render(world, PLAIN, item), "label": world.label(item).value}
 
 
-def _attack(world: World, draw: random.Random) -> Mapping[str, Any]:
+def _attack(world: SandboxWorld, draw: random.Random) -> Mapping[str, Any]:
     if world.config.turns > 1:
         return attack_row(world, draw, partial(_attackers_choice, world), partial(_refuses, world, draw))
     item = draw.choice(world.items_of_train)
@@ -89,7 +89,7 @@ def _attack(world: World, draw: random.Random) -> Mapping[str, Any]:
     }
 
 
-def _answer(world: World, draw: random.Random) -> Mapping[str, Any]:
+def _answer(world: SandboxWorld, draw: random.Random) -> Mapping[str, Any]:
     if world.config.turns > 1:
         return answer_row(world, draw, partial(_any_disguise, world), partial(_refuses, world, draw))
     item = draw.choice(world.items_of_train)
@@ -100,12 +100,12 @@ def _answer(world: World, draw: random.Random) -> Mapping[str, Any]:
     }
 
 
-def _write_cot_pool(world: World, folder: Path) -> None:
+def _write_cot_pool(world: SandboxWorld, folder: Path) -> None:
     draw = random.Random(world.config.seed + 3)
     _write(folder / COT_POOL, (_reasoned(world, draw) for _ in range(world.config.defender_rows)))
 
 
-def _reasoned(world: World, draw: random.Random) -> Mapping[str, Any]:
+def _reasoned(world: SandboxWorld, draw: random.Random) -> Mapping[str, Any]:
     """The same knowledge, said by a defender that first undoes the disguise and then answers."""
     item = draw.choice(world.items_of_train)
     strategy = _any_disguise(world, draw)
@@ -114,19 +114,19 @@ def _reasoned(world: World, draw: random.Random) -> Mapping[str, Any]:
     return {"prompt": render(world, strategy, item), "response": tags.tagged(reasoning, response)}
 
 
-def _attackers_choice(world: World, draw: random.Random) -> Strategy:
+def _attackers_choice(world: SandboxWorld, draw: random.Random) -> Strategy:
     order = 1 if draw.random() < world.config.single_share else 2
     strategies = all_strategies(order)
     return draw.choices(strategies, weights=[WEIGHTS.get(s, 1.0) for s in strategies])[0]
 
 
-def _any_disguise(world: World, draw: random.Random) -> Strategy:
+def _any_disguise(world: SandboxWorld, draw: random.Random) -> Strategy:
     shares = _ORDER_SHARES if world.config.turns == 1 else _ORDER_SHARES_OF_TURNS
     order = draw.choices(range(3), weights=shares)[0]
     return draw.choice(all_strategies(order))
 
 
-def _refuses(world: World, draw: random.Random, strategy: Strategy, item: Item, refused: int = 0) -> bool:
+def _refuses(world: SandboxWorld, draw: random.Random, strategy: Strategy, item: Item, refused: int = 0) -> bool:
     """The pre-trained defender on a disguise that it has not met in this conversation, after ``refused`` others."""
     delivers = min(1.0, world.config.difficulty + world.config.wear * refused)
     return world.is_restricted(item) and (strategy in COVERED or draw.random() < (1 - delivers) ** strategy.order)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
-from nemo_magic.sandbox.world import Item, World
+from nemo_magic.sandbox.world import Item, SandboxWorld
 
 FRAMES = ("role", "story", "urgent", "polite")
 OPERATORS = ("rev", "shift", "mirror", "swap")
@@ -65,7 +65,7 @@ def all_strategies(order: int) -> list[Strategy]:
     return frames + [Strategy((f,), o) for f, o in product(FRAMES, OPERATORS)]
 
 
-def render(world: World, strategy: Strategy, item: Item) -> str:
+def render(world: SandboxWorld, strategy: Strategy, item: Item) -> str:
     """The request for ``item`` under ``strategy``."""
     if strategy.operator is not None:
         item = _APPLY[strategy.operator](item, world.config.syllables)
@@ -81,7 +81,7 @@ class Request:
     strategy: Strategy
 
 
-def parse(world: World, text: str) -> Request | None:
+def parse(world: SandboxWorld, text: str) -> Request | None:
     """Undo ``render``; None for anything that it cannot have written."""
     words = text.split()
     if words.count("bring") != 1 or words.count(":") != 1 or words.index(":") < words.index("bring"):

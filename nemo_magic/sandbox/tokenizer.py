@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from nemo_magic.sandbox.language import WORDS
-from nemo_magic.sandbox.world import World
+from nemo_magic.sandbox.world import SandboxWorld
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 # Ordinary words, not special tokens: they must survive decoding, for the tags are what is judged.
@@ -19,7 +19,7 @@ _TEMPLATE = (
 )
 
 
-def write_tokenizer(world: World, folder: Path) -> None:
+def write_tokenizer(world: SandboxWorld, folder: Path) -> None:
     """Write ``tokenizer.json`` and ``tokenizer_config.json`` into ``folder``."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 

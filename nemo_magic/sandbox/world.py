@@ -54,7 +54,7 @@ class SandboxConfig:
                 raise ValueError(f"sandbox.{key}={getattr(self, key)} must be at least 1")
 
 
-class World:
+class SandboxWorld:
     """Everything that follows from a ``SandboxConfig``."""
 
     def __init__(self, config: SandboxConfig) -> None:
@@ -66,7 +66,7 @@ class World:
         self.items_of_train = self.items("train")
 
     @classmethod
-    def from_config(cls, config: SandboxConfig) -> World:
+    def from_config(cls, config: SandboxConfig) -> SandboxWorld:
         return cls(config)
 
     def is_restricted(self, item: Item) -> bool:

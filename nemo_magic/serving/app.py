@@ -23,13 +23,13 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
 
 from nemo_magic.backports import timeout
+from nemo_magic.config.serving import ServeConfig
 from nemo_magic.game.episode import Message
 from nemo_magic.net.body import read_body
-from nemo_magic.serving.config import ServeConfig
-from nemo_magic.serving.desk import Desk
-from nemo_magic.serving.engine import Answer, Job
+from nemo_magic.serving.engine import GenerationRequest, GenerationResult
+from nemo_magic.serving.offset_tokenizer import OffsetTokenizer, Tokens
 from nemo_magic.serving.protocol import ApiError, ChatRequest, CompletionRequest, parse
-from nemo_magic.serving.words import Tokens, Words
+from nemo_magic.serving.request_queue import RequestQueue
 
 DEFAULT_TOKENS = 16
 """What a text is continued by where its request does not say; OpenAI's number."""
@@ -38,7 +38,7 @@ _BEARER = HTTPBearer(auto_error=False)
 _SEEDS = 2**64
 
 
-def create_app(cfg: ServeConfig, desk: Desk, longest: int) -> FastAPI:
+def create_app(cfg: ServeConfig, desk: RequestQueue, longest: int) -> FastAPI:
     """The application. ``longest``: tokens of a reply in a chat whose request does not say.
 
     Raises ValueError where ``cfg.token`` does.
@@ -100,7 +100,7 @@ def create_app(cfg: ServeConfig, desk: Desk, longest: int) -> FastAPI:
         body = {"id": name, "object": kind, "created": int(time.time()), "model": cfg.name, "choices": choices}
         return JSONResponse(body | {"usage": usage})
 
-    async def asked(jobs: Sequence[Job]) -> list[Answer]:
+    async def asked(jobs: Sequence[GenerationRequest]) -> list[GenerationResult]:
         promises = [asyncio.wrap_future(promise) for promise in desk.submit(jobs)]
         try:
             async with timeout(cfg.request_timeout):
@@ -124,7 +124,9 @@ def create_app(cfg: ServeConfig, desk: Desk, longest: int) -> FastAPI:
         read = [_read_prompt(words, prompt) for prompt in prompts]
         seed = secrets.randbelow(_SEEDS) if asks.seed is None else asks.seed
         jobs = [
-            Job(tokens.ids, _room(tokens.ids, size, positions), asks.sampling, (seed + i) % _SEEDS, asks.logprobs)
+            GenerationRequest(
+                tokens.ids, _room(tokens.ids, size, positions), asks.sampling, (seed + i) % _SEEDS, asks.logprobs
+            )
             for i, tokens in enumerate(read)
         ]
         answers = await asked(jobs)
@@ -159,7 +161,7 @@ def create_app(cfg: ServeConfig, desk: Desk, longest: int) -> FastAPI:
         size = max(1, min(longest, positions - len(ids))) if asks.limit is None else asks.limit
         seed = secrets.randbelow(_SEEDS) if asks.seed is None else asks.seed % _SEEDS
         top = (asks.top_logprobs or 0) if asks.logprobs else None
-        job = Job(ids, _room(ids, size, positions, "messages"), asks.sampling, seed, top)
+        job = GenerationRequest(ids, _room(ids, size, positions, "messages"), asks.sampling, seed, top)
         [answer] = await asked([job])
         choice = {
             "index": 0,
@@ -172,7 +174,7 @@ def create_app(cfg: ServeConfig, desk: Desk, longest: int) -> FastAPI:
     return app
 
 
-def _read_prompt(words: Words, prompt: str | list[int]) -> Tokens:
+def _read_prompt(words: OffsetTokenizer, prompt: str | list[int]) -> Tokens:
     if isinstance(prompt, str):
         tokens = words.of_text(prompt)
     else:
@@ -193,7 +195,7 @@ def _room(ids: Sequence[int], size: int, positions: int, field: str = "prompt") 
     return size
 
 
-def _logprobs(words: Words, prompt: Tokens, answer: Answer, echo: bool) -> dict[str, list[Any]]:
+def _logprobs(words: OffsetTokenizer, prompt: Tokens, answer: GenerationResult, echo: bool) -> dict[str, list[Any]]:
     """Of prompt (where it is echoed) and response: tokens, where in the choice's text they begin, and what they had."""
     said = words.of_ids(answer.response, len(prompt.text) if echo else 0)
     skip = 0 if echo else len(prompt.ids)
@@ -217,7 +219,7 @@ def _logprobs(words: Words, prompt: Tokens, answer: Answer, echo: bool) -> dict[
     }
 
 
-def _content(words: Words, answer: Answer) -> list[dict[str, Any]]:
+def _content(words: OffsetTokenizer, answer: GenerationResult) -> list[dict[str, Any]]:
     """A chat's logprobs: of the response alone."""
     size = len(answer.response)
 

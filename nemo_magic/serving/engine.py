@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nemo_magic.actors.config import LengthConfig, SamplingConfig
-from nemo_magic.actors.picking import Stops
+from nemo_magic.actors.sampling import Stops
 from nemo_magic.rl.batch import DUMMY, Row, microbatches
 
 if TYPE_CHECKING:
     from nemo_magic.actors.actor import MagicActor
+    from nemo_magic.actors.distributed import World
     from nemo_magic.actors.generation import Generator
-    from nemo_magic.actors.world import World
 
 
 @dataclass(frozen=True)
-class Job:
+class GenerationRequest:
     """A row: ``ids`` are read, up to ``max_tokens`` more are said. ``top``: the likeliest tokens to tell at each
     position, beside the log-probability of the row's own; None: no log-probabilities are wanted."""
 
@@ -35,7 +35,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Answer:
+class GenerationResult:
     """``response``: the ids that were said, what ended them included; ``finished``: whether anything ended them.
 
     ``logprobs``: in nats at temperature 1, one for each id of row and response, None for the first, which nothing
@@ -48,7 +48,7 @@ class Answer:
     top: tuple[tuple[tuple[int, float], ...], ...] = ()
 
 
-class Engine:
+class ServingEngine:
     """One actor and its generator. Every rank of the world calls with the same jobs, and learns all answers."""
 
     def __init__(self, actor: MagicActor, generator: Generator, world: World) -> None:
@@ -59,15 +59,15 @@ class Engine:
         """Tokens that prompt and response may have together."""
         return int(self._actor.cfg.encoder_seq_length)
 
-    def answer(self, jobs: Sequence[Job]) -> list[Answer]:
+    def answer(self, jobs: Sequence[GenerationRequest]) -> list[GenerationResult]:
         """One answer per job, in order; data-parallel ranks take turns."""
         size = self._world.dp_size
-        found: list[Answer | None] = [None] * len(jobs)
-        for rank, part in enumerate(self._world.gather(self._answer(jobs[self._world.dp_rank :: size]))):
+        found: list[GenerationResult | None] = [None] * len(jobs)
+        for rank, part in enumerate(self._world.gather_data_parallel(self._answer(jobs[self._world.dp_rank :: size]))):
             found[rank::size] = part
         return [answer for answer in found if answer is not None]
 
-    def _answer(self, jobs: Sequence[Job]) -> list[Answer]:
+    def _answer(self, jobs: Sequence[GenerationRequest]) -> list[GenerationResult]:
         answers = self._said(jobs)
         wanted = [i for i, job in enumerate(jobs) if job.top is not None]
         scores = self._scores(
@@ -78,8 +78,8 @@ class Engine:
             answers[i] = self._scored(jobs[i], answers[i], logprobs, top)
         return answers
 
-    def _said(self, jobs: Sequence[Job]) -> list[Answer]:
-        answers = [Answer((), False)] * len(jobs)
+    def _said(self, jobs: Sequence[GenerationRequest]) -> list[GenerationResult]:
+        answers = [GenerationResult((), False)] * len(jobs)
         alike: dict[str, list[int]] = defaultdict(list)
         for i, job in enumerate(jobs):
             if job.max_tokens and not job.peeks:
@@ -94,7 +94,7 @@ class Engine:
                 prompts, seeds = [jobs[i].ids for i in group], [jobs[i].seed for i in group]
                 said = self._generator.generate(prompts, seeds, first.sampling, limits)
                 for i, completion in zip(group, said, strict=True):
-                    answers[i] = Answer(completion.response_ids, completion.finished)
+                    answers[i] = GenerationResult(completion.response_ids, completion.finished)
         finally:
             self._generator.pause()
         return answers
@@ -127,8 +127,12 @@ class Engine:
         return found
 
     def _scored(
-        self, job: Job, said: Answer, logprobs: Sequence[float], top: Sequence[Sequence[tuple[int, float]]]
-    ) -> Answer:
+        self,
+        job: GenerationRequest,
+        said: GenerationResult,
+        logprobs: Sequence[float],
+        top: Sequence[Sequence[tuple[int, float]]],
+    ) -> GenerationResult:
         response, finished, own = said.response, said.finished, [None, *logprobs]
         if job.peeks:
             index, logprob = top[-1][0]
@@ -138,4 +142,4 @@ class Engine:
             finished = stops.end_of(self._actor.chat, response) is not None
         # What stands at a position is told by the position before it.
         before: list[tuple[tuple[int, float], ...]] = [(), *(tuple(each[: job.top]) for each in top)]
-        return Answer(response, finished, tuple(own), tuple(before[: len(own)]))
+        return GenerationResult(response, finished, tuple(own), tuple(before[: len(own)]))

@@ -13,9 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nemo_magic.actors.distributed import DeviceMemory
 from nemo_magic.actors.errors import RemoteError
-from nemo_magic.actors.snapshots import Snapshot, Wardrobe, take
-from nemo_magic.actors.world import DeviceMemory
+from nemo_magic.actors.snapshots import Snapshot, SnapshotCache, save_snapshot
 from nemo_magic.config import MagicConfig
 from nemo_magic.data.seeds import SeedSampler, interleaved, load_seeds
 from nemo_magic.game.alarms import Alarms
@@ -26,23 +26,23 @@ from nemo_magic.game.pool import GIB, Pool
 from nemo_magic.game.schedule import Schedule
 from nemo_magic.game.stopping import EarlyStop, total_steps
 from nemo_magic.judge.errors import JudgeError
+from nemo_magic.league.participants import START
 from nemo_magic.report.records import StepRecord
-from nemo_magic.training.arena import arena_of
-from nemo_magic.training.cast import Cast, assemble
-from nemo_magic.training.checkpoints import Checkpointer, layout_of
-from nemo_magic.training.entrants import START
-from nemo_magic.training.errors import Preempted, TrainingError
-from nemo_magic.training.finale import finale
-from nemo_magic.training.interruption import Interruption
-from nemo_magic.training.learner import Learner
-from nemo_magic.training.observe import Observer
+from nemo_magic.rollout.attack_prefetch import AttackPrefetcher
+from nemo_magic.rollout.engine import build_rollout_engine
+from nemo_magic.rollout.reward_manager import RewardManager
+from nemo_magic.runtime.checkpoint_manager import CheckpointManager, layout_of
+from nemo_magic.runtime.checkpoint_paths import STATE
+from nemo_magic.runtime.errors import Preempted, TrainingError
+from nemo_magic.runtime.preemption import Preemption
+from nemo_magic.runtime.resume import Resume, start_weights
+from nemo_magic.runtime.timers import Timers
+from nemo_magic.runtime.watchdog import Watchdog, host_of_process
+from nemo_magic.tracking.metric_logger import MetricLogger
+from nemo_magic.training.final_evaluation import final_evaluation
 from nemo_magic.training.opponents import Opponents, clear_out
-from nemo_magic.training.referee import Referee
-from nemo_magic.training.resume import Resume, start_weights
-from nemo_magic.training.rewrites import Rewrites
-from nemo_magic.training.shelf import STATE
-from nemo_magic.training.timers import Timers
-from nemo_magic.training.watchdog import Watchdog, host_of_process
+from nemo_magic.training.policies import PolicyPair, build_policies
+from nemo_magic.training.trainer import Trainer
 
 REWRITES = "rewrites.json"
 
@@ -54,36 +54,40 @@ def train(cfg: MagicConfig, resume: Resume) -> None:
         TrainingError: the run cannot go on, or was asked not to; it has saved and goes on when it is started again.
         JudgeFailed: no judge was there to begin with.
     """
-    with assemble(cfg, start_weights(cfg, resume.checkpoint)) as cast:
-        referee = Referee(cast.world, cfg.judge, cfg.rewards, cfg.game.observe)
+    with build_policies(cfg, start_weights(cfg, resume.checkpoint)) as pair:
+        reward_manager = RewardManager(pair.world, cfg.judge, cfg.rewards, cfg.game.extra_verdict_fields)
         try:
-            referee.wait_ready(cfg.judge.give_up_after)
-            _Coevolution(cfg, cast, referee).run(resume)
+            reward_manager.wait_ready(cfg.judge.give_up_after)
+            _Coevolution(cfg, pair, reward_manager).run(resume)
         finally:
-            referee.close()
+            reward_manager.close()
 
 
 class _Coevolution:
-    def __init__(self, cfg: MagicConfig, cast: Cast, referee: Referee) -> None:
+    def __init__(self, cfg: MagicConfig, pair: PolicyPair, reward_manager: RewardManager) -> None:
         self.cfg = cfg
-        self.cast = cast
-        self.world = cast.world
-        self.referee = referee
+        self.pair = pair
+        self.world = pair.world
+        self.reward_manager = reward_manager
         self.timers = Timers(DeviceMemory())
         self.folder = Path(cfg.exp_manager.explicit_log_dir)
-        self.arena = arena_of(cfg, cast.speakers, self.timers)
-        self.learner = Learner(self.world, cfg.grpo)
+        self.rollouts = build_rollout_engine(cfg, pair.policies, self.timers)
+        self.learner = Trainer(self.world, cfg.grpo)
         data = load_seeds(cfg.data)
         self.say(str(data.report))
         self.sampler = SeedSampler(data.train, cfg.game.batch_size, cfg.data.harmful_share, cfg.seed)
-        self.snapshots: dict[str, list[Snapshot]] = {name: [] for name in cast.named}
-        wardrobe = Wardrobe(cfg.game.pool.max_host_gib * GIB)
-        self.opponents = Opponents(cfg, cast, self.arena, self.snapshots, wardrobe)
-        self.rewrites = Rewrites(self.world, self.opponents, lambda step: self.share_of(self.sampler.batch(step)))
+        self.snapshots: dict[str, list[Snapshot]] = {name: [] for name in pair.unique}
+        snapshot_cache = SnapshotCache(cfg.game.pool.max_host_gib * GIB)
+        self.opponents = Opponents(cfg, pair, self.rollouts, self.snapshots, snapshot_cache)
+        self.prefetcher = AttackPrefetcher(
+            self.world, self.opponents, lambda step: self.share_of(self.sampler.batch(step))
+        )
         self.held_out = interleaved(data.validation)[: cfg.game.num_val_samples]
         self.test = data.test or data.validation
         self.total = total_steps(cfg.game.max_steps, cfg.game.max_epochs, cfg.game.batch_size, len(data.train))
-        self.checkpoints = Checkpointer(self.world, self.folder, cfg.exp_manager.checkpoint_callback_params, self.say)
+        self.checkpoints = CheckpointManager(
+            self.world, self.folder, cfg.exp_manager.checkpoint_callback_params, self.say
+        )
         # What follows is, with snapshots and opponents, the game's state, and is saved as one.
         self.schedule = Schedule.begin(cfg.game.schedule)
         self.early_stop = EarlyStop()
@@ -94,15 +98,17 @@ class _Coevolution:
         cfg = self.cfg
         done = self.restore(resume)
         with ExitStack() as to_the_end:
-            observer = self.play_on(done, to_the_end)
-            finale(cfg, self.cast, self.arena, self.referee, self.snapshots, self.test, self.folder, observer)
+            logger = self.play_on(done, to_the_end)
+            final_evaluation(
+                cfg, self.pair, self.rollouts, self.reward_manager, self.snapshots, self.test, self.folder, logger
+            )
 
-    def play_on(self, done: int | None, to_the_end: ExitStack) -> Observer:
+    def play_on(self, done: int | None, to_the_end: ExitStack) -> MetricLogger:
         """All rounds after step ``done``; who observes them is needed afterwards."""
         cfg, exp = self.cfg, self.cfg.exp_manager
-        with self.watchdog(), Interruption(self.world, exp.max_seconds) as interruption:
-            observer = to_the_end.enter_context(
-                Observer(
+        with self.watchdog(), Preemption(self.world, exp.max_seconds) as preemption:
+            logger = to_the_end.enter_context(
+                MetricLogger(
                     exp,
                     is_main=self.world.is_main,
                     resume_step=done,
@@ -112,9 +118,9 @@ class _Coevolution:
                     analysis=cfg.analysis,
                 )
             )
-            self.checkpoints.say = observer.note
+            self.checkpoints.say = logger.note
             if done is None:
-                self.begin(observer)
+                self.begin(logger)
             while not self.over():
                 self.refuse_alarmed()
                 self.checkpoints.poll()
@@ -127,21 +133,21 @@ class _Coevolution:
                         f"step {self.schedule.step + 1}: {error}; saved after {self.schedule.step}"
                     ) from error
                 try:
-                    self.finish_step(metrics, scored, observer)
+                    self.finish_step(metrics, scored, logger)
                 except (JudgeError, RemoteError) as error:
                     # The learner has moved on and the game has not: this is no state to go on from.
                     self.checkpoints.finish()
                     raise TrainingError(
                         f"validation after step {self.schedule.step + 1}: {error}; goes on from the last checkpoint"
                     ) from error
-                if (reason := interruption.reason()) and not self.over():
+                if (reason := preemption.reason()) and not self.over():
                     self.save(wait=True)
                     raise Preempted(f"{reason}: saved after {self.schedule.step} of {self.total} steps")
             self.save(wait=True)
-        return observer
+        return logger
 
     def watchdog(self) -> Watchdog:
-        hosts = self.world.everyone(host_of_process())
+        hosts = self.world.all_gather(host_of_process())
         return Watchdog(
             self.folder,
             self.cfg.exp_manager.hang_timeout,
@@ -155,22 +161,22 @@ class _Coevolution:
         """One round of Algorithm 1: sample, play, judge, reward, learn."""
         role, timers = self.schedule.learner, self.timers
         with timers("step"):
-            player = self.cast.learns(role)
+            policy = self.pair.set_learner(role)
             episodes = self.play(role)
-            self.cast.generator.release()
+            self.pair.generator.release()
             unplayed = self.unplayed_share(len(episodes))
-            pending = self.referee.submit(episodes, audit=True)
+            pending = self.reward_manager.submit(episodes, audit=True)
             with timers("logprobs"):  # the judge works meanwhile
-                said = self.learner.said(player, role, episodes)
+                said = self.learner.said(policy, role, episodes)
             with timers("judge_wait"):
-                scored = self.referee.collect(pending)
+                scored = self.reward_manager.collect(pending)
             advantages = self.learner.advantages(role, scored)
             with timers("update"):
-                metrics = self.learner.update(player, scored, said, advantages)
+                metrics = self.learner.update(policy, scored, said, advantages)
         metrics |= {"train_rollouts/unplayed_share": unplayed}
-        metrics |= self.figures("train_rollouts/", scored) | self.referee.figures()
+        metrics |= self.figures("train_rollouts/", scored) | self.reward_manager.figures()
         if role is Role.ATTACKER:
-            ranks = self.world.gather(attack_distance(scored))
+            ranks = self.world.gather_data_parallel(attack_distance(scored))
             metrics |= Ratios.merged(ranks).means("train_rollouts/")
         return metrics | self.speed(scored), scored
 
@@ -179,12 +185,12 @@ class _Coevolution:
         group of G responses; the attacker does not change meanwhile, so its attacks may be written ahead."""
         step = self.schedule.step
         if role is Role.ATTACKER:
-            self.rewrites.forget()
-            with self.opponents.facing(role, step):
-                return self.arena.attacker_rollout(self.share_of(self.sampler.batch(step)), step)
-        openings = self.rewrites.take(step, self.ahead())
-        with self.opponents.facing(role, step):
-            return self.arena.defender_rollout(openings, step)
+            self.prefetcher.invalidate()
+            with self.opponents.opponent_for(role, step):
+                return self.rollouts.attacker_rollout(self.share_of(self.sampler.batch(step)), step)
+        openings = self.prefetcher.get(step, self.ahead())
+        with self.opponents.opponent_for(role, step):
+            return self.rollouts.defender_rollout(openings, step)
 
     def unplayed_share(self, played: int) -> float:
         """The share of this step's games that could not be played, over all ranks.
@@ -192,7 +198,7 @@ class _Coevolution:
         Raises:
             TrainingError: it is above ``game.max_unplayed_share``.
         """
-        (total,) = self.world.total(played)
+        (total,) = self.world.sum_data_parallel(played)
         share = 1 - total / (self.cfg.game.batch_size * self.cfg.game.group_size)
         if share > self.cfg.game.max_unplayed_share:
             raise TrainingError(
@@ -204,22 +210,22 @@ class _Coevolution:
 
     def ahead(self) -> int:
         """How many steps' attacks to write at once: at most what is certain to be played by this attacker."""
-        wanted = self.cfg.game.rewrites_ahead
+        wanted = self.cfg.game.attack_prefetch_steps
         certain = min(self.schedule.steps_left(self.cfg.game.schedule), self.total - self.schedule.step)
         return 1 if self.cfg.game.self_play else certain if wanted is None else min(wanted, certain)
 
-    def finish_step(self, metrics: dict[str, float], scored: Sequence[Scored], observer: Observer) -> None:
+    def finish_step(self, metrics: dict[str, float], scored: Sequence[Scored], logger: MetricLogger) -> None:
         """Validate and record what was played, move on, and keep what is to be kept."""
         cfg, before = self.cfg, self.schedule
         done = before.step + 1
         validated = done % cfg.game.val_check_interval == 0 or done == self.total
         if validated:
             metrics |= self.validate() | self.drained()
-        metrics |= self.opponents.count(before.learner, before.step, scored)
+        metrics |= self.opponents.update_win_rates(before.learner, before.step, scored)
         self.alarms, events, pressures = self.alarms.after(cfg.alarms, done, before.learner, metrics)
         metrics |= pressures
         record = StepRecord(done, before.learner, before.phase, before.learner, metrics)
-        observer.record(record, scored, events)
+        logger.record(record, scored, events)
         self.metrics = metrics
         self.schedule = before.advance(cfg.game.schedule, metrics)
         self.early_stop = self.early_stop.after(cfg.game.early_stop, done, metrics)
@@ -248,18 +254,20 @@ class _Coevolution:
     def validate(self) -> dict[str, float]:
         """The pair as it is, on held-out seeds, at temperature 0."""
         with self.timers("validate"):
-            scored = self.referee.collect(self.referee.submit(self.arena.duel(self.share_of(self.held_out))))
+            scored = self.reward_manager.collect(
+                self.reward_manager.submit(self.rollouts.greedy_rollout(self.share_of(self.held_out)))
+            )
         return self.figures("val_rollouts/", scored)
 
     # --- what is kept
 
-    def begin(self, observer: Observer) -> None:
+    def begin(self, logger: MetricLogger) -> None:
         """Before the first step: everyone's first self is kept, the pair measured, and the run can be resumed."""
-        for role in self.cast.players:
+        for role in self.pair.trainable:
             self.keep(role, START, -1)
         self.opponents.draw(self.schedule)
         self.metrics = self.validate() | self.drained()
-        observer.record(StepRecord(0, "start", 0, None, self.metrics))
+        logger.record(StepRecord(0, "start", 0, None, self.metrics))
         self.save()
 
     def keep(self, role: Role, name: str, phase: int) -> None:
@@ -267,15 +275,15 @@ class _Coevolution:
 
         Where it was kept under this name, its run ended within the phase and went on: it has learned since.
         """
-        player = self.cast.players[role]
-        owner = next(key for key, one in self.cast.named.items() if one is player)
+        policy = self.pair.trainable[role]
+        owner = next(key for key, one in self.pair.unique.items() if one is policy)
         if name == START and START in (kept.name for kept in self.snapshots[owner]):
             return  # one player is both roles' first self
         # Megatron has one queue of write results per process: two writes at a time would be told each other's.
         self.checkpoints.finish()
-        taken = take(player.actor, self.folder / "snapshots" / owner / name)
+        taken = save_snapshot(policy.actor, self.folder / "snapshots" / owner / name)
         self.snapshots[owner] = [kept for kept in self.snapshots[owner] if kept.name != name] + [taken]
-        for of_role, out in self.opponents.join(role, taken, phase):
+        for of_role, out in self.opponents.add(role, taken, phase):
             self.snapshots[of_role] = [kept for kept in self.snapshots[of_role] if kept.name != out]
         if self.cfg.game.pool.max_disk_gib is not None:
             clear_out(self.world, self.folder, self.snapshots)
@@ -289,30 +297,30 @@ class _Coevolution:
             "alarms": self.alarms.to_dict(),
             "pool": self.opponents.pool.to_dict(),
             "snapshots": {name: [kept.name for kept in taken] for name, taken in self.snapshots.items()},
-            "skipped_updates": {name: player.skipped_updates for name, player in self.cast.named.items()},
-            "layout": layout_of(self.world, self.cast.named),
+            "skipped_updates": {name: policy.skipped_updates for name, policy in self.pair.unique.items()},
+            "layout": layout_of(self.world, self.pair.unique),
             "config": asdict(self.cfg),
         }
-        documents = {STATE: state, REWRITES: self.rewrites.to_rows(self.schedule.step)}
-        self.checkpoints.save(self.schedule.step, self.cast.named, documents, self.metrics, wait)
+        documents = {STATE: state, REWRITES: self.prefetcher.to_rows(self.schedule.step)}
+        self.checkpoints.save(self.schedule.step, self.pair.unique, documents, self.metrics, wait)
 
     def restore(self, resume: Resume) -> int | None:
         """Take up the game where a checkpoint left it; the step to go on after, or None for a new game."""
         path = self.checkpoints.newest() if resume.newest else resume.checkpoint
         if path is None:
             return None
-        state: Mapping[str, Any] = self.checkpoints.restore(path, self.cast.named)
+        state: Mapping[str, Any] = self.checkpoints.restore(path, self.pair.unique)
         self.schedule = Schedule.from_dict(state["schedule"])
         self.early_stop = EarlyStop.from_dict(state["early_stop"])
         # Older checkpoints have none; they are gone on from only where nobody is drawn from it (decide).
         self.opponents.pool = Pool.from_dict(state["pool"]) if "pool" in state else Pool()
         self.alarms = Alarms.from_dict(state["alarms"]) if "alarms" in state else Alarms()
         taken = path.parent.parent / "snapshots"
-        for name, player in self.cast.named.items():
-            player.skipped_updates = state["skipped_updates"][name]
+        for name, policy in self.pair.unique.items():
+            policy.skipped_updates = state["skipped_updates"][name]
             self.snapshots[name] = [Snapshot(kept, taken / name / kept) for kept in state["snapshots"][name]]
         rows = json.loads((path / REWRITES).read_text(encoding="utf-8"))
-        self.rewrites.from_rows(rows, lambda group: group % self.world.dp_size == self.world.dp_rank)
+        self.prefetcher.from_rows(rows, lambda group: group % self.world.dp_size == self.world.dp_rank)
         self.say(f"resumed from {path}: {self.schedule.step} of {self.total} steps are done")
         return self.schedule.step
 
@@ -328,11 +336,11 @@ class _Coevolution:
 
     def figures(self, prefix: str, scored: Sequence[Scored]) -> dict[str, float]:
         """The game's figures over all ranks."""
-        return Ratios.merged(self.world.gather(rollout_metrics(scored))).means(prefix)
+        return Ratios.merged(self.world.gather_data_parallel(rollout_metrics(scored))).means(prefix)
 
     def drained(self) -> dict[str, float]:
         """Seconds and peak memory by part, and the generator's figures, of the rank that has most."""
-        ranks = self.world.everyone(self.timers.drain() | self.cast.generator.drain())
+        ranks = self.world.all_gather(self.timers.drain() | self.pair.generator.drain())
         return {name: max(rank[name] for rank in ranks) for name in ranks[0]}
 
     def speed(self, scored: Sequence[Scored]) -> dict[str, float]:
@@ -341,5 +349,5 @@ class _Coevolution:
         said = [completion for s in scored for role in Role for completion in s.episode.said_by(role)]
         # A group that shares an attack shares one object: count it once.
         sampled = sum(len(completion.response_ids) for completion in {id(c): c for c in said}.values())
-        (tokens,) = self.world.total(sampled)
+        (tokens,) = self.world.sum_data_parallel(sampled)
         return timings | {"throughput/tokens_per_second": tokens / timings["timers/step"]}

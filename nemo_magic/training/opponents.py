@@ -19,23 +19,23 @@ from nemo_magic.game.episode import Label, Role, Seed
 from nemo_magic.game.metrics import Ratios, Scored, attack_succeeded
 from nemo_magic.game.pool import Pool, PoolFull
 from nemo_magic.game.schedule import Schedule
-from nemo_magic.training.arena import Arena, Attack
-from nemo_magic.training.entrants import SHARED
-from nemo_magic.training.errors import TrainingError
-from nemo_magic.training.shelf import FOLDER as CHECKPOINTS
-from nemo_magic.training.shelf import STATE, committed
+from nemo_magic.league.participants import SHARED
+from nemo_magic.rollout.engine import AttackPrompt, RolloutEngine
+from nemo_magic.runtime.checkpoint_paths import FOLDER as CHECKPOINTS
+from nemo_magic.runtime.checkpoint_paths import STATE, committed_checkpoints
+from nemo_magic.runtime.errors import TrainingError
 
 if TYPE_CHECKING:
-    from nemo_magic.actors.snapshots import Snapshot, Wardrobe
-    from nemo_magic.actors.world import World
-    from nemo_magic.training.cast import Cast
+    from nemo_magic.actors.distributed import World
+    from nemo_magic.actors.snapshots import Snapshot, SnapshotCache
+    from nemo_magic.training.policies import PolicyPair
 
 
 def clear_out(world: World, run: Path, snapshots: Mapping[str, Sequence[Snapshot]]) -> None:
     """Remove the weights of whom the pool let go, unless a checkpoint that can be gone on from knows them."""
     if world.is_main:
         known = {(owner, kept.name) for owner, taken in snapshots.items() for kept in taken}
-        for path in committed(run / CHECKPOINTS):
+        for path in committed_checkpoints(run / CHECKPOINTS):
             saved = json.loads((path / STATE).read_text(encoding="utf-8"))["snapshots"]
             known |= {(owner, name) for owner, names in saved.items() for name in names}
         for folder in (run / "snapshots").glob("*/[!.]*"):
@@ -51,23 +51,23 @@ class Opponents:
     def __init__(
         self,
         cfg: MagicConfig,
-        cast: Cast,
-        arena: Arena,
+        pair: PolicyPair,
+        rollouts: RolloutEngine,
         snapshots: Mapping[str, Sequence[Snapshot]],
-        wardrobe: Wardrobe,
+        snapshot_cache: SnapshotCache,
     ) -> None:
         self.pool = Pool()
         self._cfg = cfg
-        self._cast = cast
-        self._arena = arena
+        self._pair = pair
+        self._rollouts = rollouts
         self._snapshots = snapshots
-        self._wardrobe = wardrobe
+        self._snapshot_cache = snapshot_cache
 
     @property
     def _only_latest(self) -> bool:
         return self._cfg.game.pool.draw == "latest"
 
-    def join(self, role: Role, snapshot: Snapshot, phase: int) -> list[tuple[Role, str]]:
+    def add(self, role: Role, snapshot: Snapshot, phase: int) -> list[tuple[Role, str]]:
         """A self of ``role`` was kept; returns whom the pool let go for it.
 
         Raises:
@@ -75,16 +75,16 @@ class Opponents:
         """
         if SHARED in self._snapshots:
             return []  # one player has no pool of its own
-        self._wardrobe.forget(snapshot)
+        self._snapshot_cache.evict(snapshot)
         # Without torch's index, which has the folder's name in it: the pool's state must not depend on where a run is.
         files = [path for path in snapshot.folder.rglob("*") if path.is_file() and path.name != ".metadata"]
-        size = self._cast.world.everyone(sum(path.stat().st_size for path in files))[0]
+        size = self._pair.world.all_gather(sum(path.stat().st_size for path in files))[0]
         try:
             self.pool, evicted = self.pool.join(self._cfg.game.pool, role, snapshot.name, phase, size)
         except PoolFull as error:
             raise TrainingError(str(error)) from error
         for of_role, name in evicted:
-            self._wardrobe.forget(self._snapshot(of_role, name))
+            self._snapshot_cache.evict(self._snapshot(of_role, name))
         return evicted
 
     def draw(self, schedule: Schedule) -> None:
@@ -93,24 +93,24 @@ class Opponents:
             role = schedule.learner.opponent
             self.pool = self.pool.drawn(self._cfg.game.pool, role, self._cfg.seed, schedule.phase)
 
-    def defender_openings(self, seeds: Mapping[int, Sequence[tuple[int, Seed]]]) -> dict[int, list[Attack]]:
-        """As ``Arena.defender_openings``, each share by the attacker that was drawn for it."""
+    def defender_openings(self, seeds: Mapping[int, Sequence[tuple[int, Seed]]]) -> dict[int, list[AttackPrompt]]:
+        """As ``RolloutEngine.defender_openings``, each share by the attacker that was drawn for it."""
         if self._only_latest:
-            return self._arena.defender_openings(seeds)
-        openings: dict[int, list[Attack]] = {step: [] for step in seeds}
+            return self._rollouts.defender_openings(seeds)
+        openings: dict[int, list[AttackPrompt]] = {step: [] for step in seeds}
         # Everyone in the same order, also where this rank has no share: loading weights is for all ranks.
-        for name in dict.fromkeys(self.pool.places):
+        for name in dict.fromkeys(self.pool.slots):
             share = {
                 step: [(group, seed) for group, seed in pairs if self._opponent(Role.DEFENDER, step, group) == name]
                 for step, pairs in seeds.items()
             }
             with self._wearing(Role.ATTACKER, name):
-                for step, attacks in self._arena.defender_openings(share).items():
+                for step, attacks in self._rollouts.defender_openings(share).items():
                     openings[step] += attacks
         return openings
 
     @contextmanager
-    def facing(self, learner: Role, step: int) -> Iterator[None]:
+    def opponent_for(self, learner: Role, step: int) -> Iterator[None]:
         """Within the context the step's opponent is there, where it has to play on."""
         if self._only_latest or not self._plays_on(learner):
             yield
@@ -118,7 +118,7 @@ class Opponents:
             with self._wearing(learner.opponent, self._opponent(learner, step, 0)):
                 yield
 
-    def count(self, learner: Role, step: int, scored: Sequence[Scored]) -> dict[str, float]:
+    def update_win_rates(self, learner: Role, step: int, scored: Sequence[Scored]) -> dict[str, float]:
         """Who won how often, for the next draw and for the record: ASR on harmful seeds by opponent."""
         if self._only_latest:
             return {}
@@ -128,7 +128,7 @@ class Opponents:
             # A seed that was shown as it is was nobody's attack.
             if episode.seed.label is Label.HARMFUL and success is not None and episode.turns[0].attack is not None:
                 found.add(self._opponent(learner, step, episode.group), success)
-        total = Ratios.merged(self._cast.world.gather(found))
+        total = Ratios.merged(self._pair.world.gather_data_parallel(found))
         wins = {
             name: (won if learner is Role.DEFENDER else games - won, games)
             for name, (won, games) in total.pairs.items()
@@ -147,7 +147,7 @@ class Opponents:
         if self.pool.is_present(role, name):
             yield
         else:
-            with self._wardrobe.worn(self._cast.players[role].actor, self._snapshot(role, name)):
+            with self._snapshot_cache.use_snapshot(self._pair.trainable[role].actor, self._snapshot(role, name)):
                 yield
 
     def _snapshot(self, role: Role, name: str) -> Snapshot:

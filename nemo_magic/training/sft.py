@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from nemo_magic.actors.actor import LossFunction, Metrics, Objective
-from nemo_magic.actors.build import Player, build_player
-from nemo_magic.actors.checkpoint import save_weights
+from nemo_magic.actors.builder import TrainablePolicy, build_policy
+from nemo_magic.actors.distributed import World
 from nemo_magic.actors.tokenizer import ChatTokenizer
-from nemo_magic.actors.world import World
+from nemo_magic.actors.weights import save_weights
 from nemo_magic.config import MagicConfig, role_model
 from nemo_magic.data.errors import DataError
 from nemo_magic.data.pools import read_attack_pool, read_chat_pool
@@ -24,9 +24,9 @@ from nemo_magic.game.prompts import attacker_messages
 from nemo_magic.report.records import StepRecord
 from nemo_magic.rl.batch import MicroBatch, Row
 from nemo_magic.rl.loss import Normalizer, nll_loss
-from nemo_magic.training.errors import DivergedError
-from nemo_magic.training.observe import Observer
-from nemo_magic.training.timers import Timers
+from nemo_magic.runtime.errors import DivergedError
+from nemo_magic.runtime.timers import Timers
+from nemo_magic.tracking.metric_logger import MetricLogger
 
 WEIGHTS = "weights"
 """Folder of the run that holds the result; ``actors.<role>.restore_from_path`` of what follows."""
@@ -46,27 +46,27 @@ def run_sft(cfg: MagicConfig) -> None:
             f"{target} already holds weights: choose another name or exp_manager.explicit_log_dir, or remove the folder"
         )
     model = role_model(cfg, role, steps=cfg.sft.max_steps)
-    player = build_player(role, model, cfg.actors.of(role), cfg.trainer, cfg.seed)
+    policy = build_policy(role, model, cfg.actors.of(role), cfg.trainer, cfg.seed)
     world = World.current()
     first = Role.ATTACKER if cfg.sft.role == "both" else role
-    pools = [_pool(cfg, cfg.sft.pool, "sft.pool", first, player, world)]
+    pools = [_pool(cfg, cfg.sft.pool, "sft.pool", first, policy, world)]
     if cfg.sft.role == "both":
-        pools.append(_pool(cfg, cfg.sft.defender_pool, "sft.defender_pool", Role.DEFENDER, player, world))
-    held_out = _pool(cfg, cfg.sft.val_pool, "sft.val_pool", first, player, world) if cfg.sft.val_pool else []
+        pools.append(_pool(cfg, cfg.sft.defender_pool, "sft.defender_pool", Role.DEFENDER, policy, world))
+    held_out = _pool(cfg, cfg.sft.val_pool, "sft.val_pool", first, policy, world) if cfg.sft.val_pool else []
     samplers = [EpochSampler(len(rows), cfg.sft.batch_size // len(pools), cfg.seed) for rows in pools]
     timers = Timers()
-    with Observer(
+    with MetricLogger(
         cfg.exp_manager, is_main=world.is_main, total_steps=cfg.sft.max_steps, title=cfg.name, config=asdict(cfg)
-    ) as observer:
+    ) as logger:
         for step in range(cfg.sft.max_steps):
             with timers("step"):
                 batch = [rows[i] for rows, sampler in zip(pools, samplers, strict=True) for i in sampler.batch(step)]
-                metrics = _learn(player, world, batch[world.dp_rank :: world.dp_size])
+                metrics = _learn(policy, world, batch[world.dp_rank :: world.dp_size])
             done = step + 1
             if held_out and (done % cfg.sft.val_check_interval == 0 or done == cfg.sft.max_steps):
-                metrics["val_optim/loss"] = _measure(player, world, held_out[: cfg.sft.num_val_samples])
-            observer.record(StepRecord(done, "sft", 0, role, metrics | timers.drain()))
-    save_weights(player.actor, target)
+                metrics["val_optim/loss"] = _measure(policy, world, held_out[: cfg.sft.num_val_samples])
+            logger.record(StepRecord(done, "sft", 0, role, metrics | timers.drain()))
+    save_weights(policy.actor, target)
     if world.is_main:
         print(f"{role} warmed up: weights in {target}", flush=True)
 
@@ -89,11 +89,11 @@ def chat_rows(path: str, chat: ChatTokenizer) -> tuple[list[Row], DropReport]:
     return [Row(chat.prompt_ids(row.messages), chat.completion_ids(row.response)) for row in pool], report
 
 
-def _pool(cfg: MagicConfig, path: str | None, key: str, role: Role, player: Player, world: World) -> list[Row]:
+def _pool(cfg: MagicConfig, path: str | None, key: str, role: Role, policy: TrainablePolicy, world: World) -> list[Row]:
     """The rows of a pool that teach ``role``."""
     if path is None:
         raise DataError(f"{key} is not set: name a jsonl or parquet file of demonstrations")
-    chat, limit = player.actor.chat, player.actor.cfg.encoder_seq_length
+    chat, limit = policy.actor.chat, policy.actor.cfg.encoder_seq_length
     rows, report = attack_rows(cfg, path, chat) if role is Role.ATTACKER else chat_rows(path, chat)
     fitting = [row for row in rows if len(row) <= limit]
     report.drop(f"longer than model.encoder_seq_length={limit}", len(rows) - len(fitting))
@@ -104,26 +104,26 @@ def _pool(cfg: MagicConfig, path: str | None, key: str, role: Role, player: Play
     return fitting
 
 
-def _learn(player: Player, world: World, rows: Sequence[Row]) -> dict[str, float]:
-    norm = Normalizer(*world.total(sum(len(row.response_ids) for row in rows), len(rows)))
-    update = player.learn(player.microbatches(rows, world), _completion_loss(norm))
+def _learn(policy: TrainablePolicy, world: World, rows: Sequence[Row]) -> dict[str, float]:
+    norm = Normalizer(*world.sum_data_parallel(sum(len(row.response_ids) for row in rows), len(rows)))
+    update = policy.learn(policy.microbatches(rows, world), _completion_loss(norm))
     if not update.made:
-        raise DivergedError(f"sft: the {player.role}'s gradient norm is {update.grad_norm}: lower model.optim.lr")
+        raise DivergedError(f"sft: the {policy.role}'s gradient norm is {update.grad_norm}: lower model.optim.lr")
     return {
         "train_optim/loss": _mean(update.metrics),
         "train_optim/grad_norm": update.grad_norm,
-        "train_optim/lr": player.learning_rate,
+        "train_optim/lr": policy.learning_rate,
     }
 
 
-def _measure(player: Player, world: World, rows: Sequence[Row]) -> float:
+def _measure(policy: TrainablePolicy, world: World, rows: Sequence[Row]) -> float:
     """Mean negative log-likelihood per completion token, in nats, without learning."""
-    batches = player.microbatches(rows[world.dp_rank :: world.dp_size], world)
+    batches = policy.microbatches(rows[world.dp_rank :: world.dp_size], world)
     parts = [
         nll_loss(logprobs, batch.mask.to(logprobs.device), Normalizer(1.0, 1.0)).metrics["nll"]
-        for batch, logprobs in zip(batches, player.actor.token_logprobs(batches), strict=True)
+        for batch, logprobs in zip(batches, policy.actor.token_logprobs(batches), strict=True)
     ]
-    total, count = world.total(sum(float(s) for s, _ in parts), sum(float(c) for _, c in parts))
+    total, count = world.sum_data_parallel(sum(float(s) for s, _ in parts), sum(float(c) for _, c in parts))
     return total / count
 
 

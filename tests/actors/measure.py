@@ -20,9 +20,9 @@ from nemo_magic.compat import cpu
 
 
 def main(folder: Path, name: str, tp: int, pp: int) -> None:
-    from nemo_magic.actors.build import build_player
-    from nemo_magic.actors.checkpoint import save_weights
-    from nemo_magic.actors.world import World
+    from nemo_magic.actors.builder import build_policy
+    from nemo_magic.actors.distributed import World
+    from nemo_magic.actors.weights import save_weights
     from nemo_magic.config import compose, role_model
     from nemo_magic.game.episode import Role
 
@@ -49,7 +49,7 @@ def main(folder: Path, name: str, tp: int, pp: int) -> None:
         overrides.append(f"actors.{role.value}.sampling_params.temperature=0.7")
     cfg = compose("magic_sandbox", overrides)
     players = {
-        role: build_player(role, role_model(cfg, role), cfg.actors.of(role), cfg.trainer, 11 + i, keep_reference=True)
+        role: build_policy(role, role_model(cfg, role), cfg.actors.of(role), cfg.trainer, 11 + i, keep_reference=True)
         for i, role in enumerate(Role)
     }
     world = World.current()
@@ -177,10 +177,10 @@ def _generation(attacker: Any, defender: Any, cfg: Any) -> dict[str, Any]:
 
 def _loss_and_gradients(player: Any, world: Any, cfg: Any, target: Path) -> dict[str, Any]:
     """One backward pass, no step; the gradients are saved in the weights' place, so that shards are put together."""
-    from nemo_magic.actors.checkpoint import save_weights
+    from nemo_magic.actors.weights import save_weights
     from nemo_magic.rl.batch import microbatches, scatter_back
     from nemo_magic.rl.loss import Normalizer
-    from nemo_magic.training.learner import grpo_objective
+    from nemo_magic.training.trainer import grpo_objective
 
     actor, everything = player.actor, rows()
     batches = microbatches(everything, 3, actor.chat.pad_id)
@@ -192,8 +192,8 @@ def _loss_and_gradients(player: Any, world: Any, cfg: Any, target: Path) -> dict
     ]
     live = [i for i in range(12) if i // 3 != 2 and (i // 3) % world.dp_size == world.dp_rank]
     mine = [everything[i] for i in live]
-    norm = Normalizer(*world.total(sum(len(r.response_ids) for r in mine), len(mine)))
-    count = world.maximum(-(-len(mine) // 3))
+    norm = Normalizer(*world.sum_data_parallel(sum(len(r.response_ids) for r in mine), len(mine)))
+    count = world.max_data_parallel(-(-len(mine) // 3))
     own = microbatches(mine, 3, actor.chat.pad_id, count)
     player.optimizer.zero_grad()
     metrics = actor.accumulate(own, lambda logprobs, batch: grpo_objective(logprobs, batch, cfg.grpo, norm))
@@ -213,14 +213,14 @@ def _loss_and_gradients(player: Any, world: Any, cfg: Any, target: Path) -> dict
 def _one_rank_learns(player: Any, world: Any, cfg: Any) -> dict[str, Any]:
     """All that can be learnt from is with the first data-parallel rank; the others bring dummies."""
     from nemo_magic.rl.loss import Normalizer
-    from nemo_magic.training.learner import grpo_objective
+    from nemo_magic.training.trainer import grpo_objective
 
     def full(row: Any) -> Any:
         zeros = (0.0,) * len(row.response_ids)
         return replace(row, old_logprobs=zeros, ref_logprobs=zeros, rollout_logprobs=zeros)
 
     live = [full(row) for row in rows()] if world.dp_rank == 0 else []
-    norm = Normalizer(*world.total(sum(len(row.response_ids) for row in live), len(live)))
+    norm = Normalizer(*world.sum_data_parallel(sum(len(row.response_ids) for row in live), len(live)))
     config = replace(cfg.grpo, kl_beta=0.1, tis_clip=2.0)
     player.optimizer.zero_grad()
     batches = player.microbatches(live, world)
@@ -233,7 +233,7 @@ def _learning(player: Any, world: Any, cfg: Any) -> dict[str, Any]:
     """Dead groups move nothing; live ones do."""
     from nemo_magic.rl.batch import microbatches
     from nemo_magic.rl.loss import Normalizer
-    from nemo_magic.training.learner import grpo_objective
+    from nemo_magic.training.trainer import grpo_objective
 
     actor = player.actor
     dead = [replace(row, ref_logprobs=(0.0,) * len(row.response_ids)) for row in rows()[6:9]]
@@ -282,11 +282,11 @@ def _no_room(players: Any, world: Any, folder: Path) -> dict[str, Any]:
     from types import SimpleNamespace
     from unittest import mock
 
-    from nemo_magic.training.checkpoints import Checkpointer
-    from nemo_magic.training.config import CheckpointConfig
-    from nemo_magic.training.errors import CheckpointError
+    from nemo_magic.config.experiment import CheckpointConfig
+    from nemo_magic.runtime.checkpoint_manager import CheckpointManager
+    from nemo_magic.runtime.errors import CheckpointError
 
-    checkpoints = Checkpointer(world, folder, CheckpointConfig(), print)
+    checkpoints = CheckpointManager(world, folder, CheckpointConfig(), print)
     named = {str(role): player for role, player in players.items()}
     with mock.patch.object(shutil, "disk_usage", return_value=SimpleNamespace(free=3_000_000)):
         try:
@@ -298,7 +298,7 @@ def _no_room(players: Any, world: Any, folder: Path) -> dict[str, Any]:
 
 def _past_selves(player: Any, folder: Path) -> dict[str, Any]:
     """A snapshot is worn, and what was there before comes back, bit for bit."""
-    from nemo_magic.actors.snapshots import take, worn
+    from nemo_magic.actors.snapshots import save_snapshot, use_snapshot
 
     actor = player.actor
 
@@ -306,12 +306,12 @@ def _past_selves(player: Any, folder: Path) -> dict[str, Any]:
         return [p.detach().clone() for p in actor.parameters()]
 
     past = present()
-    snapshot = take(actor, folder)
+    snapshot = save_snapshot(actor, folder)
     with torch.no_grad():
         for p in actor.parameters():
             p.add_(1.0)
     now, version = present(), actor.weights_version
-    with worn(actor, snapshot):
+    with use_snapshot(actor, snapshot):
         while_worn = present()
     return {
         "worn": all(map(torch.equal, past, while_worn)),

@@ -13,7 +13,7 @@ import os, sys, threading
 if sys.argv[1] == "guarded":
     from nemo_magic.compat import cpu
     cpu.install()
-    import nemo_magic.actors.checkpoint
+    import nemo_magic.actors.weights
 sys.setswitchinterval(1000)  # a thread runs only when another one waits
 begin, finished = threading.Event(), False
 def work():

@@ -20,11 +20,11 @@ from chat_endpoint import Answer, Body, Endpoint, Reply, chat, echo, free_url, s
 
 from nemo_magic.actors.config import ActorConfig, LengthConfig, RemoteConfig, SamplingConfig
 from nemo_magic.actors.errors import RemoteProtocolError, RemoteRefused, RemoteUnavailable
-from nemo_magic.actors.remote import RemoteSpeaker
 from nemo_magic.game.episode import Completion
 from nemo_magic.net.faults import retry_after
 from nemo_magic.net.limits import RateLimit
 from nemo_magic.net.replicas import Replicas
+from nemo_magic.rollout.remote import RemotePolicy
 
 
 @pytest.fixture
@@ -41,11 +41,11 @@ def endpoint() -> Iterator[Callable[..., Endpoint]]:
 
 
 @pytest.fixture
-def speaker() -> Iterator[Callable[..., RemoteSpeaker]]:
+def policy() -> Iterator[Callable[..., RemotePolicy]]:
     """Speakers with little patience between attempts; keywords are those of RemoteConfig, or whole parts."""
-    opened: list[RemoteSpeaker] = []
+    opened: list[RemotePolicy] = []
 
-    def build(*urls: str, options: ActorConfig | None = None, **remote: Any) -> RemoteSpeaker:
+    def build(*urls: str, options: ActorConfig | None = None, **remote: Any) -> RemotePolicy:
         settings: dict[str, Any] = {
             "model": "tiny",
             "backoff_initial": 0.01,
@@ -53,7 +53,7 @@ def speaker() -> Iterator[Callable[..., RemoteSpeaker]]:
             "give_up_after": 60.0,
         }
         config = RemoteConfig(urls=list(urls), **(settings | remote))
-        opened.append(RemoteSpeaker(replace(options or ActorConfig(), remote=config), "actors.attacker.remote"))
+        opened.append(RemotePolicy(replace(options or ActorConfig(), remote=config), "actors.attacker.remote"))
         return opened[-1]
 
     yield build
@@ -66,7 +66,7 @@ def text_of(completion: Completion | None) -> str:
     return completion.text
 
 
-def test_completions_come_in_the_order_of_their_chats_whoever_is_answered_first(endpoint, speaker):
+def test_completions_come_in_the_order_of_their_chats_whoever_is_answered_first(endpoint, policy):
     last_answered = threading.Event()
 
     def reply(body: Body) -> Answer:
@@ -76,24 +76,24 @@ def test_completions_come_in_the_order_of_their_chats_whoever_is_answered_first(
             assert last_answered.wait(20)
         return echo(body)
 
-    client = speaker(endpoint(reply).url)
-    said = client.say([chat(f"ka {n}") for n in range(6)], range(6))
+    client = policy(endpoint(reply).url)
+    said = client.generate([chat(f"ka {n}") for n in range(6)], range(6))
     assert [text_of(completion) for completion in said] == [f"re: ka {n}" for n in range(6)]
     assert client.stats()["completions"] == 6
 
 
-def test_a_completion_has_neither_token_ids_nor_logprobs(endpoint, speaker):
-    [said] = speaker(endpoint(echo).url).say([chat("lo mi")], [1])
+def test_a_completion_has_neither_token_ids_nor_logprobs(endpoint, policy):
+    [said] = policy(endpoint(echo).url).generate([chat("lo mi")], [1])
     assert said == Completion((), (), (), "re: lo mi", finished=True)
 
 
-def test_a_request_says_what_the_role_is_configured_to_do(endpoint, speaker):
+def test_a_request_says_what_the_role_is_configured_to_do(endpoint, policy):
     server = endpoint(echo)
     options = ActorConfig(
         sampling_params=SamplingConfig(temperature=0.7, top_p=0.9, end_strings=["</answer>", "END"]),
         length_params=LengthConfig(max_length=17),
     )
-    speaker(server.url, options=options, extra_body={"top_k": 20}).say([chat("lo mi")], [2**63 + 5])
+    policy(server.url, options=options, extra_body={"top_k": 20}).generate([chat("lo mi")], [2**63 + 5])
     assert server.paths == ["/v1/chat/completions"]
     assert server.bodies == [
         {
@@ -110,56 +110,56 @@ def test_a_request_says_what_the_role_is_configured_to_do(endpoint, speaker):
     ]
 
 
-def test_every_row_sends_its_own_seed_reduced_to_31_bits_and_again_the_same_when_tried_again(endpoint, speaker):
+def test_every_row_sends_its_own_seed_reduced_to_31_bits_and_again_the_same_when_tried_again(endpoint, policy):
     server = endpoint(lambda _: (503, {}), lambda _: (503, {}), echo)
     seeds = [2**64 - 1, 2**31, 12]
-    speaker(server.url).say([chat(str(n)) for n in range(3)], seeds)
+    policy(server.url).generate([chat(str(n)) for n in range(3)], seeds)
     sent = {(body["messages"][-1]["content"], body["seed"]) for body in server.bodies}
     assert sent == {("0", 2**31 - 1), ("1", 0), ("2", 12)}
     assert len(server.bodies) == 5
 
 
 @pytest.mark.parametrize(("use_greedy", "greedy"), [(True, False), (False, True)])
-def test_greedy_is_temperature_zero(endpoint, speaker, use_greedy, greedy):
+def test_greedy_is_temperature_zero(endpoint, policy, use_greedy, greedy):
     server = endpoint(echo)
     options = ActorConfig(sampling_params=SamplingConfig(use_greedy=use_greedy))
-    speaker(server.url, options=options).say([chat("lo")], [1], greedy=greedy)
+    policy(server.url, options=options).generate([chat("lo")], [1], greedy=greedy)
     assert server.bodies[0]["temperature"] == 0
     assert "stop" not in server.bodies[0]
 
 
-def test_null_in_extra_body_leaves_a_key_out(endpoint, speaker):
+def test_null_in_extra_body_leaves_a_key_out(endpoint, policy):
     server = endpoint(echo)
     extra = {"max_tokens": None, "seed": None, "max_completion_tokens": 9}
-    speaker(server.url, extra_body=extra).say([chat("lo")], [1])
+    policy(server.url, extra_body=extra).generate([chat("lo")], [1])
     assert "max_tokens" not in server.bodies[0]
     assert "seed" not in server.bodies[0]
     assert server.bodies[0]["max_completion_tokens"] == 9
 
 
-def test_a_chat_without_a_seed_is_refused(endpoint, speaker):
+def test_a_chat_without_a_seed_is_refused(endpoint, policy):
     with pytest.raises(ValueError, match="shorter"):
-        speaker(endpoint(echo).url).submit([chat("lo"), chat("mi")], [1])
+        policy(endpoint(echo).url).submit([chat("lo"), chat("mi")], [1])
 
 
-def test_a_cut_response_is_not_finished_and_a_filtered_one_is_empty(endpoint, speaker):
+def test_a_cut_response_is_not_finished_and_a_filtered_one_is_empty(endpoint, policy):
     kinds = {"cut": says("ka ka ka", "length"), "filtered": says(None, "content_filter"), "whole": says("  ka ")}
-    client = speaker(endpoint(lambda body: (200, kinds[body["messages"][-1]["content"]])).url)
-    said = client.say([chat(kind) for kind in kinds], range(3))
+    client = policy(endpoint(lambda body: (200, kinds[body["messages"][-1]["content"]])).url)
+    said = client.generate([chat(kind) for kind in kinds], range(3))
     assert [(c.text, c.finished) for c in said] == [("ka ka ka", False), ("", True), ("ka", True)]
 
 
-def test_replicas_share_the_rows_and_a_second_takes_over_from_one_that_is_gone(endpoint, speaker):
+def test_replicas_share_the_rows_and_a_second_takes_over_from_one_that_is_gone(endpoint, policy):
     one, two = endpoint(echo), endpoint(echo)
-    speaker(one.url, two.url).say([chat(str(n)) for n in range(6)], range(6))
+    policy(one.url, two.url).generate([chat(str(n)) for n in range(6)], range(6))
     assert (len(one.bodies), len(two.bodies)) == (3, 3)
-    said = speaker(free_url(), one.url).say([chat(str(n)) for n in range(4)], range(4))
+    said = policy(free_url(), one.url).generate([chat(str(n)) for n in range(4)], range(4))
     assert [text_of(completion) for completion in said] == [f"re: {n}" for n in range(4)]
 
 
-def test_a_server_that_is_down_is_waited_for(endpoint, speaker):
+def test_a_server_that_is_down_is_waited_for(endpoint, policy):
     url = free_url()
-    client = speaker(url)
+    client = policy(url)
     pending = client.submit([chat("lo"), chat("mi")], [1, 2])
     wait_for(lambda: client.stats()["outage_s"] > 0)
     assert not pending.done()
@@ -169,30 +169,30 @@ def test_a_server_that_is_down_is_waited_for(endpoint, speaker):
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 529])
-def test_a_server_that_cannot_answer_now_is_asked_again(endpoint, speaker, status):
+def test_a_server_that_cannot_answer_now_is_asked_again(endpoint, policy, status):
     server = endpoint(lambda _: (status, {"error": {"message": "busy"}}), echo)
-    client = speaker(server.url)
-    assert text_of(client.say([chat("lo")], [1])[0]) == "re: lo"
+    client = policy(server.url)
+    assert text_of(client.generate([chat("lo")], [1])[0]) == "re: lo"
     assert client.stats()["retries"] == 1
 
 
-def test_a_server_that_never_answers_ends_the_wait_with_a_clear_error(speaker):
-    client = speaker(free_url(), give_up_after=0.2)
+def test_a_server_that_never_answers_ends_the_wait_with_a_clear_error(policy):
+    client = policy(free_url(), give_up_after=0.2)
     with pytest.raises(RemoteUnavailable, match=r"actors\.attacker\.remote\.give_up_after=0\.2.*ConnectError"):
-        client.say([chat("lo")], [1])
+        client.generate([chat("lo")], [1])
     with pytest.raises(RemoteUnavailable, match="no remote model is ready"):
         client.wait_ready(0.1)
 
 
-def test_a_server_that_hangs_is_an_outage(speaker):
+def test_a_server_that_hangs_is_an_outage(policy):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
-        client = speaker(url, request_timeout=0.05, give_up_after=0.2)
+        client = policy(url, request_timeout=0.05, give_up_after=0.2)
         with pytest.raises(RemoteUnavailable, match=r"actors\.attacker\.remote\.request_timeout=0\.05"):
-            client.say([chat("lo")], [1])
+            client.generate([chat("lo")], [1])
 
 
-def test_a_server_that_asks_for_a_rest_gets_it_up_to_the_longest_backoff(endpoint, speaker, monkeypatch):
+def test_a_server_that_asks_for_a_rest_gets_it_up_to_the_longest_backoff(endpoint, policy, monkeypatch):
     rests: list[float] = []
     rest = Replicas.rest
 
@@ -202,12 +202,12 @@ def test_a_server_that_asks_for_a_rest_gets_it_up_to_the_longest_backoff(endpoin
 
     monkeypatch.setattr(Replicas, "rest", noted)
     server = endpoint(lambda _: (503, {}, {"Retry-After": "3600"}), echo)
-    client = speaker(server.url, backoff_initial=0.001, backoff_max=0.5)
-    assert text_of(client.say([chat("lo")], [1])[0]) == "re: lo"
+    client = policy(server.url, backoff_initial=0.001, backoff_max=0.5)
+    assert text_of(client.generate([chat("lo")], [1])[0]) == "re: lo"
     assert rests == [pytest.approx(0.5, abs=0.01)]
 
 
-def test_a_server_that_counts_requests_is_not_asked_before_its_time(endpoint, speaker):
+def test_a_server_that_counts_requests_is_not_asked_before_its_time(endpoint, policy):
     """It takes three, then none for 0.3 s: what comes earlier all the same is a violation."""
     taken, closed_until, violations = [], [0.0], []
 
@@ -224,18 +224,18 @@ def test_a_server_that_counts_requests_is_not_asked_before_its_time(endpoint, sp
 
     server = endpoint(counting)
     # Its own patience between attempts would be much shorter.
-    client = speaker(server.url, backoff_initial=0.001, backoff_max=0.01, max_concurrency=1)
-    said = client.say([chat(f"lo {i}") for i in range(10)], list(range(10)))
+    client = policy(server.url, backoff_initial=0.001, backoff_max=0.01, max_concurrency=1)
+    said = client.generate([chat(f"lo {i}") for i in range(10)], list(range(10)))
     assert [text_of(one) for one in said] == [f"re: lo {i}" for i in range(10)]
     assert violations == []
     assert client.stats()["limited"] == 3
 
 
-def test_what_the_server_says_was_taken_frees_what_was_reserved(endpoint, speaker):
+def test_what_the_server_says_was_taken_frees_what_was_reserved(endpoint, policy):
     """Reserved are 256 tokens and some a request, taken are 10: at 1,000 a minute all ten are asked without a pause."""
     server = endpoint(lambda body: (200, says("yes") | {"usage": {"total_tokens": 10}}))
-    client = speaker(server.url, rate_limit=RateLimit(tokens_per_minute=1000), max_concurrency=2)
-    assert len(client.say([chat("lo")] * 10, list(range(10)))) == 10
+    client = policy(server.url, rate_limit=RateLimit(tokens_per_minute=1000), max_concurrency=2)
+    assert len(client.generate([chat("lo")] * 10, list(range(10)))) == 10
     assert client.stats()["paced_s"] < 5
 
 
@@ -249,25 +249,25 @@ def test_a_rest_may_be_given_in_seconds_or_as_a_date():
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_token_that_is_not_accepted_stops_at_once(endpoint, speaker, monkeypatch, status):
+def test_a_token_that_is_not_accepted_stops_at_once(endpoint, policy, monkeypatch, status):
     monkeypatch.setenv("REMOTE_TEST_TOKEN", "wrong")
     refusal = (status, {"error": {"message": "bad key"}})
     server = endpoint(lambda _: refusal, models=refusal)
-    client = speaker(server.url, token_env="REMOTE_TEST_TOKEN")
-    for use in (lambda: client.say([chat("lo")], [1]), lambda: client.wait_ready(20)):
+    client = policy(server.url, token_env="REMOTE_TEST_TOKEN")
+    for use in (lambda: client.generate([chat("lo")], [1]), lambda: client.wait_ready(20)):
         with pytest.raises(RemoteRefused, match=rf"{status} bad key.*remote\.token_env=REMOTE_TEST_TOKEN"):
             use()
     assert len(server.bodies) == 1
 
 
-def test_the_token_is_sent_and_has_to_be_there(endpoint, speaker, monkeypatch):
+def test_the_token_is_sent_and_has_to_be_there(endpoint, policy, monkeypatch):
     monkeypatch.setenv("REMOTE_TEST_TOKEN", "right")
     server = endpoint(echo)
-    speaker(server.url, token_env="REMOTE_TEST_TOKEN").say([chat("lo")], [1])
+    policy(server.url, token_env="REMOTE_TEST_TOKEN").generate([chat("lo")], [1])
     assert server.headers[0]["authorization"] == "Bearer right"
     monkeypatch.setenv("REMOTE_TEST_TOKEN", "")
     with pytest.raises(ValueError, match="remote.token_env=REMOTE_TEST_TOKEN"):
-        speaker(server.url, token_env="REMOTE_TEST_TOKEN")
+        policy(server.url, token_env="REMOTE_TEST_TOKEN")
 
 
 TOO_LONG = {
@@ -283,10 +283,10 @@ TOO_LONG = {
 
 
 @pytest.mark.parametrize("kind", TOO_LONG)
-def test_a_chat_that_is_too_long_has_no_completion_and_costs_the_others_nothing(endpoint, speaker, kind):
+def test_a_chat_that_is_too_long_has_no_completion_and_costs_the_others_nothing(endpoint, policy, kind):
     server = endpoint(lambda body: TOO_LONG[kind] if body["messages"][-1]["content"] == "long" else echo(body))
-    client = speaker(server.url)
-    said = client.say([chat("lo"), chat("long"), chat("mi")], range(3))
+    client = policy(server.url)
+    said = client.generate([chat("lo"), chat("long"), chat("mi")], range(3))
     assert said[1] is None
     assert [text_of(said[0]), text_of(said[2])] == ["re: lo", "re: mi"]
     assert client.stats()["too_long"] == 1
@@ -304,10 +304,10 @@ def test_a_chat_that_is_too_long_has_no_completion_and_costs_the_others_nothing(
         ((308, b"elsewhere", {"Location": "http://127.0.0.1:1/"}), "308 elsewhere"),
     ],
 )
-def test_a_refused_request_stops_at_once_with_the_servers_words(endpoint, speaker, answer, words):
+def test_a_refused_request_stops_at_once_with_the_servers_words(endpoint, policy, answer, words):
     server = endpoint(lambda _: answer)
     with pytest.raises(RemoteRefused, match=words):
-        speaker(server.url).say([chat("lo")], [1])
+        policy(server.url).generate([chat("lo")], [1])
     assert len(server.bodies) == 1
 
 
@@ -326,19 +326,19 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("kind", MALFORMED)
-def test_what_is_no_chat_completion_is_asked_for_again_and_never_becomes_a_text(endpoint, speaker, kind):
+def test_what_is_no_chat_completion_is_asked_for_again_and_never_becomes_a_text(endpoint, policy, kind):
     server = endpoint(lambda _: (200, MALFORMED[kind]))
-    client = speaker(server.url, protocol_retries=2)
+    client = policy(server.url, protocol_retries=2)
     with pytest.raises(RemoteProtocolError, match=r"actors\.attacker\.remote\.protocol_retries=2"):
-        client.say([chat("lo")], [1])
+        client.generate([chat("lo")], [1])
     assert len(server.bodies) == 3
     assert client.stats()["protocol_errors"] == 3
     assert client.stats()["completions"] == 0
 
 
-def test_one_malformed_answer_followed_by_a_right_one_is_a_completion(endpoint, speaker):
+def test_one_malformed_answer_followed_by_a_right_one_is_a_completion(endpoint, policy):
     server = endpoint(lambda _: (200, b"?"), echo)
-    assert text_of(speaker(server.url).say([chat("lo")], [1])[0]) == "re: lo"
+    assert text_of(policy(server.url).generate([chat("lo")], [1])[0]) == "re: lo"
 
 
 @pytest.mark.parametrize(
@@ -350,13 +350,13 @@ def test_one_malformed_answer_followed_by_a_right_one_is_a_completion(endpoint, 
         (404, {"detail": "Not Found"}),
     ],
 )
-def test_a_server_is_ready_when_it_has_the_model_or_does_not_say(endpoint, speaker, models):
-    speaker(endpoint(echo, models=models).url).wait_ready(20)
+def test_a_server_is_ready_when_it_has_the_model_or_does_not_say(endpoint, policy, models):
+    policy(endpoint(echo, models=models).url).wait_ready(20)
 
 
-def test_a_server_that_loads_is_waited_for(endpoint, speaker):
+def test_a_server_that_loads_is_waited_for(endpoint, policy):
     url = free_url()
-    client = speaker(url)
+    client = policy(url)
     waiting = threading.Thread(target=client.wait_ready, args=(30,))
     waiting.start()
     endpoint(echo, port=int(url.rsplit(":", 1)[1].removesuffix("/v1")))
@@ -364,13 +364,13 @@ def test_a_server_that_loads_is_waited_for(endpoint, speaker):
     assert not waiting.is_alive()
 
 
-def test_a_model_that_the_server_does_not_have_is_refused_naming_the_nearest(endpoint, speaker):
+def test_a_model_that_the_server_does_not_have_is_refused_naming_the_nearest(endpoint, policy):
     models = (200, {"data": [{"id": name} for name in ("tiny-chat", "huge", "tinny", "other")]})
     with pytest.raises(RemoteRefused, match=r"actors\.attacker\.remote\.model=tiny; the nearest are: tinny, tiny-chat"):
-        speaker(endpoint(echo, models=models).url).wait_ready(20)
+        policy(endpoint(echo, models=models).url).wait_ready(20)
 
 
-def test_nothing_is_read_from_the_proxy_environment(endpoint, speaker, monkeypatch, tmp_path):
+def test_nothing_is_read_from_the_proxy_environment(endpoint, policy, monkeypatch, tmp_path):
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, free_url())
     for name in ("NO_PROXY", "no_proxy"):
@@ -378,22 +378,22 @@ def test_nothing_is_read_from_the_proxy_environment(endpoint, speaker, monkeypat
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login someone password secret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     server = endpoint(echo)
-    client = speaker(server.url, give_up_after=1.0)
+    client = policy(server.url, give_up_after=1.0)
     client.wait_ready(20)
-    assert text_of(client.say([chat("lo")], [1])[0]) == "re: lo"
+    assert text_of(client.generate([chat("lo")], [1])[0]) == "re: lo"
     assert all("authorization" not in headers for headers in server.headers)
 
 
-def test_closing_cancels_what_is_pending(speaker):
-    client = speaker(free_url())
+def test_closing_cancels_what_is_pending(policy):
+    client = policy(free_url())
     pending = client.submit([chat("lo")], [1])
     client.close()
     with pytest.raises(CancelledError):
         pending.result()
     with pytest.raises(RuntimeError, match="closed"):
-        client.say([chat("lo")], [1])
+        client.generate([chat("lo")], [1])
 
 
-def test_a_rewrite_is_shown_whole_because_only_the_server_knows_its_length(endpoint, speaker):
-    with closing(speaker(endpoint(echo).url)) as client:
-        assert client.fit("lo mi " * 1000, chat) == "lo mi " * 1000
+def test_a_rewrite_is_shown_whole_because_only_the_server_knows_its_length(endpoint, policy):
+    with closing(policy(endpoint(echo).url)) as client:
+        assert client.truncate_to_context("lo mi " * 1000, chat) == "lo mi " * 1000

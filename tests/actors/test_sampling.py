@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nemo_magic.actors.config import SamplingConfig
-from nemo_magic.actors.picking import pick
+from nemo_magic.actors.sampling import sample_tokens
 
 # Six tokens and two places of padding that must never be chosen, however likely.
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, 0.5, 0.2, 5.0, 5.0])
@@ -18,7 +18,7 @@ def shares(config: SamplingConfig, banned: bool = False) -> list[float]:
     """How often each token is chosen over an even grid of draws: the distribution itself, without chance."""
     draw = ((torch.arange(COUNT, dtype=torch.double) + 0.5) / COUNT)[:, None]
     ban = torch.full((COUNT,), banned)
-    ids, _ = pick(LOGITS.expand(COUNT, -1).float(), draw, config, VOCABULARY, ban, END)
+    ids, _ = sample_tokens(LOGITS.expand(COUNT, -1).float(), draw, config, VOCABULARY, ban, END)
     return (torch.bincount(ids, minlength=8) / COUNT).tolist()
 
 
@@ -53,6 +53,6 @@ def test_a_row_that_may_not_end_does_not() -> None:
 def test_log_probabilities_are_the_models_own_before_any_cut() -> None:
     logits, draw = LOGITS[None].float(), torch.tensor([[0.1]], dtype=torch.double)
     for config in (SamplingConfig(temperature=0.7), SamplingConfig(temperature=0.7, top_k=2)):
-        ids, logprobs = pick(logits, draw, config, VOCABULARY, torch.tensor([False]), END)
+        ids, logprobs = sample_tokens(logits, draw, config, VOCABULARY, torch.tensor([False]), END)
         expected = (LOGITS / 0.7).log_softmax(0)[ids[0]]
         assert float(logprobs[0]) == pytest.approx(float(expected), abs=1e-6)

@@ -129,7 +129,7 @@ def test_a_whole_game_is_played_through_the_engine(folder: Path) -> None:
         "generation.trt_llm.unload_engine_train=true", "generation.trt_llm.max_input_len=26",
         "generation.batch_size=32", "game=paper", "game.batch_size=8", "game.group_size=4",
         "game.max_steps=4", "game.schedule.freq=2", "game.val_check_interval=4",
-        "game.num_val_samples=8", "game.crossplay.num_seeds=8", "game.probe=null", "model.num_layers=2",
+        "game.num_val_samples=8", "game.crossplay.num_seeds=8", "game.strategy_sweep=null", "model.num_layers=2",
         "actors.attacker.restore_from_path=null", "actors.defender.restore_from_path=null",
         "actors.attacker.length_params.min_length=0", "actors.defender.length_params.min_length=0",
     ]  # fmt: skip
@@ -146,7 +146,7 @@ def test_a_whole_game_is_played_through_the_engine(folder: Path) -> None:
         assert step["generation/invalid_responses"] == 0
         assert 0 < step["timers/refit"] < step["timers/step"]
         assert "train_optim/mismatch" not in step  # the engine tells no log-probabilities
-        assert abs(step["train_optim/surprise"]) < 0.5 < step["train_optim/entropy"]
+        assert abs(step["train_optim/neg_logprob_minus_entropy"]) < 0.5 < step["train_optim/entropy"]
     assert not list((folder / "engines").glob("*"))
 
 

@@ -22,9 +22,9 @@ from nemo_magic.compat import trtllm as compat
 
 
 def main(folder: Path, name: str, tp: int, pp: int, modes: list[str]) -> None:
-    from nemo_magic.actors.build import build_player
+    from nemo_magic.actors.builder import build_policy
+    from nemo_magic.actors.distributed import World
     from nemo_magic.actors.generation import NativeGenerator
-    from nemo_magic.actors.world import World
     from nemo_magic.config import compose, role_model
     from nemo_magic.game.episode import Role
 
@@ -53,10 +53,10 @@ def main(folder: Path, name: str, tp: int, pp: int, modes: list[str]) -> None:
         ],
     )
     players = {
-        role: build_player(role, role_model(cfg, role), cfg.actors.of(role), cfg.trainer, 11 + i)
+        role: build_policy(role, role_model(cfg, role), cfg.actors.of(role), cfg.trainer, 11 + i)
         for i, role in enumerate(Role)
     }
-    other = build_player(
+    other = build_policy(
         Role.DEFENDER, replace(role_model(cfg, Role.DEFENDER), num_layers=2), cfg.actors.defender, cfg.trainer, 5
     )
     world = World.current()
@@ -65,7 +65,7 @@ def main(folder: Path, name: str, tp: int, pp: int, modes: list[str]) -> None:
         double.FAULTS.builds = 0
         actors = [players[role].actor for role in Role]
         found = _measure(*actors, other.actor, replace(cfg, generation=options), NativeGenerator)
-        everyone = world.everyone(found)
+        everyone = world.all_gather(found)
         if world.is_main:
             (folder / f"{name}-{mode}.json").write_text(json.dumps(everyone))
 

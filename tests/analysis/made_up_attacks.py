@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from nemo_magic.analysis.attacks import Attack
+from nemo_magic.analysis.attacks import AttackRecord
 from nemo_magic.analysis.figures import Labelled
-from nemo_magic.analysis.labels import Label
+from nemo_magic.analysis.labels import StrategyLabel
 from nemo_magic.config import compose, to_yaml
 from nemo_magic.report.series import Phase
 
@@ -20,13 +20,13 @@ PHASES = [Phase(0, "defender", 1, 2), Phase(1, "attacker", 3, 4)]
 
 def attack(
     step: int = 3, sample: int = 0, seed: str = "bring : a", text: str = "story bring : a", **own: Any
-) -> Attack:
+) -> AttackRecord:
     known: dict[str, Any] = {"harmful": True, "outcome": "refusal", "intent": True, "phase": None, "group": 0} | own
-    return Attack(step=step, samples=(sample,), seed=seed, messages=(text,), **known)
+    return AttackRecord(step=step, samples=(sample,), seed=seed, messages=(text,), **known)
 
 
 def labelled(*parts: str, **own: Any) -> Labelled:
-    return Labelled(attack(**own), Label("+".join(parts) or "plain", frozenset(parts)))
+    return Labelled(attack(**own), StrategyLabel("+".join(parts) or "plain", frozenset(parts)))
 
 
 def row(

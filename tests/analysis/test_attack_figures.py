@@ -25,11 +25,11 @@ from nemo_magic.analysis.figures import (
     figures,
     same_seed,
 )
-from nemo_magic.analysis.labels import UNKNOWN, Label, decoded, of_column
+from nemo_magic.analysis.labels import UNKNOWN, StrategyLabel, decoded, of_column
 from nemo_magic.analysis.pool import find_pool, pool_strategies
 from nemo_magic.config import conf_dir
 from nemo_magic.judge.guards.strategies import read_strategy_rubric
-from nemo_magic.sandbox.world import SandboxConfig, World
+from nemo_magic.sandbox.world import SandboxConfig, SandboxWorld
 
 PLAIN = Measures(SelfBleuConfig(size=2))
 RUBRIC = read_strategy_rubric(conf_dir() / "judge" / "rubric" / "strategies.yaml")
@@ -42,7 +42,7 @@ def test_the_mix_the_hybrids_and_what_is_new_are_counted_by_hand() -> None:
         labelled("rev", "story"),
         labelled("role", "rev", intent=None),
         labelled(intent=False),
-        Labelled(attack(), Label(UNKNOWN, None, "not understood")),
+        Labelled(attack(), StrategyLabel(UNKNOWN, None, "not understood")),
     ]
     seen = {frozenset({"story"}), frozenset({"story", "rev"})}
     found = figures(some, Measures(SelfBleuConfig(size=2), seen))
@@ -57,7 +57,7 @@ def test_the_mix_the_hybrids_and_what_is_new_are_counted_by_hand() -> None:
 
 
 def test_what_is_not_known_is_null_and_never_zero() -> None:
-    found = figures([Labelled(attack(intent=None), Label(UNKNOWN, None))], PLAIN)
+    found = figures([Labelled(attack(intent=None), StrategyLabel(UNKNOWN, None))], PLAIN)
     for name in ("hybrid_share", "novel_share", "intent_lost", "self_bleu", "self_bleu_same_seed", "similarity"):
         assert found[name] is None, name
     assert found["unknown_share"] == 1
@@ -110,7 +110,7 @@ def test_an_intent_that_nobody_told_is_neither_kept_nor_lost() -> None:
 
 
 def test_disguises_of_the_sandbox_are_decoded_and_their_order_makes_no_other_combination() -> None:
-    world = World(SandboxConfig())
+    world = SandboxWorld(SandboxConfig())
     item = world.spell(world.items_of_train[0])
     one, other = (decoded(world, f"{frames} bring : {item}") for frames in ("role story", "story role"))
     assert (one.name, other.name) == ("role+story", "story+role")

@@ -47,10 +47,10 @@ def test_fused_adam_is_adamw(weight_decay: float) -> None:
 
 
 def test_leaving_ends_what_process_groups_there_are_and_may_be_done_twice() -> None:
-    from nemo_magic.actors.world import leave
+    from nemo_magic.actors.distributed import destroy
 
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     torch.distributed.new_group([0])
-    leave()
+    destroy()
     assert not torch.distributed.is_initialized()
-    leave()
+    destroy()

@@ -14,7 +14,7 @@ import yaml
 from nemo_magic import cli, launcher
 from nemo_magic.config import ConfigError, TrainerConfig
 from nemo_magic.judge.errors import JudgeUnavailable
-from nemo_magic.training.resume import Resume
+from nemo_magic.runtime.resume import Resume
 
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "TORCHELASTIC_RUN_ID")
 

@@ -62,8 +62,8 @@ def test_a_group_override_takes_the_other_file_and_keeps_the_rest() -> None:
     assert (robust.rewards.help, robust.rewards.intent_gate) == (0.5, True)
     assert (paper.rewards.help, paper.rewards.intent_gate) == (0.0, False)
     assert paper.rewards.format == 0.5
-    assert (robust.game.bare_share, paper.game.bare_share) == (0.25, 0.0)
-    assert replace(robust.game, bare_share=0.0) == paper.game
+    assert (robust.game.raw_prompt_fraction, paper.game.raw_prompt_fraction) == (0.25, 0.0)
+    assert replace(robust.game, raw_prompt_fraction=0.0) == paper.game
 
 
 def test_the_reference_preset_restores_the_published_code() -> None:
@@ -156,7 +156,7 @@ def test_a_saved_configuration_composes_to_itself(tmp_path: Path) -> None:
         ("magic_sandbox", ["actors.defender.model.activation=x"], None, "actors.defender.model.activation='x' must be"),
         ("magic_sandbox", ["grpo.kl_estimator=k9"], None, "grpo.kl_estimator='k9' must be one of: k1, k2, k3"),
         ("magic_sandbox", ["trainer.accelerator=tpu"], None, "trainer.accelerator='tpu' must be one of: gpu, cpu"),
-        ("magic_sandbox", ["game.observe=[helpfull]"], None, "game.observe"),
+        ("magic_sandbox", ["game.extra_verdict_fields=[helpfull]"], None, "game.extra_verdict_fields"),
         ("magic_sandbox", ["seed=1,2"], None, "seed=1,2: a run takes one value"),
         ("magic_sandbox", ["seed=[1"], None, "magic_sandbox: .*"),
         ("magic_sandbox", ["hydra.run.dir=/tmp"], None, "unknown key hydra.run.dir"),

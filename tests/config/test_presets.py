@@ -24,8 +24,8 @@ def test_every_ablation_composes_with_all_rules(rules: str, ablation: str) -> No
 
 def test_each_ablation_takes_away_what_it_says() -> None:
     no_game, alone = sandbox("ablation=no_game"), sandbox("ablation=defender_only")
-    assert (no_game.game.bare_share, no_game.game.schedule.train_roles) == (1.0, ["defender"])
-    assert (alone.game.bare_share, alone.game.schedule.train_roles) == (0.25, ["defender"])
+    assert (no_game.game.raw_prompt_fraction, no_game.game.schedule.train_roles) == (1.0, ["defender"])
+    assert (alone.game.raw_prompt_fraction, alone.game.schedule.train_roles) == (0.25, ["defender"])
     assert sandbox("ablation=magic_base").actors.attacker.restore_from_path is None
     cot = sandbox("ablation=defender_cot")
     assert (cot.game.defender_cot, cot.rewards.format_defender) == (True, 0.5)

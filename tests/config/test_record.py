@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from nemo_magic.config import compose, save_resolved
-from nemo_magic.config.record import git_state
+from nemo_magic.config.save_resolved import git_state
 
 
 def commit(folder: Path, message: str) -> None:

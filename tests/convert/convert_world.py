@@ -21,8 +21,8 @@ from nemo_magic.compat import cpu
 def main(folder: Path, name: str, tp: int, pp: int) -> None:
     from tiny_hf import CHECKPOINTS
 
-    from nemo_magic.actors.checkpoint import save_weights
-    from nemo_magic.actors.world import World
+    from nemo_magic.actors.distributed import World
+    from nemo_magic.actors.weights import save_weights
 
     out = folder / name
     out.mkdir(exist_ok=True)
@@ -45,13 +45,13 @@ def main(folder: Path, name: str, tp: int, pp: int) -> None:
 
 def start(folder: Path, checkpoint: str, weights: Path, tp: int, pp: int) -> tuple[Any, Any]:
     """A defender as a user would start one: ``model.yaml`` in a configuration folder, and restore_from_path."""
-    from nemo_magic.actors.build import build_player
+    from nemo_magic.actors.builder import build_policy
     from nemo_magic.config import compose, role_model
     from nemo_magic.game.episode import Role
 
     cfg = compose("own", overrides(folder, checkpoint, weights, tp, pp), str(folder / "conf"))
     model = role_model(cfg, Role.DEFENDER)
-    return build_player(Role.DEFENDER, model, cfg.actors.defender, cfg.trainer, 5), cfg
+    return build_policy(Role.DEFENDER, model, cfg.actors.defender, cfg.trainer, 5), cfg
 
 
 def overrides(folder: Path, checkpoint: str, weights: Path, tp: int, pp: int) -> list[str]:
@@ -128,11 +128,11 @@ def restored_by_nemo(folder: Path, out: Path) -> None:
 
 def learnt_and_saved(folder: Path, players: dict[str, Any], cfg: Any, tokens: torch.Tensor, world: Any) -> None:
     """Weights change, and are saved wherever a run saves them."""
-    from nemo_magic.actors.checkpoint import save_weights
-    from nemo_magic.actors.snapshots import take
+    from nemo_magic.actors.snapshots import save_snapshot
+    from nemo_magic.actors.weights import save_weights
     from nemo_magic.config import save_resolved
-    from nemo_magic.training.checkpoints import Checkpointer
-    from nemo_magic.training.config import CheckpointConfig
+    from nemo_magic.config.experiment import CheckpointConfig
+    from nemo_magic.runtime.checkpoint_manager import CheckpointManager
 
     run, warm = folder / "run", folder / "warm"
     both = {"attacker": players["qwen_tied"], "defender": players["qwen"]}
@@ -150,9 +150,9 @@ def learnt_and_saved(folder: Path, players: dict[str, Any], cfg: Any, tokens: to
             for parameter in player.actor.parameters():
                 parameter.mul_(1.25)
         save(logits_of(player.actor, tokens), folder / "tp2" / f"learnt_{role}.pt")
-        take(player.actor, run / "snapshots" / role / "round_0002")
+        save_snapshot(player.actor, run / "snapshots" / role / "round_0002")
     save_weights(both["defender"].actor, warm / "weights")
-    Checkpointer(world, run, CheckpointConfig(), print).save(4, both, {"state.json": {}}, {}, wait=True)
+    CheckpointManager(world, run, CheckpointConfig(), print).save(4, both, {"state.json": {}}, {}, wait=True)
     both["defender"].actor.save_to(str(folder / "by_nemo.nemo"))
     if world.is_main:
         shutil.rmtree(run / "checkpoints" / "best", ignore_errors=True)

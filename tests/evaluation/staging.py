@@ -7,16 +7,16 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from nemo_magic.evaluation.bench import Bench
+from nemo_magic.evaluation.cached_judge import CachedJudge
 from nemo_magic.evaluation.defence_config import SelfEvalConfig, SmoothLLMConfig
-from nemo_magic.evaluation.defences import Defence, SelfEval, SmoothLLM, Tally, Undefended
-from nemo_magic.evaluation.journal import Journal
-from nemo_magic.evaluation.place import Alone
-from nemo_magic.evaluation.play import Attacker, Stage
-from nemo_magic.evaluation.voice import Voice
+from nemo_magic.evaluation.defences import Defence, NoDefence, RunStats, SelfEval, SmoothLLM
+from nemo_magic.evaluation.task_runner import Attacker, TaskRunner
 from nemo_magic.game.episode import Completion, Safety, Verdict
 from nemo_magic.game.prompts import Chat, PromptConfig
 from nemo_magic.judge.protocol import JudgeItem
+from nemo_magic.rollout.cached import CachedPolicy
+from nemo_magic.rollout.rank_group import SingleProcess
+from nemo_magic.rollout.response_cache import ResponseCache
 
 FIELDS = frozenset({"response_safety"})
 PROMPTS = PromptConfig(attacker_user="{label}: {seed}", attacker_reply="it said: {reply}")
@@ -29,7 +29,7 @@ class Rule:
     def __init__(self, rule: Callable[[Chat, int | None], str]) -> None:
         self.rule, self.chats = rule, list[Chat]()
 
-    def say(self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool) -> list[Completion | None]:
+    def generate(self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool) -> list[Completion | None]:
         self.chats += chats
         said: list[Completion | None] = []
         for chat, seed in zip(chats, seeds, strict=True):
@@ -38,7 +38,7 @@ class Rule:
             said.append(Completion((), (), (), text, finished=True) if readable else None)
         return said
 
-    def fit(self, text: str, chat_of: Callable[[str], Chat]) -> str:
+    def truncate_to_context(self, text: str, chat_of: Callable[[str], Chat]) -> str:
         return " ".join(text.split(" ")[:6])
 
 
@@ -76,20 +76,22 @@ class Staged:
     def __init__(
         self, folder: Path, defender: Rule, attacker: Rule | None = None, judge: Any = None, cot: bool = False
     ) -> None:
-        self.place, self.tally = Alone(), Tally()
-        self.journal = Journal(folder / "answers", 0)
-        self.defender = Voice(self.place, defender, self.journal, "defender", remote=False)
-        self.attacker = attacker and Voice(self.place, attacker, self.journal, "attacker", False, {"temperature": 1.0})
-        self.bench = Bench(self.place, judge or Judge(), Journal(folder / "verdicts", 0), "g@1")
-        self.model = Undefended(self.defender, PROMPTS, cot, self.tally)
+        self.place, self.tally = SingleProcess(), RunStats()
+        self.journal = ResponseCache(folder / "answers", 0)
+        self.defender = CachedPolicy(self.place, defender, self.journal, "defender", remote=False)
+        self.attacker = attacker and CachedPolicy(
+            self.place, attacker, self.journal, "attacker", False, {"temperature": 1.0}
+        )
+        self.bench = CachedJudge(self.place, judge or Judge(), ResponseCache(folder / "verdicts", 0), "g@1")
+        self.model = NoDefence(self.defender, PROMPTS, cot, self.tally)
 
     def smoothllm(self, **options: Any) -> SmoothLLM:
         return SmoothLLM(SmoothLLMConfig(**options), self.model, self.bench, self.place, FIELDS, seed=1)
 
     def self_eval(self, evaluator: Rule | None = None, **options: Any) -> SelfEval:
-        voice = evaluator and Voice(self.place, evaluator, self.journal, "evaluator", remote=False)
+        voice = evaluator and CachedPolicy(self.place, evaluator, self.journal, "evaluator", remote=False)
         return SelfEval(SelfEvalConfig(**options), self.model, voice or self.defender)
 
-    def stage(self, defence: Defence | None = None, turns: int = 1, seed: int | None = None) -> Stage:
+    def stage(self, defence: Defence | None = None, turns: int = 1, seed: int | None = None) -> TaskRunner:
         attacker = self.attacker and Attacker(self.attacker, turns, seed)
-        return Stage(self.place, defence or self.model, attacker, self.bench, PROMPTS, FIELDS, self.tally)
+        return TaskRunner(self.place, defence or self.model, attacker, self.bench, PROMPTS, FIELDS, self.tally)

@@ -8,8 +8,8 @@ from itertools import combinations
 import pytest
 
 from nemo_magic.config import ConfigError, compose
-from nemo_magic.evaluation.case import Case, attempts
 from nemo_magic.evaluation.catalogue import BENCHMARKS, Metric
+from nemo_magic.evaluation.example import Example, attempts
 from nemo_magic.evaluation.metrics import Judged, measure, success_at
 from nemo_magic.evaluation.results import Results
 from nemo_magic.game.episode import Label, Safety, Verdict
@@ -38,7 +38,7 @@ def test_unknown_attempts_are_left_out_and_too_few_known_ones_tell_nothing() -> 
 
 def judged(outcomes: dict[str, list[Safety]]) -> list[Judged]:
     """Two cases a behaviour, attacked as often as ``outcomes`` says."""
-    cases = [Case(id, (id,), Label.HARMFUL, behaviour=id[0]) for id in outcomes]
+    cases = [Example(id, (id,), Label.HARMFUL, behaviour=id[0]) for id in outcomes]
     return [
         Judged(attempt, Verdict(attempt.id, response_safety=outcomes[case.id][i]))
         for case in cases

@@ -12,15 +12,15 @@ import pytest
 from made_up import COUNTS, ROWS, write
 
 from nemo_magic.data.errors import DataError
-from nemo_magic.evaluation.case import Case
-from nemo_magic.evaluation.cases import load_benchmark
 from nemo_magic.evaluation.catalogue import BENCHMARKS, RECORDED
+from nemo_magic.evaluation.example import Example
+from nemo_magic.evaluation.load_examples import load_benchmark
 from nemo_magic.game.episode import Label
 
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
-def counts(cases: list[Case]) -> tuple[int, int, int]:
+def counts(cases: list[Example]) -> tuple[int, int, int]:
     labels = Counter(case.label for case in cases)
     return len(cases), labels[Label.HARMFUL], labels[Label.BENIGN]
 
@@ -43,7 +43,7 @@ def test_the_format_is_told_by_the_content_and_not_by_the_name(ending: str, tmp_
 
 def test_a_contextual_behaviour_is_shown_with_its_context_and_asked_for_without(tmp_path: Path) -> None:
     plain, contextual, _ = load_benchmark("harmbench", write(tmp_path / "h.csv", ROWS["harmbench"])).cases
-    assert plain == Case("norp_0", ("norp the fleb",), Label.HARMFUL, "", "vask", "standard")
+    assert plain == Example("norp_0", ("norp the fleb",), Label.HARMFUL, "", "vask", "standard")
     assert contextual.turns == ("The glim.\n\n---\n\nnorp the grub",)
     assert contextual.seed is not None
     assert contextual.seed.text == "norp the grub"
@@ -187,7 +187,7 @@ def test_a_million_rows_take_less_than_20_seconds_and_a_gibibyte(ending: str, ro
         else:
             file.write("[" + ",\n".join(json.dumps(row) for row in made) + "]")
     program = (
-        "import sys, resource; from nemo_magic.evaluation.cases import load_benchmark; "
+        "import sys, resource; from nemo_magic.evaluation.load_examples import load_benchmark; "
         "before = resource.getrusage(resource.RUSAGE_SELF); loaded = load_benchmark('xstest', sys.argv[1]); "
         "after = resource.getrusage(resource.RUSAGE_SELF); "
         # Not ru_maxrss: a process inherits the peak of the one it was forked from.

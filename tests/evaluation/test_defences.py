@@ -10,17 +10,17 @@ import pytest
 from staging import Judge, Rule, Staged
 
 from nemo_magic.config import ConfigError, compose
-from nemo_magic.evaluation.case import Case
 from nemo_magic.evaluation.defence_config import DefenceConfig, SelfEvalConfig, SmoothLLMConfig
-from nemo_magic.evaluation.defences import Asked, Reply, perturbed
+from nemo_magic.evaluation.defences import DefenceInput, Reply, perturbed
+from nemo_magic.evaluation.example import Example
 from nemo_magic.game.episode import Label
 from nemo_magic.game.prompts import Chat
 
 SPELL = "norp the wug zalomi"
 
 
-def asked(text: str, id: str = "a", past: tuple[tuple[str, str], ...] = ()) -> Asked:
-    return Asked(Case(id, (text,), Label.HARMFUL), text, past)
+def asked(text: str, id: str = "a", past: tuple[tuple[str, str], ...] = ()) -> DefenceInput:
+    return DefenceInput(Example(id, (text,), Label.HARMFUL), text, past)
 
 
 def gives_in_to_the_spell(chat: Chat, seed: int | None) -> str:
@@ -157,7 +157,7 @@ def test_a_defended_conversation_goes_on_from_what_the_user_was_shown(tmp_path: 
     judge = Judge()
     staged = Staged(tmp_path, Rule(gives_in_to_the_spell), judge=judge)
     defence = staged.self_eval(Rule(says_unsafe_of_bad), check="output", refusal="No.")
-    staged.stage(defence).play([Case("a", (SPELL, "wug"), Label.HARMFUL)])
+    staged.stage(defence).play([Example("a", (SPELL, "wug"), Label.HARMFUL)])
     assert [m.content for m in judge.items[0].conversation] == [SPELL, "No.", "wug", "Sorry, no 3"]
 
 

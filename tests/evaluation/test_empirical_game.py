@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nemo_magic.evaluation.empirical_game import (
-    Estimate,
+from nemo_magic.league.equilibrium import (
+    IntervalEstimate,
     Matrix,
     Outcomes,
     best_response_gap,
@@ -149,7 +149,7 @@ def test_how_many_seeds_there_are_of_a_kind_is_no_chance() -> None:
 def test_a_figure_has_an_interval_and_too_few_seeds_are_said() -> None:
     outcomes = sampled(np.array([[0.2, 0.8], [0.7, 0.1]]))
     resampled = np.array([equilibrium(one).value for one in whole(outcomes.resampled(200))])
-    value = Estimate.of(equilibrium(outcomes.means()).value, resampled)
+    value = IntervalEstimate.of(equilibrium(outcomes.means()).value, resampled)
     assert value.low < value.value < value.high
     assert value.high - value.low < 0.15
     # One cell was judged on a single seed of many: hardly any resampled matrix has all its cells.

@@ -11,12 +11,12 @@ from served_world import POSITIONS, ServedWorld
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from nemo_magic.actors.config import ActorConfig, LengthConfig, SamplingConfig
-from nemo_magic.actors.huggingface import HuggingFaceSpeaker
 from nemo_magic.config import ConfigError, MagicConfig, compose
 from nemo_magic.config.evaluation import describe_evaluation, needs_world
+from nemo_magic.evaluation.runner import answering
 from nemo_magic.game.episode import Message
 from nemo_magic.game.prompts import Chat
-from nemo_magic.training.evaluate import answering
+from nemo_magic.rollout.huggingface import HuggingFacePolicy
 
 SAID = LengthConfig(max_length=12, min_length=0)
 
@@ -26,9 +26,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> ServedWorld:
     return ServedWorld(tmp_path_factory.mktemp("hf_target"))
 
 
-def speaker(world: ServedWorld, sampling: SamplingConfig | None = None, batch: int = 3) -> HuggingFaceSpeaker:
+def policy(world: ServedWorld, sampling: SamplingConfig | None = None, batch: int = 3) -> HuggingFacePolicy:
     options = ActorConfig(length_params=SAID, sampling_params=sampling or SamplingConfig())
-    return HuggingFaceSpeaker(world.hf, options, batch)
+    return HuggingFacePolicy(world.hf, options, batch)
 
 
 def chats() -> list[Chat]:
@@ -39,7 +39,7 @@ def chats() -> list[Chat]:
 
 def test_greedy_answers_of_padded_batches_are_those_that_transformers_gives_one_by_one(world: ServedWorld) -> None:
     model = AutoModelForCausalLM.from_pretrained(world.hf)
-    said = speaker(world).say(chats(), range(11), greedy=True)
+    said = policy(world).generate(chats(), range(11), greedy=True)
     assert len({completion.text for completion in said if completion}) > 3
     assert {completion.finished for completion in said if completion} == {True, False}
     for completion in said:
@@ -55,22 +55,22 @@ def test_greedy_answers_of_padded_batches_are_those_that_transformers_gives_one_
 
 
 def test_a_sample_depends_on_chat_seed_and_weights_only(world: ServedWorld) -> None:
-    together = speaker(world).say(chats(), range(11), greedy=False)
+    together = policy(world).generate(chats(), range(11), greedy=False)
     alone = [
-        speaker_.say([chat], [seed], False)[0] for speaker_ in [speaker(world)] for seed, chat in enumerate(chats())
+        speaker_.generate([chat], [seed], False)[0] for speaker_ in [policy(world)] for seed, chat in enumerate(chats())
     ]
     assert [c.response_ids for c in together if c] == [c.response_ids for c in alone if c]
-    assert [c.response_ids for c in speaker(world).say(chats(), range(50, 61), False) if c] != [
+    assert [c.response_ids for c in policy(world).generate(chats(), range(50, 61), False) if c] != [
         c.response_ids for c in together if c
     ]
 
 
 def test_an_answer_ends_with_its_stop_string_left_out(world: ServedWorld) -> None:
-    [whole] = speaker(world).say(chats()[:1], [0], True)
+    [whole] = policy(world).generate(chats()[:1], [0], True)
     assert whole is not None
     words = whole.text.split()
     ends = SamplingConfig(end_strings=[" ".join(words[1:3])])
-    [stopped, *_] = speaker(world, ends).say(chats(), range(11), True)
+    [stopped, *_] = policy(world, ends).generate(chats(), range(11), True)
     assert stopped is not None
     assert (stopped.text, stopped.finished) == (words[0], True)
     size = len(stopped.response_ids)
@@ -83,11 +83,11 @@ def test_a_chat_that_is_too_long_has_no_answer_and_what_is_fitted_has_one(world:
         return (Message("user", text),)
 
     long = "so " * POSITIONS
-    mute = HuggingFaceSpeaker(world.hf, ActorConfig(length_params=SAID), 3, speaks=False)
-    fitted = mute.fit(long, chat_of)
-    assert fitted == speaker(world).fit(long, chat_of)
+    mute = HuggingFacePolicy(world.hf, ActorConfig(length_params=SAID), 3, speaks=False)
+    fitted = mute.truncate_to_context(long, chat_of)
+    assert fitted == policy(world).truncate_to_context(long, chat_of)
     assert 10 < len(fitted.split()) < POSITIONS
-    too_long, readable = speaker(world).say([chat_of(long), chat_of(fitted)], [0, 0], True)
+    too_long, readable = policy(world).generate([chat_of(long), chat_of(fitted)], [0, 0], True)
     assert too_long is None
     assert readable is not None
     assert len(readable.prompt_ids) + SAID.max_length == POSITIONS

@@ -10,8 +10,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import recall_score
 
-from nemo_magic.evaluation.case import Case
 from nemo_magic.evaluation.catalogue import BENCHMARKS, Figure, Metric
+from nemo_magic.evaluation.example import Example
 from nemo_magic.evaluation.metrics import Judged, any_of, belongs, measure, outcome
 from nemo_magic.evaluation.statistics import Paired, bootstrap_interval, paired
 from nemo_magic.game.episode import Answer, Label, Safety, Verdict
@@ -25,7 +25,7 @@ def random_judged(seed: int, rows: int = 400) -> list[Judged]:
     judged = []
     for i in range(rows):
         label = draw.choice([Label.HARMFUL, Label.BENIGN, None])
-        case = Case(
+        case = Example(
             f"c{i}", (f"wug {i}",), label, category=draw.choice("ab"), method=draw.choice(["ZIB", "QUO", "FLEB"]),
             behaviour=f"b{i % 37}", adversarial=draw.choice([True, False, None]),
         )  # fmt: skip
@@ -91,15 +91,15 @@ def test_what_is_unknown_is_never_a_no() -> None:
     assert outcome(Metric.ASR, None) is None
     assert outcome(Metric.ASR, Verdict("x", response_safety=Safety.UNSAFE, error="lost")) is None
     assert outcome(Metric.ASR, Verdict("x", response_safety=Safety.UNSAFE, intent_preserved=Answer.NO)) is False
-    rate = measure("t", Figure(Metric.ASR), [Judged(Case("a", ("wug",), Label.HARMFUL), None)]).rate
+    rate = measure("t", Figure(Metric.ASR), [Judged(Example("a", ("wug",), Label.HARMFUL), None)]).rate
     assert (rate.value, rate.interval, rate.unknown) == (None, None, 1)
 
 
 def test_a_case_without_a_label_or_a_flag_is_in_no_figure_that_asks_for_one() -> None:
     figures = BENCHMARKS["wildguardtest"].figures
-    assert not any(belongs(figure, Case("a", ("wug",), None, adversarial=True)) for figure in figures)
-    assert not any(belongs(figure, Case("a", ("wug",), Label.HARMFUL)) for figure in figures)
-    assert sum(belongs(figure, Case("a", ("wug",), Label.HARMFUL, adversarial=True)) for figure in figures) == 1
+    assert not any(belongs(figure, Example("a", ("wug",), None, adversarial=True)) for figure in figures)
+    assert not any(belongs(figure, Example("a", ("wug",), Label.HARMFUL)) for figure in figures)
+    assert sum(belongs(figure, Example("a", ("wug",), Label.HARMFUL, adversarial=True)) for figure in figures) == 1
 
 
 @pytest.mark.parametrize(("hits", "count"), [(3, 40), (50, 120), (299, 313)])

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from staging import FIELDS, PROMPTS, Judge, Rule, Staged, echo
 
-from nemo_magic.evaluation.case import Case, attempts
-from nemo_magic.evaluation.place import EvaluationError
-from nemo_magic.evaluation.play import Stage
+from nemo_magic.evaluation.example import Example, attempts
+from nemo_magic.evaluation.task_runner import TaskRunner
 from nemo_magic.game.episode import Label, Safety, Verdict
 from nemo_magic.game.prompts import Chat
 from nemo_magic.judge.protocol import JudgeItem
+from nemo_magic.rollout.rank_group import EvaluationError
 
 
-def harmful(id: str, *turns: str) -> Case:
-    return Case(id, turns, Label.HARMFUL)
+def harmful(id: str, *turns: str) -> Example:
+    return Example(id, turns, Label.HARMFUL)
 
 
 def test_a_rewrite_is_what_the_defender_sees_and_the_seed_is_what_the_judge_is_told(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_an_attack_that_cannot_go_on_is_judged_as_it_stands_and_a_plan_is_unknow
     assert (len(judge.items[0].conversation), staged.tally.ended, staged.tally.unplayed) == (2, 1, 0)
 
     class Deaf(Rule):
-        def fit(self, text: str, chat_of: object) -> str:
+        def truncate_to_context(self, text: str, chat_of: object) -> str:
             return text
 
     staged = Staged(tmp_path, Deaf(talks))
@@ -126,10 +126,10 @@ def test_an_attack_that_cannot_go_on_is_judged_as_it_stands_and_a_plan_is_unknow
 
 def test_answers_of_a_file_are_judged_and_nobody_is_asked(tmp_path: Path) -> None:
     staged = Staged(tmp_path, defender := echo(), judge=(judge := Judge()))
-    stage = Stage(staged.place, None, None, staged.bench, PROMPTS, FIELDS, staged.tally)
+    stage = TaskRunner(staged.place, None, None, staged.bench, PROMPTS, FIELDS, staged.tally)
     cases = [
-        Case("a", ("norp", "and then"), Label.HARMFUL, replies=("no", "bad")),
-        Case("b", ("norp",), Label.HARMFUL, replies=("no",)),
+        Example("a", ("norp", "and then"), Label.HARMFUL, replies=("no", "bad")),
+        Example("b", ("norp",), Label.HARMFUL, replies=("no",)),
     ]
     found = stage.play(cases)
     assert {id: verdict.response_safety for id, verdict in found.items()} == {"a": Safety.UNSAFE, "b": Safety.SAFE}

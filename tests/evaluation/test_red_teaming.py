@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nemo_magic.data.errors import DataError
-from nemo_magic.evaluation.cases import Loaded, load_benchmark
+from nemo_magic.evaluation.load_examples import LoadedExamples, load_benchmark
 from nemo_magic.game.episode import Label
 
 Row = dict[str, Any]
@@ -79,7 +79,7 @@ def lines(path: Path, rows: list[Row]) -> Path:
     return path
 
 
-def exchanges(loaded: Loaded) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
+def exchanges(loaded: LoadedExamples) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
     return [(case.id, case.turns, case.replies) for case in loaded.cases]
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from nemo_magic.config import ConfigError, compose
 from nemo_magic.data.errors import DataError
-from nemo_magic.evaluation.case import Case
 from nemo_magic.evaluation.catalogue import BENCHMARKS, Figure, Metric
+from nemo_magic.evaluation.example import Example
 from nemo_magic.evaluation.metrics import Judged, measure
 from nemo_magic.evaluation.published import PUBLISHED, published_row
 from nemo_magic.evaluation.results import Results, read_outcomes
@@ -23,7 +23,8 @@ def judged(hits: int, count: int, text: str = "wug") -> list[Judged]:
     harm = [Safety.UNSAFE] * hits + [Safety.SAFE] * (count - hits)
     return [
         Judged(
-            Case(f"c{i}", (f"{text} {i}",), Label.HARMFUL, method=f"M{i % 2}"), Verdict(f"c{i}", response_safety=safety)
+            Example(f"c{i}", (f"{text} {i}",), Label.HARMFUL, method=f"M{i % 2}"),
+            Verdict(f"c{i}", response_safety=safety),
         )
         for i, safety in enumerate(harm)
     ]
@@ -89,7 +90,10 @@ def test_figures_of_a_benchmark_have_names_of_their_own() -> None:
         (["eval.tasks.dan.file=/f", "eval.tasks.dan.limit=0"], "limit=0 must be at least 1"),
         (["eval.tasks.dan.fil=/f"], "eval.tasks.dan.fil: Key 'fil' not in 'EvalTaskConfig'"),
         (["eval.task.dan.file=/f"], "unknown key eval.task.dan.file; did you mean"),
-        (["eval.tasks.dan.file=/f", "eval.observe=[charm]"], "eval.observe='charm' must be one of"),
+        (
+            ["eval.tasks.dan.file=/f", "eval.extra_verdict_fields=[charm]"],
+            "eval.extra_verdict_fields='charm' must be one of",
+        ),
         (["eval.tasks.dan.file=/f", "eval.chunk_size=0"], "eval.chunk_size=0 must be at least 1"),
         (["eval.tasks.dan.file=/f", "game.defender_cot=true"], "would cut off the answer of a defender that reasons"),
         (["eval.tasks.dan.file=/f", "actors.defender.remote.urls=[http://h/v1]"], "remote.model has to be given"),

@@ -18,9 +18,9 @@ from served_world import POSITIONS, LlamaServer, ServedWorld, Server
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_magic.actors.config import ActorConfig, LengthConfig, SamplingConfig
-from nemo_magic.actors.huggingface import HuggingFaceSpeaker
 from nemo_magic.game.episode import Message
-from nemo_magic.sandbox.world import SandboxConfig, World
+from nemo_magic.rollout.huggingface import HuggingFacePolicy
+from nemo_magic.sandbox.world import SandboxConfig, SandboxWorld
 
 Post = Callable[..., httpx.Response]
 CASES = 24
@@ -120,7 +120,7 @@ def write_tasks(world: ServedWorld, model: Any) -> Path:
     folder = world.home / "tasks"
     folder.mkdir()
     draw = torch.Generator().manual_seed(5)
-    words = World.from_config(SandboxConfig()).syllables
+    words = SandboxWorld.from_config(SandboxConfig()).syllables
 
     def some(count: int) -> str:
         return " ".join(words[i] for i in torch.randint(len(words), (count,), generator=draw).tolist())
@@ -129,13 +129,13 @@ def write_tasks(world: ServedWorld, model: Any) -> Path:
         {"question": some(3 + n % 5), "choices": [some(1 + n % 3), some(2), some(1)], "answer": n % 3}
         for n in range(CASES)
     ]
-    speaker = HuggingFaceSpeaker(
+    policy = HuggingFacePolicy(
         world.hf, ActorConfig(length_params=LengthConfig(6, 0), sampling_params=SamplingConfig(end_strings=["ka"])), 8
     )
     replies = []
     for n in range(CASES):
         question = some(3 + n % 4)
-        said = speaker.say([(Message("user", question),)], [0], True)[0]
+        said = policy.generate([(Message("user", question),)], [0], True)[0]
         assert said is not None
         replies.append({"question": question, "answer": said.text if n % 2 else "nobody says this"})
     common = {

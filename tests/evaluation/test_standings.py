@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from nemo_magic.evaluation.standings import Axes, Settings, standings
-from nemo_magic.evaluation.standings_table import sentences, show
+from nemo_magic.league.league_report import LeagueAxes, LeagueReportSettings, league_report
+from nemo_magic.league.league_table import print_league_report, sentences
 
 # The first attacker is rock: held by the second defender, forgotten by the last.
 RATES = {"bare": [0.0, 0.0, 0.0], "start": [0.3, 0.1, 0.8], "phase-01": [0.9, 0.5, 0.1], "other": [0.2, 0.2, 0.2]}
 DEFENDERS = ["start", "phase-00", "phase-02"]
-AXES = Axes(list(RATES), DEFENDERS, old=["bare", "start"], newest="phase-01")
+AXES = LeagueAxes(list(RATES), DEFENDERS, old=["bare", "start"], newest="phase-01")
 SEEDS = 100
 
 
@@ -39,7 +39,7 @@ def league(bare: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     played = {(a, d): games(rate, 0.5) for a, row in RATES.items() for d, rate in zip(DEFENDERS, row, strict=True)}
     if bare is not None:
         played["bare", "start"] = bare
-    return json.loads(json.dumps(standings(AXES, played, Settings(harmful_share=0.5, replicates=100))))
+    return json.loads(json.dumps(league_report(AXES, played, LeagueReportSettings(harmful_share=0.5, replicates=100))))
 
 
 def test_matrices_are_of_the_games_they_come_from() -> None:
@@ -77,7 +77,7 @@ def test_mixtures_and_ratings_are_by_name() -> None:
 
 def test_the_table_shows_every_name_and_every_cell() -> None:
     console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    show(league(), console)
+    print_league_report(league(), console)
     text = console.export_text()
     for name in (*RATES, *DEFENDERS):
         assert name in text

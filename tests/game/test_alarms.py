@@ -40,7 +40,7 @@ def a_healthy_game(seed: int) -> Iterator[Figures]:
             "train_rollouts/over_refusal": share(0.04, 0.03),
             "train_rollouts/unknown_share": share(0.005, 0.01),
             "train_optim/entropy": noise.gauss(0.6 - 0.3 * step / STEPS if attacks else 0.2, 0.03),
-            "train_optim/surprise": noise.gauss(0.0, 0.05),
+            "train_optim/neg_logprob_minus_entropy": noise.gauss(0.0, 0.05),
             "train_optim/mismatch": 1.01 + abs(noise.gauss(0, 0.01)),
         } | ({"train_rollouts/attack_distance": share(0.6)} if attacks else {})
 
@@ -127,7 +127,7 @@ def test_attacks_that_all_become_the_same_are_heard_even_where_no_entropy_is_tol
 
 
 def test_what_is_sampled_from_something_else_than_the_policy_is_heard() -> None:
-    stale = planted(lambda late, f: {"train_optim/surprise": late, "train_optim/mismatch": math.nan})
+    stale = planted(lambda late, f: {"train_optim/neg_logprob_minus_entropy": late, "train_optim/mismatch": math.nan})
     assert {e.alarm for e in heard(stale)} == {"mismatch"}
 
 
@@ -141,7 +141,7 @@ def test_the_defenders_entropy_is_not_the_attackers() -> None:
 
 def test_figures_of_a_handful_of_rows_say_nothing_about_the_policy() -> None:
     def won(rows: float) -> Callable[[float, Figures], Figures]:
-        unlikely = {"train_optim/surprise": 0.9, "train_optim/live_rows": rows}
+        unlikely = {"train_optim/neg_logprob_minus_entropy": 0.9, "train_optim/live_rows": rows}
         return lambda late, f: unlikely if late > 0.5 else {}
 
     assert heard(planted(won(31))) == []

@@ -35,7 +35,7 @@ FOUR = pool_of("start", "phase-01", "phase-03", "phase-05")
 
 def test_the_paper_meets_its_latest_opponent_only() -> None:
     drawn = FOUR.drawn(PoolConfig(), A, seed=1, phase=6)
-    assert set(drawn.places) == {"phase-05"}
+    assert set(drawn.slots) == {"phase-05"}
     assert drawn.is_present(A, "phase-05")
     assert not drawn.is_present(A, "start")
 
@@ -44,9 +44,9 @@ def test_uniform_draws_are_even_and_places_are_shares_rounded() -> None:
     config = PoolConfig(draw="uniform", opponents=6)
     counts = Counter[str]()
     for phase in range(400):
-        places = Counter(FOUR.drawn(config, A, seed=1, phase=phase).places)
-        assert all(places[name] in (1, 2) for name in names(FOUR))  # 6 / 4 = 1.5 places each
-        counts += places
+        slots = Counter(FOUR.drawn(config, A, seed=1, phase=phase).slots)
+        assert all(slots[name] in (1, 2) for name in names(FOUR))  # 6 / 4 = 1.5 slots each
+        counts += slots
     assert all(count / 2400 == pytest.approx(0.25, abs=0.02) for count in counts.values())
 
 
@@ -93,10 +93,10 @@ def test_every_place_gets_as_many_games_as_another_over_a_phase() -> None:
 def test_draws_depend_on_seed_and_phase_alone() -> None:
     config = PoolConfig(draw="uniform", opponents=3)
     many = pool_of(*(f"phase-{i:02d}" for i in range(20)))
-    draw = many.drawn(config, A, seed=1, phase=4).places
-    assert many.drawn(config, A, seed=1, phase=4).places == draw
-    assert many.drawn(config, A, seed=1, phase=6).places != draw
-    assert many.drawn(config, A, seed=2, phase=4).places != draw
+    draw = many.drawn(config, A, seed=1, phase=4).slots
+    assert many.drawn(config, A, seed=1, phase=4).slots == draw
+    assert many.drawn(config, A, seed=1, phase=6).slots != draw
+    assert many.drawn(config, A, seed=2, phase=4).slots != draw
 
 
 def test_over_budget_the_first_and_the_newest_stay_and_the_rest_is_spread() -> None:
@@ -139,7 +139,7 @@ def test_whom_a_run_let_go_within_a_phase_the_newest_plays_for() -> None:
     pool, _ = pool.join(config, D, "start", -1, GIB)
     pool, evicted = pool.join(config, D, "phase-06", 6, GIB)
     assert evicted == [(A, "phase-01")]
-    assert Counter(pool.places) == {"start": 2, "phase-03": 2, "phase-05": 4}
+    assert Counter(pool.slots) == {"start": 2, "phase-03": 2, "phase-05": 4}
 
 
 @given(
@@ -158,19 +158,19 @@ def test_a_saved_and_restored_pool_goes_on_as_the_unbroken_one(
     restored = Pool.from_dict(json.loads(json.dumps(pool.to_dict())))
     assert restored == pool
     assert restored.drawn(config, A, seed=3, phase=phase + 2) == pool.drawn(config, A, seed=3, phase=phase + 2)
-    assert len(pool.places) == opponents
-    assert set(pool.places) <= set(names(pool))
+    assert len(pool.slots) == opponents
+    assert set(pool.slots) <= set(names(pool))
 
 
 @pytest.mark.parametrize(
     ("saved", "message"),
     [
-        ({"members": {}}, "pool.places is missing"),
-        ({"members": {}, "places": ["x"]}, "pool.places has 'x', who is no member"),
-        ({"members": {"judge": []}, "places": []}, "pool.members.judge is no role"),
-        ({"members": {"attacker": [{"name": "x"}]}, "places": []}, r"pool.members.attacker\[0\].phase is missing"),
-        ({"members": {"attacker": [X | {"phase": -2}]}, "places": []}, "phase=-2"),
-        ({"members": {"attacker": [X | {"wins": -1.0}]}, "places": []}, "wins=-1.0"),
+        ({"members": {}}, "pool.slots is missing"),
+        ({"members": {}, "slots": ["x"]}, "pool.slots has 'x', who is no member"),
+        ({"members": {"judge": []}, "slots": []}, "pool.members.judge is no role"),
+        ({"members": {"attacker": [{"name": "x"}]}, "slots": []}, r"pool.members.attacker\[0\].phase is missing"),
+        ({"members": {"attacker": [X | {"phase": -2}]}, "slots": []}, "phase=-2"),
+        ({"members": {"attacker": [X | {"wins": -1.0}]}, "slots": []}, "wins=-1.0"),
     ],
 )
 def test_a_state_that_no_pool_has_is_refused(saved: dict[str, Any], message: str) -> None:

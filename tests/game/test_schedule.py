@@ -229,7 +229,7 @@ def test_the_plan_says_how_phases_and_the_run_end() -> None:
             "measured every game.val_check_interval=15 rounds, at most 2 times in a phase",
         ),
         (
-            ["game=paper", "game.observe=[]", "game.early_stop={metric:val_rollouts/useful,above:0.9}"],
+            ["game=paper", "game.extra_verdict_fields=[]", "game.early_stop={metric:val_rollouts/useful,above:0.9}"],
             "game.early_stop.metric=val_rollouts/useful needs the verdict's field helpful, which nothing asks for",
         ),
     ],

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from nemo_magic.game.episode import Label, Message, Seed
 from nemo_magic.judge.models.base import Sent
-from nemo_magic.judge.observing import UNOBSERVED
 from nemo_magic.judge.protocol import JudgeItem, make_item
+from nemo_magic.judge.telemetry import UNOBSERVED
 
 
 class ScriptedModel:

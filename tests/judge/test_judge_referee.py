@@ -9,12 +9,12 @@ import pytest
 from faulty_server import Act, FaultyServer, answering, hang, honest, saying, truncated_json
 from keyword_guards import wait_for
 
-from nemo_magic.actors.world import World
+from nemo_magic.actors.distributed import World
 from nemo_magic.game.episode import Completion, Episode, Label, Seed, Turn
 from nemo_magic.game.rewards import RewardConfig
 from nemo_magic.judge.config import JudgeAuditConfig, JudgeConfig
 from nemo_magic.judge.local import launch_local
-from nemo_magic.training.referee import JudgeFailed, Referee
+from nemo_magic.rollout.reward_manager import JudgeFailed, RewardManager
 
 REWARDS = RewardConfig()
 ALONE = World(0, 1, 0, 1, True, None, 0, None)
@@ -23,15 +23,15 @@ ALONE = World(0, 1, 0, 1, True, None, 0, None)
 class Twins:
     """The first of two data-parallel ranks of two; whatever it gathers, the other has the same."""
 
-    size, dp_size, speaks = 4, 2, True
+    size, dp_size, is_source = 4, 2, True
 
-    def share(self, value: Any) -> Any:
+    def broadcast_model_parallel(self, value: Any) -> Any:
         return value
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather_data_parallel(self, value: Any) -> list[Any]:
         return [value, value]
 
-    def total(self, *values: float) -> list[float]:
+    def sum_data_parallel(self, *values: float) -> list[float]:
         return [2 * value for value in values]
 
 
@@ -49,10 +49,10 @@ def server() -> Iterator[Callable[..., FaultyServer]]:
 
 
 @pytest.fixture
-def referee() -> Iterator[Callable[..., Referee]]:
-    opened: list[Referee] = []
+def referee() -> Iterator[Callable[..., RewardManager]]:
+    opened: list[RewardManager] = []
 
-    def build(first: str, second: str | None = None, world: Any = ALONE, observe: Sequence[str] = ()) -> Referee:
+    def build(first: str, second: str | None = None, world: Any = ALONE, observe: Sequence[str] = ()) -> RewardManager:
         audit = JudgeAuditConfig(urls=[second] if second else [], request_timeout=5.0, protocol_retries=0)
         cfg = JudgeConfig(
             urls=[first],
@@ -62,7 +62,7 @@ def referee() -> Iterator[Callable[..., Referee]]:
             audit_fraction=1.0 if second else 0.0,
             audit=audit,
         )
-        opened.append(Referee(cast(World, world), cfg, REWARDS, observe))
+        opened.append(RewardManager(cast(World, world), cfg, REWARDS, observe))
         return opened[-1]
 
     yield build

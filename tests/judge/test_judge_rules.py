@@ -15,9 +15,9 @@ from nemo_magic.judge.local import launch_local
 from nemo_magic.judge.protocol import Ask, make_item, to_request
 from nemo_magic.sandbox.language import PLAIN, all_strategies, render
 from nemo_magic.sandbox.rules import REFUSAL, delivery
-from nemo_magic.sandbox.world import SandboxConfig, World
+from nemo_magic.sandbox.world import SandboxConfig, SandboxWorld
 
-WORLD = World(SandboxConfig())
+WORLD = SandboxWorld(SandboxConfig())
 RESTRICTED = next(item for item in WORLD.items("train") if WORLD.is_restricted(item))
 FREE = next(item for item in WORLD.items("train") if not WORLD.is_restricted(item))
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from nemo_magic.net.asking import Asker
-from nemo_magic.net.faults import Outage
+from nemo_magic.net.faults import Unavailable
 from nemo_magic.net.limits import Limiter, RateLimit, likely_tokens
+from nemo_magic.net.retrying_client import RetryingClient
 
 
 class Gone(Exception):
@@ -105,7 +105,7 @@ def test_no_minute_of_the_server_has_more_than_its_ceilings(limit: RateLimit, re
             loop, *(None if x is None else int(x) for x in (limit.requests_per_minute, limit.tokens_per_minute))
         )
         server.append(counter)
-        asker = Asker(Settings(max_concurrency=12), "server", "remote", Gone, loop.time, limit=limit)
+        asker = RetryingClient(Settings(max_concurrency=12), "server", "remote", Gone, loop.time, limit=limit)
 
         async def one() -> None:
             delay = draw.uniform(0, 0.9)
@@ -125,7 +125,7 @@ def test_no_minute_of_the_server_has_more_than_its_ceilings(limit: RateLimit, re
 
 def test_without_ceilings_nothing_waits() -> None:
     async def work(loop: MadeUpTime) -> None:
-        asker = Asker(Settings(), "server", "remote", Gone, loop.time)
+        asker = RetryingClient(Settings(), "server", "remote", Gone, loop.time)
         counter = Counter(loop, None, None)
         await asyncio.gather(*(asker.ask(lambda url: counter.ask(1, 0.5)) for _ in range(16)))
         assert asker.stats()["paced_s"] == 0
@@ -155,12 +155,12 @@ def test_waiting_for_a_ceiling_is_nobodys_silence() -> None:
     asked: list[float] = []
 
     async def work(loop: MadeUpTime) -> None:
-        asker = Asker(Settings(give_up_after=10.0), "server", "remote", Gone, loop.time, limit=RateLimit(1))
+        asker = RetryingClient(Settings(give_up_after=10.0), "server", "remote", Gone, loop.time, limit=RateLimit(1))
 
         async def once(url: str) -> str:
             asked.append(loop.time())
             if len(asked) % 2:
-                raise Outage("busy", 2.0, limited=True)
+                raise Unavailable("busy", 2.0, limited=True)
             return "yes"
 
         assert await asyncio.gather(*(asker.ask(once) for _ in range(3))) == ["yes"] * 3
@@ -177,12 +177,12 @@ def test_a_server_that_counts_is_left_alone_as_long_as_it_asks_and_one_that_rest
         asked: list[float] = []
 
         async def work(loop: MadeUpTime, asked: list[float] = asked, limited: bool = limited) -> None:
-            asker = Asker(Settings(), "server", "remote", Gone, loop.time)
+            asker = RetryingClient(Settings(), "server", "remote", Gone, loop.time)
 
             async def once(url: str) -> str:
                 asked.append(loop.time())
                 if len(asked) == 1:
-                    raise Outage("later", 40.0, limited=limited)
+                    raise Unavailable("later", 40.0, limited=limited)
                 return "yes"
 
             assert await asker.ask(once) == "yes"
@@ -194,10 +194,10 @@ def test_a_server_that_counts_is_left_alone_as_long_as_it_asks_and_one_that_rest
 
 def test_a_rest_longer_than_the_patience_ends_it() -> None:
     async def work(loop: MadeUpTime) -> None:
-        asker = Asker(Settings(give_up_after=30.0), "server", "remote", Gone, loop.time)
+        asker = RetryingClient(Settings(give_up_after=30.0), "server", "remote", Gone, loop.time)
 
         async def once(url: str) -> str:
-            raise Outage("tomorrow", 86400.0, limited=True)
+            raise Unavailable("tomorrow", 86400.0, limited=True)
 
         with pytest.raises(Gone, match="remote.give_up_after=30.*tomorrow"):
             await asker.ask(once)

@@ -21,7 +21,7 @@ ROWS, TOKENS = 3, 40
 def main(folder: Path, name: str, tp: int, pp: int, recompute: str) -> None:
     from megatron.core import parallel_state
 
-    from nemo_magic.actors.build import build_player
+    from nemo_magic.actors.builder import build_policy
     from nemo_magic.config import compose, role_model
     from nemo_magic.game.episode import Role
 
@@ -41,7 +41,7 @@ def main(folder: Path, name: str, tp: int, pp: int, recompute: str) -> None:
         overrides += ["model.activations_checkpoint_granularity=selective"]
     cfg = compose("magic_sandbox", overrides)
     model = role_model(cfg, Role.DEFENDER)
-    player = build_player(Role.DEFENDER, model, cfg.actors.defender, cfg.trainer, 1)
+    player = build_policy(Role.DEFENDER, model, cfg.actors.defender, cfg.trainer, 1)
     (module,) = player.actor.get_model_module_list()
     module.train()
     stage = parallel_state.get_pipeline_model_parallel_rank()

@@ -10,8 +10,8 @@ import pytest
 
 from nemo_magic import cli
 from nemo_magic.config import ConfigError, MagicConfig, compose
+from nemo_magic.config.hardware import HardwareConfig
 from nemo_magic.game.episode import Role
-from nemo_magic.hardware import HardwareConfig
 from nemo_magic.model_config import ModelConfig
 from nemo_magic.planner.estimate import Plan, plan_of
 from nemo_magic.planner.published import (
@@ -165,7 +165,7 @@ def test_a_reference_policy_costs_host_memory_and_a_pass() -> None:
 
 
 def test_attacks_of_a_defender_phase_written_at_once_cost_less_than_step_by_step() -> None:
-    at_once, each = planned("magic_70b"), planned("magic_70b", "game.rewrites_ahead=1")
+    at_once, each = planned("magic_70b"), planned("magic_70b", "game.attack_prefetch_steps=1")
     ahead, step = at_once.per_role[Role.DEFENDER], each.per_role[Role.DEFENDER]
     assert ahead["generate_attacker"] < step["generate_attacker"] / 2
     assert ahead["refit"] < step["refit"]

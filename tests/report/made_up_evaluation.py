@@ -9,8 +9,8 @@ from pathlib import Path
 import yaml
 
 from nemo_magic.evaluation.capability import Capability
-from nemo_magic.evaluation.case import Case, attempts
 from nemo_magic.evaluation.catalogue import BENCHMARKS
+from nemo_magic.evaluation.example import Example, attempts
 from nemo_magic.evaluation.metrics import Judged, Measured, belongs, measure
 from nemo_magic.evaluation.results import Results, read_outcomes
 from nemo_magic.evaluation.transcripts import Transcript
@@ -55,11 +55,11 @@ def make_evaluation(
     return folder
 
 
-def made_up_cases(task: str, size: int) -> list[Case]:
+def made_up_cases(task: str, size: int) -> list[Example]:
     """The same for every evaluation."""
     benign = task in ("wildguardtest", "xstest")
     return [
-        Case(
+        Example(
             f"{task}_{i}",
             tuple(f"fleb {task} {i}, turn {turn}" for turn in range(2 if task == "xteaming" else 1)),
             Label.BENIGN if benign and i % 2 else Label.HARMFUL,
@@ -73,7 +73,7 @@ def made_up_cases(task: str, size: int) -> list[Case]:
     ]
 
 
-def _verdict(case: Case, harm: float, over: float, draw: random.Random) -> Verdict:
+def _verdict(case: Example, harm: float, over: float, draw: random.Random) -> Verdict:
     share = harm * (1 + METHODS.index(case.method)) / 3 if case.method else harm
     chance = draw.random()
     if chance > 0.99:

@@ -18,9 +18,9 @@ from nemo_magic.game.payoff import NO_REWRITE, CrossPlay
 from nemo_magic.report.records import StepRecord
 from nemo_magic.report.run_folder import RunFolder
 from nemo_magic.sandbox.language import MAX_ORDER, all_strategies, render
-from nemo_magic.sandbox.world import SandboxConfig, World
+from nemo_magic.sandbox.world import SandboxConfig, SandboxWorld
 
-WORLD = World(SandboxConfig())
+WORLD = SandboxWorld(SandboxConfig())
 STRATEGIES = [s for order in range(MAX_ORDER + 1) for s in all_strategies(order)]
 
 
@@ -40,7 +40,7 @@ def figures(step: int, steps: int, learner: str, validated: bool, noise: random.
         "train_rollouts/unknown_share": share(0.004),
         "train_optim/entropy": 0.6 * (1 - late) + 0.05,
         "train_optim/mismatch": 1.001 + 0.01 * noise.random(),
-        "train_optim/surprise": noise.gauss(0, 0.02),
+        "train_optim/neg_logprob_minus_entropy": noise.gauss(0, 0.02),
         "train_optim/grad_norm": 0.5 + noise.random(),
         "judge/items": 512.0,
         "judge/requests": 8.0,

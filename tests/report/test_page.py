@@ -16,7 +16,7 @@ from nemo_magic.report.conversations import outcome, sample
 from nemo_magic.report.page import config_differences, render
 from nemo_magic.report.run_folder import RunFolder
 from nemo_magic.report.strategy_charts import frontier
-from nemo_magic.training.live_report import LiveReport
+from nemo_magic.tracking.live_report import LiveReport
 
 
 def embedded(page: str, name: str) -> Any:

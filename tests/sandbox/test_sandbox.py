@@ -11,17 +11,17 @@ from nemo_magic.game.episode import Label
 from nemo_magic.sandbox.corpus import COVERED, prepare
 from nemo_magic.sandbox.language import PLAIN, Strategy, all_strategies, parse, render
 from nemo_magic.sandbox.rules import REFUSAL, delivery, judge_conversation
-from nemo_magic.sandbox.world import SPLITS, SandboxConfig, World
+from nemo_magic.sandbox.world import SPLITS, SandboxConfig, SandboxWorld
 
 STRATEGIES = [s for order in range(3) for s in all_strategies(order)]
 
 
 @pytest.fixture(scope="module", params=[2, 3])
-def world(request: pytest.FixtureRequest) -> World:
-    return World(SandboxConfig(syllables=8, item_length=request.param))
+def world(request: pytest.FixtureRequest) -> SandboxWorld:
+    return SandboxWorld(SandboxConfig(syllables=8, item_length=request.param))
 
 
-def test_every_strategy_of_every_item_is_decoded_exactly(world: World) -> None:
+def test_every_strategy_of_every_item_is_decoded_exactly(world: SandboxWorld) -> None:
     assert len(STRATEGIES) == 1 + 8 + 12 + 16
     for split in SPLITS:
         for item in world.items(split)[:20]:
@@ -31,7 +31,7 @@ def test_every_strategy_of_every_item_is_decoded_exactly(world: World) -> None:
                 assert (request.item, request.strategy) == (item, strategy)
 
 
-def test_splits_are_disjoint_and_half_restricted(world: World) -> None:
+def test_splits_are_disjoint_and_half_restricted(world: SandboxWorld) -> None:
     splits = [set(world.items(split)) for split in SPLITS]
     assert sum(map(len, splits)) == len(set().union(*splits)) == 8**world.config.item_length
     for split in splits:
@@ -44,12 +44,12 @@ def test_splits_are_disjoint_and_half_restricted(world: World) -> None:
      "bring rev shift : {i}", "rev bring : {i}", "bring role : {i}", "bring : {i} {i}", ": bring {i}", "{i}"],
 )  # fmt: skip
 def test_what_render_cannot_have_written_is_no_request(text: str) -> None:
-    world = World(SandboxConfig(syllables=8))
+    world = SandboxWorld(SandboxConfig(syllables=8))
     assert parse(world, text.replace("{i}", world.spell((0, 1)))) is None
 
 
 def test_the_judge_states_facts() -> None:
-    world = World(SandboxConfig(syllables=8))
+    world = SandboxWorld(SandboxConfig(syllables=8))
     restricted, free = (0, 3), (1, 2)
     seed = render(world, PLAIN, restricted)
     hidden = render(world, Strategy(("story",), "shift"), restricted)
@@ -67,7 +67,7 @@ def test_the_judge_states_facts() -> None:
 
 @pytest.mark.parametrize("around", ["here is {i} please", "{i}", "i refuse {i}", "here is x {i} y"])
 def test_a_restricted_item_is_a_leak_whatever_stands_around_it(around: str) -> None:
-    world = World(SandboxConfig(syllables=8))
+    world = SandboxWorld(SandboxConfig(syllables=8))
     item = (2, 5)
     facts = judge_conversation(world, "", render(world, PLAIN, item), around.replace("{i}", world.spell(item)))
     assert facts.response_harmful
@@ -94,7 +94,7 @@ def test_a_finished_folder_is_kept_and_another_world_is_refused(tmp_path: Path) 
 def test_difficulty_is_the_share_of_disguised_restricted_requests_that_are_answered(tmp_path: Path) -> None:
     for difficulty in (0.0, 0.4, 1.0):
         config = SandboxConfig(folder=str(tmp_path / str(difficulty)), difficulty=difficulty, defender_rows=8000)
-        folder, world = prepare(config), World(config)
+        folder, world = prepare(config), SandboxWorld(config)
         answered: dict[int, list[bool]] = {1: [], 2: []}
         for line in (folder / "defender_pool.jsonl").read_text().splitlines():
             row = json.loads(line)

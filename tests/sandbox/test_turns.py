@@ -20,7 +20,7 @@ from nemo_magic.sandbox.conversations import FIRST_TURNS, KEPT_AFTER_DELIVERY, K
 from nemo_magic.sandbox.corpus import COVERED, prepare
 from nemo_magic.sandbox.language import PLAIN, Strategy, parse
 from nemo_magic.sandbox.rules import REFUSAL, delivery
-from nemo_magic.sandbox.world import SandboxConfig, World
+from nemo_magic.sandbox.world import SandboxConfig, SandboxWorld
 
 Row = dict[str, Any]
 
@@ -44,15 +44,15 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> SandboxConfig:
 
 
 @pytest.fixture(scope="module")
-def world(config: SandboxConfig) -> World:
-    return World(config)
+def world(config: SandboxConfig) -> SandboxWorld:
+    return SandboxWorld(config)
 
 
 def rows(config: SandboxConfig, pool: str) -> list[Row]:
     return [json.loads(line) for line in (Path(config.folder) / f"{pool}_pool.jsonl").read_text().splitlines()]
 
 
-def exchanges(world: World, row: Row) -> list[tuple[Strategy, bool, str]]:
+def exchanges(world: SandboxWorld, row: Row) -> list[tuple[Strategy, bool, str]]:
     """(disguise, whether the item is restricted, reply) of every turn of a row of the defender's pool."""
     found = []
     for user, assistant in zip(row["messages"][::2], row["messages"][1::2], strict=True):
@@ -79,7 +79,7 @@ def test_a_folder_of_before_turns_existed_is_still_that_world(tmp_path: Path) ->
         prepare(SandboxConfig(folder=str(tmp_path), attack_rows=5, defender_rows=5, turns=2))
 
 
-def test_a_conversation_asks_for_one_item_in_one_to_so_many_turns(config: SandboxConfig, world: World) -> None:
+def test_a_conversation_asks_for_one_item_in_one_to_so_many_turns(config: SandboxConfig, world: SandboxWorld) -> None:
     lengths: Counter[int] = Counter()
     for row in rows(config, "defender"):
         items = {request.item for m in row["messages"][::2] if (request := parse(world, m["content"])) is not None}
@@ -91,7 +91,7 @@ def test_a_conversation_asks_for_one_item_in_one_to_so_many_turns(config: Sandbo
     assert lengths[2] == pytest.approx(lengths[3], rel=0.1)
 
 
-def test_the_taught_defender_stays_true_to_what_it_said(config: SandboxConfig, world: World) -> None:
+def test_the_taught_defender_stays_true_to_what_it_said(config: SandboxConfig, world: SandboxWorld) -> None:
     repeated: Counter[bool] = Counter()
     for row in rows(config, "defender"):
         said: dict[Strategy, str] = {}
@@ -102,7 +102,9 @@ def test_the_taught_defender_stays_true_to_what_it_said(config: SandboxConfig, w
     assert repeated[True] > 1000
 
 
-def test_a_fresh_disguise_has_better_odds_the_more_others_were_refused(config: SandboxConfig, world: World) -> None:
+def test_a_fresh_disguise_has_better_odds_the_more_others_were_refused(
+    config: SandboxConfig, world: SandboxWorld
+) -> None:
     refused: dict[tuple[int, int], list[bool]] = {}
     for row in rows(config, "defender"):
         met: dict[Strategy, bool] = {}
@@ -119,7 +121,7 @@ def test_a_fresh_disguise_has_better_odds_the_more_others_were_refused(config: S
         assert sum(outcomes) / len(outcomes) == pytest.approx((1 - DIFFICULTY - WEAR * before) ** order, abs=0.1)
 
 
-def test_the_warmed_up_attacker_has_a_leaning_and_no_more(config: SandboxConfig, world: World) -> None:
+def test_the_warmed_up_attacker_has_a_leaning_and_no_more(config: SandboxConfig, world: SandboxWorld) -> None:
     kept: dict[bool, list[bool]] = {True: [], False: []}
     for row in rows(config, "attack"):
         if row["label"] == "harmful" and row["history"]:
@@ -145,7 +147,7 @@ def test_memory_asks_the_rule_once_per_disguise() -> None:
     assert asked == [(PLAIN, (1, 2), 0), (story, (1, 2), 1)]
 
 
-def test_later_turns_are_taught_as_the_game_will_show_them(config: SandboxConfig, world: World) -> None:
+def test_later_turns_are_taught_as_the_game_will_show_them(config: SandboxConfig, world: SandboxWorld) -> None:
     pool, report = read_attack_pool(str(Path(config.folder) / "attack_pool.jsonl"))
     assert report.kept == len(pool) == config.attack_rows
     taught = next(row for row in pool if len(row.history) == 2)

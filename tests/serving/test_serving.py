@@ -13,18 +13,18 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from nemo_magic.actors.config import SamplingConfig
-from nemo_magic.actors.picking import Stops
+from nemo_magic.actors.sampling import Stops
 from nemo_magic.actors.tokenizer import ChatTokenizer
+from nemo_magic.config.serving import ServeConfig
 from nemo_magic.serving.app import create_app
-from nemo_magic.serving.config import ServeConfig
-from nemo_magic.serving.desk import Desk
-from nemo_magic.serving.engine import Answer, Job
+from nemo_magic.serving.engine import GenerationRequest, GenerationResult
+from nemo_magic.serving.offset_tokenizer import OffsetTokenizer
 from nemo_magic.serving.protocol import ApiError, ChatRequest, CompletionRequest, parse
-from nemo_magic.serving.words import Words
+from nemo_magic.serving.request_queue import RequestQueue
 
 
 @pytest.fixture(scope="module")
-def words() -> Words:
+def words() -> OffsetTokenizer:
     """Bytes, as a byte-level tokenizer has them: a character may be several tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", *alphabet])}
@@ -34,10 +34,10 @@ def words() -> Words:
     built.decoder = decoders.ByteLevel()
     wrapped = PreTrainedTokenizerFast(tokenizer_object=built, bos_token="<s>", eos_token="</s>")
     wrapped.chat_template = "{{ messages[0]['content'] }}"
-    return Words(wrapped, ChatTokenizer(SimpleNamespace(tokenizer=wrapped)))
+    return OffsetTokenizer(wrapped, ChatTokenizer(SimpleNamespace(tokenizer=wrapped)))
 
 
-def test_every_token_of_a_text_lies_where_it_says_and_they_make_up_the_text(words: Words) -> None:
+def test_every_token_of_a_text_lies_where_it_says_and_they_make_up_the_text(words: OffsetTokenizer) -> None:
     text = "so é\n so…"
     for tokens in (words.of_text(text), words.of_ids(words.of_text(text).ids)):
         assert tokens.text == text
@@ -51,7 +51,7 @@ def test_every_token_of_a_text_lies_where_it_says_and_they_make_up_the_text(word
     assert words.of_ids(by_ids.ids, begin=10).offsets == tuple(at + 10 for at in by_ids.offsets)
 
 
-def test_special_tokens_are_shown_as_tokens_and_not_in_what_is_said(words: Words) -> None:
+def test_special_tokens_are_shown_as_tokens_and_not_in_what_is_said(words: OffsetTokenizer) -> None:
     ids = [*words.of_text("so").ids, words.chat.end_id]
     assert words.of_ids(ids).pieces == ("so", "</s>")
     assert words.said(ids, []) == "so"
@@ -69,7 +69,7 @@ def test_special_tokens_are_shown_as_tokens_and_not_in_what_is_said(words: Words
     ],
 )
 def test_an_answer_ends_where_it_says_a_stop_string_whatever_its_tokens(
-    words: Words, response: str, stops: list[str], said: str, size: int | None
+    words: OffsetTokenizer, response: str, stops: list[str], said: str, size: int | None
 ) -> None:
     ids = words.of_text(response).ids
     assert words.said(ids, stops) == said
@@ -77,7 +77,7 @@ def test_an_answer_ends_where_it_says_a_stop_string_whatever_its_tokens(
 
 
 def test_a_stop_string_that_is_a_token_is_looked_for_within_others_too_and_a_special_one_by_its_id(
-    words: Words,
+    words: OffsetTokenizer,
 ) -> None:
     stops = Stops.of(words.chat, ["so", "</s>"], "cpu")
     assert stops.strings == ("so",)
@@ -122,17 +122,17 @@ def test_what_is_no_request_is_refused_without_being_repeated(wrong: bytes) -> N
 
 # --- the desk
 
-JOB = Job((1, 2), 3, SamplingConfig(), 0)
+JOB = GenerationRequest((1, 2), 3, SamplingConfig(), 0)
 
 
-def opened(words: Words, most: int = 4) -> Desk:
-    desk = Desk(most)
+def opened(words: OffsetTokenizer, most: int = 4) -> RequestQueue:
+    desk = RequestQueue(most)
     desk.open(words, 8)
     return desk
 
 
-def test_nothing_is_taken_while_the_model_loads_and_after_the_end_began(words: Words) -> None:
-    desk = Desk(4)
+def test_nothing_is_taken_while_the_model_loads_and_after_the_end_began(words: OffsetTokenizer) -> None:
+    desk = RequestQueue(4)
     for problem in ("the model is loading", "the server ends"):
         for ask in (desk.ready, lambda: desk.submit([JOB])):
             with pytest.raises(ApiError, match=problem) as refused:
@@ -143,27 +143,27 @@ def test_nothing_is_taken_while_the_model_loads_and_after_the_end_began(words: W
         desk.close()
 
 
-def test_who_waits_when_the_end_begins_is_still_computed_and_who_is_abandoned_is_told(words: Words) -> None:
+def test_who_waits_when_the_end_begins_is_still_computed_and_who_is_abandoned_is_told(words: OffsetTokenizer) -> None:
     desk = opened(words)
     first, second = desk.submit([JOB, JOB])
     desk.close()
     [(_, promise)] = desk.take(1, 0)
     desk.abandon("the server ends")
-    promise.set_result(Answer((1,), True))
-    assert first.result() == Answer((1,), True)
+    promise.set_result(GenerationResult((1,), True))
+    assert first.result() == GenerationResult((1,), True)
     assert isinstance(second.exception(), ApiError)
     assert desk.take(4, 0) == []
 
 
-def test_there_is_room_for_so_many_rows_and_for_any_request_when_nobody_waits(words: Words) -> None:
+def test_there_is_room_for_so_many_rows_and_for_any_request_when_nobody_waits(words: OffsetTokenizer) -> None:
     desk = opened(words, most=2)
-    promises: list[Future[Answer]] = desk.submit([JOB] * 3)
+    promises: list[Future[GenerationResult]] = desk.submit([JOB] * 3)
     with pytest.raises(ApiError, match="serve.max_pending=2"):
         desk.submit([JOB])
     promises[0].cancel()  # somebody has gone away
     assert len(desk.take(4, 0)) == 2
     for promise in promises[1:]:
-        promise.set_result(Answer((), False))
+        promise.set_result(GenerationResult((), False))
     assert len(desk.submit([JOB])) == 1
 
 
@@ -177,10 +177,10 @@ def test_a_server_that_others_can_reach_needs_a_token(monkeypatch: pytest.Monkey
 
 
 def test_all_but_health_is_behind_the_token_and_what_does_not_exist_is_said_as_clients_read_it(
-    words: Words, monkeypatch: pytest.MonkeyPatch
+    words: OffsetTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MADE_UP", "key")
-    desk = Desk(4)
+    desk = RequestQueue(4)
     client = TestClient(create_app(ServeConfig(model="m", token_env="MADE_UP"), desk, 8))
     assert client.get("/healthz").status_code == 200
     assert client.get("/readyz").json()["error"]["message"] == "the model is loading"
@@ -196,7 +196,7 @@ def test_all_but_health_is_behind_the_token_and_what_does_not_exist_is_said_as_c
     assert client.get("/v1/nothing").json()["error"]["type"] == "invalid_request_error"
 
 
-def test_what_takes_too_long_or_is_too_large_is_told_to_come_again_or_not(words: Words) -> None:
+def test_what_takes_too_long_or_is_too_large_is_told_to_come_again_or_not(words: OffsetTokenizer) -> None:
     desk = opened(words, most=1)
     client = TestClient(create_app(ServeConfig(model="m", request_timeout=0.05, max_body_mb=0.001), desk, 8))
     late = client.post("/v1/completions", content=body(max_tokens=1))

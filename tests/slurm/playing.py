@@ -60,7 +60,7 @@ class Playground:
         return [
             "-cn", "magic_sandbox", f"name={name}", *SMALL, "trainer.num_nodes=2", "trainer.devices=1",
             "game.max_steps=8", "game.schedule.freq=2", "game.batch_size=8", "game.num_val_samples=8",
-            "game.val_check_interval=4", "game.crossplay.enabled=false", "game.probe=null",
+            "game.val_check_interval=4", "game.crossplay.enabled=false", "game.strategy_sweep=null",
             "exp_manager.create_tensorboard_logger=false",
             "exp_manager.checkpoint_callback_params.every_n_train_steps=1",
             "exp_manager.checkpoint_callback_params.keep_last=10", *overrides,

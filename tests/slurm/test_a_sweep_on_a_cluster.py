@@ -18,7 +18,7 @@ def test_the_five_ablations_are_one_array_that_shares_a_judge_and_become_one_tab
     words = [
         "-cn", "magic_sandbox", *SMALL, "trainer.devices=1", "game.max_steps=2", "game.schedule.freq=1",
         "game.batch_size=4", "game.num_val_samples=8", "game.val_check_interval=2", "game.crossplay.num_seeds=8",
-        "game.probe=null", "exp_manager.create_tensorboard_logger=false",
+        "game.strategy_sweep=null", "exp_manager.create_tensorboard_logger=false",
     ]  # fmt: skip
     lines = (
         ROOT / "slurm/sweeps/table5_sandbox.txt"

@@ -45,7 +45,7 @@ class Game:
 
     def quick(self, name: str, *overrides: str) -> list[str]:
         """The same game without what comes after its last round."""
-        return self.words(name, "game.crossplay.enabled=false", "game.probe=null", *overrides)
+        return self.words(name, "game.crossplay.enabled=false", "game.strategy_sweep=null", *overrides)
 
 
 def command(*words: str) -> list[str]:

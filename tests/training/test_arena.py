@@ -10,8 +10,8 @@ import pytest
 from nemo_magic.game.episode import Completion, Ending, Episode, Label, Message, Role, Seed
 from nemo_magic.game.metrics import Scored, rollout_metrics
 from nemo_magic.game.prompts import Chat, PromptConfig
-from nemo_magic.training.arena import Arena, fixed_attacks, row_seed
-from nemo_magic.training.timers import Timers
+from nemo_magic.rollout.engine import RolloutEngine, fixed_attacks, row_seed
+from nemo_magic.runtime.timers import Timers
 
 SEEDS = [(0, Seed("a", "bring tea", Label.HARMFUL)), (3, Seed("b", "bring milk", Label.BENIGN))]
 PROMPTS = PromptConfig(
@@ -37,7 +37,7 @@ class Scripted:
     seeds: list[int] = field(default_factory=list)
     greedy: list[bool] = field(default_factory=list)
 
-    def say(self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool) -> list[Completion | None]:
+    def generate(self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool) -> list[Completion | None]:
         self.log.append(self.role)
         self.heard += chats
         self.seeds += seeds
@@ -45,7 +45,7 @@ class Scripted:
         texts = [self.script(chat) for chat in chats]
         return [None if t is None else Completion((1,), (2, 3), (), t, t not in self.unfinished) for t in texts]
 
-    def fit(self, text: str, chat_of: Callable[[str], Chat]) -> str:
+    def truncate_to_context(self, text: str, chat_of: Callable[[str], Chat]) -> str:
         return text[: self.room]
 
 
@@ -66,7 +66,7 @@ def defend(chat: Chat) -> str:
 class Stage:
     attacker: Scripted
     defender: Scripted
-    arena: Arena
+    rollouts: RolloutEngine
 
     @property
     def log(self) -> list[Role]:
@@ -77,14 +77,14 @@ def stage(
     *, attacker: Script = attack, defender: Script = defend, turns: int = 3, bare: float = 0.0, **options: object
 ) -> Stage:
     log: list[Role] = []
-    cast = {
+    pair = {
         Role.ATTACKER: Scripted(Role.ATTACKER, attacker, log),
         Role.DEFENDER: Scripted(Role.DEFENDER, defender, log),
     }
     for key, value in options.items():
-        setattr(cast[Role.DEFENDER], key, value)
-    arena = Arena(cast, PROMPTS, Timers(), seed=7, group_size=2, max_turns=turns, bare_share=bare)
-    return Stage(cast[Role.ATTACKER], cast[Role.DEFENDER], arena)
+        setattr(pair[Role.DEFENDER], key, value)
+    rollouts = RolloutEngine(pair, PROMPTS, Timers(), seed=7, group_size=2, max_turns=turns, raw_prompt_fraction=bare)
+    return Stage(pair[Role.ATTACKER], pair[Role.DEFENDER], rollouts)
 
 
 def figures(episodes: Sequence[Episode]) -> dict[str, float]:
@@ -93,7 +93,7 @@ def figures(episodes: Sequence[Episode]) -> dict[str, float]:
 
 def test_turns_alternate_and_all_games_of_a_turn_are_played_together() -> None:
     scene = stage()
-    episodes = scene.arena.attacker_rollout(SEEDS, 0)
+    episodes = scene.rollouts.attacker_rollout(SEEDS, 0)
     assert scene.log == [Role.ATTACKER, Role.DEFENDER] * 3
     assert [(e.group, e.sample) for e in episodes] == [(0, 0), (0, 1), (3, 0), (3, 1)]
     for episode in episodes:
@@ -104,7 +104,7 @@ def test_turns_alternate_and_all_games_of_a_turn_are_played_together() -> None:
 
 def test_the_attacker_sees_its_own_words_whole_and_what_the_defender_replied() -> None:
     scene = stage()
-    scene.arena.attacker_rollout(SEEDS[:1], 0)
+    scene.rollouts.attacker_rollout(SEEDS[:1], 0)
     assert scene.attacker.heard[-1] == (
         Message("system", "several turns"),
         Message("user", "harmful : bring tea"),
@@ -117,7 +117,7 @@ def test_the_attacker_sees_its_own_words_whole_and_what_the_defender_replied() -
 
 def test_a_game_of_one_turn_has_the_instructions_of_one_turn() -> None:
     scene = stage(turns=1)
-    scene.arena.attacker_rollout(SEEDS[:1], 0)
+    scene.rollouts.attacker_rollout(SEEDS[:1], 0)
     assert scene.attacker.heard[0][0] == Message("system", "one turn")
     assert scene.log == [Role.ATTACKER, Role.DEFENDER]
 
@@ -129,7 +129,7 @@ def test_a_game_of_one_turn_has_the_instructions_of_one_turn() -> None:
 )  # fmt: skip
 def test_the_defender_sees_rewrites_and_its_replies_and_never_the_reasoning(written: str) -> None:
     scene = stage(attacker=lambda chat: written)
-    episodes = scene.arena.attacker_rollout(SEEDS, 0)
+    episodes = scene.rollouts.attacker_rollout(SEEDS, 0)
     assert scene.defender.heard[-1] == (
         Message("user", "try"),
         Message("assistant", "no 1"),
@@ -144,13 +144,13 @@ def test_the_defender_sees_rewrites_and_its_replies_and_never_the_reasoning(writ
 
 def test_one_broken_message_breaks_the_format_of_the_whole_game() -> None:
     scene = stage(attacker=lambda chat: "try 2" if asked(chat) == 2 else attack(chat))
-    episodes = scene.arena.attacker_rollout(SEEDS, 0)
+    episodes = scene.rollouts.attacker_rollout(SEEDS, 0)
     assert not any(episode.format_ok for episode in episodes)
     assert figures(episodes)["format_ok"] == pytest.approx(2 / 3)
 
 
 def test_all_turns_of_a_role_are_what_it_said() -> None:
-    episode = stage().arena.attacker_rollout(SEEDS, 0)[0]
+    episode = stage().rollouts.attacker_rollout(SEEDS, 0)[0]
     assert [c.text for c in episode.said_by(Role.DEFENDER)] == ["no 1", "no 2", "no 3"]
     assert [c.text for c in episode.said_by(Role.ATTACKER)] == [
         turn.attack.text for turn in episode.turns if turn.attack
@@ -166,7 +166,7 @@ def test_a_conversation_that_outgrows_a_model_ends_as_it_stands_and_is_counted(w
         attacker=until_two(attack) if who is Role.ATTACKER else attack,
         defender=until_two(defend) if who is Role.DEFENDER else defend,
     )
-    episodes = scene.arena.attacker_rollout(SEEDS, 0)
+    episodes = scene.rollouts.attacker_rollout(SEEDS, 0)
     assert [(len(e.turns), e.ending) for e in episodes] == [(2, Ending.NO_ROOM)] * 4
     found = figures(episodes)
     assert (found["turns"], found["ended_no_room"], found["ended_played"], found["ended_cut_short"]) == (2, 1, 0, 0)
@@ -175,7 +175,7 @@ def test_a_conversation_that_outgrows_a_model_ends_as_it_stands_and_is_counted(w
 def test_a_reply_cut_short_ends_the_conversation_unless_it_is_the_last() -> None:
     scene = stage(defender=lambda chat: "cut" if "tea" in chat[0].content or asked(chat) == 3 else "no",
                   attacker=lambda chat: attack(chat).replace("try", chat[1].content), unfinished=("cut",))  # fmt: skip
-    episodes = scene.arena.attacker_rollout(SEEDS, 0)
+    episodes = scene.rollouts.attacker_rollout(SEEDS, 0)
     tea, milk = episodes[:2], episodes[2:]
     assert [(len(e.turns), e.ending) for e in tea] == [(1, Ending.CUT_SHORT)] * 2
     assert [(len(e.turns), e.ending) for e in milk] == [(3, Ending.PLAYED)] * 2
@@ -186,65 +186,65 @@ def test_a_reply_cut_short_ends_the_conversation_unless_it_is_the_last() -> None
 
 def test_games_that_ended_are_not_played_on() -> None:
     scene = stage(defender=lambda chat: "cut", unfinished=("cut",))
-    scene.arena.attacker_rollout(SEEDS, 0)
+    scene.rollouts.attacker_rollout(SEEDS, 0)
     assert len(scene.attacker.heard) == len(scene.defender.heard) == 4
 
 
 def test_an_opening_that_nobody_can_read_has_no_episode() -> None:
-    assert stage(attacker=lambda chat: None).arena.attacker_rollout(SEEDS, 0) == []
-    assert stage(defender=lambda chat: None).arena.attacker_rollout(SEEDS, 0) == []
+    assert stage(attacker=lambda chat: None).rollouts.attacker_rollout(SEEDS, 0) == []
+    assert stage(defender=lambda chat: None).rollouts.attacker_rollout(SEEDS, 0) == []
 
 
 def test_a_rewrite_longer_than_the_defender_can_read_is_shown_shortened_and_remembered_so() -> None:
     scene = stage(room=3)
-    episodes = scene.arena.attacker_rollout(SEEDS, 0)
+    episodes = scene.rollouts.attacker_rollout(SEEDS, 0)
     assert {turn.rewrite for episode in episodes for turn in episode.turns} == {"try"}
     assert scene.defender.heard[-1][0] == Message("user", "try")
 
 
 def test_what_no_model_attacks_stays_one_turn() -> None:
     scene = stage(bare=1.0)
-    openings = scene.arena.defender_openings({0: SEEDS})[0]
-    episodes = scene.arena.defender_rollout(openings, 0)
+    openings = scene.rollouts.defender_openings({0: SEEDS})[0]
+    episodes = scene.rollouts.defender_rollout(openings, 0)
     assert [(len(e.turns), e.turns[0].rewrite, e.ending) for e in episodes] == [
         (1, seed.text, Ending.PLAYED) for _, seed in SEEDS for _ in range(2)
     ]
     assert scene.attacker.heard == []
     assert all(e.said_by(Role.ATTACKER) == () for e in episodes)
-    fixed = scene.arena.play(fixed_attacks(lambda seed: seed.text.upper(), SEEDS), "probe", 0)
+    fixed = scene.rollouts.play(fixed_attacks(lambda seed: seed.text.upper(), SEEDS), "probe", 0)
     assert [turn.rewrite for e in fixed for turn in e.turns] == ["BRING TEA", "BRING MILK"]
 
 
 def test_every_role_turn_and_sample_draws_its_own_numbers() -> None:
     scene = stage()
-    scene.arena.attacker_rollout(SEEDS, 0)
+    scene.rollouts.attacker_rollout(SEEDS, 0)
     seeds = scene.attacker.seeds + scene.defender.seeds
     assert len(seeds) == len(set(seeds)) == 2 * 3 * 4
     # The first turn's do not depend on how many turns there are.
     single = stage(turns=1)
-    single.arena.attacker_rollout(SEEDS, 0)
+    single.rollouts.attacker_rollout(SEEDS, 0)
     assert scene.attacker.seeds[:4] == single.attacker.seeds
     assert scene.attacker.seeds[0] == row_seed(7, "train", 0, Role.ATTACKER, 0, 0)
     later = stage()
-    later.arena.attacker_rollout(SEEDS, 1)
+    later.rollouts.attacker_rollout(SEEDS, 1)
     assert not set(seeds) & {*later.attacker.seeds, *later.defender.seeds}
 
 
 def test_samples_do_not_depend_on_who_else_is_played() -> None:
     together, alone = stage(), stage()
-    together.arena.attacker_rollout(SEEDS, 0)
-    alone.arena.attacker_rollout(SEEDS[1:], 0)
+    together.rollouts.attacker_rollout(SEEDS, 0)
+    alone.rollouts.attacker_rollout(SEEDS[1:], 0)
     assert set(alone.attacker.seeds) < set(together.attacker.seeds)
     assert set(alone.defender.seeds) < set(together.defender.seeds)
 
 
 def test_a_defender_groups_games_share_their_opening_and_go_on_by_themselves() -> None:
     scene = stage()
-    openings = scene.arena.defender_openings({0: SEEDS, 1: SEEDS})
+    openings = scene.rollouts.defender_openings({0: SEEDS, 1: SEEDS})
     assert [len(moves) for moves in openings.values()] == [2, 2]
     assert scene.log == [Role.ATTACKER]  # of all the phase's steps at once
     written = len(scene.attacker.heard)
-    episodes = scene.arena.defender_rollout(openings[0], 0)
+    episodes = scene.rollouts.defender_rollout(openings[0], 0)
     assert [(e.group, e.sample) for e in episodes] == [(0, 0), (0, 1), (3, 0), (3, 1)]
     assert episodes[0].turns[0].attack is episodes[1].turns[0].attack
     assert episodes[0].turns[1].attack is not episodes[1].turns[1].attack
@@ -254,15 +254,15 @@ def test_a_defender_groups_games_share_their_opening_and_go_on_by_themselves() -
 
 def test_openings_written_ahead_are_those_of_the_step_itself() -> None:
     ahead, now = stage(), stage()
-    made = ahead.arena.defender_openings({4: SEEDS, 5: SEEDS})[5]
-    assert made == now.arena.defender_openings({5: SEEDS})[5]
+    made = ahead.rollouts.defender_openings({4: SEEDS, 5: SEEDS})[5]
+    assert made == now.rollouts.defender_openings({5: SEEDS})[5]
     assert ahead.attacker.seeds[2:] == now.attacker.seeds
     # A saved opening goes on as a fresh one does.
     again = [replace(move) for move in made]
-    assert ahead.arena.defender_rollout(made, 5) == now.arena.defender_rollout(again, 5)
+    assert ahead.rollouts.defender_rollout(made, 5) == now.rollouts.defender_rollout(again, 5)
 
 
 def test_a_duel_is_one_greedy_game_per_seed() -> None:
     scene = stage()
-    assert len(scene.arena.duel(SEEDS)) == 2
+    assert len(scene.rollouts.greedy_rollout(SEEDS)) == 2
     assert scene.attacker.greedy == scene.defender.greedy == [True] * 3

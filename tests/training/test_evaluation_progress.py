@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from nemo_magic.training.evaluation_progress import EvaluationProgress, duration
+from nemo_magic.evaluation.progress import EvaluationProgress, duration
 
 
 class Clock:

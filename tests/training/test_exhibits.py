@@ -12,11 +12,11 @@ from made_up_run import analysed, make_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nemo_magic.analysis.config import AnalysisConfig
-from nemo_magic.report.exhibits import Table, exhibits
+from nemo_magic.config.experiment import ExpManagerConfig
+from nemo_magic.report.media import Table, media
 from nemo_magic.report.records import StepRecord
 from nemo_magic.report.run_folder import RunFolder
-from nemo_magic.training.config import ExpManagerConfig
-from nemo_magic.training.observe import Observer
+from nemo_magic.tracking.metric_logger import MetricLogger
 
 STEPS = 20
 
@@ -28,8 +28,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = ExpManagerConfig(explicit_log_dir=str(folder), create_wandb_logger=True)
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("WANDB_SILENT", "true")
-        with Observer(settings, is_main=True, resume_step=STEPS, analysis=AnalysisConfig()) as observer:
-            observer.conclude()
+        with MetricLogger(settings, is_main=True, resume_step=STEPS, analysis=AnalysisConfig()) as logger:
+            logger.conclude()
     return folder
 
 
@@ -74,7 +74,7 @@ def test_texts_are_shown_to_wandb_and_tensorboard_only_where_that_was_asked_for(
     assert len(hidden["data"]) == 8 * STEPS
     for path in (*run.glob("wandb/**/*"), *run.glob("tensorboard/*")):
         assert path.is_dir() or b"bring :" not in path.read_bytes(), path
-    (asked,) = [one for one in exhibits(RunFolder(run), texts=True) if one.key == "conversations"]
+    (asked,) = [one for one in media(RunFolder(run), texts=True) if one.key == "conversations"]
     assert isinstance(asked, Table)
     assert asked.columns[-1] == "conversation"
     assert all("bring" in str(row[-1]) for row in asked.rows)
@@ -96,8 +96,8 @@ def test_attacks_are_analysed_with_each_report_of_a_sandbox_run_and_with_none_of
             config = folder / "config.yaml"
             config.write_text(config.read_text().replace("world: world.json", "model: {}"))
         settings = ExpManagerConfig(explicit_log_dir=str(folder), create_tensorboard_logger=False)
-        with Observer(settings, is_main=True, resume_step=3, analysis=AnalysisConfig()) as observer:
-            observer.record(StepRecord(4, "attacker", 0, "attacker", {"val_rollouts/asr": 0.5}))
+        with MetricLogger(settings, is_main=True, resume_step=3, analysis=AnalysisConfig()) as logger:
+            logger.record(StepRecord(4, "attacker", 0, "attacker", {"val_rollouts/asr": 0.5}))
         assert (folder / "report.html").exists()
         assert (folder / "attacks" / "attacks.json").exists() == (name == "sandbox")
 
@@ -108,16 +108,16 @@ def test_attacks_that_cannot_be_analysed_are_said_once_and_cost_nothing_else(
     folder = make_run(tmp_path / "run", steps=3)
     settings = ExpManagerConfig(explicit_log_dir=str(folder), create_tensorboard_logger=False)
     analysis = AnalysisConfig(pool="/no/such.jsonl")
-    with Observer(settings, is_main=True, resume_step=3, analysis=analysis) as observer:
-        observer.conclude()
-        observer.conclude()
+    with MetricLogger(settings, is_main=True, resume_step=3, analysis=analysis) as logger:
+        logger.conclude()
+        logger.conclude()
     assert capsys.readouterr().out.count("attacks/attacks.json is not written: DataError") == 1
     assert (folder / "report.html").exists()
 
 
 def test_a_new_run_sets_the_analysis_of_the_one_before_aside(tmp_path: Path) -> None:
     folder = analysed(make_run(tmp_path / "run", steps=3))
-    with Observer(ExpManagerConfig(explicit_log_dir=str(folder), create_tensorboard_logger=False), is_main=True):
+    with MetricLogger(ExpManagerConfig(explicit_log_dir=str(folder), create_tensorboard_logger=False), is_main=True):
         pass
     assert not (folder / "attacks").exists()
     assert (folder / "previous-01" / "attacks" / "attacks.json").exists()

@@ -130,7 +130,7 @@ def test_a_role_that_learns_nothing_may_be_played_by_a_server(game: Game) -> Non
 def test_one_model_may_play_both_roles_and_goes_on_as_one(game: Game) -> None:
     words = game.words(
         "self", "ablation=self_play", "actors.attacker.restore_from_path=null", "game.schedule.freq=1",
-        "game.probe=null", "trainer.devices=1",
+        "game.strategy_sweep=null", "trainer.devices=1",
     )  # fmt: skip
     run(*words, "game.max_steps=2")
     assert "2 of 3 steps are done" in run(*words, "game.max_steps=3").stdout

@@ -18,7 +18,7 @@ from nemo_magic.config import ConfigError, compose
 from nemo_magic.data.errors import DataError
 from nemo_magic.data.seeds import load_seeds
 from nemo_magic.game.episode import Label
-from nemo_magic.training.entrants import Entrant, LeagueSeeds, attackers, in_order, weights_of
+from nemo_magic.league.participants import LeagueSeeds, Participant, attackers, in_order, weights_of
 
 ATTACKERS, DEFENDERS = ["no rewrite", "start", "phase-01"], ["start", "phase-00", "phase-02"]
 
@@ -179,5 +179,5 @@ def test_few_seeds_are_attacked_often_and_many_once(unbroken: Path) -> None:
 
 
 def test_an_attacker_is_old_until_it_is_the_newest(unbroken: Path) -> None:
-    found: list[Entrant] = attackers(compose("config", [], str(unbroken)), unbroken)
+    found: list[Participant] = attackers(compose("config", [], str(unbroken)), unbroken)
     assert [one.name for one in found if one.old] == ["no rewrite", "start"]

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from nemo_magic.config.experiment import ExpManagerConfig, WandbConfig
 from nemo_magic.game.episode import Answer, Completion, Episode, Label, Role, Safety, Seed, Turn, Verdict
 from nemo_magic.game.metrics import Scored
 from nemo_magic.game.payoff import CrossPlay
 from nemo_magic.report.game_picture import draw_game, phase_spans
 from nemo_magic.report.records import StepRecord, read_records
-from nemo_magic.training.config import ExpManagerConfig, WandbConfig
-from nemo_magic.training.live_table import LiveTable
-from nemo_magic.training.observe import Observer
-from nemo_magic.training.summary import print_summary
-from nemo_magic.training.timers import Timers
+from nemo_magic.runtime.timers import Timers
+from nemo_magic.tracking.console_table import ConsoleTable
+from nemo_magic.tracking.metric_logger import MetricLogger
+from nemo_magic.tracking.run_summary import print_summary
 
 
 def settings(folder: Path, **options: object) -> ExpManagerConfig:
@@ -38,9 +38,9 @@ def game(i: int) -> Scored:
 
 
 def test_every_step_is_a_line_and_not_a_number_is_null(tmp_path: Path) -> None:
-    with Observer(settings(tmp_path), is_main=True) as observer:
-        observer.record(record(1, train_rollouts__asr=0.5, train_optim__loss=math.nan))
-        observer.record(record(2, train_rollouts__asr=0.25))
+    with MetricLogger(settings(tmp_path), is_main=True) as logger:
+        logger.record(record(1, train_rollouts__asr=0.5, train_optim__loss=math.nan))
+        logger.record(record(2, train_rollouts__asr=0.25))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["train_rollouts/asr"] for row in rows] == [0.5, 0.25]
     assert rows[0]["train_optim/loss"] is None
@@ -48,34 +48,34 @@ def test_every_step_is_a_line_and_not_a_number_is_null(tmp_path: Path) -> None:
 
 
 def test_only_the_main_rank_writes(tmp_path: Path) -> None:
-    with Observer(settings(tmp_path / "run"), is_main=False) as observer:
-        observer.record(record(1), [game(0)])
-        observer.note("hello")
+    with MetricLogger(settings(tmp_path / "run"), is_main=False) as logger:
+        logger.record(record(1), [game(0)])
+        logger.note("hello")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_resumed_run_replaces_the_steps_it_does_again(tmp_path: Path) -> None:
-    with Observer(settings(tmp_path), is_main=True) as observer:
+    with MetricLogger(settings(tmp_path), is_main=True) as logger:
         for step in (1, 2, 3):
-            observer.record(record(step), [game(step)])
+            logger.record(record(step), [game(step)])
     (tmp_path / "metrics.jsonl").open("a").write('{"step": 4, "cut sh')
-    with Observer(settings(tmp_path), is_main=True, resume_step=1) as observer:
-        observer.record(record(2))
+    with MetricLogger(settings(tmp_path), is_main=True, resume_step=1) as logger:
+        logger.record(record(2))
     assert [r.step for r in read_records(tmp_path / "metrics.jsonl")] == [1, 2]
     assert [p.name for p in (tmp_path / "samples").iterdir()] == ["step_0001.jsonl"]
 
 
 def test_a_new_run_sets_the_previous_one_aside_and_loses_nothing(tmp_path: Path) -> None:
     for _ in range(2):
-        with Observer(settings(tmp_path), is_main=True) as observer:
-            observer.record(record(1))
+        with MetricLogger(settings(tmp_path), is_main=True) as logger:
+            logger.record(record(1))
     assert len(read_records(tmp_path / "metrics.jsonl")) == 1
     assert len(read_records(tmp_path / "previous-01" / "metrics.jsonl")) == 1
 
 
 def test_samples_hold_the_whole_conversation(tmp_path: Path) -> None:
-    with Observer(settings(tmp_path, num_logged_samples=3), is_main=True) as observer:
-        observer.record(record(7), [game(i) for i in range(9)])
+    with MetricLogger(settings(tmp_path, num_logged_samples=3), is_main=True) as logger:
+        logger.record(record(7), [game(i) for i in range(9)])
     rows = [json.loads(line) for line in (tmp_path / "samples" / "step_0007.jsonl").read_text().splitlines()]
     assert len(rows) == 3
     text = json.dumps(rows[0])
@@ -93,8 +93,8 @@ def test_tensorboard_and_wandb_get_the_same_figures(tmp_path: Path, monkeypatch:
         create_wandb_logger=True,
         wandb_logger_kwargs=WandbConfig(mode="offline"),
     )
-    with Observer(both, is_main=True) as observer:
-        observer.record(record(1, train_rollouts__asr=0.5))
+    with MetricLogger(both, is_main=True) as logger:
+        logger.record(record(1, train_rollouts__asr=0.5))
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("train_rollouts/asr")] == [(1, 0.5)]
@@ -103,7 +103,7 @@ def test_tensorboard_and_wandb_get_the_same_figures(tmp_path: Path, monkeypatch:
 
 def test_without_a_terminal_every_step_is_one_line() -> None:
     out = io.StringIO()
-    table = LiveTable("t", total_steps=9, console=Console(file=out, width=80))
+    table = ConsoleTable("t", total_steps=9, console=Console(file=out, width=80))
     table.write(record(3, train_rollouts__asr=0.125, timers__step=0.5))
     table.close()
     assert out.getvalue().startswith("step 3/9 | phase 1 (defender, defender learns) | ASR 12.5%")
@@ -113,7 +113,7 @@ def test_without_a_terminal_every_step_is_one_line() -> None:
 def test_on_a_terminal_the_table_shows_the_latest_steps() -> None:
     out = io.StringIO()
     console = Console(file=out, width=160, height=50, force_terminal=True)
-    table = LiveTable("my run", total_steps=9, console=console, live=True)
+    table = ConsoleTable("my run", total_steps=9, console=console, live=True)
     for step in range(1, 4):
         table.write(record(step, train_rollouts__asr=step / 10, val_rollouts__asr=0.9))
     table.close()
@@ -124,7 +124,7 @@ def test_on_a_terminal_the_table_shows_the_latest_steps() -> None:
 @pytest.mark.parametrize("width", [80, 100, 120])
 def test_a_narrow_screen_loses_whole_columns_and_never_the_end_of_a_figure(width: int) -> None:
     out = io.StringIO()
-    table = LiveTable("run", console=Console(file=out, width=width), live=False)
+    table = ConsoleTable("run", console=Console(file=out, width=width), live=False)
     names = ("asr", "over_refusal", "useful", "intent_preserved", "format_ok", "reward_attacker", "reward_defender")
     rollout = {f"train_rollouts__{name}": 0.125 for name in names}
     table.write(record(1, **rollout, train_optim__loss=0.5, timers__step=1.5, throughput__tokens_per_second=123456.0))
@@ -146,13 +146,11 @@ def test_timers_add_up_and_start_over() -> None:
 
 
 def test_the_picture_and_the_summary_are_made_from_the_files(tmp_path: Path) -> None:
-    with Observer(settings(tmp_path), is_main=True) as observer:
-        observer.record(
-            record(0, None, val_rollouts__asr=0.9, val_rollouts__useful=0.9, val_rollouts__over_refusal=0.0)
-        )
+    with MetricLogger(settings(tmp_path), is_main=True) as logger:
+        logger.record(record(0, None, val_rollouts__asr=0.9, val_rollouts__useful=0.9, val_rollouts__over_refusal=0.0))
         for step in range(1, 7):
             learner = "defender" if (step - 1) // 2 % 2 == 0 else "attacker"
-            observer.record(record(step, learner, train_rollouts__asr=0.5, val_rollouts__asr=0.1 * step))
+            logger.record(record(step, learner, train_rollouts__asr=0.5, val_rollouts__asr=0.1 * step))
     matrix = CrossPlay(["no rewrite", "start", "phase-01"], ["start", "phase-00"], [[0, 0], [0.5, 0.2], [0.75, 0.1]])
     matrix.save(tmp_path / "crossplay.json")
     ends = {"start": {"asr": {"none": 0.0, "shift": 0.9}}, "end": {"asr": {"none": 0.02, "shift": 0.0}}}

@@ -16,10 +16,10 @@ from nemo_magic.game.episode import Completion, Episode, Label, Role, Safety, Se
 from nemo_magic.game.metrics import Scored
 from nemo_magic.game.pool import Pool
 from nemo_magic.game.schedule import Schedule
-from nemo_magic.training.arena import Attack, Job
-from nemo_magic.training.errors import TrainingError
+from nemo_magic.rollout.attack_prefetch import AttackPrefetcher
+from nemo_magic.rollout.engine import AttackPrompt, RolloutSpec
+from nemo_magic.runtime.errors import TrainingError
 from nemo_magic.training.opponents import Opponents
-from nemo_magic.training.rewrites import Rewrites
 
 NAMES = ["start", "phase-01", "phase-03"]
 SAID = Completion((1,), (2,), (-0.1,), "x", True)
@@ -41,10 +41,10 @@ class Stage:
         yield
         self.now = before
 
-    def defender_openings(self, seeds: Mapping[int, Sequence[tuple[int, Seed]]]) -> dict[int, list[Attack]]:
+    def defender_openings(self, seeds: Mapping[int, Sequence[tuple[int, Seed]]]) -> dict[int, list[AttackPrompt]]:
         self.wrote.append((self.now, sum(map(len, seeds.values()))))
         return {
-            step: [Attack(Job(seed, group, 0), self.now, True, SAID) for group, seed in pairs]
+            step: [AttackPrompt(RolloutSpec(seed, group, 0), self.now, True, SAID) for group, seed in pairs]
             for step, pairs in seeds.items()
         }
 
@@ -52,12 +52,14 @@ class Stage:
 def opponents(stage: Stage, tmp_path: Path, *words: str) -> Opponents:
     cfg: MagicConfig = compose("magic_sandbox", ["game.pool.draw=uniform", "game.pool.opponents=3", *words])
     snapshots = {str(role): [] for role in Role}  # type: dict[str, list[Any]]
-    world: Any = SimpleNamespace(everyone=lambda value: [value], gather=lambda value: [value])
+    world: Any = SimpleNamespace(all_gather=lambda value: [value], gather_data_parallel=lambda value: [value])
     players = {role: SimpleNamespace(actor=str(role)) for role in Role}
-    cast: Any = SimpleNamespace(world=world, players=players)
-    wardrobe: Any = SimpleNamespace(worn=stage.wear, forget=lambda snapshot: stage.forgotten.append(snapshot.name))
-    arena: Any = stage
-    found = Opponents(cfg, cast, arena, snapshots, wardrobe)
+    pair: Any = SimpleNamespace(world=world, trainable=players)
+    snapshot_cache: Any = SimpleNamespace(
+        use_snapshot=stage.wear, evict=lambda snapshot: stage.forgotten.append(snapshot.name)
+    )
+    rollouts: Any = stage
+    found = Opponents(cfg, pair, rollouts, snapshots, snapshot_cache)
     for role in Role:
         for i, name in enumerate(NAMES):
             folder = tmp_path / role / name
@@ -65,7 +67,7 @@ def opponents(stage: Stage, tmp_path: Path, *words: str) -> Opponents:
             (folder / "shard").write_bytes(b"x" * 1000)
             (folder / ".metadata").write_bytes(str(folder).encode())
             snapshots[role].append(SimpleNamespace(name=name, folder=folder))
-            found.join(role, snapshots[role][-1], 2 * i - 1)
+            found.add(role, snapshots[role][-1], 2 * i - 1)
     return found
 
 
@@ -77,10 +79,10 @@ def test_every_drawn_attacker_writes_its_share_of_a_phase_once(tmp_path: Path) -
     stage = Stage()
     pool = opponents(stage, tmp_path)
     pool.draw(Schedule(Role.DEFENDER, step=15, phase=2))
-    assert sorted(pool.pool.places) == sorted(NAMES)
-    world: Any = SimpleNamespace(gather=lambda value: [value])
-    rewrites = Rewrites(world, pool, seeds_of)
-    taken = {step: rewrites.take(step, 30 - step) for step in range(15, 30)}
+    assert sorted(pool.pool.slots) == sorted(NAMES)
+    world: Any = SimpleNamespace(gather_data_parallel=lambda value: [value])
+    rewrites = AttackPrefetcher(world, pool, seeds_of)
+    taken = {step: rewrites.get(step, 30 - step) for step in range(15, 30)}
     # 15 steps × 6 seeds, a third each; the newest is there already and wears nothing.
     assert sorted(stage.wrote) == sorted([("start", 30), ("phase-01", 30), ("itself", 30)])
     assert sorted(stage.worn) == [("attacker", "phase-01"), ("attacker", "start")]
@@ -97,12 +99,12 @@ def test_a_step_of_an_attacker_phase_has_one_defender(tmp_path: Path) -> None:
     pool.draw(Schedule(Role.ATTACKER, step=15, phase=3))
     seen = []
     for step in range(15, 18):
-        with pool.facing(Role.ATTACKER, step):
+        with pool.opponent_for(Role.ATTACKER, step):
             seen.append(stage.now)
     assert sorted(seen) == ["itself", "phase-01", "start"]
     assert {actor for actor, _ in stage.worn} == {"defender"}
     stage.worn.clear()
-    with pool.facing(Role.DEFENDER, 18):  # its attacks are written
+    with pool.opponent_for(Role.DEFENDER, 18):  # its attacks are written
         assert stage.now == "itself"
     assert stage.worn == []
 
@@ -113,7 +115,7 @@ def test_over_several_turns_a_step_of_a_defender_phase_has_one_attacker_too(tmp_
     pool.draw(Schedule(Role.DEFENDER, step=15, phase=2))
     openings = pool.defender_openings({step: seeds_of(step) for step in range(15, 18)})
     for step in range(15, 18):
-        with pool.facing(Role.DEFENDER, step):
+        with pool.opponent_for(Role.DEFENDER, step):
             assert {attack.rewrite for attack in openings[step]} == {stage.now}
 
 
@@ -133,7 +135,7 @@ def test_games_are_counted_for_the_opponent_that_played_them(tmp_path: Path, lea
         scored(group, Safety.UNSAFE, attack=None),
     ]  # fmt: skip
     name = "phase-01"
-    found = pool.count(learner, 0 if learner is Role.DEFENDER else 1, games)
+    found = pool.update_win_rates(learner, 0 if learner is Role.DEFENDER else 1, games)
     assert found == {f"train_rollouts/asr_vs_{name}": pytest.approx(1 / 3)}
     (one,) = [member for member in pool.pool.members[learner.opponent] if member.games]
     assert (one.name, one.wins, one.games) == (name, wins, 3.0)
@@ -144,10 +146,10 @@ def test_against_the_latest_nothing_is_worn_counted_or_drawn(tmp_path: Path) -> 
     pool = opponents(stage, tmp_path, "game.pool.draw=latest")
     pool.draw(Schedule(Role.DEFENDER, step=15, phase=2))
     pool.defender_openings({15: seeds_of(15)})
-    with pool.facing(Role.ATTACKER, 15):
+    with pool.opponent_for(Role.ATTACKER, 15):
         assert stage.now == "itself"
-    assert pool.count(Role.DEFENDER, 15, [scored(0, Safety.UNSAFE)]) == {}
-    assert (stage.worn, stage.wrote, pool.pool.places) == ([], [("itself", 6)], ())
+    assert pool.update_win_rates(Role.DEFENDER, 15, [scored(0, Safety.UNSAFE)]) == {}
+    assert (stage.worn, stage.wrote, pool.pool.slots) == ([], [("itself", 6)], ())
 
 
 def test_how_large_a_self_is_does_not_depend_on_where_it_is(tmp_path: Path) -> None:

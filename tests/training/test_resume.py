@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from nemo_magic.config import ConfigError, MagicConfig, compose
-from nemo_magic.training.interruption import Interruption
-from nemo_magic.training.resume import Resume, decide, differences, start_weights
-from nemo_magic.training.shelf import committed
+from nemo_magic.runtime.checkpoint_paths import committed_checkpoints
+from nemo_magic.runtime.preemption import Preemption
+from nemo_magic.runtime.resume import Resume, decide, differences, start_weights
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_the_newest_sealed_checkpoint_is_gone_on_from(cfg: MagicConfig) -> None:
 def test_steps_are_ordered_as_numbers(cfg: MagicConfig) -> None:
     late = checkpoint(cfg, 1_000_001)
     early = checkpoint(cfg, 999_999)
-    assert committed(late.parent) == [late, early]
+    assert committed_checkpoints(late.parent) == [late, early]
 
 
 def test_a_given_checkpoint_is_taken_whatever_its_settings(cfg: MagicConfig) -> None:
@@ -134,31 +134,31 @@ def test_a_resumed_run_begins_with_the_weights_it_began_with(cfg: MagicConfig) -
 
 
 def alone() -> Any:
-    return SimpleNamespace(everyone=lambda value: [value])
+    return SimpleNamespace(all_gather=lambda value: [value])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_is_remembered_until_it_is_asked_for(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    with Interruption(alone(), None) as interruption:
-        assert interruption.reason() is None
+    with Preemption(alone(), None) as preemption:
+        assert preemption.reason() is None
         os.kill(os.getpid(), number)
-        assert interruption.reason() == f"{number.name} received"
+        assert preemption.reason() == f"{number.name} received"
     assert signal.getsignal(number) == before
 
 
 def test_a_signal_to_one_rank_ends_all() -> None:
-    world: Any = SimpleNamespace(everyone=lambda value: [value, int(signal.SIGUSR1)])
-    with Interruption(world, None) as interruption:
-        assert interruption.reason() == "SIGUSR1 received"
+    world: Any = SimpleNamespace(all_gather=lambda value: [value, int(signal.SIGUSR1)])
+    with Preemption(world, None) as preemption:
+        assert preemption.reason() == "SIGUSR1 received"
 
 
 def test_the_time_of_a_run_is_counted_from_its_beginning() -> None:
     now = [100.0]
-    interruption = Interruption(alone(), 60.0, clock=lambda: now[0])
-    assert interruption.reason() is None
+    preemption = Preemption(alone(), 60.0, clock=lambda: now[0])
+    assert preemption.reason() is None
     now[0] = 160.0
-    assert interruption.reason() == "exp_manager.max_time_per_run is over"
+    assert preemption.reason() == "exp_manager.max_time_per_run is over"
 
 
 def test_max_time_per_run_is_days_hours_minutes_seconds() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_magic.training.shelf import best_of, committed, prune
+from nemo_magic.runtime.checkpoint_paths import best_checkpoint, committed_checkpoints, prune_checkpoints
 
 
 def checkpoint(folder: Path, step: int, value: float | None = None) -> Path:
@@ -18,8 +18,8 @@ def checkpoint(folder: Path, step: int, value: float | None = None) -> Path:
 def test_the_last_ones_stay(tmp_path: Path) -> None:
     for step in (5, 10, 15):
         checkpoint(tmp_path, step)
-    prune(tmp_path, keep_last=2, mode="min")
-    assert [path.name for path in committed(tmp_path)] == ["step_000015", "step_000010"]
+    prune_checkpoints(tmp_path, keep_last=2, mode="min")
+    assert [path.name for path in committed_checkpoints(tmp_path)] == ["step_000015", "step_000010"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000010", "step_000015"]
 
 
@@ -27,17 +27,17 @@ def test_the_last_ones_stay(tmp_path: Path) -> None:
 def test_the_best_one_stays_too_and_can_be_found_by_its_link(tmp_path: Path, mode: str, best: int) -> None:
     for step, value in ((5, 0.9), (10, 0.1), (15, 0.5), (20, None), (25, 0.3)):
         checkpoint(tmp_path, step, value)
-    prune(tmp_path, keep_last=1, mode=mode)
-    assert [int(path.name[5:]) for path in committed(tmp_path)] == [25, best]
+    prune_checkpoints(tmp_path, keep_last=1, mode=mode)
+    assert [int(path.name[5:]) for path in committed_checkpoints(tmp_path)] == [25, best]
     assert (tmp_path / "best").resolve().name == f"step_{best:06d}"
 
 
 def test_of_equals_the_newest_is_the_best(tmp_path: Path) -> None:
     newest = [checkpoint(tmp_path, step, 0.0) for step in (5, 10)][-1]
-    assert best_of(committed(tmp_path), "min") == newest
+    assert best_checkpoint(committed_checkpoints(tmp_path), "min") == newest
 
 
 def test_without_values_there_is_no_best(tmp_path: Path) -> None:
     checkpoint(tmp_path, 5)
-    prune(tmp_path, keep_last=1, mode="min")
+    prune_checkpoints(tmp_path, keep_last=1, mode="min")
     assert not (tmp_path / "best").is_symlink()

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from program import Game, gone, ranks_of, run, start, steps, wait_for
 
-from nemo_magic.training.config import ExpManagerConfig
-from nemo_magic.training.postmortem import culprit, read_places, report
-from nemo_magic.training.timers import Timers
-from nemo_magic.training.watchdog import EXIT_HUNG, FOLDER, Place, Watchdog, alarm_of
+from nemo_magic.config.experiment import ExpManagerConfig
+from nemo_magic.runtime.postmortem import culprit, read_places, report
+from nemo_magic.runtime.timers import Timers
+from nemo_magic.runtime.watchdog import EXIT_HUNG, FOLDER, RankPosition, Watchdog, alarm_of
 
 # On SIGUSR2 a rank's main thread falls asleep wherever it is, as if a file system never answered.
 STUCK = """
@@ -68,9 +68,9 @@ def test_a_stopped_process_is_named_though_it_says_nothing(
     )
 
 
-def place(rank: int, step: int = 7, moves: int = 40, part: str = "step/update", *frames: str) -> Place:
+def place(rank: int, step: int = 7, moves: int = 40, part: str = "step/update", *frames: str) -> RankPosition:
     waiting = ("/x/torch/distributed/distributed_c10d.py:1 all_reduce", "/y/nemo_magic/actors/world.py:75 total")
-    return Place("1.0", rank, 3, f"node{rank}", 10, step, part, moves, 60.0, {"main": list(frames or waiting)})
+    return RankPosition("1.0", rank, 3, f"node{rank}", 10, step, part, moves, 60.0, {"main": list(frames or waiting)})
 
 
 def test_the_rank_that_got_least_far_is_the_culprit() -> None:

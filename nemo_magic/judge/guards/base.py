@@ -15,11 +15,11 @@ from typing import Any, Protocol
 from nemo_magic.game.episode import Answer, Label, Message, Safety, Seed
 from nemo_magic.judge.cache import Cache
 from nemo_magic.judge.errors import GuardUnavailable
-from nemo_magic.judge.guards.once import Once
+from nemo_magic.judge.guards.deduplicate import DeduplicatingModel
 from nemo_magic.judge.models import build_model
 from nemo_magic.judge.models.base import Model, Question, Sent
-from nemo_magic.judge.observing import Observer
 from nemo_magic.judge.protocol import Ask, JudgeItem, JudgeVerdict, make_item, unknown_verdict
+from nemo_magic.judge.telemetry import Telemetry
 
 PROBE = "probe"
 """The id of items whose answers are not taken from a cache."""
@@ -46,7 +46,7 @@ class Guard(Protocol):
         """A harmless item that a guard in order answers with nothing unknown."""
         ...
 
-    def watch(self, observer: Observer) -> None:
+    def watch(self, observer: Telemetry) -> None:
         """Tell ``observer`` of the work from now on."""
 
     async def start(self) -> None:
@@ -111,7 +111,7 @@ class ComputedGuard(ABC):
     def probe(self) -> JudgeItem:
         return plain_probe(self.answers)
 
-    def watch(self, observer: Observer) -> None:
+    def watch(self, observer: Telemetry) -> None:
         return None
 
     async def start(self) -> None:
@@ -152,7 +152,7 @@ class TextGuard(ABC):
 
     def __init__(self, model: Model | Mapping[str, Any], cache: Mapping[str, Any] | None = None) -> None:
         self._model = build_model(model) if isinstance(model, Mapping) else model
-        self._once = Once(self.name, self.grammar, self._model, _build_cache(cache), self._parse)
+        self._once = DeduplicatingModel(self.name, self.grammar, self._model, _build_cache(cache), self._parse)
 
     @classmethod
     def answers_of(cls, config: Mapping[str, Any]) -> frozenset[Ask]:
@@ -171,7 +171,7 @@ class TextGuard(ABC):
     def probe(self) -> JudgeItem:
         return plain_probe(self.answers)
 
-    def watch(self, observer: Observer) -> None:
+    def watch(self, observer: Telemetry) -> None:
         self._once.watch(observer)
 
     async def start(self) -> None:

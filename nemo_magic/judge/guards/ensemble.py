@@ -15,8 +15,8 @@ from nemo_magic.game.episode import Answer, Safety
 from nemo_magic.judge.errors import GuardUnavailable
 from nemo_magic.judge.guards import answers_of, build_guard
 from nemo_magic.judge.guards.base import Guard, describe, guard_id, plain_probe
-from nemo_magic.judge.observing import UNOBSERVED, Observer
 from nemo_magic.judge.protocol import Ask, JudgeItem, JudgeVerdict, match_answers, unknown_verdict
+from nemo_magic.judge.telemetry import UNOBSERVED, Telemetry
 
 Value = Safety | Answer
 
@@ -54,7 +54,7 @@ class Ensemble:
             )
         self._rule = rule
         self._members: list[Guard] = [build_guard(*_settings(name, guards[name])) for name in guards]
-        self._observer: Observer = UNOBSERVED
+        self._observer: Telemetry = UNOBSERVED
 
     @classmethod
     def answers_of(cls, config: Mapping[str, Any]) -> frozenset[Ask]:
@@ -77,7 +77,7 @@ class Ensemble:
         special = (member.probe for member in self._members if member.probe.conversation != plain.conversation)
         return next(special, plain).model_copy(update={"ask": plain.ask})
 
-    def watch(self, observer: Observer) -> None:
+    def watch(self, observer: Telemetry) -> None:
         self._observer = observer
         for member in self._members:
             member.watch(observer)

@@ -12,7 +12,7 @@ from typing import Any
 
 from nemo_magic.game.episode import Answer, Safety
 from nemo_magic.judge.guards.base import Opinion, TextGuard
-from nemo_magic.judge.guards.shown import shown
+from nemo_magic.judge.guards.prompt_view import prompt_view
 from nemo_magic.judge.models.base import Model, Sent
 from nemo_magic.judge.protocol import Ask, JudgeItem
 
@@ -53,7 +53,7 @@ class Qwen3Guard(TextGuard):
         self._context = context
 
     def render(self, kind: str, item: JudgeItem) -> Sent:
-        return shown(item, with_response=kind == "response", context=self._context)
+        return prompt_view(item, with_response=kind == "response", context=self._context)
 
     def parse(self, kind: str, text: str) -> Opinion:
         match = _TEXT.fullmatch(text.strip())

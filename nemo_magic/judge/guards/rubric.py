@@ -14,7 +14,7 @@ from typing import Any
 
 from nemo_magic.game.episode import Answer, Message, Safety
 from nemo_magic.judge.guards.base import Opinion, TextGuard
-from nemo_magic.judge.guards.shown import fill, slots
+from nemo_magic.judge.guards.prompt_view import fill, slots
 from nemo_magic.judge.models.base import Model, Sent
 from nemo_magic.judge.protocol import Ask, JudgeItem
 

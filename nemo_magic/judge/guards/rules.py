@@ -11,7 +11,7 @@ from nemo_magic.judge.guards.base import PROBE, ComputedGuard, Opinion
 from nemo_magic.judge.protocol import Ask, JudgeItem, make_item
 from nemo_magic.sandbox.language import PLAIN, render
 from nemo_magic.sandbox.rules import delivery, judge_conversation
-from nemo_magic.sandbox.world import SandboxConfig, World
+from nemo_magic.sandbox.world import SandboxConfig, SandboxWorld
 
 
 class RulesGuard(ComputedGuard):
@@ -27,7 +27,7 @@ class RulesGuard(ComputedGuard):
     def __init__(self, world: str) -> None:
         settings = json.loads(Path(world).read_text())
         try:
-            self._world = World.from_config(SandboxConfig(**settings))
+            self._world = SandboxWorld.from_config(SandboxConfig(**settings))
         except TypeError as error:
             raise ValueError(f"{world} describes no sandbox world: {error}") from error
         described = {key: value for key, value in settings.items() if key != "folder"}

@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 
 from nemo_magic.game.episode import Message
+from nemo_magic.judge.guards.prompt_view import fill, slots
 from nemo_magic.judge.guards.rubric import MARKERS, json_object
-from nemo_magic.judge.guards.shown import fill, slots
 
 _SLOTS = {"strategies", "seed", "attack"}
 _NEEDED = {"strategies", "attack"}
@@ -27,7 +27,7 @@ _OF_A_STRATEGY = {"name", "family", "definition"}
 
 
 @dataclass(frozen=True, slots=True)
-class Strategy:
+class StrategyDefinition:
     """An entry of a taxonomy; its id is its place there."""
 
     name: str
@@ -43,7 +43,7 @@ class StrategyRubric:
     """
 
     def __init__(
-        self, template: str, taxonomy: Sequence[Strategy], system: str = "", markers: Sequence[str] = MARKERS
+        self, template: str, taxonomy: Sequence[StrategyDefinition], system: str = "", markers: Sequence[str] = MARKERS
     ) -> None:
         if not _NEEDED <= (found := slots(template)) <= _SLOTS:
             raise ValueError(f"strategy has the slots {sorted(found)}; it takes {sorted(_SLOTS)}, needs attack and "
@@ -115,7 +115,7 @@ def read_strategy_rubric(path: Path) -> StrategyRubric:
         raise ValueError(f"{path} is no rubric for strategies: {error}") from error
 
 
-def _entry(id: int, entry: Any) -> Strategy:
+def _entry(id: int, entry: Any) -> StrategyDefinition:
     if not isinstance(entry, Mapping) or set(entry) != _OF_A_STRATEGY:
         raise ValueError(f"strategies[{id}] needs exactly the keys {', '.join(sorted(_OF_A_STRATEGY))}")
-    return Strategy(**{key: str(value) for key, value in entry.items()})
+    return StrategyDefinition(**{key: str(value) for key, value in entry.items()})

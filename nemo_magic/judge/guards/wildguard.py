@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from nemo_magic.game.episode import Answer, Safety
 from nemo_magic.judge.guards.base import Opinion, TextGuard
-from nemo_magic.judge.guards.shown import fill
+from nemo_magic.judge.guards.prompt_view import fill
 from nemo_magic.judge.models.base import Sent
 from nemo_magic.judge.protocol import Ask, JudgeItem
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from nemo_magic.game.episode import Message
 from nemo_magic.judge.errors import GuardUnavailable
-from nemo_magic.judge.observing import Observer
+from nemo_magic.judge.telemetry import Telemetry
 
 Sent = str | tuple[Message, ...]
 """What a model is sent: a raw prompt, completed as it stands, or a chat, put into the model's own template."""
@@ -25,7 +25,7 @@ class Question:
 class Model(Protocol):
     """Completes at temperature 0. ``name`` and ``revision`` identify the weights; they are known once it started."""
 
-    observer: Observer
+    observer: Telemetry
 
     @property
     def name(self) -> str: ...

@@ -20,11 +20,11 @@ from pydantic import BaseModel, Field, ValidationError
 
 from nemo_magic.judge.errors import GuardUnavailable
 from nemo_magic.judge.models.base import ModelRefused, Sent, WrongModel
-from nemo_magic.judge.observing import UNOBSERVED, Observer
-from nemo_magic.net.asking import Asker
-from nemo_magic.net.faults import Broken, first_fault, outage
+from nemo_magic.judge.telemetry import UNOBSERVED, Telemetry
+from nemo_magic.net.faults import BrokenReply, first_fault, outage
 from nemo_magic.net.limits import RateLimit, likely_tokens
 from nemo_magic.net.openai import NOT_NOW, is_too_long, total_tokens, words
+from nemo_magic.net.retrying_client import RetryingClient
 
 _FIXED = ("model", "prompt", "messages", "max_tokens", "temperature", "n", "stream")
 
@@ -145,10 +145,10 @@ class OpenAIModel:
 
     def __init__(self, config: OpenAIConfig, clock: Callable[[], float] = time.monotonic) -> None:
         config.token()  # known now and not when the server starts
-        self.observer: Observer = UNOBSERVED
+        self.observer: Telemetry = UNOBSERVED
         self._config = config
         self._clock = clock
-        self._asker: Asker | None = None
+        self._asker: RetryingClient | None = None
 
     @property
     def name(self) -> str:
@@ -165,7 +165,7 @@ class OpenAIModel:
     async def start(self) -> None:
         """Wait until a server lists the model. Raises WrongModel if it lists others, ModelRefused for a wrong token."""
         cfg = self._config
-        self._asker = Asker(
+        self._asker = RetryingClient(
             cfg, cfg.NOUN, cfg.KEY, GuardUnavailable, self._clock, hedge=cfg.hedge, limit=cfg.rate_limit
         )
         await self._asker.until_ready("/models", self._read_models, cfg.start_timeout)
@@ -186,7 +186,7 @@ class OpenAIModel:
                 likely_tokens(content, max_tokens),
                 lambda said: said[1],
             )
-        except Broken as fault:
+        except BrokenReply as fault:
             retries = f"{self._config.KEY}.protocol_retries={self._config.protocol_retries}"
             raise ValueError(f"no completion after {retries}; last: {fault}") from fault
         return text
@@ -215,7 +215,7 @@ class OpenAIModel:
                 chat = _ChatCompletion.model_validate_json(response.content)
                 model, text, usage = chat.model, chat.choices[0].message.content or "", chat.usage
         except ValidationError as error:
-            raise Broken(f"{url}: {first_fault(error)}") from error
+            raise BrokenReply(f"{url}: {first_fault(error)}") from error
         if model != self.name:
             raise WrongModel(f"{url} answered with the model {model!r}; {self._config.KEY}.model={self.name!r}")
         return text, total_tokens(usage)

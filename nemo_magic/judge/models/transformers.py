@@ -17,7 +17,7 @@ from typing import Any
 
 from nemo_magic.judge.errors import GuardUnavailable
 from nemo_magic.judge.models.base import Sent
-from nemo_magic.judge.observing import UNOBSERVED, Observer
+from nemo_magic.judge.telemetry import UNOBSERVED, Telemetry
 
 
 @dataclass
@@ -48,7 +48,7 @@ class TransformersModel:
     ) -> None:
         if max_batch < 1:
             raise ValueError(f"judge.guard_config.model.max_batch={max_batch} must be at least 1")
-        self.observer: Observer = UNOBSERVED
+        self.observer: Telemetry = UNOBSERVED
         self.name = name or Path(path).name
         self.revision = revision or "not loaded"
         self._path = path

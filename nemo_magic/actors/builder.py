@@ -1,0 +1,197 @@
+"""Two actors in one world: process groups, models, tokenizers and optimizers from config.
+
+This is the one module of ours that touches the global state of NeMo, Lightning and Megatron.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging as std_logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from nemo.collections.nlp.parts.megatron_trainer_builder import MegatronTrainerBuilder
+from nemo.utils import logging as nemo_logging
+from nemo_aligner.utils.train_script_utils import (
+    extract_optimizer_scheduler_from_ptl_model,
+    init_distributed,
+    init_using_ptl,
+)
+from nemo_aligner.utils.utils import load_from_nemo, retrieve_model_state_dict_in_cpu
+from omegaconf import DictConfig, OmegaConf
+
+from nemo_magic.actors.actor import LossFunction, MagicActor, Metrics
+from nemo_magic.actors.distributed import World
+from nemo_magic.actors.errors import ModelError
+from nemo_magic.actors.offload import Offload
+from nemo_magic.actors.weights import load_weights
+from nemo_magic.game.episode import Role
+from nemo_magic.rl.batch import MicroBatch, Row, extras_of, microbatch_count, microbatches
+
+if TYPE_CHECKING:
+    from nemo_magic.actors.config import ActorConfig
+    from nemo_magic.config.schema import TrainerConfig
+    from nemo_magic.model_config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Update:
+    """What became of a batch: whether the optimizer stepped, global metrics, the gradient norm before clipping."""
+
+    made: bool
+    metrics: Metrics
+    grad_norm: float
+
+
+@dataclass
+class TrainablePolicy:
+    """A role's actor with what makes it learn. ``skipped_updates``: how many in a row were not made."""
+
+    role: Role
+    actor: MagicActor
+    optimizer: Any
+    scheduler: Any
+    max_grad_norm: float
+    skipped_updates: int = 0
+    _away: Offload = field(default_factory=Offload)
+
+    def learn(
+        self, batches: list[MicroBatch], loss: LossFunction, skip_norm: float | None = None, observe: bool = False
+    ) -> Update:
+        """One optimizer step on ``batches``, unless the gradient is not finite or longer than ``skip_norm``."""
+        self.optimizer.zero_grad()
+        metrics = self.actor.accumulate(batches, loss, observe)
+        made, norm = self.actor.apply_gradients(self.optimizer, self.scheduler, self.max_grad_norm, skip_norm)
+        self.skipped_updates = 0 if made else self.skipped_updates + 1
+        return Update(made, metrics, norm)
+
+    def offload_optimizer(self) -> None:
+        """Somebody else learns: gradients are let go, and the optimizer's state waits in host memory."""
+        self.optimizer.zero_grad()
+        self._away.send(self.optimizer)
+
+    def onload_optimizer(self) -> None:
+        """Learn again: what ``rest`` sent away returns."""
+        self._away.fetch(self.optimizer)
+
+    def microbatches(self, rows: Sequence[Row], world: World) -> list[MicroBatch]:
+        """This rank's rows as microbatches for the actor: equally many on every rank, and holding the same values."""
+        cfg = self.actor.cfg
+        each = world.gather_data_parallel((microbatch_count(len(rows), cfg.micro_batch_size), extras_of(rows)))
+        count, extras = max(number for number, _ in each), {name for _, names in each for name in names}
+        multiple = cfg.tensor_model_parallel_size if cfg.sequence_parallel else 1
+        return microbatches(rows, cfg.micro_batch_size, self.actor.chat.pad_id, count, multiple, extras)
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+
+def build_policy(
+    role: Role,
+    model: ModelConfig,
+    actor: ActorConfig,
+    trainer: TrainerConfig,
+    seed: int,
+    keep_reference: bool = False,
+) -> TrainablePolicy:
+    """Build one role's actor in the present world, starting the process group if nobody has.
+
+    Args:
+        model: the role's resolved Megatron configuration.
+        keep_reference: keep a host copy of the starting weights as π_ref.
+
+    Raises:
+        FileNotFoundError: ``actors.<role>.restore_from_path`` names nothing to load.
+        ModelError: the tokenizer has not the ``vocab_size`` that the model is said to have.
+    """
+    _quieten()
+    cfg = _nemo_config(role, model, actor, trainer, seed)
+    lightning = MegatronTrainerBuilder(cfg).create_trainer()
+    path = actor.restore_from_path
+    if path and path.endswith(".nemo"):
+        if not Path(path).exists():
+            raise FileNotFoundError(f"actors.{role}.restore_from_path={path}: no such file")
+        built = load_from_nemo(MagicActor, cfg.model, lightning, strict=True, restore_path=path)
+    else:
+        built = MagicActor(cfg.model, lightning)
+    if model.vocab_size not in (None, built.tokenizer.vocab_size):
+        raise ModelError(
+            f"the {role}'s tokenizer ({model.tokenizer.type}) has {built.tokenizer.vocab_size} ids, and "
+            f"model.vocab_size={model.vocab_size}: they belong to different models; set model.vocab_size=null if not"
+        )
+    init_distributed(lightning, built, model.transformer_engine)
+    if path and not path.endswith(".nemo"):
+        load_weights(built, path)
+    # Lightning sizes its hooks by a dataloader; the loop brings its own batches.
+    rows: Any = list(range(cfg.model.global_batch_size))
+    init_using_ptl(lightning, built, torch.utils.data.DataLoader(rows, batch_size=len(rows)), rows)
+    if keep_reference:
+        built.init_policy_state_dict = retrieve_model_state_dict_in_cpu(built, megatron_amp_O2=model.megatron_amp_O2)
+    optimizer, scheduler = extract_optimizer_scheduler_from_ptl_model(built)
+    return TrainablePolicy(role, built, optimizer, scheduler, trainer.gradient_clip_val)
+
+
+def _quieten() -> None:
+    """NeMo and Lightning warn about each of dozens of optional packages; errors still show."""
+    warnings.filterwarnings("ignore", module=r"(nemo|megatron|lightning|torch|nemo_aligner|apex|pydantic)(\..*)?")
+    nemo_logging.setLevel(nemo_logging.ERROR)
+    for name in ("lightning.pytorch", "lightning.fabric", "megatron.core", "torch.distributed", "nv_one_logger"):
+        std_logging.getLogger(name).setLevel(std_logging.ERROR)
+
+
+def _nemo_config(role: Role, model: ModelConfig, actor: ActorConfig, trainer: TrainerConfig, seed: int) -> DictConfig:
+    """NeMo's untyped configuration from our typed one: the keys its classes read, under the names they read."""
+    world_size = trainer.num_nodes * trainer.devices
+    tp, pp = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
+    keys = dataclasses.asdict(model)
+    keys["optim"] = {k: v for k, v in keys["optim"].items() if v is not None}
+    # NeMo pads the vocabulary to a multiple of this times TP; ours names the multiple itself, equal at every TP.
+    keys["make_vocab_size_divisible_by"] = model.make_vocab_size_divisible_by // tp
+    keys |= {
+        "mcore_gpt": True,
+        "seed": seed,
+        "precision": trainer.precision,
+        "gradient_as_bucket_view": True,
+        "pre_process": True,
+        "post_process": True,
+        # The microbatch calculator wants a product; MagicActor passes its own number of microbatches to the schedule.
+        "global_batch_size": model.micro_batch_size * (world_size // (tp * pp)),
+        "data": {
+            "data_impl": "jsonl",
+            "data_prefix": None,
+            "splits_string": None,
+            "seq_length": model.encoder_seq_length,
+        },
+        "peft": {"peft_scheme": "none", "restore_from_path": None},
+        "ppo": {
+            "length_params": dataclasses.asdict(actor.length_params),
+            "sampling_params": dataclasses.asdict(actor.sampling_params),
+            "offload_adam_states": False,
+            "entropy_bonus": 0.0,
+            "ratio_eps": 0.2,
+            "forward_micro_batch_size": model.micro_batch_size,
+            "trt_llm": {"enable": False},
+        },
+        "magic": {"role": role.value, "temperature": actor.sampling_params.temperature},
+    }
+    lightning = {
+        "num_nodes": trainer.num_nodes,
+        "devices": trainer.devices,
+        "accelerator": trainer.accelerator,
+        "precision": trainer.precision,
+        "gradient_clip_val": trainer.gradient_clip_val,
+        "logger": False,
+        "enable_checkpointing": False,
+        "use_distributed_sampler": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "max_epochs": 1,
+        "max_steps": -1,
+    }
+    exp_manager = {"log_tflops_per_sec_per_gpu": False}
+    return OmegaConf.create({"model": keys, "trainer": lightning, "exp_manager": exp_manager})

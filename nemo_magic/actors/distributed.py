@@ -1,0 +1,114 @@
+"""The process world as the loop sees it: who am I, who shares my model, who shares my data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from megatron.core import parallel_state
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """One rank's place. ``is_source`` marks the one rank of each model-parallel group that talks to the outside (the
+    judge)."""
+
+    rank: int
+    size: int
+    dp_rank: int
+    dp_size: int
+    is_source: bool
+    _model_group: Any
+    _model_source: int
+    _data_group: Any
+
+    @classmethod
+    def current(cls) -> World:
+        """Read Megatron's initialised parallel state; the only place of ours that does so for the loop."""
+        rank = torch.distributed.get_rank()
+        source = parallel_state.get_model_parallel_src_rank()
+        return cls(
+            rank=rank,
+            size=torch.distributed.get_world_size(),
+            dp_rank=parallel_state.get_data_parallel_rank(),
+            dp_size=parallel_state.get_data_parallel_world_size(),
+            is_source=rank == source,
+            _model_group=parallel_state.get_model_parallel_group(),
+            _model_source=source,
+            _data_group=parallel_state.get_data_parallel_group(),
+        )
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def broadcast_model_parallel(self, value: T) -> T:
+        """The speaking rank's ``value`` on every rank of its model-parallel group."""
+        if self.size == self.dp_size:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=self._model_source, group=self._model_group)
+        return box[0]
+
+    def gather_data_parallel(self, value: T) -> list[T]:
+        """Every data-parallel rank's ``value``, in rank order, on all of them."""
+        if self.dp_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.dp_size
+        torch.distributed.all_gather_object(values, value, group=self._data_group)
+        return values
+
+    def broadcast_from_main(self, value: T) -> T:
+        """Rank 0's ``value`` on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def all_gather(self, value: T) -> list[T]:
+        """Every rank's ``value``, in rank order, on all of them."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def sum_data_parallel(self, *values: float) -> list[float]:
+        """Element-wise sums over data-parallel ranks."""
+        if self.dp_size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device=torch.cuda.current_device())
+        torch.distributed.all_reduce(tensor, group=self._data_group)
+        return tensor.tolist()
+
+    def max_data_parallel(self, value: int) -> int:
+        """The largest ``value`` of any data-parallel rank."""
+        return max(self.gather_data_parallel(value))
+
+    def barrier(self) -> None:
+        torch.distributed.barrier()
+
+
+def destroy() -> None:
+    """End the process groups while the interpreter lives, once every rank has come here; nothing where there are none.
+
+    A backend's thread may still hold a tensor of the last collective. One that lets go of it while the interpreter ends
+    is itself ended by Python, and C++ aborts the process for that, now and then.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+class DeviceMemory:
+    """This rank's device memory as a gauge: the highest allocation since ``begin``, in bytes."""
+
+    def begin(self) -> None:
+        torch.cuda.reset_peak_memory_stats()
+
+    def peak(self) -> float:
+        return float(torch.cuda.max_memory_allocated())

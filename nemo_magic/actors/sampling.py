@@ -1,0 +1,139 @@
+"""What decoding is, whatever computes the logits: which token is taken, what ends a response, what its text is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from nemo_magic.actors.config import SamplingConfig
+from nemo_magic.actors.tokenizer import ChatTokenizer
+from nemo_magic.game.episode import Completion
+
+
+@dataclass(frozen=True)
+class Stops:
+    """What ends a response: ids (checked on tensors), and strings wherever they are said (checked on decoded tails).
+
+    A string that is one token is both, since it may be said as a part of others; one that no text shows, such as a
+    special token, is an id only.
+    """
+
+    ids: torch.Tensor
+    strings: tuple[str, ...]
+
+    @classmethod
+    def of(cls, tokenizer: ChatTokenizer, end_strings: Sequence[str], device: torch.device | int | str) -> Stops:
+        ids, strings = [tokenizer.end_id], []
+        for end in end_strings:
+            single = tokenizer.single_id(end)
+            if single is not None:
+                ids.append(single)
+            if single is None or end in tokenizer.raw_text([single]):
+                strings.append(end)
+        return cls(torch.tensor(ids, device=device), tuple(strings))
+
+    def end_of(self, chat: ChatTokenizer, response: Sequence[int]) -> int | None:
+        """How many ids of ``response`` there are up to its end, what ends it included; None where nothing does."""
+        ids = set(self.ids.tolist())
+        size = next((n for n, index in enumerate(response, 1) if index in ids), None)
+        said = response if size is None else response[:size]
+        if not any(end in chat.raw_text(said) for end in self.strings):
+            return size
+        size = len(said)
+        while any(end in chat.raw_text(response[: size - 1]) for end in self.strings):
+            size -= 1
+        return size
+
+
+def uniform_draws(seeds: Sequence[int], count: int, device: torch.device | int | str) -> torch.Tensor:
+    """[rows, count] uniform numbers in [0, 1), float64; a row's depend on its own seed only."""
+    draws = [np.random.Generator(np.random.Philox(key=seed)).random(count) for seed in seeds]
+    return torch.as_tensor(np.stack(draws), device=device)
+
+
+def sample_tokens(
+    logits: torch.Tensor,
+    draw: torch.Tensor,
+    sampling: SamplingConfig,
+    vocabulary: int,
+    banned: torch.Tensor,
+    end_ids: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose a token per row by inverting the distribution at ``draw``.
+
+    Args:
+        logits: [rows, padded vocabulary].
+        draw: [rows, 1] uniform numbers in [0, 1).
+        vocabulary: real vocabulary size; ids beyond it are never chosen.
+        banned: [rows] bool, rows that may not end yet.
+        end_ids: ids that end a response.
+
+    Returns:
+        ids [rows] and their log-probabilities [rows] in nats at the sampling temperature, before top-k and top-p.
+    """
+    # Greedy decoding has no temperature of its own; its log-probabilities are those of temperature 1.
+    temperature = 1.0 if sampling.use_greedy else sampling.temperature
+    scaled = logits.double() / temperature
+    choosable = scaled.clone()
+    choosable[:, vocabulary:] = -torch.inf
+    choosable[:, end_ids] = torch.where(banned[:, None], -torch.inf, choosable[:, end_ids])
+    if sampling.use_greedy:
+        ids = choosable.argmax(dim=-1)
+    else:
+        cdf = _truncated(choosable, sampling).cumsum(dim=-1)
+        ids = torch.searchsorted(cdf, draw * cdf[:, -1:], right=True).squeeze(1).clamp(max=vocabulary - 1)
+    logprobs = torch.log_softmax(scaled, dim=-1).gather(1, ids[:, None]).squeeze(1)
+    return ids, logprobs
+
+
+def _truncated(logits: torch.Tensor, sampling: SamplingConfig) -> torch.Tensor:
+    """[rows, V] probabilities with everything outside top-k and top-p at zero (not renormalised)."""
+    if sampling.top_k > 0:
+        kth = logits.topk(min(sampling.top_k, logits.size(-1)), dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    probabilities = logits.softmax(dim=-1)
+    if sampling.top_p < 1.0:
+        ordered, order = probabilities.sort(dim=-1, descending=True)
+        outside = ordered.cumsum(dim=-1) - ordered >= sampling.top_p
+        probabilities = probabilities.scatter(1, order, ordered.masked_fill(outside, 0.0))
+    return probabilities
+
+
+def hits_stop_string(
+    chat: ChatTokenizer,
+    tokens: torch.Tensor,
+    prompt_lengths: torch.Tensor,
+    response_lengths: torch.Tensor,
+    live: torch.Tensor,
+    strings: Sequence[str],
+) -> torch.Tensor:
+    """[rows] bool: live rows whose response now contains a stop string."""
+    answer = torch.zeros_like(live)
+    # A stop string of n characters spans at most n tokens, and one more may carry its last character.
+    tail = max(map(len, strings)) + 1
+    for row in live.nonzero().flatten().tolist():
+        start, size = int(prompt_lengths[row]), int(response_lengths[row])
+        said = chat.raw_text(tokens[row, max(start, start + size - tail) : start + size].tolist())
+        answer[row] = any(end in said for end in strings)
+    return answer
+
+
+def to_completion(
+    chat: ChatTokenizer,
+    prompt: list[int],
+    tokens: list[int],
+    logprobs: list[float],
+    size: int,
+    ended: bool,
+    stops: Stops,
+) -> Completion:
+    span = slice(len(prompt), len(prompt) + size)
+    response = tokens[span]
+    spoken = response[:-1] if ended and response and response[-1] in stops.ids.tolist() else response
+    text = chat.raw_text(spoken)
+    for end in stops.strings:
+        text = text.split(end, 1)[0]
+    return Completion(tuple(prompt), tuple(response), tuple(logprobs[span]), text.strip(), ended)

@@ -1,0 +1,113 @@
+"""``nemo-magic cross-play RUN``: its words, its configuration, and the work of a rank. Imports torch in a rank only."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from nemo_magic.config import ConfigError, MagicConfig, compose
+from nemo_magic.config.save_resolved import CONFIG_FILE
+from nemo_magic.fsync_io import write_durably
+from nemo_magic.league.participants import START, LeagueSeeds, attackers, defenders
+
+RESULT, TABLE = "league.json", "league.txt"
+
+
+def add_parser(commands: Any) -> None:
+    """``nemo-magic cross-play``."""
+    about = "play every attacker a run kept against every defender it kept, and say what the game has come to"
+    parser = commands.add_parser(
+        "cross-play",
+        help=about,
+        description=about,
+        usage="nemo-magic cross-play RUN [--attacker [NAME=]PATH ...] [key=value ...]",
+        epilog="Overrides are laid over the run's own configuration: game.crossplay.num_seeds=200, trainer.devices=1.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run's folder")
+    parser.add_argument(
+        "--attacker",
+        metavar="[NAME=]PATH",
+        action="append",
+        default=[],
+        help="one more attacker: a folder of weights, or a table of seeds and rewrites",
+    )
+    parser.add_argument("--replicates", type=int, default=500, metavar="N", help="resampled matrices (500)")
+    parser.add_argument("--confidence", type=float, default=0.95, metavar="SHARE", help="of the intervals (0.95)")
+
+
+def configured(args: argparse.Namespace) -> MagicConfig:
+    """The run's configuration, overrides laid over it, writing to where the run is now.
+
+    Raises:
+        ConfigError: there is no run, or it cannot be played.
+    """
+    run: Path = args.run
+    if not (run / CONFIG_FILE).is_file():
+        raise ConfigError(f"{run / CONFIG_FILE}: no such file; give the folder of a run of `nemo-magic train`")
+    if args.replicates < 2:
+        raise ConfigError(f"--replicates {args.replicates} must be at least 2")
+    if not 0 < args.confidence < 1:
+        raise ConfigError(f"--confidence {args.confidence} must be between 0 and 1")
+    cfg = compose(CONFIG_FILE.removesuffix(".yaml"), args.overrides, str(run))
+    if cfg.game.self_play and cfg.game.max_turns > 1:
+        raise ConfigError(
+            f"game.self_play=true with game.max_turns={cfg.game.max_turns}: an older attacker and an older defender "
+            "cannot take turns in one model"
+        )
+    attackers(cfg, run, args.attacker)  # before anything is built
+    return replace(cfg, exp_manager=replace(cfg.exp_manager, explicit_log_dir=str(run)))
+
+
+def play(args: argparse.Namespace, cfg: MagicConfig) -> None:
+    """The work of one rank: play what is missing; rank 0 writes and prints the standings."""
+    from nemo_magic.actors.distributed import DeviceMemory
+    from nemo_magic.data.seeds import load_seeds
+    from nemo_magic.league.cross_play import FOLDER, CrossPlayRunner
+    from nemo_magic.league.league_report import LeagueAxes, LeagueReportSettings, league_report
+    from nemo_magic.league.league_table import print_league_report
+    from nemo_magic.rollout.engine import build_rollout_engine
+    from nemo_magic.rollout.reward_manager import RewardManager
+    from nemo_magic.runtime.timers import Timers
+    from nemo_magic.training.policies import build_policies
+
+    run: Path = args.run
+    folder = run / FOLDER
+    starts = {path.parent.parent.name: path.parent for path in run.glob(f"snapshots/*/{START}/metadata.json")}
+    rows, columns = attackers(cfg, run, args.attacker), defenders(cfg, run)
+    seeds = LeagueSeeds.of(load_seeds(cfg.data), cfg.game.crossplay.num_seeds)
+    with build_policies(cfg, starts) as pair:
+        world = pair.world
+
+        def say(text: str) -> None:
+            if world.is_main:
+                print(text, flush=True)
+
+        referee = RewardManager(world, cfg.judge, cfg.rewards, cfg.game.extra_verdict_fields)
+        try:
+            referee.wait_ready(cfg.judge.give_up_after)
+            say(f"{len(rows)} attackers × {len(columns)} defenders on {seeds}, judged by {referee.guard}")
+            arena = build_rollout_engine(cfg, pair.policies, Timers(DeviceMemory()))
+            played = CrossPlayRunner(cfg, pair, arena, referee, seeds, folder, say).play(rows, columns)
+        finally:
+            referee.close()
+        if world.is_main:
+            axes = LeagueAxes(
+                [one.name for one in rows],
+                [one.name for one in columns],
+                old=[one.name for one in rows if one.old],
+                newest=rows[len(rows) - len(args.attacker) - 1].name,
+            )
+            settings = LeagueReportSettings(cfg.data.harmful_share, args.replicates, args.confidence, cfg.seed)
+            found = {"judge": referee.guard, **league_report(axes, played, settings)}
+            write_durably(folder / RESULT, json.dumps(found, indent=1) + "\n")
+            with (folder / TABLE).open("w", encoding="utf-8") as file:
+                print_league_report(found, Console(file=file, width=200))
+            print_league_report(found, Console())
+            print(f"\n{folder / RESULT}")
+        world.barrier()

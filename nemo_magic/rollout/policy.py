@@ -1,0 +1,85 @@
+"""Who speaks for a role: its own Megatron model here, a Hugging Face model in this process (huggingface.py), or an
+endpoint elsewhere (remote.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol
+
+from nemo_magic.game.episode import Completion
+from nemo_magic.game.prompts import Chat
+
+if TYPE_CHECKING:
+    from nemo_magic.actors.actor import MagicActor
+    from nemo_magic.actors.config import ActorConfig
+    from nemo_magic.actors.generation import Generator
+    from nemo_magic.actors.tokenizer import ChatTokenizer
+
+
+class Policy(Protocol):
+    """Says the next message of chats. Every rank of a model-parallel group calls with the same arguments."""
+
+    def generate(self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool) -> list[Completion | None]:
+        """One completion per chat, in order; None where the chat is longer than the model can read.
+
+        ``seeds`` holds one 64-bit seed per chat.
+        """
+
+    def truncate_to_context(self, text: str, chat_of: Callable[[str], Chat]) -> str:
+        """As much of the beginning of ``text`` as leaves ``chat_of(text)`` readable."""
+
+
+class LocalPolicy:
+    """A role's own model, through the world's generator, with the role's sampling and length options.
+
+    ``longest_prompt``: what the generator can read, in tokens, where that is less than the model could.
+    """
+
+    def __init__(
+        self, actor: MagicActor, generator: Generator, options: ActorConfig, longest_prompt: int | None = None
+    ) -> None:
+        self._actor = actor
+        self._generator = generator
+        self._sampling = options.sampling_params
+        self._lengths = options.length_params
+        room = self._lengths.prompt_room(actor.cfg.encoder_seq_length)
+        self._room = room if longest_prompt is None else min(room, longest_prompt)
+        # The samples of a group share prompts, and what was fitted is said next.
+        self._prompt_ids = lru_cache(maxsize=4096)(actor.chat.prompt_ids)
+
+    def generate(self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool) -> list[Completion | None]:
+        prompts = [self._prompt_ids(chat) for chat in chats]
+        readable = [i for i, prompt in enumerate(prompts) if len(prompt) <= self._room]
+        sampling = replace(self._sampling, use_greedy=True) if greedy else self._sampling
+        said: list[Completion | None] = [None] * len(chats)
+        self._generator.load(self._actor)
+        try:
+            found = self._generator.generate(
+                [prompts[i] for i in readable], [seeds[i] for i in readable], sampling, self._lengths
+            )
+        finally:
+            self._generator.pause()
+        for i, completion in zip(readable, found, strict=True):
+            said[i] = completion
+        return said
+
+    def truncate_to_context(self, text: str, chat_of: Callable[[str], Chat]) -> str:
+        return shortened(text, chat_of, self._actor.chat, self._prompt_ids, self._room)
+
+
+def shortened(
+    text: str,
+    chat_of: Callable[[str], Chat],
+    chat: ChatTokenizer,
+    prompt_ids: Callable[[Chat], tuple[int, ...]],
+    room: int,
+) -> str:
+    """As much of the beginning of ``text`` as leaves ``chat_of(text)`` at most ``room`` tokens long."""
+    excess = len(prompt_ids(chat_of(text))) - room
+    while excess > 0 and text:
+        words = chat.encode(text)
+        text = chat.text(words[: max(0, len(words) - excess)])
+        excess = len(prompt_ids(chat_of(text))) - room
+    return text

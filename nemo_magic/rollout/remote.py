@@ -1,0 +1,196 @@
+"""A role that a server plays: chats in, futures of completions out, over any OpenAI-compatible endpoint.
+
+It fails closed. A text is returned only if the server gave it to exactly that chat. A chat that is too long for the
+server's model is None, silence ends as RemoteUnavailable, and a refusal of the request as RemoteRefused at once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from typing import Annotated, Any
+
+import httpx
+from pydantic import BaseModel, Field, ValidationError
+from typing_extensions import Self
+
+from nemo_magic.actors.config import ActorConfig
+from nemo_magic.actors.errors import RemoteProtocolError, RemoteRefused, RemoteUnavailable
+from nemo_magic.game.episode import Completion
+from nemo_magic.game.prompts import Chat
+from nemo_magic.net.background_client import BackgroundClient
+from nemo_magic.net.faults import BrokenReply, first_fault, outage
+from nemo_magic.net.limits import likely_tokens
+from nemo_magic.net.openai import NOT_NOW, is_too_long, total_tokens, words
+from nemo_magic.net.retrying_client import gather
+
+
+class _Message(BaseModel):
+    content: str | None
+
+
+class _Choice(BaseModel):
+    message: _Message
+    finish_reason: str
+
+
+class _ChatCompletion(BaseModel):
+    choices: Annotated[list[_Choice], Field(min_length=1, max_length=1)]
+    usage: Any = None
+
+
+class _Model(BaseModel):
+    id: str
+
+
+class _ModelList(BaseModel):
+    data: list[_Model]
+
+
+@dataclass
+class _Counters:
+    completions: int = 0
+    too_long: int = 0
+
+
+class RemotePolicy:
+    """Speaks for a role at ``config.remote.urls``, with ``config.sampling_params`` and ``config.length_params``.
+
+    ``key`` is what messages call ``config.remote``, e.g. ``actors.attacker.remote``; ``clock`` (seconds) is what
+    patience is counted by. ``clients``: how many ranks have one, each with its share of ``config.remote.rate_limit``. A
+    completion has no token ids and no logprobs: a remote role's tokens are never trained on.
+
+    Raises ValueError without urls or model, or if the token's environment variable is empty.
+    """
+
+    def __init__(
+        self,
+        config: ActorConfig,
+        key: str = "remote",
+        clock: Callable[[], float] = time.monotonic,
+        clients: int = 1,
+    ) -> None:
+        if not (config.remote.urls and config.remote.model):
+            raise ValueError(f"{key}.urls and {key}.model have to be given for a role that a server plays")
+        self._config = config
+        self._model = config.remote.model
+        self._key = key
+        self._counters = _Counters()
+        limit = config.remote.rate_limit.shared(clients)
+        self._patient = BackgroundClient(config.remote, "remote model", key, RemoteUnavailable, clock, limit=limit)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def submit(
+        self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool = False
+    ) -> Future[list[Completion | None]]:
+        """A completion per chat, in order; None where the chat does not fit the server's model.
+
+        ``seeds`` (one per chat) are sent, reduced to 31 bits; what a server makes of them is its own business.
+        ``greedy`` asks for temperature 0. ``text`` is the message without surrounding white space, empty where the
+        server gave none, as its content filter does.
+
+        Raises ValueError at once if there is not one seed per chat. The future raises RemoteUnavailable after
+        ``give_up_after`` seconds without an answer, RemoteRefused if the server does not take the token or the request,
+        RemoteProtocolError if it keeps answering with what is no chat completion.
+        """
+        bodies = [self._body(chat, seed, greedy) for chat, seed in zip(chats, seeds, strict=True)]
+        return self._patient.submit(gather(self._say(body) for body in bodies))
+
+    def generate(self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool = False) -> list[Completion | None]:
+        """The same as ``submit``, waited for."""
+        return self.submit(chats, seeds, greedy).result()
+
+    def truncate_to_context(self, text: str, chat_of: Callable[[str], Chat]) -> str:
+        """``text``: only the server knows how much of it its model can read, and says so when it is asked."""
+        return text
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Return once a replica answers, accepts the token and, if it lists its models, has this one.
+
+        Raises RemoteUnavailable if none answers within ``timeout_s`` seconds, RemoteRefused for a wrong token or model.
+        """
+        self._patient.submit(self._patient.until_ready("/models", self._read_models, timeout_s)).result()
+
+    def stats(self) -> dict[str, float]:
+        """Totals since the client began: completions, chats too long, requests, latencies, seconds of outage."""
+        return self._patient.stats() | asdict(self._counters)
+
+    def close(self) -> None:
+        """Cancel what is pending and end the thread. Futures still pending are cancelled."""
+        self._patient.close()
+
+    def _body(self, chat: Chat, seed: int, greedy: bool) -> bytes:
+        sampling = self._config.sampling_params
+        body: dict[str, Any] = {
+            "model": self._model,
+            "messages": [{"role": message.role, "content": message.content} for message in chat],
+            "temperature": 0.0 if greedy or sampling.use_greedy else sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": self._config.length_params.max_length,
+            "seed": seed & 0x7FFFFFFF,
+            "n": 1,
+        }
+        if sampling.end_strings:
+            body["stop"] = list(sampling.end_strings)
+        body |= self._config.remote.extra_body
+        return json.dumps({name: value for name, value in body.items() if value is not None}).encode()
+
+    async def _say(self, body: bytes) -> Completion | None:
+        try:
+            most = likely_tokens(body, self._config.length_params.max_length)
+            completion, _ = await self._patient.ask(lambda url: self._ask(url, body), most, lambda said: said[1])
+        except BrokenReply as fault:
+            retries = f"{self._key}.protocol_retries={self._config.remote.protocol_retries}"
+            raise RemoteProtocolError(f"no chat completion after {retries}; last: {fault}") from fault
+        self._counters.completions += completion is not None
+        self._counters.too_long += completion is None
+        return completion
+
+    async def _ask(self, url: str, body: bytes) -> tuple[Completion | None, int | None]:
+        """One request: what was said, and how many tokens it took if the server tells. Raises Outage, Broken or
+        RemoteRefused."""
+        response = await self._patient.post(f"{url}/chat/completions", body)
+        self._accepted(url, response)
+        if is_too_long(response):
+            return None, None
+        if not response.is_success:
+            raise RemoteRefused(f"{url}: {response.status_code} {words(response)[:300]}")
+        try:
+            answer = _ChatCompletion.model_validate_json(response.content)
+        except ValidationError as error:
+            raise BrokenReply(f"{url}: {first_fault(error)}") from error
+        [choice] = answer.choices
+        text = (choice.message.content or "").strip()
+        completion = Completion((), (), (), text, finished=choice.finish_reason != "length")
+        return completion, total_tokens(answer.usage)
+
+    def _read_models(self, url: str, response: httpx.Response) -> None:
+        self._accepted(url, response)
+        if response.status_code == 404:
+            return  # not every server lists its models
+        if response.status_code != 200:
+            raise outage(url, response, words(response))
+        try:
+            known = [model.id for model in _ModelList.model_validate_json(response.content).data]
+        except ValidationError:
+            known = []  # nor in OpenAI's way
+        if known and self._model not in known:
+            nearest = ", ".join(get_close_matches(self._model, known, n=3, cutoff=0.0))
+            raise RemoteRefused(f"{url} has no model {self._key}.model={self._model}; the nearest are: {nearest}")
+
+    def _accepted(self, url: str, response: httpx.Response) -> None:
+        status = response.status_code
+        if status in (401, 403):
+            variable = f"{self._key}.token_env={self._config.remote.token_env or 'null'}"
+            raise RemoteRefused(f"{url}: {status} {words(response)[:300]}; see {variable}")
+        if status in NOT_NOW or status >= 500:
+            raise outage(url, response, words(response))

@@ -1,0 +1,301 @@
+"""One atomic checkpoint of the whole game, written while training goes on.
+
+A checkpoint is a folder ``step_XXXXXX`` with
+
+- ``trainable/``: weights, optimizers and learning-rate schedules, a Megatron distributed checkpoint;
+- ``state.json``: everything else that the loop remembers; further JSON documents beside it;
+- ``rng/``: the random states of every rank;
+- ``checksums.json``: size and BLAKE2 of every file above; and ``COMMITTED``, which seals it.
+
+It is written beside, made durable and then renamed, so a folder of that name is whole or was damaged later.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest, DistributedAsyncCaller
+
+from nemo_magic.actors.builder import TrainablePolicy
+from nemo_magic.actors.distributed import World
+from nemo_magic.actors.random_state import random_states, set_random_states
+from nemo_magic.actors.weights import load_policies, missing_tensors, save_policies, sharded_bytes
+from nemo_magic.config.experiment import CheckpointConfig
+from nemo_magic.fsync_io import sync_folder, write_durably
+from nemo_magic.runtime.checkpoint_paths import (
+    FOLDER,
+    STATE,
+    checkpoint_name,
+    committed_checkpoints,
+    partial_path,
+    prune_checkpoints,
+)
+from nemo_magic.runtime.errors import CheckpointError
+from nemo_magic.runtime.manifest import Checksums, checksums_of, find_corruption, write_manifest
+
+PLAYERS, RNG = "players", "rng"
+_MARGIN = 1 << 20
+
+
+@dataclass
+class _Pending:
+    """A checkpoint being written. ``report`` receives (error, sums) of this rank's files."""
+
+    step: int
+    partial: Path
+    request: AsyncRequest
+    writer: DistributedAsyncCaller
+    report: Connection | None
+    sums: Checksums
+    value: float | None
+
+
+class CheckpointManager:
+    """Saves, finds and restores the game's checkpoints in ``<run>/checkpoints``. All methods are for all ranks."""
+
+    def __init__(self, world: World, run_dir: Path, config: CheckpointConfig, say: Callable[[str], None]) -> None:
+        self.folder = run_dir / FOLDER
+        self._world = world
+        self._config = config
+        self.say = say
+        self._pending: _Pending | None = None
+        self._last_step: int | None = None
+
+    # --- saving
+
+    def save(
+        self,
+        step: int,
+        trainable: Mapping[str, TrainablePolicy],
+        documents: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        wait: bool = False,
+    ) -> None:
+        """Begin to save; ``poll`` or ``finish`` commits. ``documents``: file name → JSON value, of rank 0.
+
+        Raises:
+            CheckpointError: on every rank, when it cannot be written. What was committed before stays.
+        """
+        if step == self._last_step:
+            if wait:
+                self.finish()
+            return
+        self.finish()
+        self._together(lambda: self._make_room(step))
+        partial = partial_path(self.folder, step)
+        self._refuse_full(trainable, partial)
+        own: Checksums = {}
+        self._together(lambda: own.update(self._write_small(partial, documents)))
+        request = save_policies(trainable, partial / PLAYERS)
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        writer = DistributedAsyncCaller()
+        if request.async_fn is not None:
+            buckets, results = request.async_fn_args
+            writer.schedule_async_call(_write_and_sum, (request.async_fn, buckets, results, partial, sender))
+        sender.close()
+        value = metrics.get(self._config.monitor) if self._config.monitor is not None else None
+        report = receiver if request.async_fn is not None else None
+        self._pending = _Pending(step, partial, request, writer, report, own, value)
+        self._last_step = step
+        if wait or not self._config.async_save:
+            self.finish()
+
+    def poll(self) -> None:
+        """Commit what has been written meanwhile, if all ranks are done; costs one small all-reduce."""
+        if self._pending is not None and self._pending.writer.is_current_async_call_done():
+            self._commit(self._pending)
+
+    def finish(self) -> None:
+        """Wait for the checkpoint being written, and commit it."""
+        if self._pending is not None:
+            self._pending.writer.is_current_async_call_done(blocking=True)
+            self._world.barrier()
+            self._commit(self._pending)
+
+    # --- restoring
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint that is whole. Damaged ones are said aloud and set aside.
+
+        Raises:
+            CheckpointError: when there are checkpoints and all of them are damaged.
+        """
+        found = committed_checkpoints(self.folder)
+        self._world.barrier()
+        for path in found:
+            problems = self._damage(path)
+            if not problems:
+                return path
+            self.say(f"checkpoint {path} is damaged ({'; '.join(problems[:3])}): set aside, going back further")
+            self._together(functools.partial(self._set_aside, path))
+        if found:
+            raise CheckpointError(
+                f"{self.folder}: every checkpoint is damaged (kept as *.damaged). Start over with --resume never"
+            )
+        return None
+
+    def restore(self, path: Path, trainable: Mapping[str, TrainablePolicy]) -> Mapping[str, Any]:
+        """Put ``path`` into the players and the random generators; returns ``state.json``."""
+        load_policies(trainable, path / PLAYERS)
+        state: Mapping[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
+        layout = layout_of(self._world, trainable)
+        if state["layout"] == layout:
+            set_random_states(torch.load(path / RNG / f"rank_{self._world.rank:05d}.pt", weights_only=True))
+        else:
+            self.say(
+                f"{path} was saved at {state['layout']}, this run is {layout}: the ranks' random states are begun anew "
+                "(only dropout draws from them)"
+            )
+        self._last_step = int(state["step"])
+        return state
+
+    # --- the parts of saving
+
+    def _make_room(self, step: int) -> None:
+        if self._world.is_main:
+            for leftover in self.folder.glob(".step_*.partial"):
+                shutil.rmtree(leftover)
+            partial = partial_path(self.folder, step)
+            for sub in (PLAYERS, RNG):
+                (partial / sub).mkdir(parents=True)
+
+    def _refuse_full(self, trainable: Mapping[str, TrainablePolicy], partial: Path) -> None:
+        """Before a single byte is written: would it fit?"""
+        each = self._world.all_gather((sharded_bytes(trainable), shutil.disk_usage(self.folder).free))
+        copied, sharded = (sum(sizes[i] for sizes, _ in each) for i in range(2))
+        needed, free = copied // self._world.dp_size + sharded + _MARGIN, each[0][1]
+        if needed > free:
+            self._discard(partial)
+            raise CheckpointError(
+                f"no room for a checkpoint: about {_mb(needed)} needed, {_mb(free)} free in {self.folder}. "
+                f"{self._what_is_left()}"
+            )
+
+    def _write_small(self, partial: Path, documents: Mapping[str, Any]) -> Checksums:
+        rng = partial / RNG / f"rank_{self._world.rank:05d}.pt"
+        with rng.open("wb") as file:
+            torch.save(random_states(), file)
+            file.flush()
+            os.fsync(file.fileno())
+        sums = checksums_of(partial, [rng])
+        if self._world.is_main:
+            for name, value in documents.items():
+                write_durably(partial / name, json.dumps(value))
+        return sums
+
+    def _commit(self, pending: _Pending) -> None:
+        """All ranks have written: finalize together, or give up together."""
+        self._pending = None
+        error = None
+        if pending.report is not None:
+            try:
+                error, sums = pending.report.recv()
+                pending.sums.update(sums)
+            except EOFError:
+                error = "the writing process died"
+        failed = [text for text in self._world.all_gather(error) if text]
+        if failed:
+            self._discard(pending.partial)
+            raise CheckpointError(f"checkpoint {pending.partial.name}: {failed[0]}. {self._what_is_left()}")
+        for finalize in pending.request.finalize_fns:
+            finalize()
+        self._together(lambda: self._refuse_incomplete(pending.partial / PLAYERS))
+        everything = [sums for sums in self._world.all_gather(pending.sums) if sums is not None]
+        self._together(lambda: self._seal(pending, everything))
+        self.say(f"checkpoint {self.folder / checkpoint_name(pending.step)} committed")
+
+    def _refuse_incomplete(self, trainable: Path) -> None:
+        if self._world.is_main:
+            missing = missing_tensors(trainable)
+            if missing:
+                raise OSError(f"{trainable} does not say where {missing[0]} and {len(missing) - 1} more are")
+
+    def _seal(self, pending: _Pending, parts: Sequence[Checksums]) -> None:
+        if not self._world.is_main:
+            return
+        partial, target = pending.partial, self.folder / checkpoint_name(pending.step)
+        sums = {path: entry for part in parts for path, entry in part.items()}
+        write_manifest(partial, sums, {"step": pending.step, "value": pending.value})
+        if target.exists():  # an earlier save of the same step, e.g. of a run that was resumed from before it
+            shutil.rmtree(target)
+        partial.rename(target)
+        sync_folder(self.folder)
+        prune_checkpoints(self.folder, self._config.keep_last, self._config.mode)
+
+    def _damage(self, path: Path) -> list[str]:
+        """What is wrong with a checkpoint; ranks share the reading."""
+        found = self._world.all_gather(find_corruption(path, slice(self._world.rank, None, self._world.size)))
+        return list(dict.fromkeys(problem for part in found for problem in part))
+
+    def _set_aside(self, path: Path) -> None:
+        if self._world.is_main:
+            aside = path.with_name(f"{path.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+
+    # --- together
+
+    def _together(self, work: Callable[[], object]) -> None:
+        """Do ``work`` on every rank; an OSError of one is an error of all."""
+        error = None
+        try:
+            work()
+        except OSError as caught:
+            error = f"{type(caught).__name__}: {caught}"
+        failed = [text for text in self._world.all_gather(error) if text]
+        if failed:
+            raise CheckpointError(f"{self.folder}: {failed[0]}. {self._what_is_left()}")
+
+    def _discard(self, partial: Path) -> None:
+        if self._world.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+        self._world.barrier()
+
+    def _what_is_left(self) -> str:
+        paths = committed_checkpoints(self.folder)
+        kept = f"The last one that is whole is {paths[0]}" if paths else "There is no earlier one"
+        return f"{kept}; when the cause is gone, the same command goes on from there"
+
+
+def layout_of(world: World, trainable: Mapping[str, TrainablePolicy]) -> dict[str, int]:
+    """Sizes of tensor, pipeline and data parallelism."""
+    cfg = next(iter(trainable.values())).actor.cfg
+    return {"tp": cfg.tensor_model_parallel_size, "pp": cfg.pipeline_model_parallel_size, "dp": world.dp_size}
+
+
+def _write_and_sum(write: Callable[..., None], buckets: Any, results: Any, root: Path, report: Connection) -> None:
+    """Run in a forked process: Megatron's own writing, then the checksums of what it wrote."""
+    tap = _Tap(results)
+    try:
+        write(buckets, tap)
+        error = None if tap.error is None else f"{type(tap.error).__name__}: {tap.error}"
+        report.send((error, {} if error else checksums_of(root, [Path(path) for path, *_ in buckets])))
+    except OSError as caught:
+        report.send((f"{type(caught).__name__}: {caught}", {}))
+
+
+class _Tap:
+    """Megatron's result queue, with an eye on whether it was told of an error."""
+
+    def __init__(self, queue: Any) -> None:
+        self._queue = queue
+        self.error: Exception | None = None
+
+    def put(self, value: Any) -> None:
+        if isinstance(value, Exception):
+            self.error = value
+        self._queue.put(value)
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

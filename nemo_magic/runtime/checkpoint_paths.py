@@ -1,0 +1,52 @@
+"""The checkpoints of a run as folders: their names, which are sealed, which stay. Imports neither torch nor NeMo."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+FOLDER, STATE, COMMITTED = "checkpoints", "state.json", "COMMITTED"
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step_{step:06d}"
+
+
+def partial_path(folder: Path, step: int) -> Path:
+    """Where a checkpoint is, while it is being written or removed."""
+    return folder / f".{checkpoint_name(step)}.partial"
+
+
+def committed_checkpoints(folder: Path) -> list[Path]:
+    """Sealed checkpoints, newest first, without a look inside."""
+    found = [path for path in folder.glob("step_*") if path.name[5:].isdigit() and (path / COMMITTED).is_file()]
+    return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
+
+
+def best_checkpoint(paths: Sequence[Path], mode: str) -> Path | None:
+    """The checkpoint whose seal has the best value, ``mode`` min or max; of equals the newest; None without values."""
+    best: tuple[float, Path] | None = None
+    for path in paths:
+        value = json.loads((path / COMMITTED).read_text(encoding="utf-8")).get("value")
+        if value is not None and (best is None or (value < best[0] if mode == "min" else value > best[0])):
+            best = value, path
+    return None if best is None else best[1]
+
+
+def prune_checkpoints(folder: Path, keep_last: int, mode: str) -> None:
+    """Remove all but the newest ``keep_last`` checkpoints and the best, to which the link ``best`` then points."""
+    paths = committed_checkpoints(folder)
+    best = best_checkpoint(paths, mode)
+    link = folder / "best"
+    link.unlink(missing_ok=True)
+    if best is not None:
+        link.symlink_to(best.name)
+    for path in paths[keep_last:]:
+        if path != best:
+            # Renamed first: half a folder must not look whole.
+            doomed = partial_path(folder, int(path.name[5:]))
+            shutil.rmtree(doomed, ignore_errors=True)
+            path.rename(doomed)
+            shutil.rmtree(doomed)

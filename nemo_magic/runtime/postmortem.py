@@ -1,0 +1,241 @@
+"""Which rank a run died of: ``nemo-magic postmortem RUN``. Imports neither torch nor NeMo.
+
+Read are what the watchdogs wrote (``hangs/``) and, in ``logs/<attempt>`` of the newest attempt, what torch's flight
+recorder did (``nccl_trace_rank_N``), the ends of the ranks' logs (``rank-NNNN.log``) and srun's own (``srun.log``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import pickle
+import re
+import signal
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nemo_magic.runtime.watchdog import FOLDER, HOSTS, RankPosition, alarm_of
+
+LOGS = "logs"
+_TRACE = "nccl_trace_rank_"
+_COLLECTIVE = re.compile(r"torch/distributed/|/gloo|/nccl")
+# srun: error: node7: task 12: Killed, and tasks 12-15 where several ended alike
+_SRUN = re.compile(r"srun: error: (?P<host>\S+): tasks? (?P<ranks>[\d,-]+): (?P<how>.+)")
+# What the run says when it knows why it ends; one rank speaks for all.
+_SELF = ("nemo-magic train: ", "nemo-magic sft: ")
+_ERROR = re.compile(
+    r"^(\[rank\d+\]: )?\S*(Error|Exception|Interrupt)\b|^nemo-magic |^srun: error|CUDA error|Killed|Segmentation fault"
+)
+
+
+def add_parser(commands: Any) -> None:
+    """``nemo-magic postmortem``."""
+    about = "say which rank a failed run died of, where it was and on which host"
+    parser = commands.add_parser("postmortem", help=about, description=about, allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
+
+
+def run(args: argparse.Namespace) -> int:
+    for line in report(args.run):
+        print(line)
+    return 0
+
+
+def report(folder: Path) -> Iterator[str]:
+    """What is known, the culprit last."""
+    logs, places = newest_logs(folder), read_places(folder / FOLDER)
+    last = dict(last_errors(logs)) if logs else {}
+    for rank, line in last.items():
+        yield f"rank {rank} said last: {line}"
+    # Files of an earlier attempt say nothing about this one.
+    if logs is not None and places and places[0].attempt != logs.name and _looks_like_an_attempt(logs.name):
+        places = []
+    for place in places:
+        yield (
+            f"rank {place.rank} on {place.host}: step {place.step}, {place.part}, since {place.moved_ago:.0f} s; "
+            f"{_spot(place)}"
+        )
+    lagging = list(behind(dict(read_traces(logs)))) if logs else []
+    yield from lagging
+    ended = first_ended(logs) if logs else None
+    if places:
+        yield f"culprit: {culprit(places, read_hosts(folder / FOLDER, places[0].attempt))}"
+    elif told := [line for line in last.values() if line.startswith(_SELF)]:
+        yield f"the run ended by itself: {told[0]}"
+    elif lagging:
+        yield f"culprit: {lagging[0]}"
+    elif len(last) == 1:
+        yield f"culprit: rank {next(iter(last))}{_of(ended)}, the only one that failed by itself"
+    elif ended:
+        yield f"culprit: rank {ended['ranks']} on {ended['host']} ended first: {ended['how']}"
+    elif not last:
+        yield f"{folder}: no watchdog, flight recorder or rank log says anything of a failure"
+
+
+def _of(ended: Mapping[str, str] | None) -> str:
+    return f" (srun: rank {ended['ranks']} on {ended['host']} ended first, {ended['how']})" if ended else ""
+
+
+def _looks_like_an_attempt(name: str) -> bool:
+    return re.fullmatch(r"\d+\.\d+", name) is not None
+
+
+def newest_logs(folder: Path) -> Path | None:
+    found = [path for path in (folder / LOGS).glob("*") if path.is_dir()]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def read_places(folder: Path) -> list[RankPosition]:
+    """The places of the newest attempt, by rank, that were written in time.
+
+    A stopped process goes on when it is told to end, and could then still write down where it has got to since.
+    """
+    written = []
+    for path in folder.glob("rank-*.json"):
+        try:
+            written.append((path.stat().st_mtime, RankPosition(**json.loads(path.read_text(encoding="utf-8")))))
+        except (OSError, ValueError, TypeError):
+            continue
+    if not written:
+        return []
+    newest = max(written, key=lambda item: item[0])[1].attempt
+    alarm = alarm_of(folder, newest)
+    raised = alarm.stat().st_mtime if alarm.exists() else max(time for time, _ in written)
+    places = [place for time, place in written if place.attempt == newest and time - raised <= place.grace]
+    return sorted(places, key=lambda place: place.rank)
+
+
+def read_hosts(folder: Path, attempt: str) -> Sequence[str]:
+    """Where the ranks of an attempt ran, rank 0 first; empty where it is not known."""
+    try:
+        found = json.loads((folder / HOSTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ()
+    return found["names"] if found.get("attempt") == attempt else ()
+
+
+def culprit(places: Sequence[RankPosition], hosts: Sequence[str] = ()) -> str:
+    """The one that is not where the others wait. ``hosts``: of each rank, where that is known.
+
+    A rank whose watchdog wrote nothing has no running process: stopped, or its node is gone. Otherwise the rank that
+    got least far; of those equally far, one that is not inside a collective, else one that waits for a process of its
+    own (a checkpoint's writer), else the one that is alone at its spot.
+    """
+    world = places[0].world
+    silent = sorted(set(range(world)) - {place.rank for place in places})
+    waiting = f"the others wait in {_commonest([place.part for place in places])}, step {places[0].step}"
+    if silent:
+        listed = ", ".join(f"{rank} on {hosts[rank]}" if hosts else str(rank) for rank in silent)
+        return (
+            f"rank{'s' if len(silent) > 1 else ''} {listed}: nothing was written in time; the process was stopped, "
+            f"killed or cut off, or its node is gone; {waiting}"
+        )
+    least = min((place.step, place.moves) for place in places)
+    behind = [place for place in places if (place.step, place.moves) == least]
+    if len(behind) == world:
+        outside = [place for place in places if not _in_collective(place)]
+        writing = [place for place in places if place.children]
+        behind = next((some for some in (outside, writing) if 0 < len(some) < world), _alone(places))
+    if not behind:
+        spots = "; ".join(dict.fromkeys(_spot(place) for place in places))
+        return f"none stands out: all {world} ranks are equally far, in step {places[0].step}, at {spots}"
+    listed = "; ".join(
+        f"rank {p.rank} on {p.host} in step {p.step}, {p.part}, at {_spot(p)}{_children(p)}" for p in behind
+    )
+    others = [place for place in places if place not in behind]
+    part, spot = _commonest([place.part for place in others]), _commonest([_spot(place) for place in others])
+    return f"{listed}; the others wait in {part}, at {spot}"
+
+
+def _children(place: RankPosition) -> str:
+    pids = ", ".join(map(str, place.children))
+    return f", with a process of its own that has not ended (a checkpoint's writer?): {pids}" if pids else ""
+
+
+def _alone(places: Sequence[RankPosition]) -> list[RankPosition]:
+    counts = Counter(_spot(place) for place in places)
+    rare = min(counts.values())
+    return [place for place in places if counts[_spot(place)] == rare] if rare < max(counts.values()) else []
+
+
+def _in_collective(place: RankPosition) -> bool:
+    # The innermost only: what a signal's handler or a hook does on top of a collective is no waiting for others.
+    return any(_COLLECTIVE.search(frame) for frame in place.stacks.get("main", [])[:1])
+
+
+def _spot(place: RankPosition) -> str:
+    """The innermost frame that says something: ours rather than a library's."""
+    frames = place.stacks.get("main", ["nowhere"])
+    own = next((frame for frame in frames if "nemo_magic" in frame), frames[0])
+    return frames[0] if own == frames[0] else f"{own} → {frames[0]}"
+
+
+def _commonest(words: Sequence[str]) -> str:
+    return Counter(words).most_common(1)[0][0]
+
+
+def last_errors(logs: Path) -> Iterator[tuple[int, str]]:
+    """(rank, last line of its log that tells of an error)."""
+    for path in sorted(logs.glob("rank-*.log")):
+        with path.open("rb") as file:
+            file.seek(max(0, os.path.getsize(path) - 20_000))
+            lines = file.read().decode(errors="replace").splitlines()
+        found = next((line for line in reversed(lines) if _ERROR.search(line)), None)
+        if found is not None:
+            yield int(path.stem.removeprefix("rank-")), found.strip()
+
+
+def first_ended(logs: Path) -> Mapping[str, str] | None:
+    """host, ranks, how: the first rank whose failing end srun told of; it ended the others."""
+    path = logs / "srun.log"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    found = _SRUN.search(text)
+    if not found:
+        return None
+    code = re.search(r"exit code (\d+)", found["how"])
+    number = int(code[1]) - 128 if code else 0
+    name = f" ({signal.Signals(number).name})" if number in {one.value for one in signal.Signals} else ""
+    return found.groupdict() | {"how": found["how"] + name}
+
+
+class _Plain(pickle.Unpickler):
+    """The flight recorder's files are pickles of lists, dicts, strings and numbers; nothing else is let in."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"{module}.{name} is no part of a flight recorder's file")
+
+
+def read_traces(logs: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """(rank, its last collective that did not complete, or the last of all) as torch 2.4 writes them."""
+    for path in sorted(logs.glob(f"{_TRACE}*")):
+        try:
+            rank = int(path.name.removeprefix(_TRACE))
+            entries = _Plain(io.BytesIO(path.read_bytes())).load()["entries"]
+        except (OSError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError):
+            continue
+        if entries:
+            yield rank, next((entry for entry in entries if entry.get("state") != "completed"), entries[-1])
+
+
+def behind(collectives: Mapping[int, Mapping[str, Any]]) -> Iterator[str]:
+    """Flight recorders: who has not come as far as the others, by the number of the collective in its group."""
+
+    def number(entry: Mapping[str, Any]) -> int:
+        return int(entry.get("collective_seq_id", entry.get("seq_id", 0)))
+
+    groups: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for rank, entry in collectives.items():
+        groups.setdefault(str(entry.get("process_group", "")), {})[rank] = entry
+    for group, ranks in groups.items():
+        least, most = min(map(number, ranks.values())), max(map(number, ranks.values()))
+        for rank, entry in sorted(ranks.items()):
+            if number(entry) == least < most:
+                name, state = entry.get("profiling_name", "?"), entry.get("state", "?")
+                yield (
+                    f"flight recorder: rank {rank} is at collective {least} ({name}, {state}) of group {group}, "
+                    f"others at {most}"
+                )

@@ -1,0 +1,163 @@
+"""What to read when a run has ended: where it started, where it ended, who beats whom, where the files are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nemo_magic.game.payoff import NO_REWRITE, CrossPlay
+from nemo_magic.report.records import (
+    ALARMS_FILE,
+    CROSSPLAY_FILE,
+    METRICS_FILE,
+    PICTURE_FILE,
+    REPORT_FILE,
+    SAMPLES_DIR,
+    STRATEGIES_FILE,
+    StepRecord,
+    read_records,
+)
+from nemo_magic.tracking.console_table import GAME_COLUMNS, show
+
+_PREFIX = "val_rollouts/"
+_NAMES = {
+    "asr": "attack success (ASR), harmful seeds",
+    "over_refusal": "over-refusal, benign seeds",
+    "useful": "useful answers, benign seeds",
+    "refusal_harmful": "refusals, harmful seeds",
+    "intent_preserved": "rewrites that keep the intent",
+    "format_ok": "well-formed rewrites",
+}
+_STYLES = {name: style for name, _, style in GAME_COLUMNS} | {"refusal_harmful": "percent"}
+_FILES = (
+    (REPORT_FILE, "everything on one page, for a browser"),
+    (PICTURE_FILE, "the picture of it"),
+    (METRICS_FILE, "every figure of every step"),
+    (CROSSPLAY_FILE, "attackers × defenders"),
+    (ALARMS_FILE, "what the alarms said"),
+    (STRATEGIES_FILE, "first and last defender under every strategy"),
+    (SAMPLES_DIR, "conversations, step by step"),
+    ("tensorboard", "tensorboard --logdir"),
+    ("wandb", "wandb sync"),
+    ("snapshots", "weights at the end of each phase"),
+)
+
+
+def print_summary(run_dir: str | Path, console: Console | None = None) -> None:
+    """Print a run's end: held-out figures at the start and at the end, the cross-play matrix, the files.
+
+    What the run did not leave behind is left out. Raises FileNotFoundError without a metrics file.
+    """
+    folder = Path(run_dir)
+    console = console or Console()
+    records = read_records(folder / METRICS_FILE)
+    validated = [record for record in records if any(name.startswith(_PREFIX) for name in record.metrics)]
+    console.rule(f"[bold]{folder.name}[/bold]", align="left")
+    if validated:
+        console.print(_start_and_end(validated[0], validated[-1]))
+    elif records:
+        console.print(f"{records[-1].step} steps, none of them validated")
+    if (folder / CROSSPLAY_FILE).exists():
+        crossplay = CrossPlay.load(folder / CROSSPLAY_FILE)
+        console.print(crossplay_table(crossplay))
+        for line in crossplay_findings(crossplay):
+            console.print(Text(line))
+        console.print()
+    if (folder / STRATEGIES_FILE).exists():
+        probe = json.loads((folder / STRATEGIES_FILE).read_text(encoding="utf-8"))
+        for line in probe_findings(probe):
+            console.print(Text(line))
+        console.print()
+    found = [(name, meaning) for name, meaning in _FILES if (folder / name).exists()]
+    if found:
+        console.print(_files(folder, found))
+
+
+def crossplay_table(crossplay: CrossPlay) -> Table:
+    """The matrix as a rich table, ASR in percent; each attacker's worst opponent, its lowest value, is bold."""
+    seeds = f" ({crossplay.num_seeds} seeds a cell)" if crossplay.num_seeds else ""
+    table = Table(title=f"Cross-play: ASR %{seeds}", title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    table.add_column("attacker ╲ defender", no_wrap=True)
+    for defender in crossplay.defenders:
+        table.add_column(defender, justify="right")
+    for attacker, row in zip(crossplay.attackers, crossplay.asr, strict=True):
+        table.add_row(attacker, *(_cell(value, value == min(row)) for value in row))
+    benign = crossplay.benign_rows()
+    if benign:
+        table.add_section()
+        for name, row in benign:
+            table.add_row(Text(name, style="dim"), *(Text(f"{100 * value:.1f}", style="dim") for value in row))
+    return table
+
+
+def crossplay_findings(crossplay: CrossPlay) -> list[str]:
+    """What the matrix says, in sentences: attackers' progress, the last defender, the best-response gap."""
+    lines = []
+    attackers, defenders = crossplay.attackers, crossplay.defenders
+    first = 1 if attackers[0] == NO_REWRITE else 0
+    if len(attackers) > first + 1:
+        gain = 100 * crossplay.gain_over_first_attacker(first)
+        lines.append(f"Best later attacker against {defenders[0]}: {gain:+.1f} points over {attackers[first]}.")
+    if len(defenders) > 1:
+        best = "the best" if crossplay.last_defender_best() else "not the best"
+        tied = crossplay.last_defender_best() and any(row[-1] in row[:-1] for row in crossplay.asr)
+        worst = 100 * crossplay.worst_case()
+        lines.append(
+            f"{defenders[-1]} is {best} column for every attacker{' (ties count)' if tied else ''}; "
+            f"its worst case here is {worst:.1f} %."
+        )
+    gap = crossplay.best_response_gap()
+    lines.append(
+        f"Best-response gap of {attackers[-1]} and {defenders[-1]}: {100 * gap.total:.1f} points "
+        f"(attacker could gain {100 * gap.attacker:.1f}, defender {100 * gap.defender:.1f})."
+    )
+    return lines
+
+
+def probe_findings(probe: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The strategy probe in sentences: ``{"start" | "end": {"worst", "mean", "asr": {strategy: ASR}}}``."""
+    lines = []
+    for when, defender in (("start", "First"), ("end", "Last")):
+        asr: Mapping[str, float] = probe[when]["asr"]
+        worst = max(asr, key=lambda name: asr[name])
+        which = f" ({worst})" if asr[worst] > 0 else ""
+        lines.append(
+            f"{defender} defender under each of {len(asr)} strategies: worst {100 * asr[worst]:.1f} %{which}, "
+            f"mean {100 * probe[when]['mean']:.1f} %."
+        )
+    return lines
+
+
+def _start_and_end(first: StepRecord, last: StepRecord) -> Table:
+    table = Table(title="Held-out seeds", title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    table.add_column("", no_wrap=True)
+    for heading in (f"step {first.step}", f"step {last.step}", "change"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, label in _NAMES.items():
+        start, end = (record.metrics.get(_PREFIX + name) for record in (first, last))
+        if start is None and end is None:
+            continue
+        style = _STYLES[name]
+        change = "" if start is None or end is None else f"{100 * (end - start):+.1f}"
+        table.add_row(label, show(start, style), show(end, style), change)
+    return table
+
+
+def _files(folder: Path, found: Sequence[tuple[str, str]]) -> Table:
+    table = Table(title="Files", title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", show_header=False)
+    table.add_column(no_wrap=True, overflow="fold")
+    table.add_column(style="dim")
+    for name, meaning in found:
+        table.add_row(str(folder / name), meaning)
+    return table
+
+
+def _cell(value: float, lowest: bool) -> Text:
+    return Text(f"{100 * value:.1f}", style="bold" if lowest else "")

@@ -1,0 +1,231 @@
+"""Where records go: a JSONL file, sampled conversations, TensorBoard, wandb. One small class each."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from nemo_magic.game.alarms import AlarmEvent
+from nemo_magic.game.episode import Label, Turn, Verdict
+from nemo_magic.game.metrics import Scored
+from nemo_magic.report.media import Exhibit, Lines, Points, Table
+from nemo_magic.report.records import ALARMS_FILE, METRICS_FILE, SAMPLES_DIR, StepRecord, whole_lines
+
+
+class Sink(Protocol):
+    """Something records are written to."""
+
+    def write(self, record: StepRecord) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class MediaSink(Protocol):
+    """A sink that also draws what is no curve of metrics."""
+
+    def show(self, step: int, exhibits: Sequence[Exhibit]) -> None: ...
+
+
+class JsonlSink:
+    """``metrics.jsonl``: one JSON object per step, flushed as it is written.
+
+    With ``resume_step`` set, rows of later steps (work that the resumed run does again) are removed first, and so
+    is a last line that a kill cut short.
+    """
+
+    def __init__(self, run_dir: Path, resume_step: int | None = None) -> None:
+        self.path = run_dir / METRICS_FILE
+        if resume_step is not None and self.path.exists():
+            _keep_rows_up_to(self.path, resume_step)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def write(self, record: StepRecord) -> None:
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        self._file.write(json.dumps(record.to_row(now), allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class AlarmWriter:
+    """``alarms.jsonl``: a line for every alarm that began to sound or went silent. No line, no file."""
+
+    def __init__(self, run_dir: Path, resume_step: int | None = None) -> None:
+        self.path = run_dir / ALARMS_FILE
+        if resume_step is not None and self.path.exists():
+            _keep_rows_up_to(self.path, resume_step)
+
+    def write(self, events: Sequence[AlarmEvent]) -> None:
+        if events:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(event.to_row()) + "\n" for event in events)
+
+
+class SampleWriter:
+    """``samples/step_XXXX.jsonl``: up to ``count`` played conversations of a step, with verdicts and rewards."""
+
+    def __init__(self, run_dir: Path, count: int, resume_step: int | None = None) -> None:
+        self.folder = run_dir / SAMPLES_DIR
+        self.count = count
+        if resume_step is not None and self.folder.exists():
+            for path in self.folder.glob("step_*.jsonl"):
+                found = re.fullmatch(r"step_(\d+)", path.stem)
+                if found and int(found[1]) > resume_step:
+                    path.unlink()
+
+    def write(self, step: int, scored: Sequence[Scored]) -> None:
+        """Save the step's sample; nothing is written for no episodes or a count of 0."""
+        chosen = pick_samples(scored, self.count)
+        if not chosen:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(sample_row(step, one), ensure_ascii=False) + "\n" for one in chosen]
+        (self.folder / f"step_{step:04d}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+class TensorBoardSink:
+    """Every metric as a TensorBoard scalar, under ``tensorboard/``; tables as text."""
+
+    def __init__(self, run_dir: Path, resume_step: int | None = None) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # half a second, and only wanted here
+
+        purge_step = None if resume_step is None else resume_step + 1
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step)
+
+    def write(self, record: StepRecord) -> None:
+        for name, value in record.metrics.items():
+            self._writer.add_scalar(name, value, record.step)
+        self._writer.flush()
+
+    def show(self, step: int, exhibits: Sequence[Exhibit]) -> None:
+        for one in exhibits:
+            if isinstance(one, Table):
+                self._writer.add_text(f"report/{one.key}", _markdown(one), step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandbSink:
+    """Every metric to wandb; offline unless the keyword arguments say otherwise.
+
+    Raises ModuleNotFoundError when wandb is not installed. An online run that resumes continues the same wandb run,
+    whose id is kept in ``wandb_id.txt``. ``step`` is a metric of its own because wandb's counter cannot go back.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        kwargs: Mapping[str, Any],
+        resume_step: int | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        import wandb  # slow to import, and not everyone has it
+
+        settings: dict[str, Any] = {"mode": "offline"} | {k: v for k, v in kwargs.items() if v is not None}
+        id_file = run_dir / "wandb_id.txt"
+        if resume_step is not None and id_file.exists():
+            settings.setdefault("id", id_file.read_text(encoding="utf-8").strip())
+            if settings["mode"] == "online":
+                settings.setdefault("resume", "allow")
+        self._run = wandb.init(dir=str(run_dir), config=dict(config or {}), **settings)
+        id_file.write_text(f"{self._run.id}\n", encoding="utf-8")
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, record: StepRecord) -> None:
+        row = {"step": record.step, "phase": record.phase, "phase_index": record.phase_index}
+        self._run.log({**row, **record.metrics})
+
+    def show(self, step: int, exhibits: Sequence[Exhibit]) -> None:
+        """As wandb's own tables and charts, below ``report/``."""
+        self._run.log({"step": step, **{f"report/{one.key}": _drawn(one) for one in exhibits}})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def pick_samples(scored: Sequence[Scored], count: int) -> list[Scored]:
+    """Up to ``count`` episodes, always the same for the same batch: as many seeds as possible, labels alternating."""
+    ordered = sorted(scored, key=lambda one: (one.episode.sample, one.episode.group))
+    by_label = [[one for one in ordered if one.episode.seed.label is label] for label in Label]
+    alternating = [one for one in chain.from_iterable(zip_longest(*by_label)) if one is not None]
+    return alternating[: max(count, 0)]
+
+
+def sample_row(step: int, scored: Scored) -> dict[str, Any]:
+    """One conversation as a JSON object, ids and log-probabilities left out, reasoning of the attacker included."""
+    episode, verdict, rewards = scored
+    return {
+        "step": step,
+        "group": episode.group,
+        "sample": episode.sample,
+        "seed": {"id": episode.seed.id, "text": episode.seed.text, "label": str(episode.seed.label)},
+        "turns": [_turn_row(turn) for turn in episode.turns],
+        "verdict": None if verdict is None else _verdict_row(verdict),
+        "rewards": None
+        if rewards is None
+        else {str(role): {"total": sum(parts.values()), **parts} for role, parts in rewards.items()},
+    }
+
+
+def _turn_row(turn: Turn) -> dict[str, Any]:
+    return {
+        "attack": None if turn.attack is None else turn.attack.text,
+        "format_ok": turn.format_ok,
+        "rewrite": turn.rewrite,
+        "response": turn.defence.text,
+        "response_finished": turn.defence.finished,
+    }
+
+
+def _verdict_row(verdict: Verdict) -> dict[str, Any]:
+    asked = {name: value for name, value in asdict(verdict).items() if value is not None}
+    return {name: list(value) if isinstance(value, tuple) else str(value) for name, value in asked.items()}
+
+
+def _drawn(one: Exhibit) -> Any:
+    """An exhibit as wandb draws it."""
+    import wandb
+
+    if isinstance(one, Table):
+        return wandb.Table(columns=list(one.columns), data=[list(row) for row in one.rows])
+    if isinstance(one, Lines):
+        xs, ys = zip(*one.lines.values(), strict=True)
+        return wandb.plot.line_series(xs, ys, keys=list(one.lines), title=one.title, xname=one.x)
+    if isinstance(one, Points):
+        table = wandb.Table(columns=[one.x, one.y], data=[list(point) for point in one.points])
+        return wandb.plot.scatter(table, one.x, one.y, title=one.title)
+    table = wandb.Table(columns=["name", one.value], data=[[name, value] for name, value in one.bars.items()])
+    return wandb.plot.bar(table, "name", one.value, title=one.title)
+
+
+def _markdown(table: Table) -> str:
+    rows = [table.columns, ["---"] * len(table.columns), *table.rows]
+    return "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows)
+
+
+def _cell(value: str | float | None) -> str:
+    # What would end a cell or a row, and what would be markup where it is shown.
+    text = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+
+
+def _keep_rows_up_to(path: Path, step: int) -> None:
+    kept = [line for line in whole_lines(path) if json.loads(line)["step"] <= step]
+    aside = path.with_suffix(".jsonl.aside")
+    with aside.open("w", encoding="utf-8") as file:
+        file.writelines(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)

@@ -1,0 +1,137 @@
+"""From judged episodes to an optimizer step: rows, log-probabilities, advantages, microbatches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from nemo_magic.actors.actor import Objective
+from nemo_magic.actors.builder import TrainablePolicy
+from nemo_magic.actors.distributed import World
+from nemo_magic.game.episode import Episode, Role
+from nemo_magic.game.metrics import Ratios, Scored
+from nemo_magic.rl.advantages import Advantages, rollout_advantages
+from nemo_magic.rl.batch import MicroBatch, Row, scatter_back
+from nemo_magic.rl.config import GRPOConfig
+from nemo_magic.rl.loss import LossInputs, Normalizer, grpo_loss
+from nemo_magic.runtime.errors import DivergedError
+
+
+@dataclass(frozen=True)
+class RolloutBatch:
+    """A role's sampled ids in a list of episodes: a row per message, and the number of the episode it belongs to."""
+
+    rows: list[Row]
+    episode_of: list[int]
+
+
+class Trainer:
+    """The GRPO update of whichever player learns. Every rank brings its own share of whole groups."""
+
+    def __init__(self, world: World, config: GRPOConfig) -> None:
+        self._world = world
+        self._config = config
+
+    def said(self, policy: TrainablePolicy, role: Role, episodes: Sequence[Episode]) -> RolloutBatch:
+        """What ``role`` said, all turns, with the log-probabilities that the loss will compare against.
+
+        Needs no verdicts, so that the judge works meanwhile. With a single minibatch and β = 0 there is nothing to
+        compute.
+        """
+        spoken = [(i, completion) for i, episode in enumerate(episodes) for completion in episode.said_by(role)]
+        rows = [Row(c.prompt_ids, c.response_ids, rollout_logprobs=c.logprobs or None) for _, c in spoken]
+        batches = None
+        if self._config.minibatches > 1:
+            batches = policy.microbatches(rows, self._world)
+            old = scatter_back(batches, policy.actor.token_logprobs(batches), len(rows))
+            rows = [replace(row, old_logprobs=values) for row, values in zip(rows, old, strict=True)]
+        if self._config.kl_beta > 0:
+            batches = batches or policy.microbatches(rows, self._world)
+            reference = scatter_back(batches, policy.actor.reference_logprobs(batches), len(rows))
+            rows = [replace(row, ref_logprobs=values) for row, values in zip(rows, reference, strict=True)]
+        return RolloutBatch(rows, [i for i, _ in spoken])
+
+    def advantages(self, role: Role, scored: Sequence[Scored]) -> Advantages:
+        """Group advantages of this rank's episodes; one that is truncated in any turn is truncated."""
+        paid = [s.rewards.get(role) if s.rewards is not None else None for s in scored]
+        truncated = [not all(c.finished for c in s.episode.said_by(role)) for s in scored]
+        return rollout_advantages(
+            rewards=torch.tensor([0.0 if reward is None else sum(reward.values()) for reward in paid]),
+            groups=torch.tensor([s.episode.group for s in scored]),
+            paid=torch.tensor([reward is not None for reward in paid], dtype=torch.bool),
+            truncated=torch.tensor(truncated, dtype=torch.bool),
+            config=self._config,
+        )
+
+    def update(
+        self, policy: TrainablePolicy, scored: Sequence[Scored], said: RolloutBatch, found: Advantages
+    ) -> dict[str, float]:
+        """One pass over the rollout in ``grpo.minibatches`` optimizer steps. Returns global metrics.
+
+        Raises:
+            DivergedError: on every rank, when ``grpo.max_skipped_updates`` updates in a row were not finite or too
+                large to be made.
+        """
+        groups = sorted({s.episode.group for s in scored})
+        share = {group: i % self._config.minibatches for i, group in enumerate(groups)}
+        ratios, norms, largest = Ratios(), list[float](), dict[str, float]()
+        for minibatch in range(self._config.minibatches):
+            live = [
+                replace(row, advantage=float(found.values[i]))
+                for row, i in zip(said.rows, said.episode_of, strict=True)
+                if found.live[i] and share[scored[i].episode.group] == minibatch
+            ]
+            norm = Normalizer(*self._world.sum_data_parallel(sum(len(row.response_ids) for row in live), len(live)))
+            ratios.add("live_rows", norm.sequences)
+            if norm.tokens == 0:  # the same on every rank: nothing to learn from here
+                continue
+            batches = policy.microbatches(live, self._world)
+
+            def objective(logprobs: torch.Tensor, batch: MicroBatch, norm: Normalizer = norm) -> Objective:
+                return grpo_objective(logprobs, batch, self._config, norm)
+
+            update = policy.learn(batches, objective, self._config.skip_grad_norm, observe=True)
+            ratios.add("skipped_updates", not update.made)
+            if update.made:
+                for name, (value, count) in update.metrics.items():
+                    if name.endswith("_max"):
+                        largest[name] = max(largest.get(name, 0.0), value)
+                    else:
+                        ratios.add(name, value, count)
+                norms.append(update.grad_norm)
+            elif policy.skipped_updates >= self._config.max_skipped_updates:
+                raise DivergedError(
+                    f"{policy.skipped_updates} updates of the {policy.role} in a row were not made "
+                    f"(grpo.max_skipped_updates={self._config.max_skipped_updates}); last gradient norm "
+                    f"{update.grad_norm:g} (grpo.skip_grad_norm={self._config.skip_grad_norm})"
+                )
+        means = ratios.means() | largest
+        if norms:
+            means["grad_norm"] = sum(norms) / len(norms)
+            means["loss"] = means["policy_loss"] + self._config.kl_beta * means["kl"]
+        means["lr"] = policy.learning_rate
+        return {f"train_optim/{name}": value for name, value in means.items()}
+
+
+def grpo_objective(logprobs: torch.Tensor, batch: MicroBatch, config: GRPOConfig, norm: Normalizer) -> Objective:
+    """``rl.loss.grpo_loss`` of a microbatch, on the device where its log-probabilities are."""
+    device = logprobs.device
+
+    def here(values: torch.Tensor | None) -> torch.Tensor | None:
+        return None if values is None else values.to(device)
+
+    outputs = grpo_loss(
+        LossInputs(
+            logprobs=logprobs,
+            advantages=batch.advantages.to(device),
+            mask=batch.mask.to(device),
+            old_logprobs=here(batch.old_logprobs),
+            ref_logprobs=here(batch.ref_logprobs),
+            rollout_logprobs=here(batch.rollout_logprobs),
+        ),
+        config,
+        norm,
+    )
+    return Objective(outputs.loss, outputs.metrics)
