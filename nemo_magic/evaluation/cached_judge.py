@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any
 
-from nemo_magic.game.episode import Answer, Safety, Verdict
+from pydantic import TypeAdapter
+
+from nemo_magic.game.episode import Verdict
 from nemo_magic.judge.client import JudgeClient
 from nemo_magic.judge.protocol import JudgeItem
 from nemo_magic.rollout.rank_group import RankGroup, run_on_all
 from nemo_magic.rollout.response_cache import ResponseCache, cache_key
+
+_VERDICT = TypeAdapter(Verdict)
 
 
 class CachedJudge:
@@ -42,26 +45,5 @@ class CachedJudge:
             self._cache.add({key: asdict(verdict) for key, verdict in verdicts.items() if key not in lost})
             self.asked += len(wanted)
         # The same conversation may have been another item's.
-        found = (lost[key] if key in lost else _verdict(self._cache[key]) for key in keys)
+        found = (lost[key] if key in lost else _VERDICT.validate_python(self._cache[key]) for key in keys)
         return [replace(verdict, id=item.id) for verdict, item in zip(found, items, strict=True)]
-
-
-def _verdict(row: Mapping[str, Any]) -> Verdict:
-    def safety(name: str) -> Safety | None:
-        return None if row[name] is None else Safety(row[name])
-
-    def answer(name: str) -> Answer | None:
-        return None if row[name] is None else Answer(row[name])
-
-    return Verdict(
-        row["id"],
-        safety("prompt_safety"),
-        safety("response_safety"),
-        answer("refusal"),
-        answer("helpful"),
-        answer("intent_preserved"),
-        tuple(row["categories"]),
-        tuple(row["disagreed"]),
-        row["guard"],
-        row["error"],
-    )
