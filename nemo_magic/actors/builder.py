@@ -30,7 +30,7 @@ from nemo_magic.actors.errors import ModelError
 from nemo_magic.actors.offload import Offload
 from nemo_magic.actors.weights import load_weights
 from nemo_magic.game.episode import Role
-from nemo_magic.rl.batch import MicroBatch, Row, extras_of, microbatch_count, microbatches
+from nemo_magic.rl.batch import MicroBatch, Row, logprob_names, microbatch_count, microbatches
 
 if TYPE_CHECKING:
     from nemo_magic.actors.config import ActorConfig
@@ -81,10 +81,10 @@ class TrainablePolicy:
     def microbatches(self, rows: Sequence[Row], world: World) -> list[MicroBatch]:
         """This rank's rows as microbatches for the actor: equally many on every rank, and holding the same values."""
         cfg = self.actor.cfg
-        each = world.gather_data_parallel((microbatch_count(len(rows), cfg.micro_batch_size), extras_of(rows)))
-        count, extras = max(number for number, _ in each), {name for _, names in each for name in names}
+        each = world.gather_data_parallel((microbatch_count(len(rows), cfg.micro_batch_size), logprob_names(rows)))
+        count, logprobs = max(number for number, _ in each), {name for _, names in each for name in names}
         multiple = cfg.tensor_model_parallel_size if cfg.sequence_parallel else 1
-        return microbatches(rows, cfg.micro_batch_size, self.actor.chat.pad_id, count, multiple, extras)
+        return microbatches(rows, cfg.micro_batch_size, self.actor.chat.pad_id, count, multiple, logprobs)
 
     @property
     def learning_rate(self) -> float:
