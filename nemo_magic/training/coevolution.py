@@ -222,8 +222,8 @@ class _Coevolution:
         if validated:
             metrics |= self.validate() | self.drained()
         metrics |= self.opponents.update_win_rates(before.learner, before.step, scored)
-        self.alarms, events, pressures = self.alarms.after(cfg.alarms, done, before.learner, metrics)
-        metrics |= pressures
+        self.alarms, events, ratios = self.alarms.after(cfg.alarms, done, before.learner, metrics)
+        metrics |= ratios
         record = StepRecord(done, before.learner, before.phase, before.learner, metrics)
         logger.record(record, scored, events)
         self.metrics = metrics
@@ -243,7 +243,7 @@ class _Coevolution:
         Raises:
             TrainingError: an alarm sounds whose action is stop; the game is saved.
         """
-        if reason := self.alarms.stops(self.cfg.alarms):
+        if reason := self.alarms.stop_reason(self.cfg.alarms):
             self.save(wait=True)
             raise TrainingError(f"{reason}; saved after {self.schedule.step}")
 
