@@ -248,7 +248,7 @@ class _Coevolution:
             raise TrainingError(f"{reason}; saved after {self.schedule.step}")
 
     def over(self) -> bool:
-        reached = self.early_stop.reached(self.cfg.game.early_stop, self.schedule.step)
+        reached = self.early_stop.stop_reason(self.cfg.game.early_stop, self.schedule.step)
         return self.schedule.step >= self.total or reached is not None
 
     def validate(self) -> dict[str, float]:
@@ -346,7 +346,7 @@ class _Coevolution:
     def speed(self, scored: Sequence[Scored]) -> dict[str, float]:
         """Timings of this step, and sampled tokens per second over all ranks."""
         timings = self.drained()
-        said = [completion for s in scored for role in Role for completion in s.episode.said_by(role)]
+        said = [completion for s in scored for role in Role for completion in s.episode.completions_of(role)]
         # A group that shares an attack shares one object: count it once.
         sampled = sum(len(completion.response_ids) for completion in {id(c): c for c in said}.values())
         (tokens,) = self.world.sum_data_parallel(sampled)

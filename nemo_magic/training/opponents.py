@@ -80,7 +80,7 @@ class Opponents:
         files = [path for path in snapshot.folder.rglob("*") if path.is_file() and path.name != ".metadata"]
         size = self._pair.world.all_gather(sum(path.stat().st_size for path in files))[0]
         try:
-            self.pool, evicted = self.pool.join(self._cfg.game.pool, role, snapshot.name, phase, size)
+            self.pool, evicted = self.pool.add(self._cfg.game.pool, role, snapshot.name, phase, size)
         except PoolFull as error:
             raise TrainingError(str(error)) from error
         for of_role, name in evicted:
@@ -91,7 +91,7 @@ class Opponents:
         """A phase begins: who will it be played against?"""
         if not self._only_latest:
             role = schedule.learner.opponent
-            self.pool = self.pool.drawn(self._cfg.game.pool, role, self._cfg.seed, schedule.phase)
+            self.pool = self.pool.draw(self._cfg.game.pool, role, self._cfg.seed, schedule.phase)
 
     def defender_openings(self, seeds: Mapping[int, Sequence[tuple[int, Seed]]]) -> dict[int, list[AttackPrompt]]:
         """As ``RolloutEngine.defender_openings``, each share by the attacker that was drawn for it."""
@@ -133,18 +133,18 @@ class Opponents:
             name: (won if learner is Role.DEFENDER else games - won, games)
             for name, (won, games) in total.pairs.items()
         }
-        self.pool = self.pool.counted(learner.opponent, wins)
+        self.pool = self.pool.add_results(learner.opponent, wins)
         return total.means("train_rollouts/asr_vs_")
 
     def _plays_on(self, learner: Role) -> bool:
         return learner is Role.ATTACKER or self._cfg.game.max_turns > 1
 
     def _opponent(self, learner: Role, step: int, group: int) -> str:
-        return self.pool.opponent(step, 0 if self._plays_on(learner) else group)
+        return self.pool.opponent_for(step, 0 if self._plays_on(learner) else group)
 
     @contextmanager
     def _wearing(self, role: Role, name: str) -> Iterator[None]:
-        if self.pool.is_present(role, name):
+        if self.pool.is_current(role, name):
             yield
         else:
             with self._snapshot_cache.use_snapshot(self._pair.trainable[role].actor, self._snapshot(role, name)):

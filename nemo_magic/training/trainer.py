@@ -40,7 +40,7 @@ class Trainer:
         Needs no verdicts, so that the judge works meanwhile. With a single minibatch and β = 0 there is nothing to
         compute.
         """
-        spoken = [(i, completion) for i, episode in enumerate(episodes) for completion in episode.said_by(role)]
+        spoken = [(i, completion) for i, episode in enumerate(episodes) for completion in episode.completions_of(role)]
         rows = [Row(c.prompt_ids, c.response_ids, rollout_logprobs=c.logprobs or None) for _, c in spoken]
         batches = None
         if self._config.minibatches > 1:
@@ -56,7 +56,7 @@ class Trainer:
     def advantages(self, role: Role, scored: Sequence[Scored]) -> Advantages:
         """Group advantages of this rank's episodes; one that is truncated in any turn is truncated."""
         paid = [s.rewards.get(role) if s.rewards is not None else None for s in scored]
-        truncated = [not all(c.finished for c in s.episode.said_by(role)) for s in scored]
+        truncated = [not all(c.finished for c in s.episode.completions_of(role)) for s in scored]
         inputs = AdvantageInputs(
             rewards=torch.tensor([0.0 if reward is None else sum(reward.values()) for reward in paid]),
             groups=torch.tensor([s.episode.group for s in scored], dtype=torch.long),
