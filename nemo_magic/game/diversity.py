@@ -22,7 +22,7 @@ def with_diversity(scored: Sequence[Scored], size: float) -> list[Scored]:
     """
     groups: dict[int, list[int]] = defaultdict(list)
     for i, one in enumerate(scored):
-        if one.rewards is not None and Role.ATTACKER in one.rewards and one.episode.completions_of(Role.ATTACKER):
+        if one.rewards is not None and Role.ATTACKER in one.rewards and one.episode.messages_of(Role.ATTACKER):
             groups[one.episode.group].append(i)
     bigrams = {i: _bigrams(scored[i]) for members in groups.values() for i in members}
     result = list(scored)
@@ -43,7 +43,7 @@ def attack_distance(scored: Sequence[Scored]) -> Ratios:
     """
     groups: dict[int, dict[int, frozenset[tuple[str, str]]]] = defaultdict(dict)
     for one in scored:
-        completions = one.episode.completions_of(Role.ATTACKER)
+        completions = one.episode.messages_of(Role.ATTACKER)
         if completions:
             groups[one.episode.group][id(completions[0])] = _bigrams(one)
     ratios = Ratios()
