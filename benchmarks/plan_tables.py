@@ -101,11 +101,11 @@ def settings() -> str:
 def published() -> str:
     """The published steps beside their predictions."""
     from nemo_magic.config.hardware import HardwareConfig
-    from nemo_magic.planner.published import STEPS, predicted
+    from nemo_magic.planner.published import STEPS, predict
 
     rows: list[list[object]] = []
     for step in STEPS:
-        found = predicted(step, HardwareConfig())
+        found = predict(step, HardwareConfig())
         cells = [f"{value:.1f}" for value in found.values()]
         for i, part in enumerate(found):
             if part in step.measured:

@@ -1,4 +1,4 @@
-"""What Python 3.11 has in its library and 3.10, the GPU image's, does not. Both get the same behaviour from here.
+"""Parts of Python 3.11's library for 3.10, the GPU image's version. Both get the same behaviour from here.
 
 ``timeout`` raises asyncio.TimeoutError, which is the built-in TimeoutError only since 3.11: catch it by that name.
 """

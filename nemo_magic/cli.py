@@ -241,7 +241,7 @@ def _one_rank(args: argparse.Namespace, cfg: MagicConfig, resume: Resume) -> Non
         from nemo_magic.compat import trtllm
 
         try:
-            trtllm.prepare(wanted=args.command != "sft" and cfg.generation.trt_llm.enable)
+            trtllm.prepare(enabled=args.command != "sft" and cfg.generation.trt_llm.enable)
         except trtllm.TensorRTLLMMissingError as error:
             raise ConfigError(str(error)) from error
     if args.command == "sft":

@@ -1,4 +1,4 @@
-"""Files and folders that are on the disk when the call returns."""
+"""Durable writes: files and folders that are on the disk when the call returns."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_durably(path: Path, text: str) -> None:
-    """Write a text file, and wait until it is durable."""
+    """Write a UTF-8 text file, and wait until it is durable."""
     with path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -15,13 +15,13 @@ def write_durably(path: Path, text: str) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Wait until a file that somebody else wrote is durable."""
+    """Wait until the content of an existing file is durable."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a folder's own entries durable."""
+    """Wait until the entries of a folder (names, not contents) are durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

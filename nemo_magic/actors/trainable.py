@@ -10,7 +10,7 @@ from nemo_magic.actors.actor import LossFunction, MagicActor, Metrics
 from nemo_magic.actors.offload import Offload
 from nemo_magic.actors.rank_group import RankGroup
 from nemo_magic.game.episode import Role
-from nemo_magic.rl.batch import MicroBatch, Row, extras_of, microbatch_count, microbatches
+from nemo_magic.rl.batch import MicroBatch, Row, logprob_names, microbatch_count, microbatches
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ class TrainablePolicy:
     def microbatches(self, rows: Sequence[Row], ranks: RankGroup) -> list[MicroBatch]:
         """This rank's rows as microbatches for the actor: equally many on every rank, and holding the same values."""
         cfg = self.actor.cfg
-        each = ranks.gather_data_parallel((microbatch_count(len(rows), cfg.micro_batch_size), extras_of(rows)))
-        count, extras = max(number for number, _ in each), {name for _, names in each for name in names}
+        each = ranks.gather_data_parallel((microbatch_count(len(rows), cfg.micro_batch_size), logprob_names(rows)))
+        count, logprobs = max(number for number, _ in each), {name for _, names in each for name in names}
         multiple = cfg.tensor_model_parallel_size if cfg.sequence_parallel else 1
-        return microbatches(rows, cfg.micro_batch_size, self.actor.chat.pad_id, count, multiple, extras)
+        return microbatches(rows, cfg.micro_batch_size, self.actor.chat.pad_id, count, multiple, logprobs)
 
     @property
     def learning_rate(self) -> float:

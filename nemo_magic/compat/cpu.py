@@ -1,9 +1,9 @@
 """The CPU lane: NeMo 2.1, Megatron-core 0.10 and NeMo-Aligner 0.7 over gloo, unedited.
 
 Those packages name CUDA in a few dozen places, nearly all through a handful of entry points of ``torch.cuda``. This
-module gives these entry points their CPU meaning, and gives NeMo the torch versions of what it takes from apex. It is
-the only file that patches anything, and the only one that asks what device it is on. ``install()`` must run before
-``nemo`` is imported; it refuses to run where CUDA is available.
+module gives these entry points their CPU meaning, and gives NeMo torch versions of the functions that it takes from
+apex. It is the only file that patches a library for a device, and the only one that asks for the device. ``install()``
+must run before ``nemo`` is imported; it refuses to run where CUDA is available.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _TYPED = ("LongTensor", "FloatTensor", "ByteTensor", "IntTensor", "HalfTensor", 
 
 
 class CudaAvailableError(RuntimeError):
-    """The CPU lane was asked for on a machine that has CUDA."""
+    """The CPU lane is requested on a machine that has CUDA."""
 
 
 def installed() -> bool:
@@ -90,22 +90,23 @@ def install(announce: bool = True) -> None:
 
 
 def do_without_apex() -> None:
-    """Make the stack run on a GPU that has neither apex nor transformer_engine: Megatron-core's own layers, torch's
-    Adam. For measurements; a training run wants the container. Not run on hardware (docs/hardware.md).
+    """Make the stack run on a GPU without apex and transformer_engine: Megatron-core's layers, torch's Adam.
+
+    For measurements; a training run needs the container. Not run on hardware (docs/hardware.md).
 
     Raises:
-        RuntimeError: the packages are there, and would be patched under.
+        RuntimeError: one of the packages is installed, and would be patched while in use.
     """
     for package in ("apex", "transformer_engine"):
         if importlib.util.find_spec(package) is not None:
-            raise RuntimeError(f"{package} is installed: nothing has to do without it")
+            raise RuntimeError(f"{package} is installed, and would be patched: use it")
     os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     os.environ.setdefault("NVIDIA_PYTORCH_VERSION", "24.07")
     _do_without_apex()
 
 
 def _do_without_apex() -> None:
-    trtllm.prepare(wanted=False)
+    trtllm.prepare(enabled=False)
     _patch_writing()
     _patch_nemo()
     _register_adam()
@@ -219,8 +220,8 @@ def _patch_random_states() -> None:
 
 @contextmanager
 def _nothing_compiled() -> Iterator[None]:
-    """Megatron-core and NeMo hand their fusions to torch.compile while they are imported. The lane uses none of them,
-    and the compiler takes longer to import than torch itself, on every rank."""
+    """Megatron-core and NeMo call torch.compile on their fusions at import. The lane uses none of them, and importing
+    the compiler takes longer than importing torch, on every rank."""
     compiler = torch.compile
     torch.compile = lambda function: function  # type: ignore[assignment]
     try:

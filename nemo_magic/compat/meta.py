@@ -1,8 +1,8 @@
-"""A rank of any world on one machine without devices: Megatron builds and runs there, on shapes alone.
+"""A rank of any layout on one machine without devices: Megatron builds and runs there, on shapes alone.
 
 Process groups are torch's fake ones, whose collectives do nothing, and tensors are on the meta device, which has no
-memory. What is learned there (how many parameters a rank has, what its backward pass keeps, how much it computes) is
-Megatron's own doing. Everything is put back when the context ends.
+memory. So Megatron itself says how many parameters a rank has, what its backward pass keeps and how much it computes.
+Everything is restored when the context ends.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ META = torch.device("meta")
 
 
 class _CudaIsMeta(TorchFunctionMode):
-    """What asks for a CUDA device gets one without memory."""
+    """Replaces CUDA devices by the meta device."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        given = dict(kwargs or {})
-        if str(given.get("device", "")).startswith("cuda"):
-            given["device"] = META
-        return func(*args, **given)
+        options = dict(kwargs or {})
+        if str(options.get("device", "")).startswith("cuda"):
+            options["device"] = META
+        return func(*args, **options)
 
 
 @contextmanager
 def rank_of(tp: int, pp: int, stage: int = 0) -> Iterator[None]:
-    """Be the first rank of pipeline stage ``stage`` in a world of ``tp × pp`` ranks.
+    """Within the context this process is the first rank of pipeline stage ``stage`` among ``tp × pp`` ranks.
 
     Raises:
         RuntimeError: this process is a rank of a real world already.

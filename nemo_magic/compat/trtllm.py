@@ -1,4 +1,5 @@
-"""TensorRT-LLM where it is not wanted, and what its exporter forgets. Not run on hardware (docs/hardware.md)."""
+"""NeMo-Aligner without TensorRT-LLM, and rotary scaling, which its exporter leaves out. Not run on hardware
+(docs/hardware.md)."""
 
 from __future__ import annotations
 
@@ -21,19 +22,18 @@ LLAMA3_ROPE = {
 
 
 class TensorRTLLMMissingError(RuntimeError):
-    """TensorRT-LLM was asked for where it is not installed."""
+    """TensorRT-LLM is enabled and not installed."""
 
 
-def prepare(wanted: bool) -> None:
-    """Before NeMo-Aligner is imported: let its actors do without TensorRT-LLM where it is not ``wanted``.
+def prepare(enabled: bool) -> None:
+    """Replace NeMo-Aligner's module for TensorRT-LLM unless it is ``enabled``. Call before NeMo-Aligner is imported.
 
-    They import it whether they use it or not, ahead of their own guard; and importing it starts MPI, which a launch
-    without ``srun --mpi`` does not survive.
+    Its actors import TensorRT-LLM in any case, and that import starts MPI, which kills a launch without ``srun --mpi``.
 
     Raises:
-        TensorRTLLMMissingError: it is wanted and not installed.
+        TensorRTLLMMissingError: it is enabled and not installed.
     """
-    if wanted:
+    if enabled:
         if importlib.util.find_spec("tensorrt_llm") is None:
             raise TensorRTLLMMissingError(
                 "generation.trt_llm.enable=true, but the package tensorrt_llm is not installed: run in the container "
@@ -51,21 +51,21 @@ def prepare(wanted: bool) -> None:
 
 
 @contextmanager
-def scaled_rotary(wanted: bool) -> Iterator[None]:
-    """While an engine is built: give it Llama-3.1's scaled rotary frequencies where the model has them.
+def scaled_rotary(enabled: bool) -> Iterator[None]:
+    """Within the context, engines are built with Llama-3.1's scaled rotary frequencies, if ``enabled``.
 
-    The exporter passes on a linear interpolation factor and nothing else: an engine of Llama-3.1 would turn queries and
-    keys by other angles than the model that learns.
+    The exporter passes on a linear interpolation factor only: an engine of Llama-3.1 would rotate queries and keys by
+    other angles than the model that learns.
     """
-    if not wanted:
+    if not enabled:
         yield
         return
     from megatron.core.export.trtllm.trtllm_helper import TRTLLMHelper
 
-    plain = TRTLLMHelper._get_trtllm_config
+    unscaled = TRTLLMHelper._get_trtllm_config
 
     def scaled(self: Any, *args: Any, **kwargs: Any) -> Any:
-        config = plain(self, *args, **kwargs)
+        config = unscaled(self, *args, **kwargs)
         config.rotary_scaling = dict(LLAMA3_ROPE)
         return config
 
@@ -73,4 +73,4 @@ def scaled_rotary(wanted: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        TRTLLMHelper._get_trtllm_config = plain
+        TRTLLMHelper._get_trtllm_config = unscaled

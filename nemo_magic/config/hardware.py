@@ -1,4 +1,4 @@
-"""What a plan assumes of the machines and of the texts. Imports neither torch nor NeMo."""
+"""The assumptions of a plan about machines and texts. Imports neither torch nor NeMo."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class HardwareConfig:
     ``node_kilowatts`` (under load).
 
     Assumed of software, as shares of these: ``flops_reached`` by large matrix products, ``memory_reached`` by kernels
-    that only read, ``links_reached`` by collectives. ``layer_floor_us``: what the forward pass of a layer takes at
-    least, however little there is to compute; a backward pass twice that. ``decode_layer_us``: what a layer takes in a
-    decode step beside reading memory: kernel starts, and two all-reduces of a few kilobytes. ``refit_gb_s``: at which
-    a rank gathers, converts and installs weights in an engine. ``reserved_gib``: what the driver, the collectives'
-    buffers and the libraries hold on a device. ``slack``: share of a device's memory that is not counted on, for what
-    the allocator cannot use.
+    that only read, ``links_reached`` by collectives. ``layer_floor_us``: the least time of a layer's forward pass,
+    however little there is to compute; a backward pass takes twice that. ``decode_layer_us``: time of a layer in a
+    decode step beside reading memory: kernel launches, and two all-reduces of a few kilobytes. ``refit_gb_s``: rate at
+    which a rank gathers, converts and installs weights in an engine. ``reserved_gib``: memory of the driver, the
+    collectives' buffers and the libraries on a device. ``slack``: share of a device's memory that the allocator cannot
+    use.
     """
 
     name: str = "DGX H100"
@@ -60,12 +60,12 @@ class HardwareConfig:
 
 @dataclass
 class PlanConfig:
-    """Mean lengths in tokens that a plan counts with, chat template included, and what else it cannot know.
+    """Mean lengths in tokens, chat template included, and other assumptions of a plan.
 
-    ``attacker_prompt``, ``attack``: what the attacker reads and writes in a turn; ``defender_prompt``, ``reply``: the
-    defender. ``longest``: the longest response of those decoded together, as a share of ``length_params.max_length``:
-    they wait for it. ``judge_items_per_second``: what all judges answer together. ``search``: also look for the best
-    layout on these nodes.
+    ``attacker_prompt``, ``attack``: tokens that the attacker reads and writes in a turn; ``defender_prompt``,
+    ``reply``: the same of the defender. ``longest``: the longest response of a decoding batch, which the whole batch
+    waits for, as a share of ``length_params.max_length``. ``judge_items_per_second``: of all judges together.
+    ``search``: also search for the best layout on these nodes.
     """
 
     attacker_prompt: int = 300

@@ -1,4 +1,4 @@
-"""A target that is whole or is not there: written aside, made durable, renamed. Imports neither torch nor NeMo."""
+"""An output that is complete or absent: written aside, made durable, renamed. Imports neither torch nor NeMo."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def refuse_target(target: Path, needed: int) -> None:
 
 @contextmanager
 def atomic_output(target: Path) -> Iterator[Path]:
-    """A folder beside ``target`` to write to. When the context ends well it becomes ``target``; otherwise it goes.
+    """A folder beside ``target`` to write to. It becomes ``target`` when the context ends, and is removed on an error.
 
-    A ``target`` that ends in ``.nemo`` is a file: what is then kept is the file of that name inside the folder.
+    A ``target`` that ends in ``.nemo`` is a file: the file of that name inside the folder becomes it.
 
     Raises:
-        ConvertError: for what the disk refuses.
+        ConvertError: the disk refuses a write.
     """
     partial = target.with_name(f".{target.name}.partial")
-    # Left by somebody who was killed.
+    # Of a process that was killed.
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -63,4 +63,5 @@ def atomic_output(target: Path) -> Iterator[Path]:
 
 
 def gigabytes(size: int) -> str:
+    """``size`` bytes for people, in 10⁹ or 10⁶ bytes."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"

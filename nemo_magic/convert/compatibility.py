@@ -1,4 +1,7 @@
-"""Weights whose shapes fit another model: the same layers with another epsilon or rotary base load without a word."""
+"""A run's model has to be that of the weights it starts from.
+
+Shapes do not show it: layers with another epsilon or rotary base load without an error.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from nemo_magic.model_config import ModelConfig
 
 
 def refuse_other_models(cfg: MagicConfig, models: Mapping[Role, ModelConfig]) -> None:
-    """Compare every role's model with the ``model.yaml`` beside the converted weights it begins with, if it has one.
+    """Compare every role's model with the ``model.yaml`` beside the converted weights it starts from, if there is one.
 
     Raises:
         ConfigError: they are not the same model; the message has the keys in which they differ.
@@ -23,17 +26,19 @@ def refuse_other_models(cfg: MagicConfig, models: Mapping[Role, ModelConfig]) ->
     problems = []
     for role, model in models.items():
         start = cfg.actors.of(role).restore_from_path
-        written = Path(start or "") / MODEL
-        if start is None or not written.is_file():
+        model_file = Path(start or "") / MODEL
+        if start is None or not model_file.is_file():
             continue
         try:
-            meant = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(written)))
+            converted = OmegaConf.to_object(
+                OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(model_file))
+            )
         except (OmegaConfBaseException, ValueError) as error:
-            raise ConfigError(f"{written} is no model's configuration: {error}") from error
-        assert isinstance(meant, ModelConfig)
+            raise ConfigError(f"{model_file} is no model's configuration: {error}") from error
+        assert isinstance(converted, ModelConfig)
         problems += [
-            f"{role}: model.{text} as in {written}, which came with actors.{role}.restore_from_path={start}"
-            for text in difference(model, meant)
+            f"{role}: model.{text} as in {model_file}, which came with actors.{role}.restore_from_path={start}"
+            for text in difference(model, converted)
         ]
     if problems:
         raise ConfigError("\n".join(problems))

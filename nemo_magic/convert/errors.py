@@ -1,4 +1,4 @@
-"""What keeps a checkpoint from being converted. Imports neither torch nor transformers."""
+"""The error of conversions. Imports neither torch nor transformers."""
 
 from __future__ import annotations
 

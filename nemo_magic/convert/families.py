@@ -1,6 +1,6 @@
 """``config.json`` of Hugging Face as keys of ``conf/model``, and back. Imports neither torch nor transformers.
 
-What a Megatron model of this stack cannot be is refused here, by key and value: a checkpoint that converts computes
+A model that this stack's Megatron cannot represent is refused by key and value: a checkpoint that converts computes
 what it computed before.
 """
 
@@ -35,10 +35,10 @@ _SHAPE = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attentio
 _LONGEST = 8192
 """``encoder_seq_length`` of a converted model is at most this, as in conf/model; a run sets its own."""
 
-# What must agree for weights of one to be weights of the other.
 MODEL = "model.yaml"
-"""What a converted folder says of its model."""
+"""The file of a converted folder with the keys of its model."""
 
+# Keys that have to agree for the weights of one model to be weights of another.
 ARCHITECTURE = (
     "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
     "normalization", "layernorm_epsilon", "bias", "qkv_bias", "activation", "position_embedding_type",
@@ -71,7 +71,7 @@ def model_of(config: Mapping[str, Any], tokens: int | None = None, tokenizer: st
     Raises:
         ConvertError: for what Megatron cannot represent, with one line for every key.
     """
-    problems = _refused(config)
+    problems = _unsupported(config)
     if problems:
         raise ConvertError("\n".join(f"config.json: {line}" for line in problems))
     rope = _rope(config)
@@ -131,7 +131,7 @@ def padded_rows(model: ModelConfig, tokens: int) -> int:
 
 def difference(model: ModelConfig, other: ModelConfig) -> list[str]:
     """Keys of the architecture in which the two differ, as ``key=one, not other``."""
-    one, two = _resolved(model), _resolved(other)
+    one, two = _with_defaults(model), _with_defaults(other)
     return [f"{key}={one[key]!r}, not {two[key]!r}" for key in ARCHITECTURE if one[key] != two[key]]
 
 
@@ -145,7 +145,7 @@ def config_of(model: ModelConfig, rows: int, special: Mapping[str, int | None]) 
     Raises:
         ConvertError: when no architecture of Hugging Face is known that computes the same.
     """
-    wanted = {
+    representable = {
         "normalization": ("rmsnorm",),
         "bias": (False,),
         "activation": ("fast-swiglu", "swiglu"),
@@ -158,7 +158,7 @@ def config_of(model: ModelConfig, rows: int, special: Mapping[str, int | None]) 
     wrong = [
         f"model.{key}={getattr(model, key)!r} has no place in {' or '.join(FAMILIES.values())}: "
         f"it would have to be {' or '.join(map(repr, values))}"
-        for key, values in wanted.items()
+        for key, values in representable.items()
         if getattr(model, key) not in values
     ]
     if wrong:
@@ -190,7 +190,7 @@ def config_of(model: ModelConfig, rows: int, special: Mapping[str, int | None]) 
 
 
 def model_yaml(model: ModelConfig) -> dict[str, Any]:
-    """What of ``model`` a file of conf/model has to say; the rest is layout, optimizer and defaults."""
+    """The keys of ``model`` that a file of conf/model needs; the rest is layout, optimizer and defaults."""
     keys = (
         "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
         "max_position_embeddings", "encoder_seq_length", "vocab_size", "make_vocab_size_divisible_by", "normalization",
@@ -201,7 +201,8 @@ def model_yaml(model: ModelConfig) -> dict[str, Any]:
     return {"tokenizer": tokenizer} | {k: getattr(model, k) for k in keys if getattr(model, k) is not None}
 
 
-def _refused(config: Mapping[str, Any]) -> list[str]:
+def _unsupported(config: Mapping[str, Any]) -> list[str]:
+    """One line for every key that Megatron cannot represent."""
     kind = config.get("model_type")
     if kind not in FAMILIES:
         return [f"model_type={kind!r} is not known; known are: {', '.join(FAMILIES)}"]
@@ -210,45 +211,46 @@ def _refused(config: Mapping[str, Any]) -> list[str]:
         missing.append("num_key_value_heads")
     if missing:
         return [f"{', '.join(missing)} is missing"]
-    found = []
+    problems = []
     architectures = config.get("architectures") or [FAMILIES[kind]]
     if architectures != [FAMILIES[kind]]:
-        found.append(f"architectures={architectures} has to be [{FAMILIES[kind]!r}]: a model that generates text")
+        problems.append(f"architectures={architectures} has to be [{FAMILIES[kind]!r}]: a model that generates text")
     for key, (value, meaning) in _FIXED.items():
         if config.get(key, value) != value:
-            found.append(f"{key}={config[key]!r} cannot be represented, only {value!r}: {meaning}")
+            problems.append(f"{key}={config[key]!r} cannot be represented, only {value!r}: {meaning}")
     kinds = set(config.get("layer_types") or ["full_attention"])
     if kinds != {"full_attention"}:
-        found.append(f"layer_types has {sorted(kinds)}, only 'full_attention' can be represented")
+        problems.append(f"layer_types has {sorted(kinds)}, only 'full_attention' can be represented")
     heads, groups = config["num_attention_heads"], config.get("num_key_value_heads") or config["num_attention_heads"]
     if heads % groups:
-        found.append(f"num_attention_heads={heads} is not divisible by num_key_value_heads={groups}")
+        problems.append(f"num_attention_heads={heads} is not divisible by num_key_value_heads={groups}")
     if not config.get("head_dim") and config["hidden_size"] % heads:
-        found.append(f"hidden_size={config['hidden_size']} is not divisible by num_attention_heads={heads}")
+        problems.append(f"hidden_size={config['hidden_size']} is not divisible by num_attention_heads={heads}")
     rope = _rope(config)
     if rope["rope_theta"] != int(rope["rope_theta"]):
-        found.append(f"rope_theta={rope['rope_theta']} is not a whole number, as model.rotary_base is")
+        problems.append(f"rope_theta={rope['rope_theta']} is not a whole number, as model.rotary_base is")
     if rope["rope_type"] == "llama3":
         wrong = {key: rope.get(key) for key, value in _LLAMA31_ROPE.items() if rope.get(key) != value}
-        found += [
+        problems += [
             f"rope_scaling.{key}={value!r} is not {_LLAMA31_ROPE[key]}, the only value NeMo's "
             "scale_positional_embedding applies (Llama-3.1's)"
             for key, value in wrong.items()
         ]
     elif rope["rope_type"] != "default":
-        found.append(f"rope_scaling.rope_type={rope['rope_type']!r} is not known; known are: default, llama3")
-    return found
+        problems.append(f"rope_scaling.rope_type={rope['rope_type']!r} is not known; known are: default, llama3")
+    return problems
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     """Rotary positions as (``rope_theta``, ``rope_type``, its factors), in either of transformers' notations."""
-    given = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    given["rope_type"] = given.get("rope_type", given.pop("type", None)) or "default"
-    given.setdefault("rope_theta", config.get("rope_theta", 10000.0))
-    return given
+    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    rope["rope_type"] = rope.get("rope_type", rope.pop("type", None)) or "default"
+    rope.setdefault("rope_theta", config.get("rope_theta", 10000.0))
+    return rope
 
 
-def _resolved(model: ModelConfig) -> dict[str, Any]:
+def _with_defaults(model: ModelConfig) -> dict[str, Any]:
+    """The keys of ``model``, those that derive from others filled in."""
     keys = dataclasses.asdict(model)
     heads = model.num_attention_heads
     keys["num_query_groups"] = model.num_query_groups or heads

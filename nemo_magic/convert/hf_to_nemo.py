@@ -17,7 +17,7 @@ from nemo_magic.convert.mapping import Block, blocks_of, extra_state_names
 from nemo_magic.convert.safetensors_folder import DTYPES, NAMES, SafetensorsFolder
 
 HF, TOKENIZER = "hf", "tokenizer"
-_KEPT = ("config.json", "generation_config.json")
+_COPIED = ("config.json", "generation_config.json")
 _PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "16", torch.float32: "32"}
 
 
@@ -25,14 +25,15 @@ def hf_to_nemo(source: Path, target: Path, dtype: str | None = None, say: Callab
     """Convert the folder ``source`` to the folder ``target``, or to a file when its name ends in ``.nemo``.
 
     The folder is what ``actors.<role>.restore_from_path`` takes: a Megatron-core checkpoint, with ``tokenizer/``,
-    ``hf/`` (what the way back needs) and ``model.yaml`` (content for a file of conf/model). In memory is one layer's
-    share of the largest Megatron tensor at a time.
+    ``hf/`` (files that nemo-to-hf needs) and ``model.yaml`` (content for a file of conf/model). At most one layer's
+    share of the largest Megatron tensor is in memory.
 
     Args:
-        dtype: bf16, fp16 or fp32; by default what the source has.
+        dtype: bf16, fp16 or fp32; by default that of the source.
+        say: called with every line for people.
 
     Raises:
-        ConvertError: for what cannot be converted; ``target`` then does not exist.
+        ConvertError: the source cannot be converted; ``target`` then does not exist.
     """
     if not source.is_dir():
         raise ConvertError(
@@ -47,35 +48,35 @@ def hf_to_nemo(source: Path, target: Path, dtype: str | None = None, say: Callab
     tensors = SafetensorsFolder(source)
     files = blocks_of(model, config["vocab_size"], padded_rows(model, len(tokenizer)))
     _check(tensors, files, tied=model.share_embeddings_and_output_weights)
-    wanted = tensors.dtype if dtype is None else DTYPES[dtype]
-    size = sum(torch.Size(block.shape).numel() for blocks in files for block in blocks) * wanted.itemsize
+    target_dtype = tensors.dtype if dtype is None else DTYPES[dtype]
+    size = sum(torch.Size(block.shape).numel() for blocks in files for block in blocks) * target_dtype.itemsize
     # A tar grows as the files go into it, one at a time.
-    largest = max(sum(torch.Size(b.shape).numel() for b in blocks) for blocks in files) * wanted.itemsize
+    largest = max(sum(torch.Size(b.shape).numel() for b in blocks) for blocks in files) * target_dtype.itemsize
     refuse_target(target, size + (largest if packed else 0))
     say(
         f"{config['model_type']}, {model.num_layers} layers × {model.hidden_size}: {gigabytes(tensors.size)} of "
-        f"{'/'.join(NAMES[d] for d in tensors.dtypes)} → {gigabytes(size)} of {NAMES[wanted]}"
+        f"{'/'.join(NAMES[d] for d in tensors.dtypes)} → {gigabytes(size)} of {NAMES[target_dtype]}"
     )
 
     def tensor_of(block: Block) -> torch.Tensor:
-        return block.join([tensors.read(name).to(wanted) for name in block.names])
+        return block.join([tensors.read(name).to(target_dtype) for name in block.names])
 
     with atomic_output(target) as partial:
-        whole = partial / "content" if packed else partial
-        weights = whole / nemo_file.WEIGHTS if packed else whole
+        content = partial / "content" if packed else partial
+        weights = content / nemo_file.WEIGHTS if packed else content
         weights.mkdir(parents=True, exist_ok=True)
-        tokenizer_files.copy(source, whole / TOKENIZER)
-        (whole / HF).mkdir()
-        for name in _KEPT:
+        tokenizer_files.copy(source, content / TOKENIZER)
+        (content / HF).mkdir()
+        for name in _COPIED:
             if (source / name).is_file():
-                shutil.copyfile(source / name, whole / HF / name)
-        keys = nemo_file.nemo_config(model, _PRECISIONS[wanted]) if packed else model_yaml(model)
-        path = whole / (nemo_file.CONFIG if packed else MODEL)
+                shutil.copyfile(source / name, content / HF / name)
+        keys = nemo_file.nemo_config(model, _PRECISIONS[target_dtype]) if packed else model_yaml(model)
+        path = content / (nemo_file.CONFIG if packed else MODEL)
         path.write_text(yaml.safe_dump(keys, sort_keys=False, allow_unicode=True), encoding="utf-8")
         progress = _progress(len(files), say)
-        torch_dist.write(weights, files, extra_state_names(model.num_layers), wanted, tensor_of, progress)
+        torch_dist.write(weights, files, extra_state_names(model.num_layers), target_dtype, tensor_of, progress)
         if packed:
-            nemo_file.pack(whole, partial / target.name)
+            nemo_file.pack(content, partial / target.name)
     if not getattr(tokenizer, "chat_template", None):
         say("the tokenizer has no chat template, which an actor needs: it is a base model's")
     say(f"{target}: {'restore_from_path takes it' if packed else f'restore_from_path takes it; its model is {MODEL}'}")
@@ -91,34 +92,36 @@ def _check(tensors: SafetensorsFolder, files: Sequence[Sequence[Block]], tied: b
     }
     missing = [name for name in expected if name not in tensors.shapes]
     if missing:
-        raise ConvertError(f"{tensors.folder}: {len(missing)} tensors are missing: {_some(missing)}")
+        raise ConvertError(f"{tensors.folder}: {len(missing)} tensors are missing: {_first_names(missing)}")
     for name, shape in expected.items():
         if tensors.shapes[name] != shape:
             raise ConvertError(
                 f"{tensors.folder}: {name} has shape {list(tensors.shapes[name])}; by config.json it would be "
                 f"{list(shape)}"
             )
-    over = sorted(tensors.shapes.keys() - expected.keys())
+    unexpected = sorted(tensors.shapes.keys() - expected.keys())
     # Some checkpoints hold a tied matrix twice.
-    if tied and over == ["lm_head.weight"]:
+    if tied and unexpected == ["lm_head.weight"]:
         if torch.equal(tensors.read("lm_head.weight"), tensors.read("model.embed_tokens.weight")):
             return
         raise ConvertError(
             f"{tensors.folder}: tie_word_embeddings=true, but lm_head.weight is not equal to model.embed_tokens.weight"
         )
-    if over:
-        raise ConvertError(f"{tensors.folder}: {len(over)} tensors have no place in the model: {_some(over)}")
+    if unexpected:
+        raise ConvertError(
+            f"{tensors.folder}: {len(unexpected)} tensors have no place in the model: {_first_names(unexpected)}"
+        )
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
 
 
 def _progress(files: int, say: Callable[[str], None]) -> Callable[[int], None]:
-    """Says every tenth of the way, for what takes long enough to have one."""
+    """Reports every tenth of ``files``, of which there have to be at least 20."""
 
-    def written(done: int) -> None:
+    def file_written(done: int) -> None:
         if files >= 20 and done * 10 // files > (done - 1) * 10 // files:
             say(f"{done} of {files} files written")
 
-    return written
+    return file_written

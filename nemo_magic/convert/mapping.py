@@ -30,14 +30,14 @@ transformer_engine only."""
 
 @dataclass(frozen=True)
 class Block:
-    """``shape`` elements at ``offset`` of the Megatron tensor ``key`` of size ``whole``.
+    """The part of ``shape`` at ``offset`` of the Megatron tensor ``key``, whose shape is ``tensor_shape``.
 
-    ``names`` and ``shapes`` are the Hugging Face tensors it is made of. ``groups`` > 0: queries, keys and values,
+    ``names`` and ``shapes``: the Hugging Face tensors that it is made of. ``groups`` > 0: queries, keys and values,
     interleaved by group.
     """
 
     key: str
-    whole: Shape
+    tensor_shape: Shape
     offset: Shape
     shape: Shape
     names: tuple[str, ...]
@@ -45,7 +45,7 @@ class Block:
     groups: int = 0
 
     def join(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The block from the tensors of ``shapes``."""
+        """The block, of ``shape``, from its Hugging Face tensors, of ``shapes``."""
         if self.groups:
             rows = [tensor.view(self.groups, -1, *tensor.shape[1:]) for tensor in tensors]
             return torch.cat(rows, dim=1).view(self.shape)
@@ -57,7 +57,7 @@ class Block:
         return padded
 
     def split(self, block: torch.Tensor) -> list[torch.Tensor]:
-        """The tensors of ``shapes`` from the block; views where that is possible."""
+        """The Hugging Face tensors, of ``shapes``, from the block, of ``shape``; views where that is possible."""
         if self.groups:
             per_group = [shape[0] // self.groups for shape in self.shapes]
             rows = block.view(self.groups, sum(per_group), *self.shapes[0][1:]).split(per_group, dim=1)
@@ -103,15 +103,17 @@ def _layer(model: ModelConfig, number: int) -> list[Block]:
     here = f"model.layers.{number}"
 
     def block(what: str, rows: int, names: str | tuple[str, ...], shapes: tuple[Shape, ...], at: int = 0) -> Block:
-        whole = (model.num_layers, rows, *shapes[0][1:])
+        tensor_shape = (model.num_layers, rows, *shapes[0][1:])
         names = (names,) if isinstance(names, str) else names
-        taken = (1, sum(shape[0] for shape in shapes), *shapes[0][1:])
+        shape = (1, sum(s[0] for s in shapes), *shapes[0][1:])
         offset = (number, at, *(0 for _ in shapes[0][1:]))
         full = tuple(f"{here}.{name}" for name in names)
-        return Block(f"model.decoder.layers.{what}", whole, offset, taken, full, shapes, groups * (len(names) > 1))
+        return Block(
+            f"model.decoder.layers.{what}", tensor_shape, offset, shape, full, shapes, groups * (len(names) > 1)
+        )
 
     qkv = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    made = [
+    blocks = [
         block(
             "self_attention.linear_qkv.weight",
             q + 2 * kv,
@@ -121,9 +123,9 @@ def _layer(model: ModelConfig, number: int) -> list[Block]:
     ]
     if model.qkv_bias:
         biases = tuple(f"{name}.bias" for name in qkv)
-        made.append(block("self_attention.linear_qkv.bias", q + 2 * kv, biases, ((q,), (kv,), (kv,))))
+        blocks.append(block("self_attention.linear_qkv.bias", q + 2 * kv, biases, ((q,), (kv,), (kv,))))
     return [
-        *made,
+        *blocks,
         block("self_attention.linear_proj.weight", hidden, "self_attn.o_proj.weight", ((hidden, q),)),
         block("mlp.linear_fc1.weight", 2 * ffn, "mlp.gate_proj.weight", ((ffn, hidden),)),
         block("mlp.linear_fc1.weight", 2 * ffn, "mlp.up_proj.weight", ((ffn, hidden),), at=ffn),

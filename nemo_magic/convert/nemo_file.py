@@ -19,7 +19,7 @@ _TARGET = "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.Mega
 
 
 def nemo_config(model: ModelConfig, precision: str) -> dict[str, Any]:
-    """What ``MegatronGPTModel`` wants to find in ``model_config.yaml``; TP1 PP1, which a user of the file overrides."""
+    """The ``model_config.yaml`` of a ``MegatronGPTModel``, with TP1 PP1, which a user of the file overrides."""
     keys = dataclasses.asdict(model)
     keys["optim"] = {"name": "fused_adam", "lr": 1e-6}
     return keys | {
@@ -34,7 +34,7 @@ def nemo_config(model: ModelConfig, precision: str) -> dict[str, Any]:
 
 
 def pack(folder: Path, target: Path) -> None:
-    """Move everything in ``folder`` into the ``.nemo`` file ``target``; each file goes once it is in, to save room."""
+    """Move all files of ``folder`` into the ``.nemo`` file ``target``, one at a time, to save disk space."""
     with tarfile.open(target, "w") as tar:
         for path in sorted(folder.rglob("*")):
             tar.add(path, arcname=f"./{path.relative_to(folder)}", recursive=False)
@@ -46,7 +46,7 @@ def unpack(path: Path, folder: Path) -> ModelConfig:
     """Extract a ``.nemo`` file to ``folder`` and read its model.
 
     Raises:
-        ConvertError: when it is none, or its weights are not a Megatron-core distributed checkpoint.
+        ConvertError: it is no ``.nemo`` file, or its weights are not a Megatron-core distributed checkpoint.
     """
     try:
         with tarfile.open(path, "r:*") as tar:
@@ -65,9 +65,14 @@ def unpack(path: Path, folder: Path) -> ModelConfig:
 
 
 def model_from(keys: Mapping[str, Any], where: str, own: Mapping[str, Any] | None = None) -> ModelConfig:
-    """A ModelConfig from NeMo's keys; those that ours does not have are not about what a model computes.
+    """A ModelConfig from NeMo's keys; keys that ModelConfig does not have do not change what a model computes.
 
-    ``own``: keys laid over the others.
+    Args:
+        where: the file of the keys, for messages.
+        own: keys that override the others.
+
+    Raises:
+        ConvertError: a value is of the wrong type or not allowed.
     """
     known = {field.name for field in dataclasses.fields(ModelConfig)} - {"optim", "tokenizer"}
     chosen = {key: value for key, value in keys.items() if key in known}

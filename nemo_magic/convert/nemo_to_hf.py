@@ -35,15 +35,17 @@ def nemo_to_hf(
 ) -> None:
     """Convert ``source`` (see ``open_source``) to the new folder ``target``.
 
-    In memory is one layer's share of a Megatron tensor at a time.
+    At most one layer's share of a Megatron tensor is in memory.
 
     Args:
         role: whose weights, where there are several.
-        dtype: bf16, fp16 or fp32; by default what the weights have.
+        dtype: bf16, fp16 or fp32; by default that of the weights.
+        max_shard_size: of a safetensors file, such as ``5GB``.
         hf: the folder whose config.json the model came with.
+        say: called with every line for people.
 
     Raises:
-        ConvertError: for what cannot be converted; ``target`` then does not exist.
+        ConvertError: the source cannot be converted; ``target`` then does not exist.
     """
     refuse_target(target, source.stat().st_size if source.is_file() else 0)
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -57,46 +59,46 @@ def _convert(source: Source, target: Path, dtype: str | None, max_shard_size: st
         raise ConvertError(f"{weights.folder}: {_EMBEDDING} is missing: these are no weights of a GPT model")
     padded = int(weights.tensors[_EMBEDDING].size[0])
     tokenizer = tokenizer_files.load(source.tokenizer)
-    config, published = _config(source, padded, tokenizer)
-    if published is None:
+    config, config_folder = _config(source, padded, tokenizer)
+    if config_folder is None:
         say(
             "no config.json of Hugging Face is known for it (--hf-config names one): it is made from the model's own "
             "keys"
         )
     files = blocks_of(source.model, config["vocab_size"], padded)
     _check(weights, files)
-    wanted = _dtype(weights) if dtype is None else DTYPES[dtype]
-    config = _with_dtype(config, wanted)
+    target_dtype = _dtype(weights) if dtype is None else DTYPES[dtype]
+    config = _with_dtype(config, target_dtype)
     shapes = {
         name: shape
         for blocks in files
         for block in blocks
         for name, shape in zip(block.names, block.shapes, strict=True)
     }
-    size = sum(torch.Size(shape).numel() for shape in shapes.values()) * wanted.itemsize
+    size = sum(torch.Size(shape).numel() for shape in shapes.values()) * target_dtype.itemsize
     refuse_target(target, size)
     with atomic_output(target) as partial:
-        with SafetensorsWriter(partial, shapes, wanted, max_shard_size) as writer:
+        with SafetensorsWriter(partial, shapes, target_dtype, max_shard_size) as writer:
             for blocks in files:
                 for block in blocks:
                     tensors = block.split(weights.read(block))
                     for name, tensor in zip(block.names, tensors, strict=True):
                         writer.write(name, tensor)
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        if published is not None and (published / _GENERATION).is_file():
-            shutil.copyfile(published / _GENERATION, partial / _GENERATION)
-        elif published is None:
+        if config_folder is not None and (config_folder / _GENERATION).is_file():
+            shutil.copyfile(config_folder / _GENERATION, partial / _GENERATION)
+        elif config_folder is None:
             ids = {key: value for key, value in tokenizer_files.special_ids(tokenizer).items() if value is not None}
             (partial / _GENERATION).write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
         tokenizer_files.copy(source.tokenizer, partial)
     count = f"{len(writer.files)} file{'s' * (len(writer.files) > 1)}"
-    say(f"{target}: {config['architectures'][0]}, {gigabytes(size)} of {NAMES[wanted]} in {count}")
+    say(f"{target}: {config['architectures'][0]}, {gigabytes(size)} of {NAMES[target_dtype]} in {count}")
 
 
 def _config(source: Source, padded: int, tokenizer: Any) -> tuple[dict[str, Any], Path | None]:
     """The config.json that the model came with and its folder; one made from the model itself where none is known."""
     wrong = []
-    for folder in source.published:
+    for folder in source.config_folders:
         path = folder / "config.json"
         config = read_json(path)
         differences = difference(source.model, model_of(config))
@@ -112,14 +114,14 @@ def _config(source: Source, padded: int, tokenizer: Any) -> tuple[dict[str, Any]
 
 def _check(weights: Checkpoint, files: Sequence[Sequence[Block]]) -> None:
     """Refuse weights that are of another model than their configuration says."""
-    expected = {block.key: block.whole for blocks in files for block in blocks}
+    expected = {block.key: block.tensor_shape for blocks in files for block in blocks}
     stored = weights.tensors
     missing = sorted(expected.keys() - stored.keys())
-    over = sorted(stored.keys() - expected.keys())
+    unexpected = sorted(stored.keys() - expected.keys())
     if missing:
         raise ConvertError(f"{weights.folder}: tensors are missing: {', '.join(missing)}")
-    if over:
-        raise ConvertError(f"{weights.folder}: tensors have no place at Hugging Face: {', '.join(over)}")
+    if unexpected:
+        raise ConvertError(f"{weights.folder}: tensors have no place at Hugging Face: {', '.join(unexpected)}")
     for key, shape in expected.items():
         if tuple(stored[key].size) != shape:
             raise ConvertError(

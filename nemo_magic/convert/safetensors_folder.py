@@ -33,7 +33,7 @@ _IGNORED = ".rotary_emb.inv_freq"
 
 
 class SafetensorsFolder:
-    """The tensors of a Hugging Face checkpoint; ``shapes`` by name.
+    """The tensors of a Hugging Face checkpoint. ``shapes``: tensor name → shape.
 
     Raises:
         ConvertError: when the folder has no safetensors, a file of the index is missing or damaged, or a tensor is not
@@ -58,9 +58,11 @@ class SafetensorsFolder:
                         "checkpoint"
                     )
                 self._file_of[name], self.shapes[name], self._dtypes[name] = path, shape, _CODES[code]
-        lost = sorted(name for name in index if name not in self._file_of and not name.endswith(_IGNORED))
-        if lost:
-            raise ConvertError(f"{folder / INDEX}: {lost[0]} is not in {index[lost[0]]} ({len(lost)} such tensors)")
+        missing = sorted(name for name in index if name not in self._file_of and not name.endswith(_IGNORED))
+        if missing:
+            raise ConvertError(
+                f"{folder / INDEX}: {missing[0]} is not in {index[missing[0]]} ({len(missing)} such tensors)"
+            )
         unlisted = sorted(self.shapes.keys() - index.keys()) if index else []
         if unlisted:
             raise ConvertError(f"{folder}: {unlisted[0]} is in no line of {INDEX} ({len(unlisted)} such tensors)")
@@ -74,7 +76,7 @@ class SafetensorsFolder:
 
     @property
     def dtypes(self) -> dict[torch.dtype, str]:
-        """The dtypes there are, each with the first tensor that has it."""
+        """Each dtype, with the first tensor that has it."""
         return {dtype: name for name, dtype in reversed(self._dtypes.items())}
 
     @property
@@ -86,10 +88,14 @@ class SafetensorsFolder:
         return next(iter(self.dtypes))
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor ``name``, in memory of its own."""
+        """A copy of the tensor ``name``.
+
+        Raises:
+            ConvertError: its file is damaged.
+        """
         path = self._file_of[name]
         try:
-            # Opened for each tensor: what was read of a mapped file stays resident until it is closed.
+            # Opened for each tensor: pages of a mapped file stay resident until it is closed.
             with safe_open(path, framework="pt") as file:
                 return file.get_tensor(name).clone()
         except (OSError, SafetensorError) as error:
@@ -98,10 +104,10 @@ class SafetensorsFolder:
     def _index(self) -> Mapping[str, str]:
         if not (self.folder / INDEX).is_file():
             return {}
-        mapped = read_json(self.folder / INDEX).get("weight_map")
-        if not isinstance(mapped, dict) or not mapped:
+        weight_map = read_json(self.folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
             raise ConvertError(f"{self.folder / INDEX} has no weight_map")
-        return mapped
+        return weight_map
 
     def _files(self, index: Mapping[str, str]) -> list[Path]:
         names = sorted(set(index.values())) or [SINGLE]
@@ -149,7 +155,7 @@ class SafetensorsWriter:
         except ValueError as error:
             raise ConvertError(f"--max-shard-size {max_shard_size}: {error}") from error
         self._file_of: dict[str, str] = plan.tensor_to_filename
-        self._left = {name: list(names) for name, names in plan.filename_to_tensors.items()}
+        self._remaining = {name: list(names) for name, names in plan.filename_to_tensors.items()}
         self._open: dict[str, IO[bytes]] = {}
         self._shapes = shapes
         if plan.is_sharded:
@@ -166,12 +172,12 @@ class SafetensorsWriter:
         shard = self._file_of[name]
         if shard not in self._open:
             self._open[shard] = (self._folder / shard).open("wb")
-            self._open[shard].write(self._header(self._left[shard]))
-        expected = self._left[shard].pop(0)
+            self._open[shard].write(self._header(self._remaining[shard]))
+        expected = self._remaining[shard].pop(0)
         assert (name, tuple(tensor.shape)) == (expected, self._shapes[name]), (name, tensor.shape, expected)
         data: Any = tensor.to(self._dtype).contiguous().view(-1).view(torch.uint8).numpy()
         self._open[shard].write(data)
-        if not self._left[shard]:
+        if not self._remaining[shard]:
             _finish(self._open.pop(shard))
 
     def __enter__(self) -> Self:
@@ -182,16 +188,16 @@ class SafetensorsWriter:
     ) -> None:
         for file in self._open.values():
             file.close()
-        left = [name for names in self._left.values() for name in names]
-        assert error is not None or not left, left
+        remaining = [name for names in self._remaining.values() for name in names]
+        assert error is not None or not remaining, remaining
 
     def _header(self, names: Sequence[str]) -> bytes:
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        at = 0
+        start = 0
         for name in names:
-            end = at + self._sizes[name]
-            header[name] = {"dtype": _CODE_OF[self._dtype], "shape": self._shapes[name], "data_offsets": [at, end]}
-            at = end
+            end = start + self._sizes[name]
+            header[name] = {"dtype": _CODE_OF[self._dtype], "shape": self._shapes[name], "data_offsets": [start, end]}
+            start = end
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text

@@ -1,4 +1,4 @@
-"""What weights there are, and whose: the runs, checkpoints and files that nemo-to-hf reads."""
+"""The runs, checkpoints and files that nemo-to-hf reads: where the weights are, and whose."""
 
 from __future__ import annotations
 
@@ -14,52 +14,50 @@ from nemo_magic.convert.errors import ConvertError
 from nemo_magic.convert.families import MODEL
 from nemo_magic.convert.hf_to_nemo import HF, TOKENIZER
 from nemo_magic.convert.torch_dist import METADATA, Checkpoint
+from nemo_magic.game.episode import Role
 from nemo_magic.model_config import ModelConfig
 from nemo_magic.runtime.checkpoint_paths import COMMITTED, FOLDER, committed_checkpoints
 
-_RUN, _PLAYERS, _SNAPSHOTS, _WEIGHTS = "config.yaml", "players", "snapshots", "weights"
-ROLES = ("attacker", "defender")
+_RUN, _POLICIES, _SNAPSHOTS, _WEIGHTS = "config.yaml", "players", "snapshots", "weights"
 
 
 @dataclass(frozen=True)
 class Source:
-    """Weights, the model they are of, and what is known of its life at Hugging Face.
-
-    ``tokenizer``: a folder or a name. ``published``: folders that may hold the config.json it came with.
-    """
+    """Weights, their model, its tokenizer (a folder or a name), and the folders that may hold the config.json that the
+    model came with."""
 
     weights: Checkpoint
     model: ModelConfig
     tokenizer: str
-    published: list[Path]
+    config_folders: list[Path]
 
 
 def open_source(source: Path, role: str | None, hf: Path | None, scratch: Path) -> Source:
-    """Find out what ``source`` is.
+    """Find the weights of ``source`` and everything that is needed to convert them.
 
     Args:
         role: whose weights, where there are several.
-        hf: the original Hugging Face folder, for a config.json that is not found by itself.
+        hf: the original Hugging Face folder, where its config.json is in none of the usual places.
         scratch: an empty folder, to which ``.nemo`` files are unpacked.
 
     Raises:
-        ConvertError: when it is nothing that can be read, or does not say whose weights or of which model.
+        ConvertError: it cannot be read, or it is not clear whose weights are meant or of which model.
     """
     if not source.exists():
         raise ConvertError(f"{source}: no such file or folder")
     if source.is_file():
         model = nemo_file.unpack(source, scratch)
         inside = scratch / TOKENIZER
-        tokenizer = str(inside) if inside.is_dir() else _named(model, str(source))
-        return Source(Checkpoint(scratch / nemo_file.WEIGHTS), model, tokenizer, _published(hf, scratch / HF))
+        tokenizer = str(inside) if inside.is_dir() else _tokenizer_name(model, str(source))
+        return Source(Checkpoint(scratch / nemo_file.WEIGHTS), model, tokenizer, _config_folders(hf, scratch / HF))
     if (source / MODEL).is_file() and (source / METADATA).is_file():
         keys = yaml.safe_load((source / MODEL).read_text(encoding="utf-8"))
         model = nemo_file.model_from(keys, str(source / MODEL))
-        return Source(Checkpoint(source), model, str(source / TOKENIZER), _published(hf, source / HF))
-    return _of_a_run(source, role, hf)
+        return Source(Checkpoint(source), model, str(source / TOKENIZER), _config_folders(hf, source / HF))
+    return _source_of_run(source, role, hf)
 
 
-def _of_a_run(source: Path, role: str | None, hf: Path | None) -> Source:
+def _source_of_run(source: Path, role: str | None, hf: Path | None) -> Source:
     run = next((folder for folder in (source, *source.absolute().parents) if (folder / _RUN).is_file()), None)
     if run is None:
         raise ConvertError(
@@ -68,70 +66,70 @@ def _of_a_run(source: Path, role: str | None, hf: Path | None) -> Source:
         )
     cfg = yaml.safe_load((run / _RUN).read_text(encoding="utf-8"))
     folder = _weights_in(source)
-    if folder.name == _PLAYERS:
+    if folder.name == _POLICIES:
         prefixes = Checkpoint(folder).prefixes
-        player = _player(folder, [prefix.removesuffix(".") for prefix in prefixes], role)
-        weights = Checkpoint(folder, f"{player}.")
+        policy = _policy_name(folder, [prefix.removesuffix(".") for prefix in prefixes], role)
+        weights = Checkpoint(folder, f"{policy}.")
     else:
-        player = _owner(folder, cfg, role)
+        policy = _owner(folder, cfg, role)
         weights = Checkpoint(folder)
-    # The one player of self-play has the defender's model.
-    role = player if player in ROLES else "defender"
+    # The single policy of self-play has the defender's model.
+    role = policy if policy in tuple(Role) else "defender"
     actor: Mapping[str, Any] = cfg["actors"][role]
     own = actor.get("model") or {}
     model = nemo_file.model_from(cfg["model"] | {"tokenizer": cfg["model"]["tokenizer"] | own.get("tokenizer", {})},
                                  str(run / _RUN), own)  # fmt: skip
-    tokenizer = _named(model, str(run / _RUN))
-    # A warm-up starts from a converted folder, a game from a warm-up; the tokenizer is that of the folder all along.
-    places = [Path(path) / HF for path in (actor.get("restore_from_path"), Path(tokenizer).parent) if path]
-    return Source(weights, model, tokenizer, _published(hf, *places))
+    tokenizer = _tokenizer_name(model, str(run / _RUN))
+    # A warm-up starts from a converted folder, a game from a warm-up; both keep the tokenizer of that folder.
+    folders = [Path(path) / HF for path in (actor.get("restore_from_path"), Path(tokenizer).parent) if path]
+    return Source(weights, model, tokenizer, _config_folders(hf, *folders))
 
 
 def _weights_in(source: Path) -> Path:
-    """The folder of a Megatron checkpoint that is meant by a run, one of its checkpoints, or itself."""
+    """The Megatron checkpoint of ``source``: a run, one of its checkpoints, or the Megatron checkpoint itself."""
     if (source / METADATA).is_file():
         return source
-    if (source / _PLAYERS).is_dir():
+    if (source / _POLICIES).is_dir():
         if not (source / COMMITTED).is_file():
             raise ConvertError(f"{source} has no {COMMITTED}: it was not finished, or is damaged")
-        return source / _PLAYERS
+        return source / _POLICIES
     if (source / _WEIGHTS / METADATA).is_file():
         return source / _WEIGHTS
     newest = committed_checkpoints(source / FOLDER)
     if newest:
-        return newest[0] / _PLAYERS
+        return newest[0] / _POLICIES
     raise ConvertError(
-        f"{source} holds no weights: there is neither {METADATA}, nor {_PLAYERS}/ of a checkpoint, nor {_WEIGHTS}/, "
+        f"{source} holds no weights: there is neither {METADATA}, nor {_POLICIES}/ of a checkpoint, nor {_WEIGHTS}/, "
         f"nor a finished checkpoint in {FOLDER}/"
     )
 
 
-def _player(folder: Path, players: list[str], role: str | None) -> str:
-    if len(players) == 1 and (role is None or players[0] not in ROLES):
-        return players[0]
+def _policy_name(folder: Path, policies: list[str], role: str | None) -> str:
+    if len(policies) == 1 and (role is None or policies[0] not in tuple(Role)):
+        return policies[0]
     if role is None:
-        raise ConvertError(f"{folder} holds {' and '.join(players)}: say which with --role")
-    if role not in players:
-        raise ConvertError(f"{folder} holds {' and '.join(players)}, and no {role}")
+        raise ConvertError(f"{folder} holds {' and '.join(policies)}: say which with --role")
+    if role not in policies:
+        raise ConvertError(f"{folder} holds {' and '.join(policies)}, and no {role}")
     return role
 
 
 def _owner(folder: Path, cfg: Mapping[str, Any], role: str | None) -> str:
-    """Whose weights these are: a snapshot's folder says it, and so does the configuration of a warm-up."""
+    """The role of these weights, by the folder of a snapshot or the configuration of a warm-up."""
     path = folder.absolute()
     owner = path.parent.name if path.parent.parent.name == _SNAPSHOTS else str(cfg["sft"]["role"])
-    if owner in ROLES and role is not None and role != owner:
+    if owner in tuple(Role) and role is not None and role != owner:
         raise ConvertError(f"{folder} is the {owner}'s, and not the {role}'s")
     return owner
 
 
-def _published(given: Path | None, *places: Path) -> list[Path]:
-    if given is not None:
-        return [given]
-    return [place for place in dict.fromkeys(places) if (place / "config.json").is_file()]
+def _config_folders(hf: Path | None, *folders: Path) -> list[Path]:
+    if hf is not None:
+        return [hf]
+    return [folder for folder in dict.fromkeys(folders) if (folder / "config.json").is_file()]
 
 
-def _named(model: ModelConfig, where: str) -> str:
+def _tokenizer_name(model: ModelConfig, where: str) -> str:
     if model.tokenizer.library != "huggingface" or model.tokenizer.type is None:
         raise ConvertError(
             f"{where}: model.tokenizer.library={model.tokenizer.library}, type={model.tokenizer.type}: only tokenizers "

@@ -1,4 +1,4 @@
-"""A tokenizer's files: copied as they are, chat template included."""
+"""A tokenizer's files: copied unchanged, chat template included."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FILES = (
 
 
 def load(name: str | Path) -> Any:
-    """The tokenizer as NeMo loads it. Raises ConvertError when there is none."""
+    """The tokenizer as NeMo loads it. Raises ConvertError where none can be loaded."""
     from transformers import AutoTokenizer
 
     try:
@@ -27,14 +27,14 @@ def load(name: str | Path) -> Any:
 def copy(source: str | Path, target: Path) -> None:
     """Put the files of the tokenizer ``source``, a folder or a name on the hub, into the folder ``target``."""
     target.mkdir(exist_ok=True)
-    found = [Path(source) / name for name in _FILES if (Path(source) / name).is_file()]
-    if found:
-        for path in found:
+    files = [Path(source) / name for name in _FILES if (Path(source) / name).is_file()]
+    if files:
+        for path in files:
             shutil.copyfile(path, target / path.name)
     else:
         load(source).save_pretrained(target)
 
 
 def special_ids(tokenizer: Any) -> dict[str, int | None]:
-    """Its begin, end and padding tokens, under the names that ``config.json`` has for them."""
+    """The ids of its begin, end and padding tokens, under their names in ``config.json``."""
     return {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}

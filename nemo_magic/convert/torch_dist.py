@@ -1,8 +1,8 @@
 """Megatron-core's ``torch_dist`` checkpoints, written and read a block at a time, without Megatron and without a world.
 
 The format is torch.distributed.checkpoint's, with ``common.pt`` (empty: weights are all there is) and ``metadata.json``
-beside it. Torch's own writer and reader do the work; planners tell them what and when. Megatron itself is not imported:
-where it was built for GPUs it may not import without one.
+beside it. Torch's own writer and reader do the work, with planners for what to write and read. Megatron itself is not
+imported: a build for GPUs may fail to import without one.
 """
 
 from __future__ import annotations
@@ -50,15 +50,16 @@ def write(
     objects: Sequence[str],
     dtype: torch.dtype,
     tensor_of: Callable[[Block], torch.Tensor],
-    written: Callable[[int], None] = lambda count: None,
+    file_written: Callable[[int], None] = lambda count: None,
 ) -> None:
     """Write a checkpoint into the empty ``folder``, durably; ``metadata.json``, which makes it one, comes last.
 
     Args:
         files: the blocks of each file.
         objects: names of objects that are None.
-        tensor_of: called once for each block; what it returned is let go once its file is written.
-        written: told the number of files done, after each.
+        dtype: of all tensors.
+        tensor_of: called once for each block; its tensors are freed once their file is written.
+        file_written: called after each file with the number of files written so far.
     """
     planner = _Planner(files, objects, dtype, tensor_of)
     writer = FileSystemWriter(folder)
@@ -68,7 +69,7 @@ def write(
     results = []
     for number, plan in enumerate(writer.prepare_global_plan(plans), 1):
         results.append(writer.write_data(plan, planner).wait())
-        written(number)
+        file_written(number)
     writer.finish(metadata, results)
     sync_file(folder / INDEX)
     torch.save({}, folder / COMMON)
@@ -77,7 +78,7 @@ def write(
 
 
 class _Planner(SavePlanner):
-    """Says what is to be written, and makes each tensor when it is asked for it."""
+    """Plans one file for each list of blocks, and makes each tensor when the writer asks for it."""
 
     def __init__(
         self,
@@ -89,9 +90,9 @@ class _Planner(SavePlanner):
         self._tensor_of = tensor_of
         self._dtype = dtype
         self._blocks: dict[tuple[str, tuple[int, ...]], Block] = {}
-        nothing = io.BytesIO()
-        torch.save([None], nothing)
-        self._nothing = nothing.getvalue()
+        none = io.BytesIO()
+        torch.save([None], none)
+        self._none = none.getvalue()
         items = [[self._item(block) for block in blocks] for blocks in files]
         items[-1] += [WriteItem(MetadataIndex(name), WriteItemType.BYTE_IO) for name in objects]
         self.local_plans = [SavePlan(each) for each in items]
@@ -99,11 +100,11 @@ class _Planner(SavePlanner):
     def _item(self, block: Block) -> WriteItem:
         self._blocks[block.key, block.offset] = block
         chunk = ChunkStorageMetadata(torch.Size(block.offset), torch.Size(block.shape))
-        data = TensorWriteData(chunk, TensorProperties(dtype=self._dtype), torch.Size(block.whole))
+        data = TensorWriteData(chunk, TensorProperties(dtype=self._dtype), torch.Size(block.tensor_shape))
         return WriteItem(MetadataIndex(block.key, chunk.offsets), WriteItemType.SHARD, tensor_data=data)
 
     def set_up_planner(self, *args: Any, **kwargs: Any) -> None:
-        raise NotImplementedError("what is written was said when the planner was made")
+        raise NotImplementedError("the blocks are arguments of the constructor")
 
     def create_local_plan(self) -> SavePlan:
         raise NotImplementedError("there is a plan for each file")
@@ -120,7 +121,7 @@ class _Planner(SavePlanner):
 
     def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
         if write_item.type is WriteItemType.BYTE_IO:
-            return io.BytesIO(self._nothing)
+            return io.BytesIO(self._none)
         assert write_item.index.offset is not None
         return self._tensor_of(self._blocks[write_item.index.fqn, tuple(write_item.index.offset)])
 
@@ -129,7 +130,7 @@ class Checkpoint:
     """A ``torch_dist`` checkpoint on disk; ``prefix`` is what its keys have before ``model.``.
 
     Raises:
-        ConvertError: when ``folder`` holds none, or one that is not whole.
+        ConvertError: ``folder`` holds none, or an incomplete one.
     """
 
     def __init__(self, folder: Path, prefix: str = "") -> None:
@@ -150,16 +151,18 @@ class Checkpoint:
         except _DAMAGE as error:
             raise ConvertError(f"{folder / INDEX} is damaged: {error}") from error
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
-        missing = sorted({info.relative_path for info in self._metadata.storage_data.values() if not self._whole(info)})
+        missing = sorted(
+            {info.relative_path for info in self._metadata.storage_data.values() if not self._is_complete(info)}
+        )
         if missing:
-            raise ConvertError(f"{folder}: missing or cut short: {_listed(missing)}")
+            raise ConvertError(f"{folder}: missing or cut short: {_first_names(missing)}")
 
     @property
     def prefixes(self) -> list[str]:
         """What precedes ``model.`` in the keys of the embeddings: one for each model that the checkpoint holds."""
         end = "model.embedding.word_embeddings.weight"
-        found = (key.removesuffix(end) for key in self._metadata.state_dict_metadata if key.endswith(end))
-        return sorted(prefix for prefix in found if "optimizer" not in prefix)
+        prefixes = (key.removesuffix(end) for key in self._metadata.state_dict_metadata if key.endswith(end))
+        return sorted(prefix for prefix in prefixes if "optimizer" not in prefix)
 
     @property
     def tensors(self) -> dict[str, TensorStorageMetadata]:
@@ -172,10 +175,10 @@ class Checkpoint:
         }
 
     def read(self, block: Block) -> torch.Tensor:
-        """The block's elements, put together from however many shards hold them.
+        """The block, of ``block.shape``, assembled from the shards that hold it.
 
         Raises:
-            ConvertError: when shards are damaged or do not cover it.
+            ConvertError: shards are damaged or do not cover the block.
         """
         stored = self.tensors[block.key]
         target = torch.empty(block.shape, dtype=stored.properties.dtype)
@@ -192,13 +195,13 @@ class Checkpoint:
             ) from error
         return target
 
-    def _whole(self, info: Any) -> bool:
+    def _is_complete(self, info: Any) -> bool:
         path = self.folder / info.relative_path
         return path.is_file() and path.stat().st_size >= info.offset + info.length
 
 
 class _Target(DefaultLoadPlanner):
-    """Reads into one tensor, whatever its place in a model."""
+    """Reads everything into one tensor."""
 
     def __init__(self, target: torch.Tensor) -> None:
         super().__init__()
@@ -208,6 +211,6 @@ class _Target(DefaultLoadPlanner):
         return self._target
 
 
-def _listed(names: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _first_names(names: Sequence[str], most: int = 5) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

@@ -1,4 +1,4 @@
-"""What is wrong with a data file."""
+"""The error of data files."""
 
 from __future__ import annotations
 

@@ -24,9 +24,9 @@ RESPONSE_COLUMNS = ("response", "completion", "answer", "output")
 
 @dataclass(frozen=True)
 class AttackRow:
-    """One demonstration: how ``seed`` was rewritten, by which strategy, and why. ``strategy`` may be empty.
+    """One demonstration: the rewrite of ``seed``, its reasoning, and its strategy, which may be empty.
 
-    ``history``: the turns before, each what the attacker wrote, tags included, and what the defender replied.
+    ``history``: (the attacker's completion, tags included; the defender's reply) of each turn before.
     """
 
     seed: Seed
@@ -38,15 +38,18 @@ class AttackRow:
 
 @dataclass(frozen=True)
 class ChatRow:
-    """One demonstration of an answer."""
+    """One demonstration of an answer: a chat and the response to it."""
 
     messages: tuple[Message, ...]
     response: str
 
 
 def read_attack_pool(path: str) -> tuple[list[AttackRow], DropReport]:
-    """Rows of seed, label, reasoning, rewrite and, where there are such columns, strategy and history. Raises DataError
-    for a file without the others."""
+    """Rows of seed, label, reasoning, rewrite and, where there are such columns, strategy and history.
+
+    Raises:
+        DataError: a column is missing, or no row can be used.
+    """
     report = DropReport()
     table = read_table(path, report, "sft.pool")
     text = table.column("seed query", ("seed", *TEXT_COLUMNS))
@@ -71,30 +74,35 @@ def read_attack_pool(path: str) -> tuple[list[AttackRow], DropReport]:
             seed = Seed(f"{table.path.stem}/{number}", cells["seed"], kind)
             name = text_of(row.get(strategy)) if strategy else ""
             rows.append(AttackRow(seed, name, text_of(row.get(reasoning)), cells["rewrite"], past))
-    return _some(rows, table, report), report
+    return _not_empty(rows, table, report), report
 
 
 def read_rewrites(path: str) -> dict[str, list[str]]:
-    """Seed text → its rewrites, of a table with a column of seeds and one of rewrites; rows that lack one are left out.
+    """Seed text → its rewrites, from a table with a column of seeds and one of rewrites; rows without either are left
+    out.
 
-    Raises DataError where no row has both.
+    Raises:
+        DataError: no row has both.
     """
     report = DropReport()
     table = read_table(path, report, "--attacker")
     text = table.column("seed query", ("seed", *TEXT_COLUMNS))
     rewrite = table.column("rewrite", REWRITE_COLUMNS)
-    found: dict[str, list[str]] = {}
+    rewrites: dict[str, list[str]] = {}
     for row in table.rows:
-        seed, written = text_of(row.get(text)), text_of(row.get(rewrite))
-        if seed and written:
-            found.setdefault(seed, []).append(written)
-    _some(list(found), table, report)
-    return found
+        seed, cell = text_of(row.get(text)), text_of(row.get(rewrite))
+        if seed and cell:
+            rewrites.setdefault(seed, []).append(cell)
+    _not_empty(list(rewrites), table, report)
+    return rewrites
 
 
 def read_chat_pool(path: str) -> tuple[list[ChatRow], DropReport]:
-    """Rows of ``prompt`` and ``response``, or of ``messages`` ending with the assistant's. Raises DataError
-    otherwise."""
+    """Rows of ``prompt`` and ``response``, or of ``messages`` that end with the assistant's.
+
+    Raises:
+        DataError: a column is missing, or no row can be used.
+    """
     report = DropReport()
     table = read_table(path, report, "sft.pool")
     rows = []
@@ -105,20 +113,20 @@ def read_chat_pool(path: str) -> tuple[list[ChatRow], DropReport]:
                 report.drop("messages do not end with an assistant's answer")
             else:
                 rows.append(ChatRow(tuple(chat[:-1]), chat[-1].content))
-        return _some(rows, table, report), report
+        return _not_empty(rows, table, report), report
     prompt = table.column("prompt", TEXT_COLUMNS)
     response = table.column("response", RESPONSE_COLUMNS)
     for row in table.rows:
-        asked, answered = text_of(row.get(prompt)), text_of(row.get(response))
-        if not asked or not answered:
-            report.drop("empty prompt" if not asked else "empty response")
+        question, answer = text_of(row.get(prompt)), text_of(row.get(response))
+        if not question or not answer:
+            report.drop("empty prompt" if not question else "empty response")
         else:
-            rows.append(ChatRow((Message("user", asked),), answered))
-    return _some(rows, table, report), report
+            rows.append(ChatRow((Message("user", question),), answer))
+    return _not_empty(rows, table, report), report
 
 
 def _history(value: Any) -> tuple[tuple[str, str], ...] | None:
-    """(attack with its tags, reply) of each earlier turn; None where the cell cannot be read as that."""
+    """(attack with its tags, reply) of each earlier turn; None where the cell is no such list."""
     if not isinstance(value, Iterable) or isinstance(value, str):
         return None if text_of(value) else ()
     past = []
@@ -131,7 +139,7 @@ def _history(value: Any) -> tuple[tuple[str, str], ...] | None:
     return tuple(past)
 
 
-def _some(rows: Sequence[T], table: Table, report: DropReport) -> list[T]:
+def _not_empty(rows: Sequence[T], table: Table, report: DropReport) -> list[T]:
     if not rows:
         raise DataError(f"{table.path}: no row can be used; {report}")
     return list(rows)

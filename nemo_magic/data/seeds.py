@@ -21,7 +21,7 @@ _BENIGN = {"benign", "safe", "unharmful", "0", "0.0", "false", "no", "vanilla_be
 
 @dataclass
 class DataConfig:
-    """The RL phase's seeds.
+    """The seeds of the RL phase.
 
     Files are jsonl, json, csv, tsv or parquet. ``text_column``, ``label_column``: null looks for the usual names
     (docs/data.md). ``harmful_share``: share of harmful seeds in every batch. ``max_chars``: longer seeds are left out.
@@ -47,7 +47,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class SeedSet:
-    """Disjoint splits, and what was left out on the way."""
+    """Disjoint splits, and the count of rows that were left out."""
 
     train: list[Seed]
     validation: list[Seed]
@@ -56,7 +56,7 @@ class SeedSet:
 
 
 def load_seeds(config: DataConfig) -> SeedSet:
-    """Read all splits. A text appears once: in test before validation before train, so that nothing held out is
+    """Read all splits. A text is in one split only: test before validation before train, so that no held-out seed is
     trained on.
 
     Raises:
@@ -65,13 +65,13 @@ def load_seeds(config: DataConfig) -> SeedSet:
     if not config.train_files:
         raise DataError("data.train_files is empty: name at least one file of seed queries")
     report = DropReport()
-    seen: set[str] = set()
-    test = _read_split(config, "test_files", config.test_files, seen, report)
-    validation = _read_split(config, "validation_files", config.validation_files, seen, report)
-    train = _read_split(config, "train_files", config.train_files, seen, report)
+    texts: set[str] = set()
+    test = _read_split(config, "test_files", config.test_files, texts, report)
+    validation = _read_split(config, "validation_files", config.validation_files, texts, report)
+    train = _read_split(config, "train_files", config.train_files, texts, report)
     if not config.validation_files:
         # Evenly spaced over each label: the same seeds whatever else is configured.
-        validation = [seed for label in Label for seed in _every(train, label, config.validation_fraction)]
+        validation = [seed for label in Label for seed in _evenly_spaced(train, label, config.validation_fraction)]
         held_out = {seed.id for seed in validation}
         train = [seed for seed in train if seed.id not in held_out]
     if not validation:
@@ -80,9 +80,10 @@ def load_seeds(config: DataConfig) -> SeedSet:
 
 
 class SeedSampler:
-    """Batches of seeds as a pure function of the step: a resumed run needs no cursor but its step.
+    """Batches of seeds as a pure function of the step: a resumed run needs its step only.
 
-    Each label goes through its seeds in an order drawn anew for every pass; none is skipped or repeated within a pass.
+    Each label goes through its seeds epoch by epoch, in a new random order each; none is skipped or repeated within an
+    epoch.
     """
 
     def __init__(self, seeds: Sequence[Seed], batch_size: int, harmful_share: float, seed: int) -> None:
@@ -98,27 +99,27 @@ class SeedSampler:
 
     def batch(self, step: int) -> list[Seed]:
         """The ``batch_size`` seeds of ``step`` (from 0), labels interleaved."""
-        picked = [seed for label in Label for seed in self._take(label, step)]
-        random.Random(f"{self._seed}/batch/{step}").shuffle(picked)
-        return picked
+        batch = [seed for label in Label for seed in self._of_label(label, step)]
+        random.Random(f"{self._seed}/batch/{step}").shuffle(batch)
+        return batch
 
-    def _take(self, label: Label, step: int) -> list[Seed]:
+    def _of_label(self, label: Label, step: int) -> list[Seed]:
         count, pool = self._counts[label], self._pools[label]
-        taken = []
+        seeds = []
         order: list[int] = []
-        drawn = -1
+        order_epoch = -1
         for index in range(step * count, (step + 1) * count):
-            epoch, place = divmod(index, len(pool))
-            if epoch != drawn:
+            epoch, position = divmod(index, len(pool))
+            if epoch != order_epoch:
                 order = list(range(len(pool)))
                 random.Random(f"{self._seed}/{label}/{epoch}").shuffle(order)
-                drawn = epoch
-            taken.append(pool[order[place]])
-        return taken
+                order_epoch = epoch
+            seeds.append(pool[order[position]])
+        return seeds
 
 
 def interleaved(seeds: Sequence[Seed]) -> list[Seed]:
-    """The same seeds, labels taking turns for as long as there are both: any head of the list is mixed."""
+    """The same seeds with alternating labels for as long as there are both: any head of the list is mixed."""
     pools = [[seed for seed in seeds if seed.label is label] for label in Label]
     return [seed for pair in zip_longest(*pools) for seed in pair if seed is not None]
 
@@ -137,12 +138,12 @@ class EpochSampler:
         return [self._at(i) for i in range(step * self._batch_size, (step + 1) * self._batch_size)]
 
     def _at(self, index: int) -> int:
-        epoch, place = divmod(index, self._rows)
+        epoch, position = divmod(index, self._rows)
         if epoch != self._epoch:
             self._order = list(range(self._rows))
             random.Random(f"{self._seed}/rows/{epoch}").shuffle(self._order)
             self._epoch = epoch
-        return self._order[place]
+        return self._order[position]
 
 
 def read_label(value: object) -> Label | None:
@@ -153,17 +154,17 @@ def read_label(value: object) -> Label | None:
     return Label.BENIGN if word in _BENIGN else None
 
 
-def _read_split(config: DataConfig, key: str, paths: Sequence[str], seen: set[str], report: DropReport) -> list[Seed]:
+def _read_split(config: DataConfig, key: str, paths: Sequence[str], texts: set[str], report: DropReport) -> list[Seed]:
     seeds: list[Seed] = []
     for path in paths:
         table = read_table(path, report, f"data.{key}")
-        seeds += _seeds_of(config, table, seen, report)
+        seeds += _seeds_of(config, table, texts, report)
     if paths and not seeds:
         raise DataError(f"data.{key}: no row of {', '.join(paths)} can be used; {report}")
     return seeds
 
 
-def _seeds_of(config: DataConfig, table: Table, seen: set[str], report: DropReport) -> list[Seed]:
+def _seeds_of(config: DataConfig, table: Table, texts: set[str], report: DropReport) -> list[Seed]:
     text_column = table.column("query text", TEXT_COLUMNS, config.text_column, "data.text_column")
     label_column = table.column("label", LABEL_COLUMNS, config.label_column, "data.label_column")
     id_column = table.column("id", ID_COLUMNS) if table.has(ID_COLUMNS) else None
@@ -176,16 +177,16 @@ def _seeds_of(config: DataConfig, table: Table, seen: set[str], report: DropRepo
             report.drop(f"label {text_of(row.get(label_column))!r} means neither harmful nor benign")
         elif len(text) > config.max_chars:
             report.drop(f"longer than data.max_chars={config.max_chars}")
-        elif text in seen:
+        elif text in texts:
             report.drop("duplicate text")
         else:
-            seen.add(text)
-            own = text_of(row.get(id_column)) if id_column else ""
-            seeds.append(Seed(f"{table.path.stem}/{own or number}", text, label))
+            texts.add(text)
+            row_id = text_of(row.get(id_column)) if id_column else ""
+            seeds.append(Seed(f"{table.path.stem}/{row_id or number}", text, label))
     return seeds
 
 
-def _every(seeds: Sequence[Seed], label: Label, fraction: float) -> list[Seed]:
+def _evenly_spaced(seeds: Sequence[Seed], label: Label, fraction: float) -> list[Seed]:
     pool = [seed for seed in seeds if seed.label is label]
     count = round(len(pool) * fraction)
     return [pool[i * len(pool) // count] for i in range(count)]

@@ -1,4 +1,4 @@
-"""Reading tables, all at once or row by row, their format told by what is in them and not by their name."""
+"""Reading tables, all at once or row by row. Their content decides on their format, not their name."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from nemo_magic.data.tables import DropReport, Table, refuse_pointer
 FORMATS = ("csv", "tsv", "json", "jsonl", "parquet")
 
 _HEAD = 1 << 16
-_LOOKED_AT = 1000
-"""Rows in which a format without a header may first name a column."""
+_HEADER_ROWS = 1000
+"""Rows that the columns are collected from, where the format has no header."""
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class RowStream:
-    """A file's rows, to be gone through once. ``document``: a JSON file that is one object, whole, instead of rows."""
+    """A file's rows, to iterate over once. ``document``: the content of a JSON file that is one object and no table."""
 
     path: Path
     format: str
@@ -33,23 +33,24 @@ class RowStream:
     rows: Iterator[Row]
     document: dict[str, Any] | None = None
 
-    def column(self, wanted: str, aliases: Sequence[str]) -> str:
-        """The first alias that is there. Raises DataError naming what is missing, what was found and what would do."""
-        return Table(self.path, self.columns, []).column(wanted, aliases)
+    def column(self, content: str, aliases: Sequence[str]) -> str:
+        """The first of ``aliases`` that is a column; see ``Table.column``."""
+        return Table(self.path, self.columns, []).column(content, aliases)
 
     def has(self, aliases: Sequence[str]) -> bool:
+        """Whether any of ``aliases`` is a column."""
         return Table(self.path, self.columns, []).has(aliases)
 
 
 def stream_table(path: str | Path, report: DropReport, key: str = "file") -> RowStream:
-    """Open ``path``, whatever its name ends in; rows are read, and counted in ``report``, as they are asked for.
+    """Open ``path``, whatever its name ends in; iterating reads the rows and counts them in ``report``.
 
     A byte-order mark is ignored. Lines of jsonl that are no JSON object, and csv rows with more cells than the header,
     are dropped and counted.
 
     Raises:
-        DataError: no such file, a Git LFS pointer, an empty file, or not a table; while reading, too. ``key`` names the
-            config key that asked for it.
+        DataError: no such file, a Git LFS pointer, an empty file, or not a table; while iterating, too. ``key``: the
+            config key of the file, for messages.
     """
     path = Path(path)
     if not path.is_file():
@@ -63,7 +64,7 @@ def stream_table(path: str | Path, report: DropReport, key: str = "file") -> Row
             rows = _objects(document["data"])
         else:
             rows = _READERS[kind](path, report)
-        first = list(islice(rows, _LOOKED_AT))
+        first = list(islice(rows, _HEADER_ROWS))
     except (ValueError, OSError, csv.Error) as error:
         raise DataError(f"{key}: {path} cannot be read as a table: {error}") from error
     if not first:
@@ -73,10 +74,10 @@ def stream_table(path: str | Path, report: DropReport, key: str = "file") -> Row
 
 
 def read_table(path: str | Path, report: DropReport, key: str = "file") -> Table:
-    """All rows of ``path``, with the columns that any row has; otherwise as :func:`stream_table`.
+    """All rows of ``path``, with the columns that any row has; otherwise as ``stream_table``.
 
     Raises:
-        DataError: as there, or where the file is one object and no list of rows.
+        DataError: as there, or the file is one object and no list of rows.
     """
     stream = stream_table(path, report, key)
     if stream.document is not None:
@@ -86,7 +87,7 @@ def read_table(path: str | Path, report: DropReport, key: str = "file") -> Table
 
 
 def detect(path: Path) -> str:
-    """One of FORMATS, from a file's first bytes. Raises ValueError where they are no text, or there are none."""
+    """One of FORMATS, from a file's first bytes. Raises ValueError if it is empty, or neither text nor parquet."""
     with path.open("rb") as file:
         head = file.read(_HEAD)
     if head.startswith(b"PAR1"):
@@ -146,26 +147,26 @@ def _json(path: Path, report: DropReport) -> Iterator[Row]:
     """The elements of an array one by one: all of them at once would take several times the file."""
     with _text(path) as file:
         text = file.read()
-    decode, place, number = json.JSONDecoder().raw_decode, text.index("[") + 1, 0
+    decode, position, number = json.JSONDecoder().raw_decode, text.index("[") + 1, 0
     while True:
-        place = _skip(text, place, " \t\r\n")
-        if text[place : place + 1] == "]":
+        position = _skip(text, position, " \t\r\n")
+        if text[position : position + 1] == "]":
             return
         if number:
-            if text[place : place + 1] != ",":
+            if text[position : position + 1] != ",":
                 raise ValueError(f"after element {number} of the array there is neither a comma nor its end")
-            place = _skip(text, place + 1, " \t\r\n")
-        value, place = decode(text, place)
+            position = _skip(text, position + 1, " \t\r\n")
+        value, position = decode(text, position)
         number += 1
         if not isinstance(value, dict):
             raise ValueError(f"element {number} of the array is no object")
         yield value
 
 
-def _skip(text: str, place: int, characters: str) -> int:
-    while text[place : place + 1] in characters and place < len(text):
-        place += 1
-    return place
+def _skip(text: str, position: int, characters: str) -> int:
+    while text[position : position + 1] in characters and position < len(text):
+        position += 1
+    return position
 
 
 def _jsonl(path: Path, report: DropReport) -> Iterator[Row]:

@@ -15,17 +15,19 @@ _POINTER = b"version https://git-lfs.github.com/spec/"
 
 @dataclass
 class DropReport:
-    """How many rows were read, and how many were left out for which reason."""
+    """How many rows were read, and how many were dropped for which reason."""
 
     read: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
 
     def drop(self, reason: str, count: int = 1) -> None:
+        """Count ``count`` rows as dropped for ``reason``."""
         if count:
             self.dropped[reason] += count
 
     @property
     def kept(self) -> int:
+        """Rows that were read and not dropped."""
         return self.read - sum(self.dropped.values())
 
     def __str__(self) -> str:
@@ -41,10 +43,11 @@ class Table:
     columns: tuple[str, ...]
     rows: list[dict[str, Any]]
 
-    def column(self, wanted: str, aliases: Sequence[str], chosen: str | None = None, key: str = "") -> str:
-        """The column that holds ``wanted``: the one ``chosen`` under config ``key``, or the first alias that is there.
+    def column(self, content: str, aliases: Sequence[str], chosen: str | None = None, key: str = "") -> str:
+        """The column with ``content``: the one ``chosen`` under config ``key``, or the first of ``aliases``.
 
-        Raises DataError naming what is missing, what was found and what would do.
+        Raises:
+            DataError: there is none; the message names the columns that exist and those that would do.
         """
         by_name = {name.lower().strip(): name for name in self.columns}
         for name in [chosen] if chosen else aliases:
@@ -52,17 +55,18 @@ class Table:
                 return by_name[name.lower()]
         would_do = f"{key}={chosen!r}" if chosen else f"one of {', '.join(aliases)}"
         raise DataError(
-            f"{self.path}: no column for the {wanted} ({would_do}); its columns are: "
+            f"{self.path}: no column for the {content} ({would_do}); its columns are: "
             f"{', '.join(self.columns) or 'none'}"
         )
 
     def has(self, aliases: Sequence[str]) -> bool:
+        """Whether any of ``aliases`` is a column."""
         names = {name.lower().strip() for name in self.columns}
         return any(alias in names for alias in aliases)
 
 
 def refuse_pointer(path: Path, key: str = "file") -> None:
-    """Raise DataError for a file that a clone without Git LFS left in place of the one meant."""
+    """Raise DataError for a Git LFS pointer, which a clone without Git LFS has in place of the file."""
     with path.open("rb") as file:
         if file.read(len(_POINTER)) == _POINTER:
             raise DataError(f"{key}: {path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its clone")

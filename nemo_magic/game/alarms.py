@@ -1,8 +1,8 @@
-"""Alarms: the ways in which a game goes wrong while its ASR looks well, watched for in every step.
+"""Alarms: ways in which a game goes wrong while its ASR looks good, checked after every step.
 
 Pure, as the schedule is: the state after ``n`` steps depends on the configuration and on the metrics of these steps
-only, and a saved and restored state goes on as the unbroken one does. A metric that a step does not report, or not as
-a finite number, adds nothing; an alarm whose metrics are never reported never sounds.
+only, and a saved and restored state continues as the unbroken one does. A metric that a step does not report as a
+finite number adds nothing; an alarm whose metrics are never reported never sounds.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
+from typing_extensions import override
+
 from nemo_magic.game.episode import Role
 
 ACTIONS = ("off", "warn", "stop")
-CLEARED = 0.5
-"""An alarm that sounds goes silent below this pressure, so that a figure around its threshold is told of once."""
+CLEAR_RATIO = 0.5
+"""A raised alarm is cleared below this threshold ratio, so that a figure around the threshold raises it once."""
 
 _ROLLOUTS, _OPTIM = "train_rollouts/", "train_optim/"
 
@@ -29,7 +31,8 @@ class Series:
     low: float = math.inf
     high: float = -math.inf
 
-    def after(self, value: float, window: int) -> Series:
+    def append(self, value: float, window: int) -> Series:
+        """The series with one more value, of which the last ``window`` are kept."""
         recent = (*self.recent, value)[-window:]
         if len(recent) < window:
             return Series(recent, self.low, self.high)
@@ -41,8 +44,7 @@ class Series:
         return math.fsum(self.recent[-window:]) / window if len(self.recent) >= window else None
 
 
-Seen = Mapping[str, Series]
-"""Metric → what is remembered of it."""
+SeriesByMetric = Mapping[str, Series]
 
 
 @dataclass
@@ -54,7 +56,7 @@ class AlarmConfig:
 
     name: ClassVar[str] = ""
     metrics: ClassVar[Mapping[str, Role | None]] = {}
-    """What is watched, and in whose steps only (None: in all)."""
+    """The metrics that the alarm reads, and whose steps it reads them in (None: all steps)."""
     cause: ClassVar[str] = ""
     remedy: ClassVar[str] = ""
 
@@ -68,37 +70,41 @@ class AlarmConfig:
             if one.name not in ("action", "window") and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"alarms.{self.name}.{one.name}={value} must be a finite number greater than 0")
 
-    def counts(self, metric: str, metrics: Mapping[str, float]) -> bool:
-        """Whether a step with these metrics has enough of ``metric`` to go by."""
+    def accepts(self, metric: str, metrics: Mapping[str, float]) -> bool:
+        """Whether a step with these metrics has enough samples behind ``metric`` to count."""
         return True
 
-    def pressure(self, seen: Seen) -> float | None:
-        """How near the alarm is: 1 at its threshold, above it where it sounds; None while too little is known."""
+    def threshold_ratio(self, series: SeriesByMetric) -> float | None:
+        """How near the alarm is: 1 at its threshold, more where it sounds; None while the windows are not full."""
         raise NotImplementedError
 
-    def said(self, seen: Seen) -> str:
-        """The figures behind the pressure, for a reader."""
+    def describe(self, series: SeriesByMetric) -> str:
+        """The figures behind the threshold ratio, in words."""
         parts = []
         for metric in self.metrics:
-            now = seen.get(metric, Series()).mean(self.window)
-            if now is not None:
-                parts.append(f"{metric} {now:.3g} (has been {seen[metric].low:.3g} to {seen[metric].high:.3g})")
+            mean = self._mean(series, metric)
+            if mean is not None:
+                parts.append(f"{metric} {mean:.3g} (has been {series[metric].low:.3g} to {series[metric].high:.3g})")
         return ", ".join(parts)
 
-    def _fallen(self, seen: Seen, metric: str) -> float | None:
-        series = seen.get(metric, Series())
-        now = series.mean(self.window)
-        return None if now is None else series.high - now
+    def _mean(self, series: SeriesByMetric, metric: str) -> float | None:
+        return series[metric].mean(self.window) if metric in series else None
+
+    def _drop(self, series: SeriesByMetric, metric: str) -> float | None:
+        """By how much the mean fell from its highest."""
+        mean = self._mean(series, metric)
+        return None if mean is None else series[metric].high - mean
 
 
 @dataclass
 class OptimAlarmConfig(AlarmConfig):
-    """An alarm that watches ``train_optim/``, whose figures are of the rows that trained. Fewer than ``min_rows`` of
-    them are the few in which something unlikely was said, and no sample of what the policy says."""
+    """An alarm on ``train_optim/``, whose figures are of the rows that trained. A step with fewer than ``min_rows`` of
+    them does not count: few rows are the ones with an unlikely response, and no sample of the policy."""
 
     min_rows: int = 32
 
-    def counts(self, metric: str, metrics: Mapping[str, float]) -> bool:
+    @override
+    def accepts(self, metric: str, metrics: Mapping[str, float]) -> bool:
         return not metric.startswith(_OPTIM) or metrics.get(f"{_OPTIM}live_rows", math.inf) >= self.min_rows
 
 
@@ -116,8 +122,9 @@ class UsefulDown(AlarmConfig):
         "rewards.help (game=robust: 0.5), game.raw_prompt_fraction, a lower actors.defender.model.optim.lr"
     )
 
-    def pressure(self, seen: Seen) -> float | None:
-        useful, asr = (self._fallen(seen, metric) for metric in self.metrics)
+    @override
+    def threshold_ratio(self, series: SeriesByMetric) -> float | None:
+        useful, asr = (self._drop(series, metric) for metric in self.metrics)
         return None if useful is None or asr is None else min(useful / self.drop, asr / self.asr_drop)
 
 
@@ -130,23 +137,24 @@ class IntentDrift(AlarmConfig):
 
     name: ClassVar[str] = "intent_drift"
     metrics: ClassVar[Mapping[str, Role | None]] = {f"{_ROLLOUTS}intent_preserved": None}
-    cause: ClassVar[str] = "the attacker no longer asks what its seeds ask: the defender is paid by wrong labels"
+    cause: ClassVar[str] = "the attacker no longer asks what its seeds ask: wrong labels decide the defender's reward"
     remedy: ClassVar[str] = (
         "rewards.intent_gate, rewards.intent (game=robust: true, 0.5), a longer warm-up (sft.max_steps)"
     )
 
-    def pressure(self, seen: Seen) -> float | None:
+    @override
+    def threshold_ratio(self, series: SeriesByMetric) -> float | None:
         (metric,) = self.metrics
-        now, fallen = seen.get(metric, Series()).mean(self.window), self._fallen(seen, metric)
-        if now is None or fallen is None:
+        mean, drop = self._mean(series, metric), self._drop(series, metric)
+        if mean is None or drop is None:
             return None
-        return max(fallen / self.drop, (1 - now) / (1 - self.floor)) if self.floor < 1 else fallen / self.drop
+        return max(drop / self.drop, (1 - mean) / (1 - self.floor)) if self.floor < 1 else drop / self.drop
 
 
 @dataclass
 class AttackerCollapse(OptimAlarmConfig):
-    """Of the attacker's highest entropy, or of the highest distance between its attacks on one seed, less than
-    ``left`` (a share) is left."""
+    """The attacker's entropy, or the distance between its attacks on one seed, is less than a share ``left`` of its
+    highest."""
 
     left: float = 0.1
 
@@ -155,16 +163,17 @@ class AttackerCollapse(OptimAlarmConfig):
         f"{_OPTIM}entropy": Role.ATTACKER,
         f"{_ROLLOUTS}attack_distance": Role.ATTACKER,
     }
-    cause: ClassVar[str] = "the attacker has come to write one kind of attack: a low ASR against it says little"
+    cause: ClassVar[str] = "the attacker writes one kind of attack only: a low ASR against it says little"
     remedy: ClassVar[str] = "rewards.diversity, grpo.kl_beta, a lower actors.attacker.model.optim.lr"
 
-    def pressure(self, seen: Seen) -> float | None:
-        found = []
+    @override
+    def threshold_ratio(self, series: SeriesByMetric) -> float | None:
+        ratios = []
         for metric in self.metrics:
-            fallen = self._fallen(seen, metric)
-            if fallen is not None and seen[metric].high > 0:
-                found.append(fallen / seen[metric].high / (1 - self.left) if self.left < 1 else 0.0)
-        return max(found, default=None)
+            drop = self._drop(series, metric)
+            if drop is not None and series[metric].high > 0:
+                ratios.append(drop / series[metric].high / (1 - self.left) if self.left < 1 else 0.0)
+        return max(ratios, default=None)
 
 
 @dataclass
@@ -178,16 +187,16 @@ class OverRefusal(AlarmConfig):
     cause: ClassVar[str] = "refusing pays more than answering, or benign seeds are made to look harmful"
     remedy: ClassVar[str] = "rewards.help (game=robust: 0.5), game.raw_prompt_fraction, a lower data.harmful_share"
 
-    def pressure(self, seen: Seen) -> float | None:
+    @override
+    def threshold_ratio(self, series: SeriesByMetric) -> float | None:
         (metric,) = self.metrics
-        series = seen.get(metric, Series())
-        now = series.mean(self.window)
-        return None if now is None else (now - series.low) / self.rise
+        mean = self._mean(series, metric)
+        return None if mean is None else (mean - series[metric].low) / self.rise
 
 
 @dataclass
 class JudgeUnknown(AlarmConfig):
-    """More than a share ``limit`` of the verdicts leaves something open."""
+    """More than a share ``limit`` of the verdicts has an unknown field."""
 
     limit: float = 0.05
 
@@ -196,15 +205,16 @@ class JudgeUnknown(AlarmConfig):
     cause: ClassVar[str] = "the judge's answers are cut, cannot be parsed, or the conversations outgrew its context"
     remedy: ClassVar[str] = "nemo-magic judge-check, the guard's own limits (docs/judge.md)"
 
-    def pressure(self, seen: Seen) -> float | None:
+    @override
+    def threshold_ratio(self, series: SeriesByMetric) -> float | None:
         (metric,) = self.metrics
-        now = seen.get(metric, Series()).mean(self.window)
-        return None if now is None else now / self.limit
+        mean = self._mean(series, metric)
+        return None if mean is None else mean / self.limit
 
 
 @dataclass
 class Mismatch(OptimAlarmConfig):
-    """``exp(abs(Δ log π))`` between generator and trainer is more than ``excess`` above 1, or what was sampled is by
+    """``exp(abs(Δ log π))`` between generator and trainer is more than ``excess`` above 1, or the sampled tokens are by
     ``neg_logprob_minus_entropy`` nats less likely than the policy's own samples are."""
 
     excess: float = 0.1
@@ -217,21 +227,20 @@ class Mismatch(OptimAlarmConfig):
     }
     cause: ClassVar[str] = "the generator samples from something else than the policy that learns"
     remedy: ClassVar[str] = (
-        "grpo.tis_clip where the generator tells log-probabilities; generation.trt_llm.enable=false to compare"
+        "grpo.tis_clip where the generator returns log-probabilities; generation.trt_llm.enable=false to compare"
     )
 
-    def pressure(self, seen: Seen) -> float | None:
-        ratio, neg_logprob_minus_entropy = (seen.get(metric, Series()).mean(self.window) for metric in self.metrics)
-        found = [] if ratio is None else [(ratio - 1) / self.excess]
-        found += (
-            [] if neg_logprob_minus_entropy is None else [neg_logprob_minus_entropy / self.neg_logprob_minus_entropy]
-        )
-        return max(found, default=None)
+    @override
+    def threshold_ratio(self, series: SeriesByMetric) -> float | None:
+        mismatch, nats = (self._mean(series, metric) for metric in self.metrics)
+        ratios = [] if mismatch is None else [(mismatch - 1) / self.excess]
+        ratios += [] if nats is None else [nats / self.neg_logprob_minus_entropy]
+        return max(ratios, default=None)
 
 
 @dataclass
 class AlarmsConfig:
-    """What is watched in every step, and what becomes of the run when it happens."""
+    """All alarms, with what the run does when one sounds."""
 
     useful_down: UsefulDown = field(default_factory=UsefulDown)
     intent_drift: IntentDrift = field(default_factory=IntentDrift)
@@ -240,7 +249,7 @@ class AlarmsConfig:
     judge_unknown: JudgeUnknown = field(default_factory=JudgeUnknown)
     mismatch: Mismatch = field(default_factory=Mismatch)
 
-    def watched(self) -> list[AlarmConfig]:
+    def enabled(self) -> list[AlarmConfig]:
         """The alarms that are not off."""
         alarms: list[AlarmConfig] = [getattr(self, one.name) for one in fields(self)]
         return [alarm for alarm in alarms if alarm.action != "off"]
@@ -248,13 +257,13 @@ class AlarmsConfig:
 
 @dataclass(frozen=True, slots=True)
 class AlarmEvent:
-    """An alarm that began to sound, or went silent again, with the figures of ``step``."""
+    """An alarm that was raised (``raised``) or cleared after ``step``, with the figures of that step."""
 
     step: int
     alarm: str
     raised: bool
     action: str
-    pressure: float
+    threshold_ratio: float
     figures: str
     cause: str
     remedy: str
@@ -271,53 +280,53 @@ class AlarmEvent:
 
 @dataclass(frozen=True)
 class Alarms:
-    """The state: per alarm what is remembered of its metrics, and which alarms sound."""
+    """The state: each alarm's series, and which alarms sound."""
 
-    seen: Mapping[str, Seen] = field(default_factory=dict)
+    series: Mapping[str, SeriesByMetric] = field(default_factory=dict)
     raised: frozenset[str] = frozenset()
 
     def after(
         self, config: AlarmsConfig, step: int, learner: str, metrics: Mapping[str, float]
     ) -> tuple[Alarms, list[AlarmEvent], dict[str, float]]:
-        """The state with ``step`` steps done, the last of them with these metrics; what changed; ``alarms/<name>``,
-        the pressure of each alarm whose windows are full."""
-        seen, raised = dict(self.seen), set(self.raised)
-        events, pressures = [], {}
-        for alarm in config.watched():
-            known = dict(seen.get(alarm.name, {}))
+        """The state after ``step`` steps, the last of them with these metrics.
+
+        Also returns what changed, and ``alarms/<name>``: the threshold ratio of each alarm whose windows are full.
+        """
+        series, raised = dict(self.series), set(self.raised)
+        events, ratios = [], {}
+        for alarm in config.enabled():
+            of_alarm = dict(series.get(alarm.name, {}))
             for metric, role in alarm.metrics.items():
                 value = metrics.get(metric, math.nan)
-                if math.isfinite(value) and role in (None, learner) and alarm.counts(metric, metrics):
-                    known[metric] = known.get(metric, Series()).after(value, alarm.window)
-            seen[alarm.name] = known
-            pressure = alarm.pressure(known)
-            if pressure is None:
+                if math.isfinite(value) and role in (None, learner) and alarm.accepts(metric, metrics):
+                    of_alarm[metric] = of_alarm.get(metric, Series()).append(value, alarm.window)
+            series[alarm.name] = of_alarm
+            ratio = alarm.threshold_ratio(of_alarm)
+            if ratio is None:
                 continue
-            pressures[f"alarms/{alarm.name}"] = pressure
-            sounds = pressure >= (CLEARED if alarm.name in raised else 1.0)
+            ratios[f"alarms/{alarm.name}"] = ratio
+            sounds = ratio >= (CLEAR_RATIO if alarm.name in raised else 1.0)
             if sounds == (alarm.name in raised):
                 continue
             (raised.add if sounds else raised.discard)(alarm.name)
-            figures = alarm.said(known)
-            events.append(
-                AlarmEvent(step, alarm.name, sounds, alarm.action, pressure, figures, alarm.cause, alarm.remedy)
-            )
-        return Alarms(seen, frozenset(raised)), events, pressures
+            figures = alarm.describe(of_alarm)
+            events.append(AlarmEvent(step, alarm.name, sounds, alarm.action, ratio, figures, alarm.cause, alarm.remedy))
+        return Alarms(series, frozenset(raised)), events, ratios
 
-    def stops(self, config: AlarmsConfig) -> str | None:
-        """Why the run must not go on, in words; None where it may."""
-        for alarm in config.watched():
+    def stop_reason(self, config: AlarmsConfig) -> str | None:
+        """Why the run has to stop, in words; None where it does not."""
+        for alarm in config.enabled():
             if alarm.action == "stop" and alarm.name in self.raised:
                 return (
-                    f"alarms.{alarm.name}.action=stop: {alarm.said(self.seen.get(alarm.name, {}))}. Likely: "
+                    f"alarms.{alarm.name}.action=stop: {alarm.describe(self.series.get(alarm.name, {}))}. Likely: "
                     f"{alarm.cause}. Helps: {alarm.remedy}. To go on as it is: alarms.{alarm.name}.action=warn"
                 )
         return None
 
     def to_dict(self) -> dict[str, Any]:
         """The state as JSON has it; ``from_dict`` gives exactly this state back."""
-        seen = {name: {metric: _saved(series) for metric, series in known.items()} for name, known in self.seen.items()}
-        return {"seen": seen, "raised": sorted(self.raised)}
+        series = {name: {m: _series_to_dict(one) for m, one in known.items()} for name, known in self.series.items()}
+        return {"seen": series, "raised": sorted(self.raised)}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Alarms:
@@ -330,14 +339,14 @@ class Alarms:
             raise ValueError(
                 f"alarms: the saved state has {', '.join(sorted(saved)) or 'nothing'}, not seen and raised"
             )
-        seen = {
-            name: {metric: _restored(name, metric, series) for metric, series in known.items()}
+        series = {
+            name: {metric: _series_from_dict(name, metric, row) for metric, row in known.items()}
             for name, known in saved["seen"].items()
         }
-        return cls(seen, frozenset(saved["raised"]))
+        return cls(series, frozenset(saved["raised"]))
 
 
-def _saved(series: Series) -> dict[str, Any]:
+def _series_to_dict(series: Series) -> dict[str, Any]:
     # JSON has no infinity: before the first full window there is neither low nor high.
     full = math.isfinite(series.low)
     return {
@@ -347,7 +356,7 @@ def _saved(series: Series) -> dict[str, Any]:
     }
 
 
-def _restored(name: str, metric: str, saved: Mapping[str, Any]) -> Series:
+def _series_from_dict(name: str, metric: str, saved: Mapping[str, Any]) -> Series:
     if set(saved) != {"recent", "low", "high"}:
         raise ValueError(f"alarms.{name}: the saved {metric} has {', '.join(sorted(saved))}, not recent, low and high")
     low, high = saved["low"], saved["high"]

@@ -1,4 +1,4 @@
-"""How much the attacks on one seed differ, and a bonus for it, so that an attacker does not collapse onto one trick.
+"""How much the attacks on one seed differ, and a bonus for it, so that an attacker does not collapse onto one attack.
 
 The bonus is not of the paper, and off by default (``rewards.diversity`` 0).
 """
@@ -14,37 +14,38 @@ from nemo_magic.game.metrics import Ratios, Scored
 
 
 def with_diversity(scored: Sequence[Scored], size: float) -> list[Scored]:
-    """The same games, where the attacker's reward has a part ``diversity`` more: ``size`` × the mean distance of its
-    rewrites to those of the other paid samples of the group.
+    """The same episodes, whose attacker's reward has one more part: ``diversity``, ``size`` × the mean distance of its
+    rewrites to those of the group's other samples.
 
-    Groups have to be whole. A game in which no model attacked, or that was not paid, neither gets nor counts.
+    Groups have to be complete. An episode without a model's attack, or without an attacker's reward, has no such part
+    and is not compared with.
     """
     groups: dict[int, list[int]] = defaultdict(list)
     for i, one in enumerate(scored):
         if one.rewards is not None and Role.ATTACKER in one.rewards and one.episode.messages_of(Role.ATTACKER):
             groups[one.episode.group].append(i)
-    shown = {i: _bigrams(scored[i]) for members in groups.values() for i in members}
-    found = list(scored)
+    bigrams = {i: _bigrams(scored[i]) for members in groups.values() for i in members}
+    result = list(scored)
     for members in groups.values():
         for i in members:
-            others = [distance(shown[i], shown[j]) for j in members if j != i]
+            others = [distance(bigrams[i], bigrams[j]) for j in members if j != i]
             bonus = size * sum(others) / len(others) if others else 0.0
             rewards = dict(scored[i].rewards or {})
             rewards[Role.ATTACKER] = {**rewards[Role.ATTACKER], "diversity": bonus}
-            found[i] = scored[i]._replace(rewards=rewards)
-    return found
+            result[i] = scored[i]._replace(rewards=rewards)
+    return result
 
 
 def attack_distance(scored: Sequence[Scored]) -> Ratios:
-    """``attack_distance``: the distance of two model-written attacks on the same seed, over all pairs of a group.
+    """The metric ``attack_distance``: the mean distance of two model-written attacks over all pairs of a group.
 
-    Groups have to be whole. One that shares a single attack has no pair, and does not count.
+    Groups have to be complete. A group that shares a single attack has no pair, and does not count.
     """
     groups: dict[int, dict[int, frozenset[tuple[str, str]]]] = defaultdict(dict)
     for one in scored:
-        said = one.episode.messages_of(Role.ATTACKER)
-        if said:
-            groups[one.episode.group][id(said[0])] = _bigrams(one)
+        completions = one.episode.messages_of(Role.ATTACKER)
+        if completions:
+            groups[one.episode.group][id(completions[0])] = _bigrams(one)
     ratios = Ratios()
     for attacks in groups.values():
         for first, second in combinations(attacks.values(), 2):

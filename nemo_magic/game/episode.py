@@ -12,25 +12,26 @@ from nemo_magic.backports import StrEnum
 
 
 class Role(StrEnum):
-    """Who a model plays: the attacker rewrites seeds, the defender answers them."""
+    """The part that a model plays: the attacker rewrites seeds, the defender answers them."""
 
     ATTACKER = "attacker"
     DEFENDER = "defender"
 
     @property
     def opponent(self) -> Role:
+        """The other role."""
         return Role.DEFENDER if self is Role.ATTACKER else Role.ATTACKER
 
 
 class Label(StrEnum):
-    """What a seed query is, before anyone rewrote it."""
+    """What a seed query asks for, before any rewrite."""
 
     HARMFUL = "harmful"
     BENIGN = "benign"
 
 
 class Safety(StrEnum):
-    """A guard's opinion of a prompt or a response."""
+    """A guard's verdict on a prompt or a response."""
 
     SAFE = "safe"
     UNSAFE = "unsafe"
@@ -65,12 +66,11 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a model sampled for one prompt.
+    """The response that a model sampled for one prompt.
 
-    ``response_ids`` are the sampled ids themselves, the end token included when one was sampled; they are what
-    is trained on. ``logprobs`` (one per response id, nats, at the sampling temperature) are the generator's own.
-    ``text`` is the decoded response without end token or stop string. ``finished`` is False when the length
-    limit cut the response.
+    ``response_ids`` are the sampled ids, the end token included when one was sampled; training uses exactly these.
+    ``logprobs`` (one per response id, nats, at the sampling temperature) are the generator's own. ``text`` is the
+    decoded response without end token or stop string. ``finished`` is False when the length limit cut the response.
     """
 
     prompt_ids: tuple[int, ...]
@@ -82,12 +82,12 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One exchange: what the attacker wrote, what of it the defender saw, what the defender said.
+    """One exchange: the attacker's completion, the rewrite in it, and the defender's completion.
 
-    ``attack`` is None where no model wrote the rewrite (vanilla seeds, fixed strategies). ``rewrite`` is the
-    visible text the defender was shown; ``format_ok`` is the tag check of the attacker's completion. Where the defender
-    reasons first (``game.defender_cot``), ``answer`` is the visible part of what it said and ``answer_format_ok`` the
-    check of its tags; elsewhere both are None, and all it said is visible.
+    ``attack`` is None where no model wrote the rewrite (vanilla seeds, fixed strategies). ``rewrite`` is the text that
+    the defender reads; ``format_ok`` is the tag check of the attacker's completion. Where the defender reasons first
+    (``game.defender_cot``), ``answer`` is the visible part of its completion and ``answer_format_ok`` the check of its
+    tags; elsewhere both are None, and the whole completion is visible.
     """
 
     rewrite: str
@@ -99,13 +99,13 @@ class Turn:
 
     @property
     def reply(self) -> str:
-        """What the judge and the attacker are shown of the defender's completion."""
+        """The part of the defender's completion that the judge and the attacker read."""
         return self.defence.text if self.answer is None else self.answer
 
 
 class Ending(StrEnum):
-    """Why a conversation ended: all its turns were played, the next one was longer than a model can read, or the
-    defender's reply was cut by the length limit before the last turn."""
+    """Why a conversation ended: all its turns were played, the next prompt was longer than a model's context, or the
+    length limit cut the defender's reply before the last turn."""
 
     PLAYED = "played"
     NO_ROOM = "no_room"
@@ -114,8 +114,8 @@ class Ending(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """A played game of one turn at least. ``group`` numbers the seed within the step's global batch; ``sample`` within
-    the group."""
+    """A finished conversation of at least one turn. ``group`` numbers the seed within the step's global batch,
+    ``sample`` the episode within its group."""
 
     seed: Seed
     group: int
@@ -124,24 +124,24 @@ class Episode:
     ending: Ending = Ending.PLAYED
 
     def messages_of(self, role: Role) -> tuple[Completion, ...]:
-        """What ``role``'s model said, turn by turn; nothing where no model wrote the rewrite."""
-        said = (turn.attack if role is Role.ATTACKER else turn.defence for turn in self.turns)
-        return tuple(completion for completion in said if completion is not None)
+        """The completions of ``role``'s model, turn by turn; none for a turn whose rewrite no model wrote."""
+        completions = (turn.attack if role is Role.ATTACKER else turn.defence for turn in self.turns)
+        return tuple(completion for completion in completions if completion is not None)
 
     @property
     def format_ok(self) -> bool:
-        """Whether every one of the attacker's messages was well-formed."""
+        """Whether all of the attacker's completions are well-formed."""
         return all(turn.format_ok for turn in self.turns)
 
     @property
     def answer_format_ok(self) -> bool | None:
-        """Whether every one of the defender's messages was; None where it does not reason first."""
-        checked = [turn.answer_format_ok for turn in self.turns]
-        return None if None in checked else all(checked)
+        """Whether all of the defender's completions are well-formed; None where it does not reason first."""
+        checks = [turn.answer_format_ok for turn in self.turns]
+        return None if None in checks else all(checks)
 
     @property
     def conversation(self) -> tuple[Message, ...]:
-        """What the defender saw and said, last turn last: what the judge is shown."""
+        """The defender's prompts and replies in order: the messages that the judge reads."""
         return tuple(
             message
             for turn in self.turns
@@ -151,9 +151,9 @@ class Episode:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A judge's opinion of one conversation. A field that was not asked for is None, never a default.
+    """A judge's verdict on one conversation. A field that was not requested is None, never a default.
 
-    ``disagreed`` names the fields on which the guards behind an ensemble differ.
+    ``disagreed`` names the fields on which the guards behind an ensemble differ. ``error``: why there is no verdict.
     """
 
     id: str

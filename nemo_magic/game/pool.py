@@ -1,9 +1,9 @@
-"""Past opponents: who is kept, who is drawn for a phase, and whom each game of it is played against.
+"""The opponent pool: which snapshots are kept, which are drawn for a phase, and which one plays each of its games.
 
 Invariants: everything is a function of the configuration, the run's seed and the saved state, so that a resumed run
-draws as the unbroken one would have. A role's newest member is the role as it is now: whoever is drawn is either that,
-or a self that no longer learns. The first self (it is where the run began, and where a resumed one builds from) and the
-newest are never evicted.
+draws as the unbroken one would have. A role's newest member is the role as it is now; every other member is a snapshot
+that no longer learns. The first member (where the run began, and what a resumed one builds from) and the newest are
+never evicted.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ GIB = 1 << 30
 
 
 class PoolFull(ValueError):
-    """The disk budget holds less than the first and the newest self of every role."""
+    """The disk budget holds less than the first and the newest snapshot of every role."""
 
 
 @dataclass
 class MixtureConfig:
-    """``draw: mixture``: how much of each draw; the three are scaled to a sum of 1."""
+    """``draw: mixture``: the weight of each draw; the three are scaled to a sum of 1."""
 
     latest: float = 0.5
     uniform: float = 0.25
@@ -45,15 +45,15 @@ class MixtureConfig:
 
 @dataclass
 class PoolConfig:
-    """Whom a learner meets: the opponent as it is, or its past selves, of which one is kept at the end of each phase.
+    """What a learner plays against: the opponent as it is, or its snapshots, one of which is kept after each phase.
 
-    ``draw``: ``latest`` (the paper), ``uniform`` over all that are kept, ``pfsp`` (in proportion to the opponent's win
-    rate to the power of ``pfsp_power``: those who still win are met more often), or a ``mixture`` of these. A phase has
-    ``opponents`` slots, which are drawn at its beginning and share its games evenly; one opponent may have several.
-    Win rates are counted in training; what was counted against earlier learners counts ``memory`` as much with every
-    draw, and who was hardly met is taken to win every other game.
-    ``max_disk_gib``: of all kept selves of both roles; null: all are kept. ``max_host_gib``: of each rank's host
-    memory, for selves that were drawn, so that they need not be read again.
+    ``draw``: ``latest`` (the paper), ``uniform`` over all snapshots, ``pfsp`` (prioritised fictitious self-play: in
+    proportion to the snapshot's win rate to the power of ``pfsp_power``), or a ``mixture`` of these. A phase has
+    ``opponents`` slots, which are drawn at its beginning and share its games evenly; one snapshot may have several.
+    Win rates are counted in training. Every draw multiplies earlier counts by ``memory``; a snapshot with few games is
+    taken to win half of them.
+    ``max_disk_gib``: of all snapshots of both roles; null: no limit. ``max_host_gib``: of each rank's host memory, to
+    cache the snapshots that were drawn.
     """
 
     draw: str = "latest"
@@ -79,7 +79,7 @@ class PoolConfig:
             raise ValueError(f"game.pool.max_host_gib={self.max_host_gib} must be at least 0 (0: none is kept)")
 
     def shares(self) -> Mapping[str, float]:
-        """How much of each draw there is."""
+        """Draw → its weight; weights need not add up to 1."""
         if self.draw == "mixture":
             return asdict(self.mixture)
         return {self.draw: 1.0}
@@ -87,8 +87,8 @@ class PoolConfig:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A past self. ``phase``: at whose end it was kept, -1 for the first self; ``size`` on disk in bytes;
-    ``wins`` of ``games`` on harmful seeds, counted less the older they are."""
+    """A snapshot. ``phase``: the one it was taken after, -1 for the first member; ``size``: bytes on disk; ``wins`` of
+    ``games``: on harmful seeds, older ones count less."""
 
     name: str
     phase: int
@@ -98,28 +98,28 @@ class Member:
 
     @property
     def win_rate(self) -> float:
-        """Estimated; 1/2 without games."""
+        """Estimated with Laplace's rule of succession: 1/2 without games."""
         return (self.wins + 1) / (self.games + 2)
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """``members`` of each role, oldest first; ``slots``: whom the present phase is played against, by name."""
+    """``members`` of each role, oldest first; ``slots``: the opponents of the present phase, by name."""
 
     members: Mapping[Role, tuple[Member, ...]] = field(default_factory=dict)
     slots: tuple[str, ...] = ()
 
-    def join(
+    def add(
         self, config: PoolConfig, role: Role, name: str, phase: int, size: int
     ) -> tuple[Pool, list[tuple[Role, str]]]:
-        """The pool with one more self of ``role``, the newest, and whom it had to let go for it.
+        """The pool with one more snapshot of ``role``, the newest, and what it evicted for that.
 
-        Who is kept again under its name, because its phase went on after all, takes its own place. Over the disk
-        budget, somebody of the role with most members goes: the one whose phase is closest between its neighbours'
-        (of equals the oldest), so that what remains stays spread over the whole game.
+        A name that is there already (its phase went on after all) is replaced. Over the disk budget, a member of the
+        role with most members is evicted: the one whose phase is closest between its neighbours' (of equals the
+        oldest), so that the rest stays spread over the whole game.
 
         Raises:
-            PoolFull: nobody is left who could go.
+            PoolFull: no member may be evicted.
         """
         before = [member for member in self.members.get(role, ()) if member.name != name]
         members = {**self.members, role: (*before, Member(name, phase, size))}
@@ -131,28 +131,28 @@ class Pool:
             kept = members.get(largest, ())
             if len(kept) < 3:
                 raise PoolFull(
-                    f"game.pool.max_disk_gib={config.max_disk_gib} holds less than the first and the newest self of "
-                    f"every role, {sum(one.size for of_role in members.values() for one in of_role) / GIB:.3g} GiB"
+                    f"game.pool.max_disk_gib={config.max_disk_gib} holds less than the first and the newest snapshot "
+                    f"of every role, {sum(one.size for of_role in members.values() for one in of_role) / GIB:.3g} GiB"
                 )
-            out = min(range(1, len(kept) - 1), key=lambda i: kept[i + 1].phase - kept[i - 1].phase)
-            evicted.append((largest, kept[out].name))
-            members[largest] = (*kept[:out], *kept[out + 1 :])
+            index = min(range(1, len(kept) - 1), key=lambda i: kept[i + 1].phase - kept[i - 1].phase)
+            evicted.append((largest, kept[index].name))
+            members[largest] = (*kept[:index], *kept[index + 1 :])
             if largest is role.opponent:
-                # A run that ended within a phase may go on with it, and then without whom it let go.
-                slots = tuple(kept[-1].name if name == kept[out].name else name for name in slots)
+                # A run that ended within a phase may go on with it, and then without what it evicted.
+                slots = tuple(kept[-1].name if name == kept[index].name else name for name in slots)
         return Pool(members, slots), evicted
 
-    def drawn(self, config: PoolConfig, role: Role, seed: int, phase: int) -> Pool:
-        """The pool at the beginning of a phase that is played against ``role``.
+    def draw(self, config: PoolConfig, role: Role, seed: int, phase: int) -> Pool:
+        """The pool at the beginning of ``phase``, which is played against ``role``: its slots are drawn.
 
-        Slots are equally spaced over the members' shares, from a start that is drawn: a share of 2.4 slots is 2 or 3
-        of them.
+        Systematic sampling: slots are equally spaced over the members' probabilities, from a start that is drawn, so
+        that 2.4 expected slots are 2 or 3.
         """
-        chances = self.chances(config, role)
+        probabilities = self.probabilities(config, role)
         start = random.Random(f"{seed}/pool/{phase}").random()
-        bounds = list(accumulate(chances.values()))
-        points = [(start + place) / config.opponents * bounds[-1] for place in range(config.opponents)]
-        names = list(chances)
+        bounds = list(accumulate(probabilities.values()))
+        points = [(start + slot) / config.opponents * bounds[-1] for slot in range(config.opponents)]
+        names = list(probabilities)
         # The last bound is what rounding has left of 1.
         slots = [
             next((n for n, bound in zip(names, bounds, strict=True) if point < bound), names[-1]) for point in points
@@ -162,33 +162,33 @@ class Pool:
         )
         return Pool({**self.members, role: faded}, tuple(slots))
 
-    def chances(self, config: PoolConfig, role: Role) -> dict[str, float]:
-        """Name → its share of a phase against ``role``, oldest first; they add up to 1."""
+    def probabilities(self, config: PoolConfig, role: Role) -> dict[str, float]:
+        """Name → its expected share of a phase against ``role``, oldest first; they add up to 1."""
         members = self.members[role]
         best = max(one.win_rate for one in members)
         draws = {
             "latest": [float(one is members[-1]) for one in members],
             "uniform": [1.0 for _ in members],
-            # Relative to the best of them: a high power must not round everybody down to 0.
+            # Relative to the best of them: a high power must not round all of them down to 0.
             "pfsp": [(one.win_rate / best) ** config.pfsp_power for one in members],
         }
-        shares, found = config.shares(), [0.0] * len(members)
+        shares, probabilities = config.shares(), [0.0] * len(members)
         for name, share in shares.items():
             weights = draws[name]
             for i, weight in enumerate(weights):
-                found[i] += share / sum(shares.values()) * weight / sum(weights)
-        return {one.name: chance for one, chance in zip(members, found, strict=True)}
+                probabilities[i] += share / sum(shares.values()) * weight / sum(weights)
+        return {one.name: value for one, value in zip(members, probabilities, strict=True)}
 
-    def opponent(self, step: int, group: int = 0) -> str:
-        """Who plays a group of a step; steps too are dealt out in turn."""
+    def opponent_for(self, step: int, group: int = 0) -> str:
+        """The name of the opponent of a group of a step: slots take turns, over groups and over steps."""
         return self.slots[(step + group) % len(self.slots)]
 
-    def is_present(self, role: Role, name: str) -> bool:
-        """Whether this is ``role`` as it is now."""
+    def is_current(self, role: Role, name: str) -> bool:
+        """Whether ``name`` is ``role`` as it is now."""
         return self.members[role][-1].name == name
 
-    def counted(self, role: Role, results: Mapping[str, tuple[float, float]]) -> Pool:
-        """The pool after more games: name → (its wins, its games)."""
+    def add_results(self, role: Role, results: Mapping[str, tuple[float, float]]) -> Pool:
+        """The pool after more games. ``results``: name of a member of ``role`` → (its wins, its games)."""
         members = [
             replace(one, wins=one.wins + results[one.name][0], games=one.games + results[one.name][1])
             if one.name in results
@@ -217,9 +217,9 @@ class Pool:
             members[Role(role)] = tuple(_member(f"pool.members.{role}[{i}]", row) for i, row in enumerate(rows))
         slots = tuple(saved["slots"])
         names = {one.name for kept in members.values() for one in kept}
-        for place in slots:
-            if place not in names:
-                raise ValueError(f"pool.slots has {place!r}, who is no member: {', '.join(sorted(names))}")
+        for name in slots:
+            if name not in names:
+                raise ValueError(f"pool.slots has {name!r}, which is no member: {', '.join(sorted(names))}")
         return cls(members, slots)
 
 

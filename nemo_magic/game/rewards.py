@@ -18,7 +18,7 @@ class RewardConfig:
 
     ``harm``, ``refusal``, ``format``: r_harm, r_ref, r_fmt of the paper. ``help``: for benign seeds, +help if the
     answer is useful and −help if not (0: the paper's reward). ``intent_gate``: an attack that lost the seed's intent
-    earns what a losing attack earns, and ``intent`` less than that: an attacker that is paid alike for losing with and
+    gets the reward of a failed attack, less ``intent``: an attacker that gets the same reward for failing with and
     without the intent drifts off it as soon as the defender wins everything. ``refusal_label``: whether a refusal is
     right is decided by the ``seed``'s label (the paper) or by the judged safety of the rewritten ``prompt`` (the
     published code). ``format_defender``: ± for the defender's tags, where it reasons first (``game.defender_cot``).
@@ -43,7 +43,7 @@ class RewardConfig:
             raise ValueError(f"rewards.refusal_label={self.refusal_label!r} must be one of: seed, prompt")
 
     def needs(self) -> frozenset[str]:
-        """Verdict fields without which no reward can be given."""
+        """The verdict fields that the rewards are computed from."""
         fields = {"response_safety", "refusal"}
         if self.help > 0:
             fields.add("helpful")
@@ -56,19 +56,20 @@ class RewardConfig:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """A reward and what it is made of; ``total`` is the sum of ``parts``."""
+    """One role's reward for one episode, part by part."""
 
     parts: dict[str, float]
 
     @property
     def total(self) -> float:
+        """The sum of the parts."""
         return sum(self.parts.values())
 
 
 def defender_reward(config: RewardConfig, seed: Seed, verdict: Verdict, format_ok: bool | None = None) -> Reward | None:
-    """``R_D`` of one conversation, or None where the judge did not know.
+    """``R_D = R_harm + R_ref`` of one conversation (section 4.2), or None where a verdict field is unknown.
 
-    ``format_ok``: whether the defender kept its tags, None where it has none to keep.
+    ``format_ok``: whether the defender's tags are well-formed, None where it writes none.
     """
     safe = _is_safe(verdict.response_safety)
     refused = _is_yes(verdict.refusal)
@@ -90,23 +91,23 @@ def defender_reward(config: RewardConfig, seed: Seed, verdict: Verdict, format_o
 
 
 def attacker_reward(config: RewardConfig, seed: Seed, verdict: Verdict, format_ok: bool) -> Reward | None:
-    """``R_A`` of one conversation, or None where the judge did not know."""
+    """``R_A = −R_D + R_fmt`` of one conversation (section 4.2), or None where a verdict field is unknown."""
     defender = defender_reward(config, seed, verdict)
     if defender is None:
         return None
     parts = {name: -value for name, value in defender.parts.items()}
     if config.intent_gate:
-        kept = _is_yes(verdict.intent_preserved)
-        if kept is None:
+        preserved = _is_yes(verdict.intent_preserved)
+        if preserved is None:
             return None
-        if not kept:
+        if not preserved:
             parts = {name: -abs(value) for name, value in parts.items()} | {"intent": -config.intent}
     parts["format"] = _signed(config.format, format_ok)
     return Reward(parts)
 
 
 def is_unsafe(safety: Safety | None) -> bool | None:
-    """Strict standard of the paper: controversial counts as unsafe. None where unknown or not asked."""
+    """Strict standard of the paper: controversial counts as unsafe. None where unknown or not requested."""
     safe = _is_safe(safety)
     return None if safe is None else not safe
 

@@ -1,8 +1,8 @@
-"""Whose turn it is to learn (Algorithm 1): a small pure state machine.
+"""Which role learns (Algorithm 1): a small pure state machine.
 
 Invariants: the state after ``n`` calls of ``advance`` depends on the configuration and on the metrics of these ``n``
-rounds only, and a saved and restored state goes on as the unbroken one does. By steps, every phase lasts exactly its
-role's number of rounds, and metrics say nothing; by metric, every phase lasts between ``min_steps`` and ``max_steps``
+rounds only, and a saved and restored state continues as the unbroken one does. By steps, every phase lasts exactly its
+role's number of rounds, whatever the metrics; by metric, every phase lasts between ``min_steps`` and ``max_steps``
 rounds, and no value outlives the phase it was measured in.
 """
 
@@ -61,13 +61,13 @@ class MetricSwitchConfig:
         """Whether ``role`` has won enough, by a window of values."""
         if len(values) < self.window:
             return False
-        # ``mean`` adds up exactly: a constant window has its own value as its mean, and no sum overflows.
+        # ``mean`` sums exactly: a constant window has its own value as its mean, and no sum overflows.
         return mean(values) <= self.low if role is Role.DEFENDER else mean(values) >= self.high
 
 
 @dataclass
 class ScheduleConfig:
-    """When the roles change places.
+    """When the learner changes.
 
     ``by: steps``: a phase of a role lasts ``freq`` × its ratio rounds. ``by: metric``: as long as ``metric`` says.
     ``start`` learns first. With a single role in ``train_roles`` that role learns from first to last, whatever
@@ -100,7 +100,7 @@ class ScheduleConfig:
                 raise ValueError(f"game.schedule.{key}={getattr(self, key)} must be at least 1")
 
     def learners(self) -> tuple[Role, ...]:
-        """Who learns, in the order of their phases: one role or both."""
+        """The roles that learn, in the order of their phases."""
         first = Role(self.start)
         return tuple(role for role in (first, first.opponent) if role in self.train_roles)
 
@@ -124,6 +124,7 @@ class Schedule:
 
     @classmethod
     def begin(cls, config: ScheduleConfig) -> Schedule:
+        """The state before the first round."""
         return cls(learner=config.learners()[0])
 
     def ends_phase(self, config: ScheduleConfig, metrics: Mapping[str, float] = NO_METRICS) -> bool:

@@ -1,6 +1,6 @@
 """When a run ends before its ``game.max_steps``: after so many rounds or epochs, or once a metric stays past a bound.
 
-Pure, as the schedule is: what has to be remembered is one number, saved and restored with the game.
+Pure, as the schedule is: the state is one number, saved and restored with the game.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class EarlyStop:
     count: int = 0
 
     def after(self, config: EarlyStopConfig, step: int, metrics: Mapping[str, float]) -> EarlyStop:
-        """The state after the metrics taken with ``step`` rounds done; those of the start (0) say nothing yet."""
+        """The state after the metrics of round ``step``; those before the first round (0) do not count."""
         if config.metric is None or step < 1:
             return self
         value = metrics.get(config.metric, math.nan)
@@ -71,8 +71,8 @@ class EarlyStop:
             return self
         return replace(self, count=self.count + 1 if config.passed(value) else 0)
 
-    def reached(self, config: EarlyStopConfig, step: int) -> str | None:
-        """Why the run ends with ``step`` rounds done, in words; None where it goes on."""
+    def stop_reason(self, config: EarlyStopConfig, step: int) -> str | None:
+        """Why the run ends after ``step`` rounds, in words; None where it goes on."""
         if config.at_step is not None and step >= config.at_step:
             return f"game.early_stop.at_step={config.at_step} is reached"
         if config.metric is None or self.count < config.patience:

@@ -13,7 +13,7 @@ _THINK_BLOCK = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Tagged:
-    """A completion taken apart. ``visible`` is what the other role is shown."""
+    """A parsed completion. ``visible``: the text that the other role reads."""
 
     reasoning: str
     visible: str
@@ -36,5 +36,5 @@ def parse(text: str) -> Tagged:
 
 
 def tagged(reasoning: str, answer: str) -> str:
-    """The completion an attack-pool row teaches."""
+    """The completion with this reasoning and this answer, in the format that ``parse`` accepts."""
     return f"<think> {reasoning.strip()} </think> <answer> {answer.strip()} </answer>"

@@ -1,1 +1,1 @@
-"""What a run takes, before the GPUs are paid for: ``nemo-magic plan``. docs/planner.md has the assumptions."""
+"""Memory, time and cost of a run before it starts: ``nemo-magic plan``. docs/planner.md has the assumptions."""

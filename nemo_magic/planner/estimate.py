@@ -1,4 +1,4 @@
-"""A configuration's plan: what each device holds, how long a step takes, what the run costs. Builds no model."""
+"""The plan of a configuration: memory of each device, seconds of a step, cost of the run. Allocates no weights."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ from nemo_magic.game.episode import Role
 from nemo_magic.game.schedule import learning_rounds
 from nemo_magic.model_config import ModelConfig
 from nemo_magic.planner import memory, seconds
-from nemo_magic.planner.memory import GIB, EngineMemory, Layout, Parts, Precision
+from nemo_magic.planner.memory import GIB, BytesByPart, EngineMemory, Layout, Precision
 from nemo_magic.planner.shapes import Shapes, measure, total_parameters
 
 Vocabularies = Mapping[Role, int]
-"""How many ids each local role's tokenizer has."""
+"""Number of ids of each local role's tokenizer."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """``memory``: moment → part → bytes on the fullest device; ``host``: part → bytes on a node. ``seconds``: part →
-    seconds of a step, the mean over the run's phases; ``per_role``: the same while a role learns. ``checkpoint``: bytes
-    of one. Hours are of the whole run, validations and checkpoints included."""
+    """``memory``: moment → part → bytes on the fullest device; ``host``: part → bytes on a node. ``available``,
+    ``host_available``: bytes of either that may be used. ``seconds``: part → seconds of a step, the mean over the run's
+    phases; ``per_role``: the same while a role learns. ``checkpoint``: bytes of one. Hours are of the whole run,
+    validations and checkpoints included."""
 
     world: Parallelism
     micro_batch_size: int
     microbatches: int
     recompute: str | None
     parameters: Mapping[Role, int]
-    memory: Mapping[str, Parts]
+    memory: Mapping[str, BytesByPart]
     available: float
-    host: Parts
+    host: BytesByPart
     host_available: float
     fits: bool
     checkpoint: float
@@ -50,15 +51,17 @@ class Plan:
 
     @property
     def needed(self) -> float:
-        """Bytes on the fullest device in the moment that needs most."""
+        """Bytes on the fullest device in the moment with most."""
         return max(sum(parts.values()) for parts in self.memory.values())
 
     @property
     def step_seconds(self) -> float:
+        """Mean seconds of a step."""
         return sum(self.seconds.values())
 
     @property
     def gpu_hours(self) -> float:
+        """Hours of the run × its ranks."""
         return self.hours * self.world.world
 
 
@@ -98,7 +101,7 @@ def plan_of(cfg: MagicConfig, vocabularies: Vocabularies) -> Plan:
 
 
 def with_layout(cfg: MagicConfig, tp: int, pp: int, micro_batch_size: int, recompute: str | None) -> MagicConfig:
-    """``cfg`` at another layout, with activations kept or recomputed (``None``, ``selective``, ``full``) otherwise."""
+    """``cfg`` at another layout and another recomputation of activations (``None``, ``selective``, ``full``)."""
     full = recompute == "full"
     model = replace(
         cfg.model,
@@ -118,17 +121,17 @@ def _learners(cfg: MagicConfig) -> list[Role]:
 
 
 _Architecture = tuple[tuple[str, Any], ...]
-"""A model's own keys, as what can be looked up; tokenizer and optimizer have no part in its shapes."""
+"""A model's keys, hashable; without tokenizer and optimizer, which do not change its shapes."""
 
 
 def _architecture(model: ModelConfig) -> _Architecture:
-    others = ("tokenizer", "optim", "micro_batch_size", "global_batch_size")
-    return tuple(sorted((key, value) for key, value in vars(model).items() if key not in others))
+    no_part = ("tokenizer", "optim", "micro_batch_size", "global_batch_size")
+    return tuple(sorted((key, value) for key, value in vars(model).items() if key not in no_part))
 
 
 def _undivided(model: ModelConfig) -> _Architecture:
-    alone = replace(model, tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
-    return _architecture(replace(alone, activations_checkpoint_granularity=None))
+    on_one_rank = replace(model, tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
+    return _architecture(replace(on_one_rank, activations_checkpoint_granularity=None))
 
 
 @lru_cache(maxsize=64)
@@ -138,13 +141,13 @@ def _total(architecture: _Architecture, vocab_size: int) -> int:
 
 @lru_cache(maxsize=4096)
 def _shapes(architecture: _Architecture, vocab_size: int, tp: int, pp: int, tokens: int, half: bool) -> Shapes:
-    """Of microbatches of one row."""
+    """Shapes of microbatches of one row."""
     dtype = torch.bfloat16 if half else torch.float32
     return measure(ModelConfig(**dict(architecture)), vocab_size, tp, pp, 1, tokens, dtype)
 
 
 class PlanEstimate:
-    """The arithmetic of a plan. Of lengths: memory is for the longest rows, seconds are for the mean ones."""
+    """The arithmetic of a plan: memory for the longest rows, seconds for rows of mean length."""
 
     def __init__(self, cfg: MagicConfig, vocabularies: Vocabularies) -> None:
         self.cfg, self.hardware, self.vocabularies = cfg, cfg.hardware, vocabularies
@@ -158,61 +161,64 @@ class PlanEstimate:
         self.precision: Precision = memory.precision_of(model.optim.name, halves)
         devices = cfg.trainer.devices
         self.links = seconds.Links(tp_within=world.tp <= devices, dp_within=world.world <= devices)
-        players = [Role.DEFENDER] if cfg.game.self_play else list(roles)
-        tokens = max(self._widest(role) for role in players)
+        local = [Role.DEFENDER] if cfg.game.self_play else list(roles)
+        tokens = max(self._widest(role) for role in local)
         self.layout = Layout(
             world.tp, world.pp, world.dp, self.rows, tokens, self.microbatches,
             keeps_gradients=model.optim.name == "distributed_fused_adam",
         )  # fmt: skip
-        self.widest = {str(role): self.shapes(role, self._widest(role)) for role in players}
+        self.widest = {str(role): self.shapes(role, self._widest(role)) for role in local}
 
     @cached_property
     def mean(self) -> dict[Role, Shapes]:
+        """Each role's shapes for rows of mean length."""
         return {role: self.shapes(role, sum(self._mean(role))) for role in self.roles}
 
     # --- memory
 
     @property
     def fits(self) -> bool:
-        """Whether every moment fits the devices, and the hosts what they have to hold."""
+        """Whether every moment fits into the devices, and the host parts into the hosts."""
         needed = max(sum(parts.values()) for parts in self.moments().values())
         return needed <= self.available and sum(self.host().values()) <= self.host_available
 
     @property
     def available(self) -> float:
-        """Bytes of a device that can be counted on."""
+        """Bytes of a device without what is reserved and the slack."""
         hardware = self.hardware
         return (hardware.memory_gib * (1 - hardware.slack) - hardware.reserved_gib) * GIB
 
     @property
     def host_available(self) -> float:
-        """Bytes of a node's memory; a tenth is the system's."""
+        """Bytes of a node's memory without a tenth, which is the system's."""
         return self.hardware.host_memory_gib * GIB * 0.9
 
-    def host(self) -> Parts:
+    def host(self) -> BytesByPart:
+        """Part → bytes on a node."""
         references = len(_learners(self.cfg)) if self.cfg.grpo.kl_beta > 0 else 0
         return memory.host(self.widest, self.layout, self.precision, references, self.cfg.trainer.devices)
 
-    def moments(self) -> dict[str, Parts]:
-        """The parts of every moment of a step; of several learners, the one that needs most."""
+    def moments(self) -> dict[str, BytesByPart]:
+        """Moment of a step → part → bytes on the fullest device; of several learners, the one with most."""
         engine, kv = self.engine(), max(self.kv_bytes(role) for role in self.roles)
-        found = {}
+        moments = {}
         learning = [
             memory.training(self.widest, role, self.layout, self.precision)
             for role in self.widest
             if role in _learners(self.cfg) or self.cfg.game.self_play
         ]
-        found["learning"] = max(learning, key=lambda parts: sum(parts.values()))
-        found["generating"] = memory.generating(
+        moments["learning"] = max(learning, key=lambda parts: sum(parts.values()))
+        moments["generating"] = memory.generating(
             self.widest, self.layout, self.precision, engine, kv, self.cfg.generation.batch_size
         )
         if engine is not None:
-            found["refitting"] = memory.refitting(self.widest, self.layout, self.precision, engine)
+            moments["refitting"] = memory.refitting(self.widest, self.layout, self.precision, engine)
             if not engine.unloaded:
-                found["learning"] = {**found["learning"], "engine": found["refitting"]["engine"]}
-        return found
+                moments["learning"] = {**moments["learning"], "engine": moments["refitting"]["engine"]}
+        return moments
 
     def engine(self) -> EngineMemory | None:
+        """The TensorRT-LLM engine of a rank, or None without."""
         options = self.cfg.generation
         if not options.trt_llm.enable:
             return None
@@ -236,35 +242,35 @@ class PlanEstimate:
     # --- seconds
 
     def step(self, learner: Role) -> dict[str, float]:
-        """Parts of a step in which ``learner`` learns."""
+        """Part → seconds of a step in which ``learner`` learns."""
         cfg, game, hardware = self.cfg, self.cfg.game, self.hardware
         rows = game.batch_size * game.group_size * game.max_turns
         parts: dict[str, float] = {}
         refits = 0.0
         for role in Role:
             if role not in self.roles:
-                continue  # a server's seconds are not ours to know
-            ahead, asked = 1, rows
+                continue  # a server's seconds are not known
+            prefetch_steps, to_generate = 1, rows
             if role is Role.ATTACKER and learner is Role.DEFENDER:
-                ahead = (
+                prefetch_steps = (
                     1
                     if game.self_play
                     else min(game.attack_prefetch_steps or 10**9, game.schedule.phase_steps(learner))
                 )
-                asked = game.batch_size * game.max_turns * ahead
-            parts[f"generate_{role}"] = self.generation(role, asked) / ahead
-            refits += game.max_turns / ahead if ahead > 1 or not game.self_play else 0
+                to_generate = game.batch_size * game.max_turns * prefetch_steps
+            parts[f"generate_{role}"] = self.generation(role, to_generate) / prefetch_steps
+            refits += game.max_turns / prefetch_steps if prefetch_steps > 1 or not game.self_play else 0
         if cfg.generation.trt_llm.enable:
             refits = 1.0 if game.self_play else refits
             parts["refit"] = refits * seconds.refit(
                 self.mean[learner].rank_parameters * self.precision.weight, hardware
             )
         shapes, microbatches = self.mean[learner], self.microbatches * self.updates * game.max_turns
-        referred, tp = cfg.grpo.kl_beta > 0, self.world.tp
-        scored = int(cfg.grpo.minibatches > 1) + int(referred)
+        has_reference, tp = cfg.grpo.kl_beta > 0, self.world.tp
+        forward_passes = int(cfg.grpo.minibatches > 1) + int(has_reference)
         largest = max(shapes.parameters(stage) for stage in range(shapes.pp))
-        parts["logprobs"] = scored * seconds.passes(shapes, hardware, tp, microbatches, False, self.links)
-        if referred:
+        parts["logprobs"] = forward_passes * seconds.passes(shapes, hardware, tp, microbatches, False, self.links)
+        if has_reference:
             parts["logprobs"] += 2 * seconds.swap(largest * self.precision.weight, hardware)
         hidden = parts["logprobs"]
         parts["judge_wait"] = max(0.0, game.batch_size * game.group_size / cfg.plan.judge_items_per_second - hidden)
@@ -278,14 +284,14 @@ class PlanEstimate:
         return parts
 
     def generation(self, role: Role, rows: int) -> float:
-        """Seconds of ``rows`` responses of ``role`` over all ranks."""
+        """Seconds to generate ``rows`` responses of ``role`` over all ranks."""
         options, hardware, shapes = self.cfg.generation, self.hardware, self.mean[role]
         prompt, response = self._mean(role)
         native = not options.trt_llm.enable
         resharded = not native and options.trt_llm.reshard
         engines = self.world.dp * (self.world.pp if resharded else 1)
-        # Without an engine every layer is started from Python.
-        slow = replace(hardware, decode_layer_us=hardware.layer_floor_us) if native else hardware
+        # Without an engine Python launches every layer.
+        launched = replace(hardware, decode_layer_us=hardware.layer_floor_us) if native else hardware
         per_token = shapes.layers * shapes.layer.forward + shapes.first.forward + shapes.last.forward
         pp = 1 if resharded else self.world.pp
         return seconds.decoding(
@@ -299,17 +305,19 @@ class PlanEstimate:
             layers=shapes.layers,
             pp=pp,
             forward_flops_per_token=per_token / (self.rows * (prompt + response)),
-            hardware=slow,
+            hardware=launched,
         )
 
     def validation(self) -> float:
+        """Seconds of one validation."""
         return sum(self.generation(role, self.cfg.game.num_val_samples) for role in self.roles)
 
     # --- lengths
 
     def shapes(self, role: Role, tokens: int) -> Shapes:
-        world, own = self.world, _architecture(self.roles[role])
-        return _shapes(own, self.vocabularies[role], world.tp, world.pp, tokens, self.half).times(self.rows)
+        """Shapes of ``role``'s microbatches of rows of ``tokens``."""
+        world, architecture = self.world, _architecture(self.roles[role])
+        return _shapes(architecture, self.vocabularies[role], world.tp, world.pp, tokens, self.half).times(self.rows)
 
     def _actor(self, role: Role) -> ActorConfig:
         return self.cfg.actors.of(role)

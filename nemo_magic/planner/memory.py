@@ -1,4 +1,4 @@
-"""Bytes by part: on a device in the three moments of a step that need most, on a node's host, and on disk."""
+"""Bytes by part: on a device in the three moments of a step with most, on a node's host, and on disk."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ FORWARD_LOGIT_BYTES = 18
 
 @dataclass(frozen=True)
 class Precision:
-    """Bytes per parameter. ``shared``: of optimizer state that data-parallel ranks divide among them, ``own``: that
-    each has whole."""
+    """Bytes per parameter: of the weight, of the gradient, and of optimizer state that data-parallel ranks shard
+    (``shared``) or that each has in full (``own``)."""
 
     weight: int
     gradient: int
@@ -30,13 +30,16 @@ class Precision:
 
     @property
     def saved(self) -> int:
-        """Per parameter in a checkpoint: the optimizer's fp32 state, and the weights."""
+        """Bytes per parameter in a checkpoint: the optimizer's fp32 state, and the weights."""
         return self.weight + 12 if self.weight == 2 else self.weight + 8
 
 
 def precision_of(optimizer: str, half: bool) -> Precision:
-    """What NeMo's optimizers keep. apex's distributed Adam keeps fp32 gradients in one buffer and, of 16-bit weights,
-    only the 16 bits that fp32 weights have beyond them; others keep an fp32 copy."""
+    """Bytes per parameter of NeMo's optimizers.
+
+    apex's distributed Adam keeps fp32 gradients in one buffer and, of 16-bit weights, only the 16 bits that fp32
+    weights have beyond them; others keep an fp32 copy.
+    """
     weight = 2 if half else 4
     if optimizer == "distributed_fused_adam":
         return Precision(weight, 4, (2 if half else 0) + 8, 0)
@@ -47,8 +50,11 @@ def precision_of(optimizer: str, half: bool) -> Precision:
 
 @dataclass(frozen=True)
 class Layout:
-    """Who shares what. ``rows``: of a microbatch; ``tokens``: of its longest row; ``microbatches``: on a rank, in an
-    optimizer step; ``keeps_gradients``: a role that does not learn keeps the buffer of its gradients."""
+    """Parallel sizes and batch shape.
+
+    ``rows``: of a microbatch; ``tokens``: of its longest row; ``microbatches``: on a rank, in an optimizer step;
+    ``keeps_gradients``: a role that does not learn keeps the buffer of its gradients.
+    """
 
     tp: int
     pp: int
@@ -61,7 +67,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class EngineMemory:
-    """A TensorRT-LLM engine: ``rows`` decoded at once, prompts and responses of up to so many tokens."""
+    """A TensorRT-LLM engine: rows decoded at once, and the most tokens of a prompt and of a response.
+
+    ``reshard``: a rank's engine has the layers of all pipeline stages. ``unloaded``: it is freed while a role learns.
+    """
 
     rows: int
     prompt: int
@@ -70,19 +79,19 @@ class EngineMemory:
     unloaded: bool
 
 
-Parts = Mapping[str, float]
+BytesByPart = Mapping[str, float]
 """Name of a part → bytes on the fullest rank."""
 
 
-def training(models: Mapping[str, Shapes], learner: str, layout: Layout, precision: Precision) -> Parts:
-    """While ``learner`` learns, on the pipeline stage that is fullest."""
+def training(models: Mapping[str, Shapes], learner: str, layout: Layout, precision: Precision) -> BytesByPart:
+    """While ``learner`` learns, on the fullest pipeline stage."""
     shapes = models[learner]
 
     def of(stage: int) -> dict[str, float]:
         parameters = shapes.parameters(stage)
         in_flight = min(shapes.pp - stage, layout.microbatches)
         logits = shapes.logits * LOGIT_BYTES if stage == shapes.pp - 1 else 0
-        # The backward pass begins with the logits, and has let them go when it runs its first layer again.
+        # The backward pass starts with the logits, and has freed them before it recomputes its first layer.
         working = (
             {"logits": logits} if logits > shapes.layer.recomputed else {"layer run again": shapes.layer.recomputed}
         )
@@ -105,7 +114,7 @@ def generating(
     engine: EngineMemory | None,
     kv_bytes: float,
     rows: int,
-) -> Parts:
+) -> BytesByPart:
     """While responses are decoded. ``kv_bytes``: keys and values of a token in all layers, on a tensor-parallel rank;
     ``rows``: decoded at once without an engine."""
     stage = max(range(layout.pp), key=lambda s: sum(m.parameters(s) for m in models.values()))
@@ -127,16 +136,18 @@ def generating(
     }
 
 
-def refitting(models: Mapping[str, Shapes], layout: Layout, precision: Precision, engine: EngineMemory) -> Parts:
-    """While weights are gathered from the pipeline's stages, converted, and installed in an engine."""
+def refitting(models: Mapping[str, Shapes], layout: Layout, precision: Precision, engine: EngineMemory) -> BytesByPart:
+    """While weights are gathered from the pipeline stages, converted, and installed in an engine."""
     parts = dict(generating(models, layout, precision, engine, 0.0, 0))
     del parts["keys and values"]
     return parts | {"gathered weights": parts["engine"]}
 
 
-def host(models: Mapping[str, Shapes], layout: Layout, precision: Precision, references: int, devices: int) -> Parts:
-    """On a node with ``devices`` ranks: what waits for its role to learn, reference policies, and what is being
-    written. ``references``: roles that keep the weights they began with."""
+def host(
+    models: Mapping[str, Shapes], layout: Layout, precision: Precision, references: int, devices: int
+) -> BytesByPart:
+    """On a node with ``devices`` ranks: optimizers of roles that do not learn, reference policies, and the checkpoint
+    being written. ``references``: number of roles with a reference policy."""
     each = max(sum(m.parameters(s) for m in models.values()) / len(models) for s in range(layout.pp))
     frozen = (len(models) - 1) * each * (precision.shared / layout.dp + precision.own)
     return {

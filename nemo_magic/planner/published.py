@@ -1,9 +1,9 @@
-"""Steps that others published, and where the plan's constants come from: two lists that share no figure.
+"""Published steps, and the sources of the plan's constants: two lists that share no figure.
 
 ``HardwareConfig``'s assumed shares come from pre-training (``PRETRAINING``), serving (``DECODE_STEPS``) and a refit
-(``REFIT``). ``STEPS`` are steps of reinforcement learning with their settings, what was published of these and what had
-to be assumed; ``predicted`` is what the plan's arithmetic makes of one. docs/planner.md has the tables, and says in
-which order they were made.
+(``REFIT``). ``STEPS`` are steps of reinforcement learning with their settings, as published, and the assumptions about
+the rest; ``predict`` applies the plan's arithmetic to one. docs/planner.md has the tables, and the order in which they
+were made.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ QWEN3_32B = replace(
 """Without its norms of queries and keys, which are 16,384 of 32.8 billion parameters."""
 
 
-# --- where the constants come from
+# --- sources of the constants
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ many seconds on 16 nodes (its pull request 449; that backend, DTensor, is none o
 
 
 def decode_step(hardware: HardwareConfig, tp: int) -> float:
-    """What the plan makes of ``DECODE_STEPS``."""
+    """The plan's seconds for a case of ``DECODE_STEPS``."""
     read = DECODE_BYTES / tp / (hardware.memory_gb_s * hardware.memory_reached * seconds.GIGA)
     return read + LLAMA_70B.num_layers * hardware.decode_layer_us * 1e-6
 
@@ -85,15 +85,15 @@ def decode_step(hardware: HardwareConfig, tp: int) -> float:
 
 
 @dataclass(frozen=True)
-class Step:
+class PublishedStep:
     """A step of one policy on H100, ``measured`` by part in seconds ("step" is the whole).
 
     ``engine``: GPUs of an engine. ``updates`` optimizer steps share ``rows`` responses. ``prompt``, ``response``: mean
     tokens; ``limit``: of both together. ``packed``, ``scored_packed``: tokens in a microbatch of an update and of
     log-probabilities, rows of mean length packed; 0: one row a microbatch, padded to ``limit``. ``recompute``: full,
-    layer by layer. ``together``: rows decoded at once, 0: as many as the engine's memory holds keys and values of.
-    ``whole_refit``: a rank gathers whole tensors for its engine, otherwise only its shard. ``assumed``: what of this
-    was not published.
+    layer by layer. ``together``: rows decoded at once, 0: as many as fit into the engine's memory for keys and values.
+    ``whole_refit``: a rank gathers whole tensors for its engine, otherwise only its shard. ``assumed``: the settings
+    that were not published.
     """
 
     name: str
@@ -118,6 +118,7 @@ class Step:
 
     @property
     def dp(self) -> int:
+        """Data-parallel ranks."""
         return self.gpus // (self.tp * self.pp)
 
 
@@ -125,8 +126,8 @@ def _parts(generation: float, training: float, logprobs: float, refit: float, st
     return {"generation": generation, "training": training, "logprobs": logprobs, "refit": refit, "step": step}
 
 
-def _aligner(nodes: int, response: int, step: float, together: int = 8) -> Step:
-    return Step(
+def _aligner(nodes: int, response: int, step: float, together: int = 8) -> PublishedStep:
+    return PublishedStep(
         f"NeMo-Aligner, Llama-3-70B PPO, {nodes} nodes", LLAMA_70B, 8 * nodes, 8, 2, 8, 300, response, {"step": step},
         "layout, prompts, limit of 1,024 tokens, the critic never waited for", rows=1024, updates=8, limit=1324,
         packed=0, scored_packed=0, together=together, whole_refit=False, gradient_bytes=4,
@@ -136,23 +137,25 @@ def _aligner(nodes: int, response: int, step: float, together: int = 8) -> Step:
 STEPS = (
     # developer.nvidia.com, "Reinforcement Learning with NVIDIA NeMo-RL: Megatron-Core Support", Table 1 (NeMo-RL v0.3);
     # microbatches from its recipes examples/configs/grpo_math_{8B,70B}_megatron.yaml at v0.3.0.
-    Step("NeMo-RL 0.3, Llama-3.1-70B", LLAMA_70B, 64, 4, 4, 4, 130, 398, _parts(84, 28, 18, 14, 147), "prompts"),
-    Step("NeMo-RL 0.3, Llama-3.1-8B", LLAMA_8B, 8, 1, 1, 1, 130, 795, _parts(58, 28, 18, 5, 112), "prompts"),
-    Step(
+    PublishedStep(
+        "NeMo-RL 0.3, Llama-3.1-70B", LLAMA_70B, 64, 4, 4, 4, 130, 398, _parts(84, 28, 18, 14, 147), "prompts",
+    ),
+    PublishedStep("NeMo-RL 0.3, Llama-3.1-8B", LLAMA_8B, 8, 1, 1, 1, 130, 795, _parts(58, 28, 18, 5, 112), "prompts"),
+    PublishedStep(
         "NeMo-RL 0.3, Qwen3-32B", QWEN3_32B, 64, 4, 2, 4, 107, 3283, _parts(96, 68, 40, 7, 213),
         "prompts, engines, microbatches",
     ),
     # NeMo-RL's docs/about/performance-summary.md at v0.4.0 and v0.5.0, recipes under examples/configs/recipes/llm.
-    Step(
+    PublishedStep(
         "NeMo-RL 0.4, Llama-3.1-8B", LLAMA_8B, 16, 1, 2, 1, 132, 1060, {"step": 97.7}, "prompts",
         scored_packed=8192, recompute=True,
     ),
-    Step(
+    PublishedStep(
         "NeMo-RL 0.5, Llama-3.1-8B", LLAMA_8B, 16, 1, 2, 1, 127, 1019, {"step": 92.8}, "prompts",
         scored_packed=8192, recompute=True,
     ),
-    Step("NeMo-RL 0.4, Qwen3-32B", QWEN3_32B, 32, 4, 4, 4, 110, 3206, {"step": 393}, "prompts"),
-    Step("NeMo-RL 0.5, Qwen3-32B", QWEN3_32B, 32, 4, 4, 4, 103, 3251, {"step": 376}, "prompts"),
+    PublishedStep("NeMo-RL 0.4, Qwen3-32B", QWEN3_32B, 32, 4, 4, 4, 110, 3206, {"step": 393}, "prompts"),
+    PublishedStep("NeMo-RL 0.5, Qwen3-32B", QWEN3_32B, 32, 4, 4, 4, 103, 3251, {"step": 376}, "prompts"),
     # NeMo-Aligner's docs/user-guide/rlhf.rst; nodes of the actor.
     _aligner(8, 351, 366.7),
     _aligner(16, 323, 190.4),
@@ -164,8 +167,8 @@ _ENGINE_MEMORY = 0.6
 """Of a device's memory, the engine's: vLLM's gpu_memory_utilization in every recipe of NeMo-RL above."""
 
 
-def predicted(step: Step, hardware: HardwareConfig) -> dict[str, float]:
-    """Seconds of ``step`` by part, and of the whole: their sum."""
+def predict(step: PublishedStep, hardware: HardwareConfig) -> dict[str, float]:
+    """Seconds of ``step`` by part, and of all parts as ``step``."""
     within = seconds.Links(tp_within=step.tp <= 8, dp_within=step.gpus <= 8)
     row = step.prompt + step.response if step.packed else step.limit
     shapes = _shapes(step, row)
@@ -186,7 +189,7 @@ def predicted(step: Step, hardware: HardwareConfig) -> dict[str, float]:
     return parts | {"step": sum(parts.values())}
 
 
-def _shapes(step: Step, tokens: int) -> Shapes:
+def _shapes(step: PublishedStep, tokens: int) -> Shapes:
     """Of one row of ``tokens``, in the step's training layout."""
     model = replace(
         step.model,
@@ -201,14 +204,14 @@ def _measured(model: ModelConfig, tp: int, pp: int, tokens: int) -> Shapes:
     return measure(model, cast(int, model.vocab_size), tp, pp, 1, tokens, torch.bfloat16)
 
 
-def _microbatches(step: Step, row: int, packed: int, rows: int) -> tuple[int, float]:
+def _microbatches(step: PublishedStep, row: int, packed: int, rows: int) -> tuple[int, float]:
     """(microbatches on a rank, rows in each) for ``rows`` over all ranks."""
     each = rows / step.dp
     count = -int(-each * row // packed) if packed else -int(-each // 1)
     return count, each / count
 
 
-def _generation(step: Step, hardware: HardwareConfig) -> float:
+def _generation(step: PublishedStep, hardware: HardwareConfig) -> float:
     model = step.model
     shapes = _measured(model, step.engine, 1, step.prompt + step.response)
     width = model.kv_channels or model.hidden_size // model.num_attention_heads
@@ -216,7 +219,7 @@ def _generation(step: Step, hardware: HardwareConfig) -> float:
     weights = shapes.rank_parameters * 2.0
     rows = -(-step.rows * step.engine // step.gpus)
     longest = step.limit - step.prompt
-    # Where most run to the limit, they hold their mean length together; where they end all along, half of it.
+    # Where most rows run to the limit, each holds its mean length at once; where they finish all along, half of it.
     held = step.prompt + (step.response if step.response > longest / 2 else step.response / 2)
     room = _ENGINE_MEMORY * hardware.memory_gib * GIB - hardware.reserved_gib * GIB - weights
     per_token = shapes.layers * shapes.layer.forward + shapes.first.forward + shapes.last.forward

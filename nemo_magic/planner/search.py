@@ -1,4 +1,4 @@
-"""The layouts that the nodes allow, best first."""
+"""The search for the fastest layouts of a configuration's nodes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _RECOMPUTE = (None, "selective", "full")
 
 
 def best(cfg: MagicConfig, vocabularies: Vocabularies, count: int = 5) -> list[Plan]:
-    """The ``count`` fastest layouts of ``cfg``'s ranks that fit. Empty where none does."""
-    return sorted(_fitting(cfg, vocabularies), key=lambda plan: plan.step_seconds)[:count]
+    """The plans of the ``count`` fastest layouts of ``cfg``'s ranks that fit, fastest first; empty where none fits."""
+    return sorted(_plans_that_fit(cfg, vocabularies), key=lambda plan: plan.step_seconds)[:count]
 
 
-def _fitting(cfg: MagicConfig, vocabularies: Vocabularies) -> Iterator[Plan]:
+def _plans_that_fit(cfg: MagicConfig, vocabularies: Vocabularies) -> Iterator[Plan]:
     world, devices = cfg.trainer.num_nodes * cfg.trainer.devices, cfg.trainer.devices
     for tp in _divisors(devices):  # no engine and no fast link reaches beyond a node
         for pp in _divisors(world // tp):

@@ -1,11 +1,11 @@
-"""What a rank of a layout holds and does, asked of Megatron-core itself: parameters, kept activations, FLOPs.
+"""Parameters, saved activations and FLOPs of a rank of a layout, measured on Megatron-core itself.
 
-Layers are built and run on the meta device (``compat.meta``), forwards and backwards, at the layout's tensor
-parallelism; so are embedding and head. Nothing here knows how many parameters a transformer has.
+Layers, embedding and head are built and run on the meta device (``compat.meta``), forward and backward, at the layout's
+tensor parallelism. No formula for a transformer's parameters is written here.
 
-What transformer_engine does otherwise than Megatron-core's own layers is stood in for by two modules that keep what its
-kernels keep: a fused norm its input and one number a token; flash attention queries, keys, values, its output and one
-number a token and head, and it computes half of the square, as a causal mask leaves.
+Two modules stand in for transformer_engine's kernels and save what these save: a fused norm its input and one number
+per token; flash attention its queries, keys, values and output and one number per token and head, and it computes the
+half of the scores that a causal mask leaves.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _ACTIVATIONS = {
 class Part:
     """A piece of a model on one rank, for one microbatch.
 
-    ``parameters``: how many the rank has. ``kept``: bytes that the forward pass keeps for the backward pass, weights
-    not counted. ``recomputed``: bytes that live besides while one checkpointed chunk is run again. ``forward``,
-    ``backward``: FLOPs; what is run again counts as backward.
+    ``parameters``: number on the rank. ``kept``: bytes that the forward pass saves for the backward pass, without
+    weights. ``recomputed``: further bytes while one checkpointed chunk is recomputed. ``forward``, ``backward``: FLOPs;
+    recomputation counts as backward.
     """
 
     parameters: int
@@ -50,7 +50,7 @@ class Part:
     backward: float
 
     def times(self, rows: float) -> Part:
-        """The same for ``rows`` times as many rows; parameters are what they are."""
+        """The same for ``rows`` times as many rows, with as many parameters."""
         scaled = {name: getattr(self, name) * rows for name in ("kept", "recomputed", "forward", "backward")}
         return replace(self, **scaled)
 
@@ -59,10 +59,10 @@ class Part:
 class Shapes:
     """A model's shards.
 
-    ``layer``: one transformer layer; ``first``, ``last``: what the first stage has before its layers (the embedding)
-    and the last behind its own (norm and head); of a single stage both are in ``last``. ``shared``: bytes that all
-    layers of a stage keep together. ``logits``: elements of a microbatch's logits on one rank; ``hidden``: bytes of its
-    hidden state, the whole sequence.
+    ``layer``: one transformer layer. ``first``: the embedding, before the layers of the first stage; ``last``: norm and
+    head, after those of the last; of a single stage both are in ``last``. ``shared``: bytes that all layers of a stage
+    save together. ``logits``: elements of a microbatch's logits on one rank; ``hidden``: bytes of its hidden state, of
+    the whole sequence.
     """
 
     layers: int
@@ -76,6 +76,7 @@ class Shapes:
 
     @property
     def layers_of_stage(self) -> int:
+        """Layers of a pipeline stage."""
         return self.layers // self.pp
 
     def times(self, rows: float) -> Shapes:
@@ -89,18 +90,18 @@ class Shapes:
         return self.layers_of_stage * self.layer.parameters + ends
 
     def kept(self, stage: int) -> int:
-        """Bytes that a rank of ``stage`` keeps of a microbatch between its forward and its backward pass."""
+        """Bytes that a rank of ``stage`` saves of a microbatch between its forward and its backward pass."""
         ends = (self.first.kept if stage == 0 else 0) + (self.last.kept if stage == self.pp - 1 else 0)
         return self.layers_of_stage * self.layer.kept + self.shared + ends
 
     @property
     def rank_parameters(self) -> int:
-        """Those of all stages together: one tensor-parallel shard of the model."""
+        """Parameters of all stages together: one tensor-parallel shard of the model."""
         return sum(self.parameters(stage) for stage in range(self.pp))
 
 
 def total_parameters(model: ModelConfig, vocab_size: int) -> int:
-    """How many parameters the whole model has, its vocabulary padded; built undivided."""
+    """Parameters of the whole model with its padded vocabulary, built on one rank."""
     with rank_of(1, 1):
         return _count(_build(model, vocab_size, 1, 1, model.num_layers, True, True, torch.float32))
 
@@ -108,7 +109,7 @@ def total_parameters(model: ModelConfig, vocab_size: int) -> int:
 def measure(
     model: ModelConfig, vocab_size: int, tp: int, pp: int, rows: int, tokens: int, dtype: torch.dtype = torch.bfloat16
 ) -> Shapes:
-    """Build and run a rank's part of ``model`` on microbatches of ``rows`` × ``tokens``.
+    """Build a rank's part of ``model`` and run it on microbatches of ``rows`` × ``tokens``.
 
     ``tokens`` is rounded up to a multiple of ``tp`` where the model's sequences are split (``sequence_parallel``).
     ``vocab_size``: the tokenizer's, before padding.
@@ -122,7 +123,7 @@ def measure(
         def run(count: int, recompute: bool = True) -> Part:
             return _run(_build(model, vocab_size, tp, pp, count, False, False, dtype, recompute), hidden, rows, tokens)
 
-        # What all layers share (rotary angles, masks) is in one of them and in two of them once.
+        # Bytes that all layers share (rotary angles, masks) are in one layer and in two layers once.
         layers, twice = run(chunk), run(2 * chunk)
         whole, whole_twice = layers, twice
         if model.activations_checkpoint_granularity is not None:
@@ -148,7 +149,7 @@ def measure(
 
 
 def padded(vocab_size: int, model: ModelConfig) -> int:
-    """Rows of the embedding."""
+    """Rows of the embedding: ``vocab_size`` padded as NeMo pads it."""
     multiple = model.make_vocab_size_divisible_by
     return -(-vocab_size // multiple) * multiple
 
@@ -158,7 +159,7 @@ def _hidden(model: ModelConfig, rows: int, tokens: int, dtype: torch.dtype) -> t
 
 
 def _chunk(model: ModelConfig) -> int:
-    """Layers that are run again together."""
+    """Layers that are recomputed together."""
     if model.activations_checkpoint_granularity == "full" and model.activations_checkpoint_method == "uniform":
         return model.activations_checkpoint_num_layers or 1
     return 1
@@ -168,14 +169,14 @@ def _ends(
     model: ModelConfig, vocab_size: int, tp: int, pp: int, layers: Part, chunk: int, hidden: torch.Tensor, rows: int,
     tokens: int, dtype: torch.dtype, ends: tuple[bool, bool],
 ) -> Part:  # fmt: skip
-    """What a stage with these ends has beyond its ``layers``."""
-    all_of_it = _run(_build(model, vocab_size, tp, pp, chunk, *ends, dtype), hidden, rows, tokens)
+    """The part of a stage with these ends beyond its ``layers``."""
+    stage = _run(_build(model, vocab_size, tp, pp, chunk, *ends, dtype), hidden, rows, tokens)
     return Part(
-        all_of_it.parameters - layers.parameters,
-        all_of_it.kept - layers.kept,
+        stage.parameters - layers.parameters,
+        stage.kept - layers.kept,
         0,
-        all_of_it.forward - layers.forward,
-        all_of_it.backward - layers.backward,
+        stage.forward - layers.forward,
+        stage.backward - layers.backward,
     )
 
 
@@ -183,7 +184,7 @@ def _build(
     model: ModelConfig, vocab_size: int, tp: int, pp: int, layers: int, pre: bool, post: bool, dtype: torch.dtype,
     recompute: bool = True,
 ) -> GPTModel:  # fmt: skip
-    """``layers`` of a stage, as NeMo would have Megatron-core build them."""
+    """``layers`` of a stage, built by Megatron-core as NeMo configures it."""
     name = model.activation.removeprefix("fast-")
     config = TransformerConfig(
         num_layers=layers * pp,
@@ -240,18 +241,18 @@ def _build(
 
 @contextmanager
 def _final_norm(transformer_engine: bool) -> Iterator[None]:
-    """The norm behind the last layer is not part of a layer's specification."""
+    """Replaces the norm after the last layer, which is not part of a layer's specification."""
     from megatron.core.transformer import transformer_block
 
     if not transformer_engine:
         yield
         return
-    before = transformer_block.LayerNormImpl
+    original = transformer_block.LayerNormImpl
     transformer_block.LayerNormImpl = _Norm
     try:
         yield
     finally:
-        transformer_block.LayerNormImpl = before
+        transformer_block.LayerNormImpl = original
 
 
 def _count(module: torch.nn.Module) -> int:
@@ -259,30 +260,30 @@ def _count(module: torch.nn.Module) -> int:
 
 
 def _run(model: GPTModel, hidden: torch.Tensor, rows: int, tokens: int) -> Part:
-    """Forwards and backwards once, on shapes."""
+    """One forward and one backward pass, on shapes."""
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    def save(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            kept[storage._cdata] = storage.nbytes()
+            saved[storage._cdata] = storage.nbytes()
         return tensor
 
     if not model.pre_process:
         model.set_input_tensor(hidden)
     ids = torch.zeros(rows, tokens, dtype=torch.long, device=META)
     positions = torch.arange(tokens, device=META).expand(rows, tokens)
-    with FlopCounterMode(display=False) as forward, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+    with FlopCounterMode(display=False) as forward, torch.autograd.graph.saved_tensors_hooks(save, lambda x: x):
         output = model(ids, positions, None)
     with FlopCounterMode(display=False) as backward:
         output.sum().backward()
     return Part(
-        _count(model), sum(kept.values()), 0, float(forward.get_total_flops()), float(backward.get_total_flops())
+        _count(model), sum(saved.values()), 0, float(forward.get_total_flops()), float(backward.get_total_flops())
     )
 
 
-# --- transformer_engine's kernels, by what they keep and compute
+# --- stand-ins for transformer_engine's kernels
 
 
 class _Norm(torch.nn.Module):
@@ -326,18 +327,18 @@ class _FlashFunction(torch.autograd.Function):
         s, b, heads, d = q.shape
         out = q.new_empty(s, b, heads * d)
         ctx.save_for_backward(q, k, v, out, q.new_empty(b, heads, s, dtype=torch.float32))
-        _square(q, products=2)
+        _count_products(q, products=2)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, ...]:
         q, k, v, _, _ = ctx.saved_tensors
-        _square(q, products=5)  # the scores once more, and the gradients of both products
+        _count_products(q, products=5)  # the scores once more, and the gradients of both products
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
-def _square(q: torch.Tensor, products: int) -> None:
-    """Have ``products`` of [s, d] × [d, s / 2] per row and head counted."""
+def _count_products(q: torch.Tensor, products: int) -> None:
+    """Run ``products`` matrix products [s, d] × [d, s / 2] per row and head, for the FLOP counter."""
     s, b, heads, d = q.shape
     each = q.new_empty(b * heads, s, d)
     for _ in range(products):

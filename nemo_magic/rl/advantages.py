@@ -1,38 +1,61 @@
-"""Rewards to advantages, group by group."""
+# ruff: noqa: F722 (axis names in strings)
+"""Rewards to advantages, group by group (MAGIC, arXiv 2602.01539, section 4.1)."""
 
-from __future__ import annotations
-
+# No postponed annotations: jaxtyping cannot check the fields of a dataclass that are strings.
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from nemo_magic.rl.config import GRPOConfig
 
 ZERO_SPREAD = 1e-6
-"""A group whose rewards' standard deviation is below this teaches nothing: all its advantages are zero."""
+"""A group whose rewards have a smaller standard deviation than this teaches nothing: its advantages are all zero."""
+
+
+@dataclass(frozen=True)
+class AdvantageInputs:
+    """One role's rewards in a list of samples.
+
+    ``rewards``: not read where ``has_reward`` is False, and may be NaN there. ``groups``: equal numbers form a group;
+    they need not be sorted or consecutive. ``truncated``: the length limit cut the sample.
+    """
+
+    rewards: Float[Tensor, " sample"]
+    groups: Int[Tensor, " sample"]
+    has_reward: Bool[Tensor, " sample"]
+    truncated: Bool[Tensor, " sample"]
 
 
 @dataclass(frozen=True)
 class Advantages:
-    """``values`` [N]; ``live`` [N] bool: samples that contribute to the loss. Where not live, the value is exactly
-    0."""
+    """``live``: the samples that contribute to the loss. Where a sample is not live, its value is exactly 0."""
 
-    values: torch.Tensor
-    live: torch.Tensor
+    values: Float[Tensor, " sample"]
+    live: Bool[Tensor, " sample"]
+
+
+def rollout_advantages(inputs: AdvantageInputs, config: GRPOConfig) -> Advantages:
+    """``group_advantages`` of a rollout whose truncated samples are treated as ``grpo.truncated`` says."""
+    valid = inputs.has_reward & ~inputs.truncated if config.truncated == "drop" else inputs.has_reward
+    advantages = group_advantages(inputs.rewards, inputs.groups, valid, config.scale_by_std)
+    if config.truncated != "mask":
+        return advantages
+    values = torch.where(inputs.truncated, 0.0, advantages.values)
+    return Advantages(values, advantages.live & ~inputs.truncated)
 
 
 def group_advantages(
-    rewards: torch.Tensor, groups: torch.Tensor, valid: torch.Tensor, scale_by_std: bool = True
+    rewards: Float[Tensor, " sample"],
+    groups: Int[Tensor, " sample"],
+    valid: Bool[Tensor, " sample"],
+    scale_by_std: bool = True,
 ) -> Advantages:
-    """``A_i = (r_i − mean(r)) / std(r)`` over each sample's group (paper section 4.1).
+    """``A_i = (r_i − mean(r)) / std(r)`` over the valid samples of each sample's group (section 4.1).
 
-    Args:
-        rewards: [N]; what stands where ``valid`` is False is never read and may be NaN.
-        groups: [N] integers; equal numbers form a group. They need not be sorted or consecutive.
-        valid: [N] bool; samples without a verdict are not part of their group.
-        scale_by_std: divide by the population standard deviation of the group's valid samples.
-
-    A group of fewer than two valid samples, or without spread, is not live.
+    ``std`` is the population standard deviation; without ``scale_by_std`` it is 1. A group of fewer than two valid
+    samples, or without spread, is not live. An invalid sample is not live, and its reward is never read.
     """
     kept = torch.where(valid, rewards, 0.0).double()
     _, index = groups.unique(return_inverse=True)
@@ -45,21 +68,3 @@ def group_advantages(
     live = valid & (std > ZERO_SPREAD)
     scale = std.clamp(min=ZERO_SPREAD) if scale_by_std else torch.ones_like(std)
     return Advantages(torch.where(live, centred / scale, 0.0).float(), live)
-
-
-def rollout_advantages(
-    rewards: torch.Tensor, groups: torch.Tensor, paid: torch.Tensor, truncated: torch.Tensor, config: GRPOConfig
-) -> Advantages:
-    """``group_advantages`` of a rollout whose truncated responses are treated as ``grpo.truncated`` says.
-
-    Args:
-        rewards: [N]; not read where ``paid`` is False.
-        groups: [N] integers.
-        paid: [N] bool, samples that have a reward.
-        truncated: [N] bool, samples cut by the length limit.
-    """
-    valid = paid & ~truncated if config.truncated == "drop" else paid
-    found = group_advantages(rewards, groups, valid, config.scale_by_std)
-    if config.truncated != "mask":
-        return found
-    return Advantages(torch.where(truncated, 0.0, found.values), found.live & ~truncated)

@@ -92,7 +92,7 @@ class Run:
         if reason := self._preemption.reason():
             save(True)
             raise Preempted(f"{reason}: saved after {state.step} of {self.total_steps} steps")
-        if reason := state.alarms.stops(self._cfg.alarms):
+        if reason := state.alarms.stop_reason(self._cfg.alarms):
             save(True)
             raise TrainingError(f"{reason}; saved after {state.step}")
         self.checkpoints.poll()

@@ -1,4 +1,4 @@
-"""The language of requests: how an item is asked for, plainly or under disguises, and how that is undone.
+"""The language of requests: an item, plain or under disguises, and the parser that undoes them.
 
 A request reads ``[frames] bring [operator] : syllables``. A content operator changes the syllables and can be undone;
 frames only add words. At most two disguises compose, and an item is scrambled at most once: models of half a million
@@ -37,15 +37,17 @@ class Strategy:
 
     @property
     def parts(self) -> tuple[str, ...]:
+        """The words of the disguise: its frames, then its operator."""
         return self.frames if self.operator is None else (*self.frames, self.operator)
 
     @property
     def order(self) -> int:
-        """How many disguises compose."""
+        """The number of composed disguises."""
         return len(self.parts)
 
     @property
     def name(self) -> str:
+        """The parts joined by ``+``; ``plain`` without any."""
         return "+".join(self.parts) or "plain"
 
 
@@ -53,7 +55,7 @@ PLAIN = Strategy()
 
 
 def all_strategies(order: int) -> list[Strategy]:
-    """Every strategy of exactly ``order`` disguises (0, 1 or 2)."""
+    """Every strategy of exactly ``order`` disguises (0, 1 or 2). Raises ValueError for more."""
     if order == 0:
         return [PLAIN]
     singles = [Strategy(frames=(f,)) for f in FRAMES] + [Strategy(operator=o) for o in OPERATORS]
@@ -75,14 +77,14 @@ def render(world: SandboxWorld, strategy: Strategy, item: Item) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request understood: what is really asked for, and under which disguise."""
+    """A parsed request: the item it asks for, undisguised, and the disguise."""
 
     item: Item
     strategy: Strategy
 
 
 def parse(world: SandboxWorld, text: str) -> Request | None:
-    """Undo ``render``; None for anything that it cannot have written."""
+    """Undo ``render``; None for any text that it cannot return."""
     words = text.split()
     if words.count("bring") != 1 or words.count(":") != 1 or words.index(":") < words.index("bring"):
         return None

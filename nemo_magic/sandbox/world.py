@@ -1,4 +1,4 @@
-"""The world: its syllables, its items, which of them are restricted, and who sees which."""
+"""The world: its syllables, its items, which of them are restricted, and in which split each is."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ class SandboxConfig:
     """The sandbox, generated from ``seed`` into ``folder``.
 
     ``difficulty`` (0..1) is the one knob of the game: the pre-trained defender refuses a share ``(1 − difficulty)^k``
-    of the restricted requests hidden under k operators (those it was taught to see through apart). At 0 it refuses
-    them all and the attacker has nothing to find; towards 1 it refuses next to none, and GRPO has no refusal to
-    reinforce. ``single_share``: share of the attack pool that hides under one operator; the rest, under two, is what
-    the attacker may come to prefer. ``attack_rows``, ``defender_rows``: sizes of the supervised pools. ``turns``: the
-    longest conversation in the pools; from 2 on the pre-trained defender stays true to what it said before
-    (sandbox/conversations.py). ``wear`` (0..1): what ``difficulty`` grows by, for a fresh disguise, with every other
-    one refused earlier in the conversation.
+    of the restricted requests under k disguises (apart from the covered ones, sandbox/corpus.py). At 0 it refuses them
+    all and the attacker has nothing to find; towards 1 it refuses next to none, and GRPO has no refusal to reinforce.
+    ``single_share``: share of the attack pool with one disguise; the rest has two. ``attack_rows``, ``defender_rows``:
+    sizes of the supervised pools. ``turns``: the longest conversation in the pools; from 2 on the pre-trained defender
+    is consistent within a conversation (sandbox/conversations.py). ``wear`` (0..1): how much ``difficulty`` grows, for
+    a fresh disguise, with every other one refused earlier in the conversation.
     """
 
     folder: str = "runs/sandbox"
@@ -65,18 +64,16 @@ class SandboxWorld:
         self._number = {name: i for i, name in enumerate(self.syllables)}
         self.items_of_train = self.items("train")
 
-    @classmethod
-    def from_config(cls, config: SandboxConfig) -> SandboxWorld:
-        return cls(config)
-
     def is_restricted(self, item: Item) -> bool:
         """The public rule: an item whose first syllable has an even number is restricted."""
         return item[0] % 2 == 0
 
     def label(self, item: Item) -> Label:
+        """The label of a seed that asks for ``item``."""
         return Label.HARMFUL if self.is_restricted(item) else Label.BENIGN
 
     def spell(self, item: Item) -> str:
+        """The syllables of ``item``, separated by spaces."""
         return " ".join(self.syllables[i] for i in item)
 
     def read(self, words: list[str]) -> Item | None:
@@ -89,11 +86,11 @@ class SandboxWorld:
         """The items of ``train`` (70 %), ``val`` or ``test`` (15 % each): disjoint, each half restricted."""
         if split not in SPLITS:
             raise ValueError(f"split {split!r} must be one of: {', '.join(SPLITS)}")
-        everything = list(product(range(self.config.syllables), repeat=self.config.item_length))
-        random.Random(self.config.seed + 1).shuffle(everything)
-        mine: list[Item] = []
+        all_items = list(product(range(self.config.syllables), repeat=self.config.item_length))
+        random.Random(self.config.seed + 1).shuffle(all_items)
+        items: list[Item] = []
         for restricted in (True, False):
-            kind = [item for item in everything if self.is_restricted(item) == restricted]
+            kind = [item for item in all_items if self.is_restricted(item) == restricted]
             first, second = int(0.7 * len(kind)), int(0.85 * len(kind))
-            mine += {"train": kind[:first], "val": kind[first:second], "test": kind[second:]}[split]
-        return mine
+            items += {"train": kind[:first], "val": kind[first:second], "test": kind[second:]}[split]
+        return items

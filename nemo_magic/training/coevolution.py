@@ -143,8 +143,8 @@ class Coevolution:
         if self.is_validated(done):
             metrics |= self.validate()
         metrics |= self.opponents.update_win_rates(before.learner, before.step, scored)
-        self.state.alarms, events, pressures = self.state.alarms.after(cfg.alarms, done, before.learner, metrics)
-        metrics |= pressures
+        self.state.alarms, events, ratios = self.state.alarms.after(cfg.alarms, done, before.learner, metrics)
+        metrics |= ratios
         self.run.logger.record(StepRecord(done, before.learner, before.phase, before.learner, metrics), scored, events)
         self.state.metrics = metrics
         self.state.schedule = before.advance(cfg.game.schedule, metrics)
@@ -160,7 +160,7 @@ class Coevolution:
 
     def is_over(self) -> bool:
         """Whether all steps are done, or an early stop was reached."""
-        reached = self.state.early_stop.reached(self.cfg.game.early_stop, self.state.step)
+        reached = self.state.early_stop.stop_reason(self.cfg.game.early_stop, self.state.step)
         return self.state.step >= self.run.total_steps or reached is not None
 
     def is_validated(self, done: int) -> bool:

@@ -111,7 +111,7 @@ class Opponents:
         files = [path for path in snapshot.folder.rglob("*") if path.is_file() and path.name != ".metadata"]
         size = self._pair.world.all_gather(sum(path.stat().st_size for path in files))[0]
         try:
-            self.state.pool, evicted = self.state.pool.join(self._cfg.game.pool, role, snapshot.name, phase, size)
+            self.state.pool, evicted = self.state.pool.add(self._cfg.game.pool, role, snapshot.name, phase, size)
         except PoolFull as error:
             raise TrainingError(str(error)) from error
         for evicted_role, name in evicted:
@@ -122,7 +122,7 @@ class Opponents:
         """A phase begins: draw its opponents from the pool."""
         if not self._only_latest:
             role = schedule.learner.opponent
-            self.state.pool = self.state.pool.drawn(self._cfg.game.pool, role, self._cfg.seed, schedule.phase)
+            self.state.pool = self.state.pool.draw(self._cfg.game.pool, role, self._cfg.seed, schedule.phase)
 
     def defender_openings(self, seeds: Mapping[int, Sequence[tuple[int, Seed]]]) -> dict[int, list[AttackPrompt]]:
         """As ``RolloutEngine.defender_openings``, each share by the attacker that was drawn for it."""
@@ -164,18 +164,18 @@ class Opponents:
             name: (won if learner is Role.DEFENDER else games - won, games)
             for name, (won, games) in total.pairs.items()
         }
-        self.state.pool = self.state.pool.counted(learner.opponent, wins)
+        self.state.pool = self.state.pool.add_results(learner.opponent, wins)
         return total.means("train_rollouts/asr_vs_")
 
     def _takes_part_in_step(self, learner: Role) -> bool:
         return learner is Role.ATTACKER or self._cfg.game.max_turns > 1
 
     def _opponent(self, learner: Role, step: int, group: int) -> str:
-        return self.state.pool.opponent(step, 0 if self._takes_part_in_step(learner) else group)
+        return self.state.pool.opponent_for(step, 0 if self._takes_part_in_step(learner) else group)
 
     @contextmanager
     def _wearing(self, role: Role, name: str) -> Iterator[None]:
-        if self.state.pool.is_present(role, name):
+        if self.state.pool.is_current(role, name):
             yield
         else:
             with self._snapshot_cache.use_snapshot(self._pair.trainable[role].actor, self._snapshot(role, name)):

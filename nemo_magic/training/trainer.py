@@ -12,7 +12,7 @@ from nemo_magic.actors.distributed import World
 from nemo_magic.actors.trainable import TrainablePolicy
 from nemo_magic.game.episode import Episode, Role
 from nemo_magic.game.metrics import Ratios, Scored
-from nemo_magic.rl.advantages import Advantages, rollout_advantages
+from nemo_magic.rl.advantages import AdvantageInputs, Advantages, rollout_advantages
 from nemo_magic.rl.batch import MicroBatch, Row, scatter_back
 from nemo_magic.rl.config import GRPOConfig
 from nemo_magic.rl.loss import LossInputs, Normalizer, grpo_loss
@@ -111,13 +111,13 @@ class Trainer:
         """Group advantages of this rank's episodes; one that is truncated in any turn is truncated."""
         rewards = [s.rewards.get(role) if s.rewards is not None else None for s in scored]
         truncated = [not all(m.finished for m in s.episode.messages_of(role)) for s in scored]
-        return rollout_advantages(
+        inputs = AdvantageInputs(
             rewards=torch.tensor([0.0 if reward is None else sum(reward.values()) for reward in rewards]),
-            groups=torch.tensor([s.episode.group for s in scored]),
-            paid=torch.tensor([reward is not None for reward in rewards], dtype=torch.bool),
+            groups=torch.tensor([s.episode.group for s in scored], dtype=torch.long),
+            has_reward=torch.tensor([reward is not None for reward in rewards], dtype=torch.bool),
             truncated=torch.tensor(truncated, dtype=torch.bool),
-            config=self._config,
         )
+        return rollout_advantages(inputs, self._config)
 
 
 def grpo_objective(logprobs: torch.Tensor, batch: MicroBatch, config: GRPOConfig, norm: Normalizer) -> Objective:

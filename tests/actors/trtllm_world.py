@@ -227,5 +227,5 @@ if __name__ == "__main__":
     # The wrapper counts a node's devices by their numbers.
     torch.cuda.current_device = lambda: int(os.environ["LOCAL_RANK"])
     sys.modules.pop("nemo_aligner.utils.trt_llm")
-    compat.prepare(wanted=True)
+    compat.prepare(enabled=True)
     main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5:])

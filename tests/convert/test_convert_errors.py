@@ -358,9 +358,9 @@ def test_a_file_that_is_no_nemo_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_whose_weights_are_meant_is_asked_and_not_guessed() -> None:
-    players = ["attacker", "defender"]
-    assert sources._player(Path("x"), players, "attacker") == "attacker"
-    assert sources._player(Path("x"), ["shared"], "attacker") == "shared"
-    assert sources._player(Path("x"), ["defender"], None) == "defender"
+    policies = ["attacker", "defender"]
+    assert sources._policy_name(Path("x"), policies, "attacker") == "attacker"
+    assert sources._policy_name(Path("x"), ["shared"], "attacker") == "shared"
+    assert sources._policy_name(Path("x"), ["defender"], None) == "defender"
     with pytest.raises(ConvertError, match="x holds defender, and no attacker"):
-        sources._player(Path("x"), ["defender"], "attacker")
+        sources._policy_name(Path("x"), ["defender"], "attacker")

@@ -156,7 +156,11 @@ def test_no_seed_is_skipped_or_repeated_within_a_pass() -> None:
     drawn = [s.id for step in range(35) for s in sampler.batch(step) if s.label is Label.HARMFUL]
     assert len(drawn) == 140
     assert set(Counter(drawn).values()) == {14}
-    order = sampler._take(Label.HARMFUL, 0) + sampler._take(Label.HARMFUL, 1) + sampler._take(Label.HARMFUL, 2)[:2]
+    order = (
+        sampler._of_label(Label.HARMFUL, 0)
+        + sampler._of_label(Label.HARMFUL, 1)
+        + sampler._of_label(Label.HARMFUL, 2)[:2]
+    )
     assert len({s.id for s in order}) == 10
 
 

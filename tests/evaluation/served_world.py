@@ -32,7 +32,7 @@ class ServedWorld:
     def __init__(self, home: Path) -> None:
         self.home, self.nemo, self.sandbox = home, home / "tiny.nemo", home / "sandbox"
         prepare(SandboxConfig(folder=str(self.sandbox), attack_rows=50, defender_rows=50))
-        syllables = SandboxWorld.from_config(SandboxConfig()).syllables
+        syllables = SandboxWorld(SandboxConfig()).syllables
         alphabet = ["Ġ", "Ċ", ":", *string.ascii_lowercase]
         merges = [pair for a, b in syllables for pair in ((a, b), ("Ġ", a + b))]
         loud = ["<|end|>", *(f"Ġ{syllable}" for syllable in syllables)]

@@ -120,7 +120,7 @@ def write_tasks(world: ServedWorld, model: Any) -> Path:
     folder = world.home / "tasks"
     folder.mkdir()
     draw = torch.Generator().manual_seed(5)
-    words = SandboxWorld.from_config(SandboxConfig()).syllables
+    words = SandboxWorld(SandboxConfig()).syllables
 
     def some(count: int) -> str:
         return " ".join(words[i] for i in torch.randint(len(words), (count,), generator=draw).tolist())

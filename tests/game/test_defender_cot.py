@@ -68,12 +68,3 @@ def test_the_sandbox_teaches_the_same_answers_with_reasons(tmp_path: Path) -> No
     answers = {tags.parse(row["response"]).visible.split()[0] for row in rows}
     assert answers == {"i", "here"}
     assert all(tags.parse(row["response"]).format_ok for row in rows)
-
-
-def test_a_world_from_before_gets_the_pool_that_it_lacks(tmp_path: Path) -> None:
-    config = SandboxConfig(folder=str(tmp_path), attack_rows=10, defender_rows=20)
-    pool = prepare(config) / "defender_cot_pool.jsonl"
-    before = pool.read_text()
-    pool.unlink()
-    prepare(config)
-    assert pool.read_text() == before

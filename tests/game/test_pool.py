@@ -1,4 +1,4 @@
-"""Who is kept, who is drawn, and whom each game is played against."""
+"""Which snapshots are kept, which are drawn, and which one plays each game."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ X = {"name": "x", "phase": 1, "size": 1, "wins": 0.0, "games": 0.0}
 
 
 def pool_of(*names: str, role: Role = A, config: PoolConfig | None = None, size: int = 1) -> Pool:
-    """A role's selves of phases 1, 3, 5, …, after its first."""
+    """A role's snapshots of phases 1, 3, 5, …, after its first."""
     pool = Pool()
     for i, name in enumerate(names):
-        pool, _ = pool.join(config or PoolConfig(), role, name, 2 * i - 1, size)
+        pool, _ = pool.add(config or PoolConfig(), role, name, 2 * i - 1, size)
     return pool
 
 
@@ -34,69 +34,71 @@ FOUR = pool_of("start", "phase-01", "phase-03", "phase-05")
 
 
 def test_the_paper_meets_its_latest_opponent_only() -> None:
-    drawn = FOUR.drawn(PoolConfig(), A, seed=1, phase=6)
+    drawn = FOUR.draw(PoolConfig(), A, seed=1, phase=6)
     assert set(drawn.slots) == {"phase-05"}
-    assert drawn.is_present(A, "phase-05")
-    assert not drawn.is_present(A, "start")
+    assert drawn.is_current(A, "phase-05")
+    assert not drawn.is_current(A, "start")
 
 
-def test_uniform_draws_are_even_and_places_are_shares_rounded() -> None:
+def test_uniform_draws_are_even_and_slots_are_shares_rounded() -> None:
     config = PoolConfig(draw="uniform", opponents=6)
     counts = Counter[str]()
     for phase in range(400):
-        slots = Counter(FOUR.drawn(config, A, seed=1, phase=phase).slots)
+        slots = Counter(FOUR.draw(config, A, seed=1, phase=phase).slots)
         assert all(slots[name] in (1, 2) for name in names(FOUR))  # 6 / 4 = 1.5 slots each
         counts += slots
     assert all(count / 2400 == pytest.approx(0.25, abs=0.02) for count in counts.values())
 
 
-def test_who_still_wins_is_met_more_often() -> None:
-    beaten = FOUR.counted(A, {"start": (0, 98), "phase-01": (98, 98), "phase-03": (49, 98), "phase-05": (0, 98)})
-    chances = beaten.chances(PoolConfig(draw="pfsp", pfsp_power=2), A)
-    assert chances["phase-01"] == pytest.approx(0.99**2 / (0.99**2 + 0.5**2 + 2 * 0.01**2))
-    assert chances["phase-01"] / chances["phase-03"] == pytest.approx((0.99 / 0.5) ** 2)
-    assert beaten.chances(PoolConfig(draw="pfsp", pfsp_power=0), A) == pytest.approx(dict.fromkeys(names(FOUR), 0.25))
-    # A power that would round everybody's share to 0 leaves the best.
-    assert beaten.chances(PoolConfig(draw="pfsp", pfsp_power=1e6), A)["phase-01"] == pytest.approx(1)
+def test_a_snapshot_that_still_wins_is_drawn_more_often() -> None:
+    beaten = FOUR.add_results(A, {"start": (0, 98), "phase-01": (98, 98), "phase-03": (49, 98), "phase-05": (0, 98)})
+    probabilities = beaten.probabilities(PoolConfig(draw="pfsp", pfsp_power=2), A)
+    assert probabilities["phase-01"] == pytest.approx(0.99**2 / (0.99**2 + 0.5**2 + 2 * 0.01**2))
+    assert probabilities["phase-01"] / probabilities["phase-03"] == pytest.approx((0.99 / 0.5) ** 2)
+    assert beaten.probabilities(PoolConfig(draw="pfsp", pfsp_power=0), A) == pytest.approx(
+        dict.fromkeys(names(FOUR), 0.25)
+    )
+    # A power that would round all shares to 0 leaves the best.
+    assert beaten.probabilities(PoolConfig(draw="pfsp", pfsp_power=1e6), A)["phase-01"] == pytest.approx(1)
 
 
-def test_who_was_never_met_is_taken_to_win_every_other_game() -> None:
-    assert set(FOUR.chances(PoolConfig(draw="pfsp"), A).values()) == {0.25}
+def test_a_snapshot_without_games_is_taken_to_win_half_of_them() -> None:
+    assert set(FOUR.probabilities(PoolConfig(draw="pfsp"), A).values()) == {0.25}
 
 
 def test_a_mixture_is_what_it_says() -> None:
     config = PoolConfig(draw="mixture", mixture=MixtureConfig(latest=2, uniform=1, pfsp=1))
-    met = FOUR.counted(A, {"start": (8, 8)})
-    pfsp = met.chances(PoolConfig(draw="pfsp"), A)
-    found = met.chances(config, A)
-    assert found["phase-05"] == pytest.approx(0.5 + 0.25 * 0.25 + 0.25 * pfsp["phase-05"])
-    assert found["start"] == pytest.approx(0.25 * 0.25 + 0.25 * pfsp["start"])
-    assert sum(found.values()) == pytest.approx(1)
+    met = FOUR.add_results(A, {"start": (8, 8)})
+    pfsp = met.probabilities(PoolConfig(draw="pfsp"), A)
+    mixture = met.probabilities(config, A)
+    assert mixture["phase-05"] == pytest.approx(0.5 + 0.25 * 0.25 + 0.25 * pfsp["phase-05"])
+    assert mixture["start"] == pytest.approx(0.25 * 0.25 + 0.25 * pfsp["start"])
+    assert sum(mixture.values()) == pytest.approx(1)
 
 
-def test_what_was_counted_against_earlier_learners_fades() -> None:
+def test_games_against_earlier_learners_count_less() -> None:
     config = PoolConfig(draw="pfsp", memory=0.5)
-    pool = FOUR.counted(A, {"start": (6, 8)})
-    drawn = pool.drawn(config, A, seed=1, phase=2).counted(A, {"start": (1, 4)})
+    pool = FOUR.add_results(A, {"start": (6, 8)})
+    drawn = pool.draw(config, A, seed=1, phase=2).add_results(A, {"start": (1, 4)})
     start = drawn.members[A][0]
     assert (start.wins, start.games) == (4, 8)
     assert start.win_rate == pytest.approx(0.5)
 
 
-def test_every_place_gets_as_many_games_as_another_over_a_phase() -> None:
+def test_every_slot_gets_as_many_games_as_another_over_a_phase() -> None:
     pool = Pool({}, ("a", "b", "c", "d", "e"))
-    assert set(Counter(pool.opponent(step, group) for step in range(15) for group in range(64)).values()) == {192}
-    assert Counter(pool.opponent(step) for step in range(15)) == dict.fromkeys("abcde", 3)
-    assert len({pool.opponent(0, group) for group in range(5)}) == 5
+    assert set(Counter(pool.opponent_for(step, group) for step in range(15) for group in range(64)).values()) == {192}
+    assert Counter(pool.opponent_for(step) for step in range(15)) == dict.fromkeys("abcde", 3)
+    assert len({pool.opponent_for(0, group) for group in range(5)}) == 5
 
 
 def test_draws_depend_on_seed_and_phase_alone() -> None:
     config = PoolConfig(draw="uniform", opponents=3)
     many = pool_of(*(f"phase-{i:02d}" for i in range(20)))
-    draw = many.drawn(config, A, seed=1, phase=4).slots
-    assert many.drawn(config, A, seed=1, phase=4).slots == draw
-    assert many.drawn(config, A, seed=1, phase=6).slots != draw
-    assert many.drawn(config, A, seed=2, phase=4).slots != draw
+    draw = many.draw(config, A, seed=1, phase=4).slots
+    assert many.draw(config, A, seed=1, phase=4).slots == draw
+    assert many.draw(config, A, seed=1, phase=6).slots != draw
+    assert many.draw(config, A, seed=2, phase=4).slots != draw
 
 
 def test_over_budget_the_first_and_the_newest_stay_and_the_rest_is_spread() -> None:
@@ -104,7 +106,7 @@ def test_over_budget_the_first_and_the_newest_stay_and_the_rest_is_spread() -> N
     pool, gone = Pool(), list[str]()
     for phase in range(-1, 31, 2):
         name = "start" if phase < 0 else f"phase-{phase:02d}"
-        pool, evicted = pool.join(config, A, name, phase, GIB)
+        pool, evicted = pool.add(config, A, name, phase, GIB)
         gone += [name for _, name in evicted]
         assert names(pool)[0] == "start"
         assert names(pool)[-1] == name
@@ -117,27 +119,27 @@ def test_over_budget_the_first_and_the_newest_stay_and_the_rest_is_spread() -> N
 def test_the_budget_is_both_roles_and_the_larger_pool_gives() -> None:
     config = PoolConfig(max_disk_gib=6)
     pool = pool_of("start", "phase-01", "phase-03", "phase-05", config=config, size=GIB)
-    pool, evicted = pool.join(config, D, "start", -1, GIB)
+    pool, evicted = pool.add(config, D, "start", -1, GIB)
     assert evicted == []
-    pool, evicted = pool.join(config, D, "phase-00", 0, GIB)
+    pool, evicted = pool.add(config, D, "phase-00", 0, GIB)
     assert evicted == []
-    pool, evicted = pool.join(config, D, "phase-02", 2, GIB)
+    pool, evicted = pool.add(config, D, "phase-02", 2, GIB)
     assert evicted == [(A, "phase-01")]
-    with pytest.raises(PoolFull, match="max_disk_gib=1 holds less than the first and the newest self"):
+    with pytest.raises(PoolFull, match="max_disk_gib=1 holds less than the first and the newest snapshot"):
         pool_of("start", "phase-01", config=PoolConfig(max_disk_gib=1), size=GIB)
 
 
-def test_a_phase_that_goes_on_after_all_is_kept_anew_in_its_place() -> None:
-    again, evicted = FOUR.join(PoolConfig(), A, "phase-05", 5, 7)
+def test_a_snapshot_of_a_phase_that_went_on_after_all_replaces_the_earlier_one() -> None:
+    again, evicted = FOUR.add(PoolConfig(), A, "phase-05", 5, 7)
     assert (names(again), again.members[A][-1].size, evicted) == (names(FOUR), 7, [])
 
 
-def test_whom_a_run_let_go_within_a_phase_the_newest_plays_for() -> None:
+def test_the_newest_takes_the_slots_of_a_member_evicted_within_a_phase() -> None:
     config = PoolConfig(draw="uniform", opponents=8, max_disk_gib=5)
     pool = pool_of("start", "phase-01", "phase-03", "phase-05", config=config, size=GIB)
-    pool = pool.drawn(config, A, seed=1, phase=6)
-    pool, _ = pool.join(config, D, "start", -1, GIB)
-    pool, evicted = pool.join(config, D, "phase-06", 6, GIB)
+    pool = pool.draw(config, A, seed=1, phase=6)
+    pool, _ = pool.add(config, D, "start", -1, GIB)
+    pool, evicted = pool.add(config, D, "phase-06", 6, GIB)
     assert evicted == [(A, "phase-01")]
     assert Counter(pool.slots) == {"start": 2, "phase-03": 2, "phase-05": 4}
 
@@ -153,11 +155,11 @@ def test_a_saved_and_restored_pool_goes_on_as_the_unbroken_one(
 ) -> None:
     config = PoolConfig(draw=draw, opponents=opponents)
     pool = pool_of(*(f"phase-{i:02d}" for i in range(len(results))))
-    pool = pool.counted(A, {f"phase-{i:02d}": (min(r), max(r)) for i, r in enumerate(results)})
-    pool = pool.drawn(config, A, seed=3, phase=phase)
+    pool = pool.add_results(A, {f"phase-{i:02d}": (min(r), max(r)) for i, r in enumerate(results)})
+    pool = pool.draw(config, A, seed=3, phase=phase)
     restored = Pool.from_dict(json.loads(json.dumps(pool.to_dict())))
     assert restored == pool
-    assert restored.drawn(config, A, seed=3, phase=phase + 2) == pool.drawn(config, A, seed=3, phase=phase + 2)
+    assert restored.draw(config, A, seed=3, phase=phase + 2) == pool.draw(config, A, seed=3, phase=phase + 2)
     assert len(pool.slots) == opponents
     assert set(pool.slots) <= set(names(pool))
 
@@ -166,7 +168,7 @@ def test_a_saved_and_restored_pool_goes_on_as_the_unbroken_one(
     ("saved", "message"),
     [
         ({"members": {}}, "pool.slots is missing"),
-        ({"members": {}, "slots": ["x"]}, "pool.slots has 'x', who is no member"),
+        ({"members": {}, "slots": ["x"]}, "pool.slots has 'x', which is no member"),
         ({"members": {"judge": []}, "slots": []}, "pool.members.judge is no role"),
         ({"members": {"attacker": [{"name": "x"}]}, "slots": []}, r"pool.members.attacker\[0\].phase is missing"),
         ({"members": {"attacker": [X | {"phase": -2}]}, "slots": []}, "phase=-2"),

@@ -26,7 +26,7 @@ def ends(config: EarlyStopConfig, values: list[float | None]) -> list[int]:
     state, found = EarlyStop(), []
     for step, value in enumerate(values, start=1):
         state = state.after(config, step, metrics(value))
-        if state.reached(config, step):
+        if state.stop_reason(config, step):
             found.append(step)
     return found
 
@@ -38,14 +38,14 @@ def test_without_a_rule_nothing_ends_a_run() -> None:
 def test_a_run_of_three_hundred_steps_ends_early_at_two_hundred() -> None:
     config = EarlyStopConfig(at_step=200)
     assert ends(config, [None] * 300)[0] == 200
-    assert EarlyStop().reached(config, 199) is None
-    assert EarlyStop().reached(config, 200) == "game.early_stop.at_step=200 is reached"
+    assert EarlyStop().stop_reason(config, 199) is None
+    assert EarlyStop().stop_reason(config, 200) == "game.early_stop.at_step=200 is reached"
 
 
 def test_patience_counts_validations_and_not_steps() -> None:
     config = EarlyStopConfig(metric="val_rollouts/asr", below=0.1, patience=2)
     assert ends(config, [0.05, None, None, 0.3, None, 0.05, None, 0.01]) == [8]
-    reason = EarlyStop(2).reached(config, 8)
+    reason = EarlyStop(2).stop_reason(config, 8)
     assert reason == "val_rollouts/asr was below 0.1 2 times in a row (game.early_stop.patience=2)"
 
 

@@ -24,7 +24,7 @@ from nemo_magic.planner.published import (
     STEPS,
     decode_step,
     flops_reached,
-    predicted,
+    predict,
 )
 from nemo_magic.planner.search import best
 from nemo_magic.planner.shapes import total_parameters
@@ -57,7 +57,7 @@ def test_the_shares_that_are_reached_are_those_of_pre_training_serving_and_a_ref
 
 def test_with_constants_from_elsewhere_the_published_70b_step_is_predicted_within_a_quarter_part_by_part() -> None:
     step = STEPS[0]
-    found = predicted(step, HardwareConfig())
+    found = predict(step, HardwareConfig())
     assert step.measured["step"] == 147
     assert found.keys() == step.measured.keys()
     for part, measured in step.measured.items():
@@ -69,7 +69,7 @@ def test_a_plan_says_how_much_longer_the_published_steps_of_nemo_rl_took_than_pr
 ) -> None:
     steps = [step for step in STEPS if step.name.startswith("NeMo-RL")]
     assert len(steps) == 7
-    longer = [step.measured["step"] / predicted(step, HardwareConfig())["step"] - 1 for step in steps]
+    longer = [step.measured["step"] / predict(step, HardwareConfig())["step"] - 1 for step in steps]
     assert min(longer) == pytest.approx(0.09, abs=0.005)
     assert max(longer) == pytest.approx(0.31, abs=0.005)
     status, out, _ = ran(capsys, "-cn", "magic_8b", "plan.search=false")

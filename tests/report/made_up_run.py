@@ -111,14 +111,14 @@ def make_run(folder: Path, steps: int = 90, seed: int = 0, reward: float = 0.0, 
     alarms, events = Alarms(), []
     with (folder / "metrics.jsonl").open("w") as file:
         for record in records(steps, seed):
-            pressures: dict[str, float] = {}
+            ratios: dict[str, float] = {}
             if record.learner is not None:
-                alarms, new, pressures = alarms.after(AlarmsConfig(), record.step, record.learner, record.metrics)
+                alarms, new, ratios = alarms.after(AlarmsConfig(), record.step, record.learner, record.metrics)
                 events += new
                 rows = [conversation(record.step, steps, number, noise) for number in range(8)]
                 text = "".join(json.dumps(row) + "\n" for row in rows)
                 (folder / "samples" / f"step_{record.step:04d}.jsonl").write_text(text)
-            row = StepRecord(**{**vars(record), "metrics": {**record.metrics, **pressures}}).to_row("t")
+            row = StepRecord(**{**vars(record), "metrics": {**record.metrics, **ratios}}).to_row("t")
             file.write(json.dumps(row) + "\n")
     (folder / "alarms.jsonl").write_text("".join(json.dumps(event.to_row()) + "\n" for event in events))
     attackers, defenders = [NO_REWRITE, "start", "phase-01", "phase-03"], ["start", "phase-00", "phase-02", "phase-04"]

@@ -40,7 +40,7 @@ def test_every_figure_of_a_rollout_is_documented() -> None:
 
 
 def test_every_figure_of_an_update_is_documented() -> None:
-    inputs = LossInputs(logprobs=torch.zeros(1, 2), advantages=torch.ones(1), mask=torch.ones(1, 2))
+    inputs = LossInputs(logprobs=torch.zeros(1, 2), advantages=torch.ones(1), mask=torch.zeros(1, 2) == 0)
     found = set(grpo_loss(inputs, GRPOConfig(), Normalizer(2.0, 1.0)).metrics)
     assert found
     assert found <= DOCUMENTED, found - DOCUMENTED

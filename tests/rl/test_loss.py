@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from nemo_magic.rl.advantages import group_advantages, rollout_advantages
-from nemo_magic.rl.batch import Row, extras_of, microbatches, scatter_back
+from nemo_magic.rl.advantages import AdvantageInputs, group_advantages, rollout_advantages
+from nemo_magic.rl.batch import Row, logprob_names, microbatches, scatter_back
 from nemo_magic.rl.config import GRPOConfig
 from nemo_magic.rl.loss import LossInputs, Normalizer, grpo_loss, kl_estimate, nll_loss
 
@@ -43,10 +43,14 @@ def case(seed: int, rows: int = 5, width: int = 7):
     old = logprobs + 0.6 * torch.randn(rows, width, generator=draw, dtype=torch.double)
     ref = logprobs + 0.6 * torch.randn(rows, width, generator=draw, dtype=torch.double)
     advantages = torch.randn(rows, generator=draw, dtype=torch.double)
-    mask = (torch.rand(rows, width, generator=draw) < 0.7).double()
-    mask[0] = 0  # a dummy row
-    mask[1, 2] = 1
+    mask = torch.rand(rows, width, generator=draw) < 0.7
+    mask[0] = False  # a dummy row
+    mask[1, 2] = True
     return logprobs, old, ref, advantages, mask
+
+
+def trained(*shape: int) -> torch.Tensor:
+    return torch.ones(shape, dtype=torch.bool)
 
 
 def counts(mask: torch.Tensor) -> Normalizer:
@@ -97,8 +101,8 @@ def test_loss_and_gradient_equal_the_equations_in_float64(config: GRPOConfig, on
 def test_a_hand_computed_clipped_case() -> None:
     # ρ = 2 and A = 1: clipped at 1.2. ρ = 0.5 and A = −1: min(−0.5, −0.8) = −0.8. Mean of −1.2 and 0.8.
     logprobs = torch.tensor([[math.log(2.0)], [math.log(0.5)]])
-    inputs = LossInputs(logprobs, torch.tensor([1.0, -1.0]), torch.ones(2, 1), torch.zeros(2, 1))
-    outputs = grpo_loss(inputs, GRPOConfig(), Normalizer(2, 2))
+    inputs = LossInputs(logprobs, torch.tensor([1.0, -1.0]), trained(2, 1), torch.zeros(2, 1))
+    outputs = grpo_loss(inputs, GRPOConfig(), Normalizer(2.0, 2.0))
     assert float(outputs.loss) == pytest.approx((-1.2 + 0.8) / 2, abs=1e-7)
     assert [float(x) for x in outputs.metrics["clip_high_share"]] == [1, 2]
     assert [float(x) for x in outputs.metrics["clip_low_share"]] == [1, 2]
@@ -108,7 +112,7 @@ def test_low_and_high_clip_are_separate() -> None:
     config = GRPOConfig(ratio_clip_low=0.1, ratio_clip_high=0.5)
     logprobs = torch.tensor([[math.log(1.4)], [math.log(0.5)]])
     loss = grpo_loss(
-        LossInputs(logprobs, torch.tensor([1.0, -1.0]), torch.ones(2, 1), torch.zeros(2, 1)), config, Normalizer(1, 1)
+        LossInputs(logprobs, torch.tensor([1.0, -1.0]), trained(2, 1), torch.zeros(2, 1)), config, Normalizer(1.0, 1.0)
     )
     assert float(loss.loss) == pytest.approx(-1.4 + 0.9, abs=1e-6)
 
@@ -137,10 +141,10 @@ def test_shares_of_microbatches_and_ranks_sum_to_the_loss_of_the_whole(aggregati
 
 
 def test_masked_tokens_give_exactly_nothing_even_where_they_are_not_numbers() -> None:
-    logprobs, old, ref, advantages, mask = (x.float() for x in case(4))
+    *values, mask = case(4)
+    logprobs, old, ref, advantages = (x.float() for x in values)
     dirty = [
-        torch.where(mask.bool(), x, torch.tensor(bad))
-        for x, bad in ((logprobs, -math.inf), (old, math.nan), (ref, math.nan))
+        torch.where(mask, x, torch.tensor(bad)) for x, bad in ((logprobs, -math.inf), (old, math.nan), (ref, math.nan))
     ]
     config = GRPOConfig(kl_beta=0.3)
     theta = dirty[0].clone().requires_grad_()
@@ -149,13 +153,13 @@ def test_masked_tokens_give_exactly_nothing_even_where_they_are_not_numbers() ->
     loss.backward()
     assert float(loss) == float(clean)
     assert theta.grad is not None
-    assert torch.all(theta.grad[~mask.bool()] == 0)
+    assert torch.all(theta.grad[~mask] == 0)
     assert torch.isfinite(theta.grad).all()
 
 
 def test_a_fully_masked_microbatch_has_zero_loss_and_zero_gradient() -> None:
     theta = torch.randn(3, 4, requires_grad=True)
-    loss = grpo_loss(LossInputs(theta, torch.randn(3), torch.zeros(3, 4)), GRPOConfig(), Normalizer(0, 0)).loss
+    loss = grpo_loss(LossInputs(theta, torch.randn(3), ~trained(3, 4)), GRPOConfig(), Normalizer(0.0, 0.0)).loss
     loss.backward()
     assert float(loss) == 0.0
     assert theta.grad is not None
@@ -165,7 +169,7 @@ def test_a_fully_masked_microbatch_has_zero_loss_and_zero_gradient() -> None:
 def test_kl_without_reference_is_refused() -> None:
     with pytest.raises(ValueError, match=r"kl_beta=0.1 needs reference"):
         grpo_loss(
-            LossInputs(torch.zeros(1, 1), torch.zeros(1), torch.ones(1, 1)), GRPOConfig(kl_beta=0.1), Normalizer(1, 1)
+            LossInputs(torch.zeros(1, 1), torch.zeros(1), trained(1, 1)), GRPOConfig(kl_beta=0.1), Normalizer(1.0, 1.0)
         )
 
 
@@ -173,10 +177,10 @@ def test_advantages_by_hand() -> None:
     rewards = torch.tensor([1.0, 2.0, 3.0, 5.0, 5.0, 5.0, 7.0, 9.0])
     groups = torch.tensor([0, 0, 0, 4, 4, 4, 2, 2])
     valid = torch.tensor([True, True, True, True, True, True, True, False])
-    found = group_advantages(rewards, groups, valid)
+    advantages = group_advantages(rewards, groups, valid)
     root = math.sqrt(1.5)
-    assert found.values.tolist() == pytest.approx([-root, 0, root, 0, 0, 0, 0, 0], abs=1e-6)
-    assert found.live.tolist() == [True] * 3 + [False] * 5
+    assert advantages.values.tolist() == pytest.approx([-root, 0, root, 0, 0, 0, 0, 0], abs=1e-6)
+    assert advantages.live.tolist() == [True] * 3 + [False] * 5
 
 
 def test_an_invalid_reward_changes_nothing_whatever_it_is() -> None:
@@ -191,13 +195,13 @@ def test_an_invalid_reward_changes_nothing_whatever_it_is() -> None:
 def test_advantages_equal_the_equation_in_float64() -> None:
     draw = torch.Generator().manual_seed(1)
     rewards, groups = torch.randn(40, generator=draw), torch.randint(0, 6, (40,), generator=draw)
-    found = group_advantages(rewards, groups, torch.ones(40, dtype=torch.bool))
+    scaled = group_advantages(rewards, groups, torch.ones(40, dtype=torch.bool))
     unscaled = group_advantages(rewards, groups, torch.ones(40, dtype=torch.bool), scale_by_std=False)
     for i in range(40):
-        mine = [float(rewards[j]) for j in range(40) if groups[j] == groups[i]]
-        mean = sum(mine) / len(mine)
-        std = math.sqrt(sum((r - mean) ** 2 for r in mine) / len(mine))
-        assert float(found.values[i]) == pytest.approx((float(rewards[i]) - mean) / std, abs=1e-6)
+        group = [float(rewards[j]) for j in range(40) if groups[j] == groups[i]]
+        mean = sum(group) / len(group)
+        std = math.sqrt(sum((r - mean) ** 2 for r in group) / len(group))
+        assert float(scaled.values[i]) == pytest.approx((float(rewards[i]) - mean) / std, abs=1e-6)
         assert float(unscaled.values[i]) == pytest.approx(float(rewards[i]) - mean, abs=1e-6)
 
 
@@ -211,10 +215,11 @@ def test_advantages_equal_the_equation_in_float64() -> None:
 )
 def test_truncated_responses_are_treated_as_the_option_says(option: str, values: list[float], live: list[bool]) -> None:
     truncated = torch.tensor([False, False, True, False])
-    rewards, ones = torch.tensor([0.0, 2.0, 0.0, 2.0]), torch.ones(4, dtype=torch.bool)
-    found = rollout_advantages(rewards, torch.zeros(4), ones, truncated, GRPOConfig(truncated=option))
-    assert found.values.tolist() == pytest.approx(values, abs=1e-6)
-    assert found.live.tolist() == live
+    rewards, groups = torch.tensor([0.0, 2.0, 0.0, 2.0]), torch.zeros(4, dtype=torch.long)
+    inputs = AdvantageInputs(rewards, groups, torch.ones(4, dtype=torch.bool), truncated)
+    advantages = rollout_advantages(inputs, GRPOConfig(truncated=option))
+    assert advantages.values.tolist() == pytest.approx(values, abs=1e-6)
+    assert advantages.live.tolist() == live
 
 
 @pytest.mark.parametrize("aggregation", ["token", "sequence"])
@@ -222,7 +227,7 @@ def test_a_batch_as_high_as_it_is_wide_weighs_rows_and_not_columns(aggregation: 
     advantages = torch.tensor([1.0, -2.0, 3.0])
     theta = torch.zeros(3, 3, requires_grad=True)
     config = GRPOConfig(aggregation=aggregation)
-    grpo_loss(LossInputs(theta, advantages, torch.ones(3, 3)), config, Normalizer(9, 3)).loss.backward()
+    grpo_loss(LossInputs(theta, advantages, trained(3, 3)), config, Normalizer(9.0, 3.0)).loss.backward()
     assert theta.grad is not None
     assert torch.allclose(theta.grad, -advantages[:, None].expand(3, 3) / 9)
 
@@ -250,7 +255,7 @@ def test_mask_and_values_sit_on_the_positions_that_score_the_response() -> None:
     assert old == [row.old_logprobs for row in rows()]
 
 
-def test_extra_microbatches_are_dummies_so_that_ranks_bring_equally_many() -> None:
+def test_microbatches_beyond_the_rows_are_dummies_so_that_ranks_have_equally_many() -> None:
     batches = microbatches(rows()[:2], 4, pad_id=0, count=3)
     assert [b.tokens.size(0) for b in batches] == [4, 4, 4]
     assert [float(b.mask.sum()) for b in batches[1:]] == [0, 0]
@@ -258,10 +263,10 @@ def test_extra_microbatches_are_dummies_so_that_ranks_bring_equally_many() -> No
         microbatches(rows(), 4, pad_id=0, count=1)
 
 
-def test_dummies_hold_what_the_rows_of_other_ranks_bring() -> None:
-    assert extras_of(rows()) == ("old_logprobs",)
-    assert extras_of([]) == ()
-    (batch,) = microbatches([], 2, pad_id=0, extras={"old_logprobs", "rollout_logprobs"})
+def test_dummies_have_the_log_probabilities_that_the_rows_of_other_ranks_have() -> None:
+    assert logprob_names(rows()) == ("old_logprobs",)
+    assert logprob_names([]) == ()
+    (batch,) = microbatches([], 2, pad_id=0, logprobs={"old_logprobs", "rollout_logprobs"})
     assert batch.ref_logprobs is None
     for values in (batch.old_logprobs, batch.rollout_logprobs):
         assert values is not None
@@ -273,9 +278,9 @@ def test_widths_are_padded_to_a_multiple() -> None:
 
 
 def test_nll_is_the_token_mean_over_everything() -> None:
-    logprobs, mask = -torch.rand(4, 5), (torch.rand(4, 5) < 0.5).float()
-    mask[0, 0] = 1
-    norm = Normalizer(float(mask.sum()), 4)
+    logprobs, mask = -torch.rand(4, 5), torch.rand(4, 5) < 0.5
+    mask[0, 0] = True
+    norm = Normalizer(float(mask.sum()), 4.0)
     parts = [nll_loss(logprobs[i : i + 2], mask[i : i + 2], norm).loss for i in (0, 2)]
     assert float(sum(parts)) == pytest.approx(float(-(logprobs * mask).sum() / mask.sum()), abs=1e-6)
 

@@ -92,7 +92,7 @@ def test_every_drawn_attacker_writes_its_share_of_a_phase_once(tmp_path: Path) -
     for step, attacks in taken.items():
         assert sorted(attack.job.group for attack in attacks) == list(range(6))
         for attack in attacks:
-            name = pool.state.pool.opponent(step, attack.job.group)
+            name = pool.state.pool.opponent_for(step, attack.job.group)
             assert attack.rewrite == ("itself" if name == "phase-03" else name)
 
 

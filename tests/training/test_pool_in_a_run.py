@@ -119,7 +119,7 @@ def test_over_the_disk_budget_selves_are_let_go_and_no_checkpoint_misses_one(gam
     gone = {"phase-00", "phase-01", "phase-02", "phase-03"} - {p.name for p in folder.glob("snapshots/*/*")}
     assert gone
     said = run(*game.quick("pool_tiny", *POOL, "game.pool.max_disk_gib=1e-6"), status=1).stderr
-    assert "game.pool.max_disk_gib=1e-06 holds less than the first and the newest self of every role" in said
+    assert "game.pool.max_disk_gib=1e-06 holds less than the first and the newest snapshot of every role" in said
 
 
 def test_weights_in_host_memory_are_the_weights_on_disk(game: Game, pool: Path) -> None:

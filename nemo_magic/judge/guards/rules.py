@@ -27,7 +27,7 @@ class RulesGuard(ComputedGuard):
     def __init__(self, world: str) -> None:
         settings = json.loads(Path(world).read_text())
         try:
-            self._world = SandboxWorld.from_config(SandboxConfig(**settings))
+            self._world = SandboxWorld(SandboxConfig(**settings))
         except TypeError as error:
             raise ValueError(f"{world} describes no sandbox world: {error}") from error
         described = {key: value for key, value in settings.items() if key != "folder"}
