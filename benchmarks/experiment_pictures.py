@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from arms import ARMS, FULL, POOLS
-from experiment_pages import Results, Row, of, step_of
+from experiment_results import Results, RunResult, runs_of, step_of
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
@@ -66,20 +66,20 @@ def draw(results: Results, folder: Path) -> None:
     for name, make in pictures.items():
         figure = make(results)
         FigureCanvasAgg(figure)
-        drawn = io.BytesIO()
-        figure.savefig(drawn, dpi=110, facecolor="white", metadata={"Software": None})
+        png = io.BytesIO()
+        figure.savefig(png, dpi=110, facecolor="white", metadata={"Software": None})
         # A palette says as much in half the bytes.
-        Image.open(drawn).convert("RGB").quantize(128).save(folder / f"{name}.png", optimize=True)
+        Image.open(png).convert("RGB").quantize(128).save(folder / f"{name}.png", optimize=True)
 
 
 def curves(results: Results) -> Figure:
     """ASR and usefulness in training, an arm a panel, a seed a thin line; the yardstick at the right of each."""
-    arms = [arm for arm in ARMS if of(results, arm)]
+    arms = [arm for arm in ARMS if runs_of(results, arm)]
     columns = 5
     figure = Figure(figsize=(13, 2.6 * math.ceil(len(arms) / columns) + 0.7), layout="constrained")
     grid = figure.subplots(math.ceil(len(arms) / columns), columns, sharex=True, sharey=True, squeeze=False)
     for axes, arm in zip(grid.flat, arms, strict=False):
-        _curves_of(axes, of(results, arm), ARMS[arm].title)
+        _curves_of(axes, runs_of(results, arm), ARMS[arm].title)
     for axes in grid.flat[len(arms) :]:
         axes.set_visible(False)
     figure.supxlabel("training step", fontsize=10, color=INK)
@@ -94,7 +94,7 @@ def curves(results: Results) -> Figure:
     return figure
 
 
-def _curves_of(axes: Axes, runs: Sequence[Row], title: str) -> None:
+def _curves_of(axes: Axes, runs: Sequence[RunResult], title: str) -> None:
     for first, last in runs[0]["attacker_phases"]:
         if last > first:
             axes.axvspan(first - 0.5, last + 0.5, color=SHADE, lw=0, zorder=0)
@@ -132,7 +132,7 @@ def tradeoff(results: Results) -> Figure:
     axes = figure.subplots()
     heaps: list[list[tuple[float, float, str]]] = []
     for arm in ARMS:
-        for run in of(results, arm):
+        for run in runs_of(results, arm):
             x, y = 100 * broken(run["yardstick"]), 100 * run["yardstick"]["useful_attacked"]
             heap = next((heap for heap in heaps if math.dist(heap[0][:2], (x, y)) < NEAR), [])
             if not heap:
@@ -167,7 +167,9 @@ def broken(figures: Mapping[str, float]) -> float:
 
 def crossplay(results: Results) -> Figure:
     """Attackers by defenders of the full game and of that with the published rewards, beside Figure 3 of the paper."""
-    matrices = [_mean_matrix(of(results, arm), ARMS[arm].title) for arm in (FULL, "paper") if of(results, arm)]
+    matrices = [
+        _mean_matrix(runs_of(results, arm), ARMS[arm].title) for arm in (FULL, "paper") if runs_of(results, arm)
+    ]
     matrices.append(PUBLISHED)
     figure = Figure(figsize=(4.7 * len(matrices), 4), layout="constrained")
     panels = figure.subplots(1, len(matrices), width_ratios=[len(one.defenders) for one in matrices], squeeze=False)
@@ -180,7 +182,7 @@ def crossplay(results: Results) -> Figure:
     return figure
 
 
-def _mean_matrix(runs: Sequence[Row], title: str) -> Matrix:
+def _mean_matrix(runs: Sequence[RunResult], title: str) -> Matrix:
     leagues = [run["league"] for run in runs]
     rows, columns = len(leagues[0]["attackers"]), len(leagues[0]["defenders"])
     return Matrix(
@@ -217,7 +219,7 @@ def pools(results: Results) -> Figure:
     """Exploitability of every kept defender of the latest opponent's games and of the pools', a thin line a seed."""
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     for axes, arm in zip(figure.subplots(1, len(POOLS), sharey=True), POOLS, strict=True):
-        runs = of(results, arm)
+        runs = runs_of(results, arm)
         _titled(axes, ARMS[arm].title, f"exploitability of each kept defender; seeds: {len(runs)}")
         axes.set_xlim(0, 76)
         axes.set_xticks(range(0, 76, 15))

@@ -26,7 +26,8 @@ from nemo_magic.fsync_io import write_durably
 from nemo_magic.report.game_picture import phase_spans
 from nemo_magic.report.records import LEAGUE_FILE, METRICS_FILE, STRATEGIES_FILE, StepRecord, read_records
 
-RESULTS = Path(__file__).resolve().parents[1] / "docs" / "experiments" / "results.json"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+RESULTS = DOCS / "experiments" / "results.json"
 CURVES = ("asr", "useful")
 
 
@@ -51,11 +52,23 @@ def main(words: Sequence[str]) -> None:
         results = measured(planned, overrides)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write_durably(args.out, text(results))
-    from experiment_pages import write, yardstick
+    from experiment_pages import yardstick
 
+    results = json.loads(args.out.read_text(encoding="utf-8"))
     if args.out == RESULTS:
-        write(RESULTS)
-    print(yardstick(json.loads(args.out.read_text(encoding="utf-8"))))
+        write_pages(results)
+    print(yardstick(results))
+
+
+def write_pages(results: Mapping[str, Any]) -> None:
+    """The tables and pictures of docs/, from the numbers."""
+    import experiment_pages
+    import experiment_pictures
+
+    for page in sorted({where for where, _ in experiment_pages.TABLES.values()}):
+        path = DOCS / page
+        path.write_text(experiment_pages.fill_tables(page, path.read_text(encoding="utf-8"), results), encoding="utf-8")
+    experiment_pictures.draw(results, DOCS / "experiments")
 
 
 def plan(names: Sequence[str], seeds: Sequence[int] | None, into: Path) -> list[Run]:

@@ -42,6 +42,20 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def fill_marks(text: str, tables: Mapping[str, str], page: str) -> str:
+    """The ``text`` of ``page`` with each table between its marks, ``<!-- name: begin -->`` and ``<!-- name: end -->``.
+
+    Raises:
+        ValueError: the marks of a table are not there.
+    """
+    for name, content in tables.items():
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        if begin not in text or end not in text:
+            raise ValueError(f"{page} has no marks {begin} and {end}")
+        text = f"{text.partition(begin)[0]}{begin}\n{content}\n{end}{text.partition(end)[2]}"
+    return text
+
+
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median and range of repeated measurements."""
     return {"median": median(values), "min": min(values), "max": max(values), "count": len(values)}
