@@ -14,7 +14,7 @@ from typing import Any
 
 from nemo_magic.data.errors import DataError
 from nemo_magic.evaluation.published import published_row
-from nemo_magic.evaluation.statistics import percent
+from nemo_magic.formatting import percent
 
 HOW = ("score", "text", "chat")
 

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from typing_extensions import Self
 
+from nemo_magic.formatting import duration
+
 TOLD_EVERY = 15.0
 """Seconds between two plain lines."""
 _REMEMBERED = 20
@@ -73,11 +75,3 @@ class EvaluationProgress:
         if done <= before or now <= since:
             return ""
         return f"about {duration((now - since) / (done - before) * missing)} left"
-
-
-def duration(seconds: float) -> str:
-    """As people say it: 40 s, 12 min, 3 h 05 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -13,7 +13,8 @@ from nemo_magic.evaluation.capability import Capability, capability_json, capabi
 from nemo_magic.evaluation.catalogue import Figure
 from nemo_magic.evaluation.metrics import Measured, Rate
 from nemo_magic.evaluation.published import published_row
-from nemo_magic.evaluation.statistics import Paired, paired, percent
+from nemo_magic.evaluation.statistics import Paired, paired
+from nemo_magic.formatting import MISSING, markdown_table, percent
 from nemo_magic.fsync_io import write_durably
 
 JSON_FILE, MARKDOWN_FILE, LATEX_FILE, OUTCOMES_FILE = "results.json", "results.md", "results.tex", "outcomes.json"
@@ -86,24 +87,24 @@ class Results:
     def to_markdown(self) -> str:
         """The table, what is to be known of it, and each figure by attack method and by category."""
         lines = [f"# {self.title}", "", f"Judged by {self.guard or 'nobody'}. Per cent, 95 % intervals.", ""]
-        lines += markdown_table(self._table())
+        lines.append(markdown_table(self._table()))
         if self.capability:
             lines += ["", "## General capability, by lm-evaluation-harness", ""]
-            lines += markdown_table(capability_table(self.capability))
+            lines.append(markdown_table(capability_table(self.capability)))
         if self.notes:
             lines += ["", *(f"- {note}" for note in self.notes)]
         for m in self.measured:
             if m.curve:
                 rows = [[str(k), *_cells(rate)] for k, rate in m.curve.items()]
                 lines += ["", f"## {m.task}: {m.figure.name}, by attempts", ""]
-                lines += markdown_table([["attempts", "%", "interval", "cases", "unknown"], *rows])
+                lines.append(markdown_table([["attempts", "%", "interval", "cases", "unknown"], *rows]))
         for name, of in (("method", "by_method"), ("category", "by_category")):
             for m in self.measured:
                 parts: Mapping[str, Rate] = getattr(m, of)
                 if len(parts) > 1:
                     rows = [[part, *_cells(rate)] for part, rate in parts.items()]
                     lines += ["", f"## {m.task}: {m.figure.name}, by {name}", ""]
-                    lines += markdown_table([[name, "%", "interval", "cases", "unknown"], *rows])
+                    lines.append(markdown_table([[name, "%", "interval", "cases", "unknown"], *rows]))
         return "\n".join(lines) + "\n"
 
     def to_latex(self) -> str:
@@ -141,7 +142,7 @@ class Results:
                 row += (
                     [f"{100 * pair.difference:+.1f}", f"{pair.mid_p:.3g}", str(pair.pairs)]
                     if pair and known
-                    else ["–"] * 3
+                    else [MISSING] * 3
                 )
             rows.append(row)
         return [header, *rows]
@@ -177,18 +178,8 @@ def _comparison(pair: Paired | None) -> dict[str, Any] | None:
 
 
 def _cells(rate: Rate) -> list[str]:
-    interval = "–" if rate.interval is None else "{}–{}".format(*map(percent, rate.interval))
+    interval = MISSING if rate.interval is None else "{}–{}".format(*map(percent, rate.interval))
     return [percent(rate.value), interval, str(rate.count), str(rate.unknown)]
-
-
-def markdown_table(table: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table whose first row is its header."""
-    header, *rows = ([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in table)
-    return [_line(header), _line(["---"] * len(header)), *map(_line, rows)]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 _TEX = str.maketrans(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
@@ -83,8 +82,3 @@ def paired(first: Mapping[Unit, bool | None], second: Mapping[Unit, bool | None]
     both = [(first[key], second[key]) for key in first if key in second]
     known = [(a, b) for a, b in both if a is not None and b is not None]
     return Paired(len(known), sum(a and not b for a, b in known), sum(b and not a for a, b in known))
-
-
-def percent(value: float | None) -> str:
-    """A rate as people read it; a dash where there is none."""
-    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"

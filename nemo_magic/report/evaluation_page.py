@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nemo_magic.evaluation.catalogue import Metric
-from nemo_magic.evaluation.statistics import Paired, percent
+from nemo_magic.evaluation.statistics import Paired
+from nemo_magic.formatting import MISSING, percent
 from nemo_magic.report.conversations import MAX_TEXT
 from nemo_magic.report.evaluation_charts import all_figures
 from nemo_magic.report.evaluation_folder import EvaluationFolder
@@ -71,13 +72,14 @@ def overview(one: EvaluationFolder) -> dict[str, Any]:
     cards = []
     if asr:
         worst, figure = max(asr, key=lambda pair: pair[0])
-        cards.append(("highest ASR", f"{100 * worst:.1f} %", f"{_breakable(figure['task'])}, {_span(figure)}"))
+        cards.append(("highest ASR", percent(worst, " %"), f"{_breakable(figure['task'])}, {_span(figure)}"))
     if answered:
         least, figure = min(answered, key=lambda pair: pair[0])
-        cards.append(("harmless requests answered, least", f"{100 * least:.1f} %", _breakable(figure["task"])))
+        cards.append(("harmless requests answered, least", percent(least, " %"), _breakable(figure["task"])))
     asked = sum(f["count"] + f["unknown"] for f in one.figures.values())
     unknown = sum(f["unknown"] for f in one.figures.values())
-    cards.append(("without a verdict", f"{100 * unknown / asked:.1f} %" if asked else "–", f"{unknown:,} of {asked:,}"))
+    share = percent(unknown / asked if asked else None, " %")
+    cards.append(("without a verdict", share, f"{unknown:,} of {asked:,}"))
     moods = [cell.mood for cell in (_cell(one, key, one, None) for key in one.figures) if cell.mood]
     if one.results.get("baseline"):
         better, worse = moods.count("good"), moods.count("bad")
@@ -216,7 +218,7 @@ def _add_texts(
 def _cell(one: EvaluationFolder, key: tuple[str, str], first: EvaluationFolder, pair: Paired | None) -> Cell:
     figure = one.figures.get(key)
     if figure is None:
-        return Cell("–", "", "", 0)
+        return Cell(MISSING, "", "", 0)
     own = figure.get("against_baseline")
     known = own if pair is None and one is first else None
     difference, p, pairs = (known["difference"], known["mid_p"], known["pairs"]) if known else (0.0, 1.0, 0)

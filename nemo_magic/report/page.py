@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from nemo_magic.formatting import MISSING, percent
 from nemo_magic.game.alarms import AlarmsConfig
 from nemo_magic.game.payoff import CrossPlay
 from nemo_magic.report import charts, evaluation_charts, evaluation_page, strategy_charts
@@ -87,7 +88,7 @@ def render(runs: Sequence[RunFolder], evaluations: Sequence[EvaluationFolder] = 
         loader=PackageLoader("nemo_magic.report", "page"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.1f}\u00a0%"
+    environment.filters["percent"] = lambda share: percent(share, "\u00a0%")
     return environment.get_template("report.html").render(
         title=" · ".join([*(run.name for run in runs), *(one.name for one in evaluations)]),
         written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -162,7 +163,7 @@ def config_differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, 
     """Keys that are not equal in all configurations, with each one's value ("–" where it has none)."""
     flat = [dict(_flat(config)) for config in configs]
     keys = dict.fromkeys(key for one in flat for key in one)
-    found = [(key, [one.get(key, "–") for one in flat]) for key in keys]
+    found = [(key, [one.get(key, MISSING) for one in flat]) for key in keys]
     return [(key, values) for key, values in found if len(set(values)) > 1]
 
 
@@ -248,18 +249,19 @@ def _overview(run: RunFolder) -> dict[str, Any]:
         if now is None or before is None:
             continue
         worse = (now > before + 0.05) if better == "down" else (now < before - 0.05) if better == "up" else False
-        note = "" if first is last else f"from {100 * before:.1f} %"
-        cards.append(Card(label, f"{100 * now:.1f} %", note, "bad" if worse else ""))
+        note = "" if first is last else f"from {percent(before)} %"
+        cards.append(Card(label, percent(now, " %"), note, "bad" if worse else ""))
     matrix, strategies, league = run.crossplay(), run.strategies(), run.league()
     if matrix is not None:
-        worst = 100 * matrix.worst_case()
-        cards.append(Card("worst saved attacker", f"{worst:.1f} %", f"against {matrix.defenders[-1]}"))
+        cards.append(
+            Card("worst saved attacker", percent(matrix.worst_case(), " %"), f"against {matrix.defenders[-1]}")
+        )
     if league is not None:
         one = league["asr"]["last_defender"]["exploitability"]
-        note = f"of the last defender, {100 * one['low']:.1f} to {100 * one['high']:.1f}"
-        cards.append(Card("exploitability", f"{100 * one['value']:.1f} %", note))
+        note = f"of the last defender, {percent(one['low'])} to {percent(one['high'])}"
+        cards.append(Card("exploitability", percent(one["value"], " %"), note))
     if strategies is not None:
-        cards.append(Card("worst strategy", f"{100 * strategies['end']['worst']:.1f} %", "of all there are"))
+        cards.append(Card("worst strategy", percent(strategies["end"]["worst"], " %"), "of all there are"))
     sounding = _sounding(run.alarms())
     heard = len({event["alarm"] for event in run.alarms()})
     mood = "bad" if sounding else ""

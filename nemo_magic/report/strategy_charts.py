@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nemo_magic.formatting import percent
 from nemo_magic.report.charts import GREY, ORANGE, PALETTE, Chart, layout
 from nemo_magic.report.run_folder import RunFolder
 
@@ -77,8 +78,8 @@ def probe(found: Mapping[str, Mapping[str, Any]]) -> Chart:
             yaxis={"type": "category", "tickfont": {"size": 10}, "dtick": 1},
             legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         )},
-        f"Worst case {100 * found['start']['worst']:.1f} % before, {100 * found['end']['worst']:.1f} % after; mean "
-        f"{100 * found['start']['mean']:.1f} % before, {100 * found['end']['mean']:.1f} % after.",
+        f"Worst case {percent(found['start']['worst'])} % before, {percent(found['end']['worst'])} % after; mean "
+        f"{percent(found['start']['mean'])} % before, {percent(found['end']['mean'])} % after.",
         height=130 + 18 * len(names),
     )  # fmt: skip
 

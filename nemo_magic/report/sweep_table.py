@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from nemo_magic.formatting import markdown_table, percent
 from nemo_magic.game.payoff import NO_REWRITE, CrossPlay
 from nemo_magic.report.records import CROSSPLAY_FILE, METRICS_FILE, PICTURE_FILE, STRATEGIES_FILE, read_records
 
@@ -111,9 +112,8 @@ def columns(outcomes: Sequence[Outcome]) -> list[str]:
 def markdown(outcomes: Sequence[Outcome]) -> str:
     """Shares in percent."""
     names = columns(outcomes)
-    lines = [["run", "state", *names], ["---"] * (2 + len(names))]
-    lines += [[one.run, one.state, *(_percent(one.figures.get(name)) for name in names)] for one in outcomes]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    rows = [[one.run, one.state, *(percent(one.figures.get(name)) for name in names)] for one in outcomes]
+    return markdown_table([["run", "state", *names], *rows]) + "\n"
 
 
 def write(outcomes: Sequence[Outcome], folder: Path) -> None:
@@ -128,7 +128,3 @@ def write(outcomes: Sequence[Outcome], folder: Path) -> None:
     (folder / f"{TABLE}.csv").write_text(text.getvalue(), encoding="utf-8")
     (folder / f"{TABLE}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     (folder / f"{TABLE}.md").write_text(markdown(outcomes), encoding="utf-8")
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f}"

@@ -18,6 +18,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from nemo_magic.formatting import MISSING, percent
 from nemo_magic.report.records import StepRecord
 
 Column = tuple[str, str, str]
@@ -41,7 +42,6 @@ _WORK_COLUMNS: tuple[Column, ...] = (
 )
 _DROP_FIRST = ("loss", "format", "intent", "s/step", "reward A", "tokens/s")
 _ROLE_STYLE = {"attacker": "dark_orange", "defender": "dodger_blue1"}
-_MISSING = "–"
 
 
 SFT_LINE_EVERY = 50
@@ -151,9 +151,9 @@ def show(value: float | None, style: str) -> str:
     """A figure as a cell: ``percent``, ``signed``, ``number``, ``seconds`` or ``whole``; a dash for what was not
     measured."""
     if value is None or math.isnan(value):
-        return _MISSING
+        return MISSING
     return {
-        "percent": f"{100 * value:.1f}%",
+        "percent": percent(value, "%"),
         "signed": f"{value:+.2f}",
         "seconds": f"{value:.2f}",
         "number": f"{value:.4f}",
@@ -173,7 +173,7 @@ def _phase(record: StepRecord) -> str:
 
 
 def _role(learner: str | None) -> Text:
-    return Text(_MISSING if learner is None else str(learner), style=_ROLE_STYLE.get(str(learner), ""))
+    return Text(MISSING if learner is None else str(learner), style=_ROLE_STYLE.get(str(learner), ""))
 
 
 def _below(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -211,6 +211,6 @@ def _filled(first: tuple[str, ...], columns: Sequence[Column], records: Sequence
         table.add_column(heading, justify="left" if number < len(first) else "right", vertical="bottom")
     for record in records:
         cells = [show(record.metrics.get(name), style) for name, _, style in columns]
-        if set(cells) - {_MISSING}:
+        if set(cells) - {MISSING}:
             table.add_row(str(record.step), *([_role(record.learner)] if len(first) > 1 else []), *cells)
     return table

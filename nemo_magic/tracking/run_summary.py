@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nemo_magic.formatting import percent
 from nemo_magic.game.payoff import NO_REWRITE, CrossPlay
 from nemo_magic.report.records import (
     ALARMS_FILE,
@@ -93,7 +94,7 @@ def crossplay_table(crossplay: CrossPlay) -> Table:
     if benign:
         table.add_section()
         for name, row in benign:
-            table.add_row(Text(name, style="dim"), *(Text(f"{100 * value:.1f}", style="dim") for value in row))
+            table.add_row(Text(name, style="dim"), *(Text(percent(value), style="dim") for value in row))
     return table
 
 
@@ -108,15 +109,14 @@ def crossplay_findings(crossplay: CrossPlay) -> list[str]:
     if len(defenders) > 1:
         best = "the best" if crossplay.last_defender_best() else "not the best"
         tied = crossplay.last_defender_best() and any(row[-1] in row[:-1] for row in crossplay.asr)
-        worst = 100 * crossplay.worst_case()
         lines.append(
             f"{defenders[-1]} is {best} column for every attacker{' (ties count)' if tied else ''}; "
-            f"its worst case here is {worst:.1f} %."
+            f"its worst case here is {percent(crossplay.worst_case())} %."
         )
     gap = crossplay.best_response_gap()
     lines.append(
-        f"Best-response gap of {attackers[-1]} and {defenders[-1]}: {100 * gap.total:.1f} points "
-        f"(attacker could gain {100 * gap.attacker:.1f}, defender {100 * gap.defender:.1f})."
+        f"Best-response gap of {attackers[-1]} and {defenders[-1]}: {percent(gap.total)} points "
+        f"(attacker could gain {percent(gap.attacker)}, defender {percent(gap.defender)})."
     )
     return lines
 
@@ -129,8 +129,8 @@ def probe_findings(probe: Mapping[str, Mapping[str, Any]]) -> list[str]:
         worst = max(asr, key=lambda name: asr[name])
         which = f" ({worst})" if asr[worst] > 0 else ""
         lines.append(
-            f"{defender} defender under each of {len(asr)} strategies: worst {100 * asr[worst]:.1f} %{which}, "
-            f"mean {100 * probe[when]['mean']:.1f} %."
+            f"{defender} defender under each of {len(asr)} strategies: worst {percent(asr[worst])} %{which}, "
+            f"mean {percent(probe[when]['mean'])} %."
         )
     return lines
 
@@ -160,4 +160,4 @@ def _files(folder: Path, found: Sequence[tuple[str, str]]) -> Table:
 
 
 def _cell(value: float, lowest: bool) -> Text:
-    return Text(f"{100 * value:.1f}", style="bold" if lowest else "")
+    return Text(percent(value), style="bold" if lowest else "")

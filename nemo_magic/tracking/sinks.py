@@ -12,6 +12,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from nemo_magic.formatting import markdown_table
 from nemo_magic.game.alarms import AlarmEvent
 from nemo_magic.game.episode import Label, Turn, Verdict
 from nemo_magic.game.metrics import Scored
@@ -211,14 +212,13 @@ def _drawn(one: Exhibit) -> Any:
 
 
 def _markdown(table: Table) -> str:
-    rows = [table.columns, ["---"] * len(table.columns), *table.rows]
-    return "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows)
+    return markdown_table([[_cell(cell) for cell in row] for row in (table.columns, *table.rows)])
 
 
 def _cell(value: str | float | None) -> str:
-    # What would end a cell or a row, and what would be markup where it is shown.
+    # What would be markup where it is shown.
     text = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+    return " ".join(text.replace("<", "&lt;").split())
 
 
 def _keep_rows_up_to(path: Path, step: int) -> None:
