@@ -29,7 +29,7 @@ from nemo_magic.analysis.labels import (
 from nemo_magic.analysis.pool import PoolStrategies, find_pool, pool_strategies
 from nemo_magic.data.errors import DataError
 from nemo_magic.data.pools import AttackRow
-from nemo_magic.fsync_io import write_durably
+from nemo_magic.fsync_io import replace_durably
 from nemo_magic.judge.guards.strategies import StrategyRubric
 from nemo_magic.report.conversations import sandbox_of, saved, spread
 from nemo_magic.report.records import ATTACK_LABELS_FILE, ATTACK_TABLE_FILE, ATTACKS_DIR, ATTACKS_FILE
@@ -110,9 +110,11 @@ class Analyst:
             for sample in attack.samples
             if label.name != UNKNOWN
         )
-        _write(run.path / ATTACK_LABELS_FILE, "".join(json.dumps(place, ensure_ascii=False) + "\n" for place in places))
-        _write(run.path / ATTACK_TABLE_FILE, _csv(strategies))
-        _write(run.path / ATTACKS_FILE, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
+        replace_durably(
+            run.path / ATTACK_LABELS_FILE, "".join(json.dumps(place, ensure_ascii=False) + "\n" for place in places)
+        )
+        replace_durably(run.path / ATTACK_TABLE_FILE, _csv(strategies))
+        replace_durably(run.path / ATTACKS_FILE, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
         return found
 
     def _labels(
@@ -178,10 +180,3 @@ def _csv(strategies: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(strategies)
     return out.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all: a report may be reading it."""
-    partial_file = path.with_name(f"{path.name}.partial")
-    write_durably(partial_file, text)
-    partial_file.replace(path)

@@ -15,7 +15,7 @@ from nemo_magic.evaluation.metrics import Measured, Rate
 from nemo_magic.evaluation.published import published_row
 from nemo_magic.evaluation.statistics import Paired, paired
 from nemo_magic.formatting import MISSING, markdown_table, percent
-from nemo_magic.fsync_io import write_durably
+from nemo_magic.fsync_io import replace_durably
 
 JSON_FILE, MARKDOWN_FILE, LATEX_FILE, OUTCOMES_FILE = "results.json", "results.md", "results.tex", "outcomes.json"
 
@@ -53,9 +53,7 @@ class Results:
             (MARKDOWN_FILE, self.to_markdown()),
             (LATEX_FILE, self.to_latex()),
         ):
-            partial = folder / f".{name}.partial"
-            write_durably(partial, text.rstrip("\n") + "\n")
-            partial.replace(folder / name)
+            replace_durably(folder / name, text.rstrip("\n") + "\n")
 
     def to_json(self) -> dict[str, Any]:
         """Everything, rates in 0 to 1."""

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from nemo_magic.formatting import MISSING, percent
+from nemo_magic.fsync_io import replace_durably
 from nemo_magic.game.alarms import AlarmsConfig
 from nemo_magic.game.payoff import CrossPlay
 from nemo_magic.report import charts, evaluation_charts, evaluation_page, strategy_charts
@@ -117,9 +118,7 @@ def write(runs: Sequence[RunFolder], out: str | Path, evaluations: Sequence[Eval
     """Write the page; a reader sees a whole one or the one before."""
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.partial")
-    unfinished.write_text(render(runs, evaluations), encoding="utf-8")
-    unfinished.replace(path)
+    replace_durably(path, render(runs, evaluations))
     return path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from nemo_magic.formatting import markdown_table
+from nemo_magic.fsync_io import replace_durably
 from nemo_magic.game.alarms import AlarmEvent
 from nemo_magic.game.episode import Label, Turn, Verdict
 from nemo_magic.game.metrics import Scored
@@ -222,10 +222,4 @@ def _cell(value: str | float | None) -> str:
 
 
 def _keep_rows_up_to(path: Path, step: int) -> None:
-    kept = [line for line in whole_lines(path) if json.loads(line)["step"] <= step]
-    aside = path.with_suffix(".jsonl.aside")
-    with aside.open("w", encoding="utf-8") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    replace_durably(path, "".join(line for line in whole_lines(path) if json.loads(line)["step"] <= step))
