@@ -25,15 +25,15 @@ from nemo_magic.evaluation.capability import Capability, read_capability
 from nemo_magic.evaluation.config import EvalTaskConfig
 from nemo_magic.evaluation.defence_config import DefenceConfig
 from nemo_magic.evaluation.defences import Defence, NoDefence, RunStats, SelfEval, SmoothLLM
-from nemo_magic.evaluation.example import Example, attempts
+from nemo_magic.evaluation.example import Example, expand_attempts
 from nemo_magic.evaluation.fingerprint import fingerprint
 from nemo_magic.evaluation.load_examples import LoadedExamples, load_benchmark
-from nemo_magic.evaluation.locate_files import why_not
-from nemo_magic.evaluation.metrics import Judged, Measured, belongs, measure
+from nemo_magic.evaluation.locate_files import why_not_measured
+from nemo_magic.evaluation.metrics import JudgedExample, MetricResult, belongs, measure
 from nemo_magic.evaluation.progress import EvaluationProgress
 from nemo_magic.evaluation.results import MARKDOWN_FILE, Results, read_outcomes
 from nemo_magic.evaluation.task_runner import Attacker, TaskRunner
-from nemo_magic.evaluation.transcripts import Transcript, forget
+from nemo_magic.evaluation.transcripts import Transcript, remove_transcripts
 from nemo_magic.game.episode import Role, Verdict
 from nemo_magic.judge.client import JudgeClient, refuse_incapable
 from nemo_magic.rollout.cached import CachedPolicy
@@ -60,7 +60,7 @@ def evaluate(cfg: MagicConfig) -> None:
         Preempted: the run was asked to end, or its time is over; the same command goes on.
     """
     baseline = None if cfg.eval.baseline is None else (cfg.eval.baseline, read_outcomes(cfg.eval.baseline))
-    loaded = {name: _load(cfg, name, task) for name, task in cfg.eval.measured.items()}
+    loaded = {name: _load(cfg, name, task) for name, task in cfg.eval.tasks_with_file.items()}
     capability, of_capability = _capability(cfg)
     folder = Path(cfg.exp_manager.explicit_log_dir)
     with ExitStack() as open_:
@@ -68,17 +68,18 @@ def evaluate(cfg: MagicConfig) -> None:
         evaluation = _Evaluation(cfg, crew, open_.enter_context(Preemption(crew.world, cfg.exp_manager.max_seconds)))
         for text in loaded.values():
             crew.say(str(text))
-        measured: list[Measured] = []
+        measured: list[MetricResult] = []
         notes: list[str] = []
         many = {
-            name: len(_played(cfg, name, loaded[name])) * task.attack_count for name, task in cfg.eval.measured.items()
+            name: len(_played(cfg, name, loaded[name])) * task.attack_count
+            for name, task in cfg.eval.tasks_with_file.items()
         }
         with EvaluationProgress(many, Console() if crew.world.is_main else None) as progress:
-            for name, task in cfg.eval.measured.items():
+            for name, task in cfg.eval.tasks_with_file.items():
                 found, told = evaluation.run(name, task, loaded[name], progress)
                 measured += found
                 notes += [f"{name}: {note}" for note in [*_notes(loaded[name]), *told]]
-        notes += [f"{name}: {why_not(cfg.eval, name)}" for name in cfg.eval.tasks if name not in loaded]
+        notes += [f"{name}: {why_not_measured(cfg.eval, name)}" for name in cfg.eval.tasks if name not in loaded]
         notes += of_capability
         if cfg.eval.defence.kind != "none":
             notes.append(f"defence: {cfg.eval.defence}")
@@ -127,11 +128,11 @@ class _Evaluation:
 
     def run(
         self, name: str, task: EvalTaskConfig, loaded: LoadedExamples, progress: EvaluationProgress
-    ) -> tuple[list[Measured], list[str]]:
+    ) -> tuple[list[MetricResult], list[str]]:
         """The figures of one task, and what is to be known of how it was played."""
         cfg, world = self._cfg, self._crew.world
         figures, known_cases = cfg.eval.figures(name), _played(cfg, name, loaded)
-        asked, cases = len(known_cases), attempts(known_cases, task.attack_count)
+        asked, cases = len(known_cases), expand_attempts(known_cases, task.attack_count)
         transcript = self._transcript(name)
         stage = self._stage(task, transcript)
         mine, verdicts = cases[world.dp_rank :: world.dp_size], dict[str, Verdict]()
@@ -146,14 +147,14 @@ class _Evaluation:
         transcript.close()
         everyone = world.gather_data_parallel(world.broadcast_model_parallel((verdicts, stage.tally)))
         known = {id: verdict for found, _ in everyone for id, verdict in found.items()}
-        judged = [Judged(case, known.get(case.id)) for case in cases]
+        judged = [JudgedExample(case, known.get(case.id)) for case in cases]
         told_of = _told([tally for _, tally in everyone], asked)
         return [measure(name, figure, judged) for figure in figures], told_of
 
     def _transcript(self, task: str) -> Transcript:
         folder, world = Path(self._cfg.exp_manager.explicit_log_dir), self._crew.world
         if world.is_main:
-            forget(folder, task)
+            remove_transcripts(folder, task)
         world.all_gather(None)
         return Transcript(folder, task, world.rank)
 
@@ -189,14 +190,14 @@ def _capability(cfg: MagicConfig) -> tuple[list[Capability], list[str]]:
 def _played(cfg: MagicConfig, name: str, loaded: LoadedExamples) -> list[Example]:
     """The cases of a task that any of its figures is over."""
     figures = cfg.eval.figures(name)
-    return [case for case in loaded.cases if any(belongs(figure, case) for figure in figures)]
+    return [case for case in loaded.examples if any(belongs(figure, case) for figure in figures)]
 
 
 def _load(cfg: MagicConfig, name: str, task: EvalTaskConfig) -> LoadedExamples:
     assert task.file is not None
     key, answered = f"eval.tasks.{name}.file", task.answers == "file"
     loaded = load_benchmark(cfg.eval.benchmark_name(name), task.file, key, task.limit, answered)
-    if task.attacker != "none" and any(len(case.turns) > 1 for case in loaded.cases):
+    if task.attacker != "none" and any(len(case.turns) > 1 for case in loaded.examples):
         raise DataError(
             f"eval.tasks.{name}.attacker={task.attacker}: {task.file} holds conversations, and one message is rewritten"
         )

@@ -12,7 +12,7 @@ import yaml
 
 from nemo_magic.evaluation import transcripts
 from nemo_magic.evaluation.results import JSON_FILE, Outcomes, read_outcomes
-from nemo_magic.evaluation.statistics import Paired, paired
+from nemo_magic.evaluation.statistics import PairedComparison, compare_pairs
 from nemo_magic.report.sweep_table import CONFIG_FILE
 
 Figure = Mapping[str, Any]
@@ -51,18 +51,18 @@ class EvaluationFolder:
     def tasks(self) -> list[str]:
         return list(dict.fromkeys(task for task, _ in self.figures))
 
-    def against(self, other: EvaluationFolder, task: str, figure: str) -> Paired | None:
+    def against(self, other: EvaluationFolder, task: str, figure: str) -> PairedComparison | None:
         """The figure against another evaluation's, on units that showed both the same; None where one has not measured
         it."""
         mine, theirs = (one.outcomes.get(task, {}).get(figure) for one in (self, other))
         if mine is None or theirs is None:
             return None
         digests = {unit: digest for unit, (digest, _) in mine.items()}
-        return paired(
+        return compare_pairs(
             {unit: came for unit, (_, came) in mine.items()},
             {unit: came for unit, (digest, came) in theirs.items() if digests.get(unit) == digest},
         )
 
     def transcript(self, task: str) -> Iterator[dict[str, Any]]:
         """What was said in each case of a task, if it was written down."""
-        return transcripts.read(self.path, task)
+        return transcripts.read_transcript(self.path, task)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nemo_magic.evaluation.catalogue import Metric
-from nemo_magic.evaluation.statistics import Paired
+from nemo_magic.evaluation.statistics import PairedComparison
 from nemo_magic.formatting import MISSING, percent
 from nemo_magic.report.conversations import MAX_TEXT
 from nemo_magic.report.evaluation_charts import all_figures
@@ -215,7 +215,7 @@ def _add_texts(
     return len(have)
 
 
-def _cell(one: EvaluationFolder, key: tuple[str, str], first: EvaluationFolder, pair: Paired | None) -> Cell:
+def _cell(one: EvaluationFolder, key: tuple[str, str], first: EvaluationFolder, pair: PairedComparison | None) -> Cell:
     figure = one.figures.get(key)
     if figure is None:
         return Cell(MISSING, "", "", 0)
