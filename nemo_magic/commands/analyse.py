@@ -128,7 +128,7 @@ def _configured(run: Path, overrides: Sequence[str]) -> MagicConfig:
 
 def _show_in_wandb(run: RunFolder, cfg: MagicConfig) -> None:
     """What the report shows, in the wandb run that the run's figures are in."""
-    from nemo_magic.report.media import media
+    from nemo_magic.report.media import collect_media
     from nemo_magic.tracking.sinks import WandbSink
 
     step = run.last.step if run.last else 0
@@ -136,7 +136,7 @@ def _show_in_wandb(run: RunFolder, cfg: MagicConfig) -> None:
         sink = WandbSink(run.path, asdict(cfg.exp_manager.wandb_logger_kwargs), resume_step=step)
     except ModuleNotFoundError as error:
         raise AnalysisError(f"--wandb: {error}") from error
-    sink.show(step, media(run, cfg.exp_manager.log_texts))
+    sink.write_media(step, collect_media(run, cfg.exp_manager.log_texts))
     sink.close()
 
 

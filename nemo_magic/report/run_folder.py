@@ -81,7 +81,7 @@ class RunFolder:
             record = replace(record, metrics={**record.metrics, f"entropy/{record.learner}": entropy})
         self.buckets.add(record)
         self.phases.add(record)
-        if any(name.startswith("val_rollouts/") for name in record.metrics):
+        if record.is_validation:
             self.last_validation = record
             self.first_validation = self.first_validation or record
 

@@ -1,4 +1,4 @@
-"""What to read when a run has ended: where it started, where it ended, who beats whom, where the files are."""
+"""The summary at a run's end: held-out metrics at start and end, the cross-play matrix, the files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nemo_magic.report.records import (
     StepRecord,
     read_records,
 )
-from nemo_magic.tracking.console_table import GAME_COLUMNS, show
+from nemo_magic.tracking.console_table import GAME_COLUMNS, format_value
 
 _PREFIX = "val_rollouts/"
 _NAMES = {
@@ -52,17 +52,18 @@ _FILES = (
 
 
 def print_summary(run_dir: str | Path, console: Console | None = None) -> None:
-    """Print a run's end: held-out figures at the start and at the end, the cross-play matrix, the files.
+    """Print the summary of a run; parts whose files are not there are left out.
 
-    What the run did not leave behind is left out. Raises FileNotFoundError without a metrics file.
+    Raises:
+        FileNotFoundError: there is no metrics file.
     """
     folder = Path(run_dir)
     console = console or Console()
     records = read_records(folder / METRICS_FILE)
-    validated = [record for record in records if any(name.startswith(_PREFIX) for name in record.metrics)]
+    validations = [record for record in records if record.is_validation]
     console.rule(f"[bold]{folder.name}[/bold]", align="left")
-    if validated:
-        console.print(_start_and_end(validated[0], validated[-1]))
+    if validations:
+        console.print(_start_and_end(validations[0], validations[-1]))
     elif records:
         console.print(f"{records[-1].step} steps, none of them validated")
     if (folder / CROSSPLAY_FILE).exists():
@@ -72,13 +73,13 @@ def print_summary(run_dir: str | Path, console: Console | None = None) -> None:
             console.print(Text(line))
         console.print()
     if (folder / STRATEGIES_FILE).exists():
-        probe = json.loads((folder / STRATEGIES_FILE).read_text(encoding="utf-8"))
-        for line in probe_findings(probe):
+        sweep = json.loads((folder / STRATEGIES_FILE).read_text(encoding="utf-8"))
+        for line in sweep_findings(sweep):
             console.print(Text(line))
         console.print()
-    found = [(name, meaning) for name, meaning in _FILES if (folder / name).exists()]
-    if found:
-        console.print(_files(folder, found))
+    files = [(name, meaning) for name, meaning in _FILES if (folder / name).exists()]
+    if files:
+        console.print(_files_table(folder, files))
 
 
 def crossplay_table(crossplay: CrossPlay) -> Table:
@@ -99,7 +100,7 @@ def crossplay_table(crossplay: CrossPlay) -> Table:
 
 
 def crossplay_findings(crossplay: CrossPlay) -> list[str]:
-    """What the matrix says, in sentences: attackers' progress, the last defender, the best-response gap."""
+    """The matrix in sentences: attackers' progress, the last defender, the best-response gap."""
     lines = []
     attackers, defenders = crossplay.attackers, crossplay.defenders
     first = 1 if attackers[0] == NO_REWRITE else 0
@@ -121,16 +122,16 @@ def crossplay_findings(crossplay: CrossPlay) -> list[str]:
     return lines
 
 
-def probe_findings(probe: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The strategy probe in sentences: ``{"start" | "end": {"worst", "mean", "asr": {strategy: ASR}}}``."""
+def sweep_findings(sweep: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The strategy sweep in sentences: ``{"start" | "end": {"worst", "mean", "asr": {strategy: ASR}}}``."""
     lines = []
     for when, defender in (("start", "First"), ("end", "Last")):
-        asr: Mapping[str, float] = probe[when]["asr"]
+        asr: Mapping[str, float] = sweep[when]["asr"]
         worst = max(asr, key=lambda name: asr[name])
         which = f" ({worst})" if asr[worst] > 0 else ""
         lines.append(
             f"{defender} defender under each of {len(asr)} strategies: worst {percent(asr[worst])} %{which}, "
-            f"mean {percent(probe[when]['mean'])} %."
+            f"mean {percent(sweep[when]['mean'])} %."
         )
     return lines
 
@@ -146,15 +147,15 @@ def _start_and_end(first: StepRecord, last: StepRecord) -> Table:
             continue
         style = _STYLES[name]
         change = "" if start is None or end is None else f"{100 * (end - start):+.1f}"
-        table.add_row(label, show(start, style), show(end, style), change)
+        table.add_row(label, format_value(start, style), format_value(end, style), change)
     return table
 
 
-def _files(folder: Path, found: Sequence[tuple[str, str]]) -> Table:
+def _files_table(folder: Path, files: Sequence[tuple[str, str]]) -> Table:
     table = Table(title="Files", title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", show_header=False)
     table.add_column(no_wrap=True, overflow="fold")
     table.add_column(style="dim")
-    for name, meaning in found:
+    for name, meaning in files:
         table.add_row(str(folder / name), meaning)
     return table
 

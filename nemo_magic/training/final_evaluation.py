@@ -43,6 +43,6 @@ def final_evaluation(
     if main:
         crossplay = folder / CROSSPLAY_FILE
         draw_game(folder / METRICS_FILE, crossplay if crossplay.exists() else None, folder / PICTURE_FILE)
-        logger.conclude()
+        logger.write_final_report()
         print_summary(folder)
     pair.world.barrier()
