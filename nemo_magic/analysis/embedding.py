@@ -43,14 +43,15 @@ class _Embeddings(BaseModel):
 class Embedder:
     """Embeds at ``config.urls``."""
 
-    def __init__(self, config: EmbeddingConfig, journal: ResponseCache) -> None:
+    def __init__(self, config: EmbeddingConfig, cache: ResponseCache) -> None:
         self._config = config
-        self._journal = journal
+        self._cache = cache
         self.asked = 0
         """Texts that were newly embedded."""
 
     @property
     def name(self) -> str:
+        """Model and revision: a part of every cache key."""
         return f"{self._config.model}:{self._config.revision}"
 
     def embed(self, texts: Sequence[str]) -> dict[str, Vector]:
@@ -60,17 +61,17 @@ class Embedder:
             AnalysisError: the server cannot be asked now, or gives no embeddings. What it gave is written down.
         """
         keys = {self._key(text): text for text in texts if text}
-        if wanted := self._journal.missing(keys):
+        if wanted := self._cache.missing(keys):
             try:
                 asyncio.run(self._embed([keys[key] for key in wanted]))
             except BrokenReply as fault:
                 raise AnalysisError(f"no embeddings after {_KEY}.protocol_retries; last: {fault}") from fault
             except AnalysisError as error:
-                kept = len(keys) - len(self._journal.missing(keys))
+                kept = len(keys) - len(self._cache.missing(keys))
                 raise AnalysisError(
                     f"{error}; of {len(keys)} texts {kept} are embedded and kept; the same command goes on from there"
                 ) from error
-        found = {text: self._journal[key] for key, text in keys.items()}
+        found = {text: self._cache[key] for key, text in keys.items()}
         vectors = {
             text: np.frombuffer(base64.b64decode(value), dtype="<f4")
             for text, value in found.items()
@@ -88,7 +89,7 @@ class Embedder:
             for first in range(0, len(batches), _REQUESTS):
                 answers = await gather(self._batch(asker, batch) for batch in batches[first : first + _REQUESTS])
                 new = {self._key(text): vector for answer in answers for text, vector in answer.items()}
-                self._journal.add({key: None if v is None else base64.b64encode(v).decode() for key, v in new.items()})
+                self._cache.add({key: None if v is None else base64.b64encode(v).decode() for key, v in new.items()})
                 self.asked += len(new)
         finally:
             await asker.aclose()

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from nemo_magic.report.attack_charts import LIKENESS, SHARES, common, middle
-from nemo_magic.report.conversations import Strategies, sample
+from nemo_magic.report.conversations import Strategies, sample_conversations
 from nemo_magic.report.run_folder import RunFolder
 
 MAX_CONVERSATIONS, MAX_BYTES = 200, 1_000_000
@@ -149,7 +149,7 @@ def _alarms(run: RunFolder) -> Iterator[Media]:
 
 
 def _conversations(run: RunFolder, texts: bool) -> Iterator[Media]:
-    rows = sample(run.path, MAX_CONVERSATIONS, MAX_BYTES).rows
+    rows = sample_conversations(run.path, MAX_CONVERSATIONS, MAX_BYTES).rows
     strategies = Strategies(run.config, run.attack_labels())
     columns = ["step", "seed", "label", "outcome", "strategy", "reward_attacker", "reward_defender"]
     table: list[list[Cell]] = []

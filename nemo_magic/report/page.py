@@ -21,7 +21,7 @@ from nemo_magic.game.payoff import CrossPlay
 from nemo_magic.report import charts, evaluation_charts, evaluation_page, strategy_charts
 from nemo_magic.report.attack_charts import attack_charts
 from nemo_magic.report.charts import Chart
-from nemo_magic.report.conversations import Sample, Strategies, sample, sandbox_of
+from nemo_magic.report.conversations import ConversationSample, Strategies, sample_conversations, sandbox_of
 from nemo_magic.report.evaluation_folder import EvaluationFolder
 from nemo_magic.report.run_folder import RunFolder
 
@@ -174,10 +174,10 @@ def _flat(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str
             yield f"{above}{key}", json.dumps(value, ensure_ascii=False)
 
 
-def _conversations(runs: Sequence[RunFolder]) -> tuple[list[Sample], list[dict[str, Any]]]:
+def _conversations(runs: Sequence[RunFolder]) -> tuple[list[ConversationSample], list[dict[str, Any]]]:
     samples, rows = [], []
     for number, run in enumerate(runs):
-        found = sample(run.path, MAX_CONVERSATIONS // len(runs), MAX_TEXT_BYTES // len(runs))
+        found = sample_conversations(run.path, MAX_CONVERSATIONS // len(runs), MAX_TEXT_BYTES // len(runs))
         strategies = Strategies(run.config, run.attack_labels())
         for row in found.rows:
             row |= {"run": number, "strategy": strategies.of(row)}
