@@ -1,4 +1,4 @@
-"""A run's charts, as plotly figures in JSON: what plotly.js draws, without the time that plotly's classes take."""
+"""A run's charts, as plotly figures in JSON: plotly's Python classes would take seconds to build them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ TIMES = ("generate_attacker", "generate_defender", "logprobs", "judge_wait", "up
 
 @dataclass(frozen=True)
 class Chart:
-    """``figure``: plotly's ``data`` and ``layout``. ``note``: how to read it, or what is left out."""
+    """A chart. ``figure``: plotly's ``data`` and ``layout``. ``note``: how to read it, or what is left out. ``height``:
+    pixels."""
 
     key: str
     title: str
@@ -44,7 +45,7 @@ class Chart:
 
 
 def layout(**own: Any) -> dict[str, Any]:
-    """What all charts have in common, with their own settings laid over it; axes are laid over key by key."""
+    """The layout that all charts share, with a chart's own settings laid over it; axes are merged key by key."""
     axis = {"gridcolor": _LINE, "zeroline": False, "linecolor": "#999999", "automargin": True, "title": {"standoff": 8}}
     whole: dict[str, Any] = {
         "font": {"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 12, "color": _INK},
@@ -77,7 +78,7 @@ def line(
 
 
 def game(buckets: Buckets, phases: Sequence[Phase]) -> Chart | None:
-    """Held-out and sampled shares over steps, phases shaded, with what ended each phase."""
+    """Held-out and sampled shares over steps, phases shaded, with the reason why each phase ended."""
     data: list[Any] = []
     for metric, name, color, marker in GAME:
         held_out = {"size": 7, "symbol": marker}
@@ -143,7 +144,7 @@ def rewards(buckets: Buckets, role: str) -> Chart | None:
 
 
 def learner(buckets: Buckets) -> list[Chart]:
-    """The optimiser's figures: is the policy alive, and is what generates what learns?"""
+    """The optimiser's metrics: entropy, generator against trainer, gradient norm."""
     known = {
         "Entropy and variety": [("entropy/attacker", "entropy of the attacker, nats"),
                                 ("entropy/defender", "entropy of the defender, nats"),
@@ -152,7 +153,7 @@ def learner(buckets: Buckets) -> list[Chart]:
                                       ("train_optim/neg_logprob_minus_entropy", "neg_logprob_minus_entropy, nats")],
         "Gradient norm": [("train_optim/grad_norm", "before clipping")],
     }  # fmt: skip
-    found = [
+    charts = [
         _chart(
             f"learner_{number}", title,
             [line(buckets, metric, name, PALETTE[i], line={"dash": _DASHES[i]})
@@ -161,11 +162,11 @@ def learner(buckets: Buckets) -> list[Chart]:
         )
         for number, (title, lines) in enumerate(known.items())
     ]  # fmt: skip
-    return [chart for chart in found if chart]
+    return [chart for chart in charts if chart]
 
 
 def judge(buckets: Buckets) -> list[Chart]:
-    """Is the judge there, quick and sure?"""
+    """The judge's metrics: unknown verdicts, latency, outages, requests."""
     unknown = [
         line(buckets, "train_rollouts/unknown_share", "verdicts with something unknown", ORANGE, 100),
         *(
@@ -182,26 +183,26 @@ def judge(buckets: Buckets) -> list[Chart]:
         line(buckets, f"judge/{name}", name.replace("_", " "), PALETTE[i], line={"dash": _DASHES[i % 4]})
         for i, name in enumerate(("items", "requests", "duplicates", "unknown", "retries", "hedges", "protocol_errors"))
     ]
-    found = [
+    charts = [
         _chart("judge_unknown", "Open verdicts, and the second judge", unknown, "percent", zero=True),
         _chart("judge_latency", "Latency and outages", latency, "seconds", zero=True),
         _chart("judge_counts", "Requests a step", counts, "count", zero=True),
     ]
-    return [chart for chart in found if chart]
+    return [chart for chart in charts if chart]
 
 
 def times(buckets: Buckets) -> list[Chart]:
-    """Where the seconds of a step go."""
+    """The seconds of a step by part, and the throughput."""
     traces = [
         line(buckets, f"timers/{name}", name.replace("_", " "), PALETTE[i], stackgroup="all", line={"width": 0.5})
         for i, name in enumerate(TIMES)
     ]
     speed = [line(buckets, "throughput/tokens_per_second", "sampled tokens a second", BLUE)]
-    found = [
+    charts = [
         _chart("times", "Seconds of a step, by part", traces, "seconds", zero=True),
         _chart("speed", "Throughput", speed, "tokens/s", zero=True),
     ]
-    return [chart for chart in found if chart]
+    return [chart for chart in charts if chart]
 
 
 def alarms(buckets: Buckets, names: Sequence[str]) -> Chart | None:
@@ -219,7 +220,9 @@ def alarms(buckets: Buckets, names: Sequence[str]) -> Chart | None:
     return chart
 
 
-def cross_play(matrix: CrossPlay, low: Sequence[Any] = (), high: Sequence[Any] = (), what: str = "Cross-play") -> Chart:
+def cross_play(
+    matrix: CrossPlay, low: Sequence[Any] = (), high: Sequence[Any] = (), title: str = "Cross-play"
+) -> Chart:
     """ASR in percent, attackers down, defenders across, in order of training: the paper's Figure 3."""
     percent = [[_short(100 * cell) for cell in row] for row in matrix.asr]
     hover = "attacker %{y}<br>defender %{x}<br>ASR %{z:.1f} %"
@@ -236,7 +239,7 @@ def cross_play(matrix: CrossPlay, low: Sequence[Any] = (), high: Sequence[Any] =
     data["hovertemplate"] = f"{hover}<extra></extra>"
     seeds = f" on {matrix.num_seeds} harmful seeds a cell" if matrix.num_seeds else ""
     return Chart(
-        "crossplay", what,
+        "crossplay", title,
         {"data": [data], "layout": layout(
             hovermode="closest", xaxis={"title": {"text": "defender"}, "type": "category", "showgrid": False},
             yaxis={"title": {"text": "attacker"}, "type": "category", "autorange": "reversed", "showgrid": False},
@@ -248,7 +251,7 @@ def cross_play(matrix: CrossPlay, low: Sequence[Any] = (), high: Sequence[Any] =
 
 
 def worst_cases(matrix: CrossPlay) -> Chart | None:
-    """Of each saved defender: the best saved attacker's ASR, and what it costs on benign seeds."""
+    """For each saved defender the best saved attacker's ASR, and over-refusal and usefulness on benign seeds."""
     if len(matrix.defenders) < 2:
         return None
     rows = [

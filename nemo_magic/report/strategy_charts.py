@@ -1,4 +1,4 @@
-"""What the attacker does, and what a defender paid for its safety: strategies and the safety–usefulness trade."""
+"""Charts of strategies, of the safety–usefulness trade-off, and of several runs side by side."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ def stacked(
     )  # fmt: skip
 
 
-def probe(found: Mapping[str, Mapping[str, Any]]) -> Chart:
+def strategy_sweep(sweep: Mapping[str, Mapping[str, Any]]) -> Chart:
     """ASR of every strategy against the first and the last defender."""
-    start, end = found["start"]["asr"], found["end"]["asr"]
+    start, end = sweep["start"]["asr"], sweep["end"]["asr"]
     names = sorted(start, key=lambda name: (start[name], end.get(name, 0)))
     data = [
         {"type": "scatter", "mode": "markers", "name": f"{which} defender", "y": names,
@@ -78,8 +78,8 @@ def probe(found: Mapping[str, Mapping[str, Any]]) -> Chart:
             yaxis={"type": "category", "tickfont": {"size": 10}, "dtick": 1},
             legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         )},
-        f"Worst case {percent(found['start']['worst'])} % before, {percent(found['end']['worst'])} % after; mean "
-        f"{percent(found['start']['mean'])} % before, {percent(found['end']['mean'])} % after.",
+        f"Worst case {percent(sweep['start']['worst'])} % before, {percent(sweep['end']['worst'])} % after; mean "
+        f"{percent(sweep['start']['mean'])} % before, {percent(sweep['end']['mean'])} % after.",
         height=130 + 18 * len(names),
     )  # fmt: skip
 
@@ -133,14 +133,14 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 def side_by_side(runs: Sequence[RunFolder]) -> list[Chart]:
     """Each held-out figure with a line per run."""
-    shown = (
+    figures = (
         ("asr", "ASR, harmful seeds"),
         ("over_refusal", "Over-refusal, benign seeds"),
         ("useful", "Useful answers, benign seeds"),
         ("intent_preserved", "Rewrites that keep the intent"),
     )
     charts = []
-    for name, title in shown:
+    for name, title in figures:
         data = []
         for i, run in enumerate(runs):
             points = run.buckets.of(f"val_rollouts/{name}")
