@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nemo_magic.report.charts import BLUE, GREEN, GREY, ORANGE, PURPLE, Chart, layout
+from nemo_magic.report.charts import STEP_AXIS, Chart, layout
+from nemo_magic.report.palette import BLUE, GREEN, GREY, ORANGE, PURPLE
 from nemo_magic.report.strategy_charts import stacked
 
 SHARES = (
@@ -75,7 +76,7 @@ def _lines(
         )  # fmt: skip
     if not data:
         return None
-    axes = layout(xaxis={"title": {"text": "training step"}, "showgrid": False}, yaxis=dict(yaxis), showlegend=True)
+    axes = layout(xaxis=STEP_AXIS, yaxis=dict(yaxis), showlegend=True)
     return Chart(key, title, {"data": data, "layout": axes}, note)
 
 

@@ -143,6 +143,9 @@ def _row(conversation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cut(text: str | None) -> str | None:
-    if text is None or len(text) <= MAX_TEXT:
-        return text
-    return f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters in the run's {SAMPLES_DIR}/)"
+    return None if text is None else cut_text(text, f" in the run's {SAMPLES_DIR}/")
+
+
+def cut_text(text: str, rest: str = "") -> str:
+    """The first ``MAX_TEXT`` characters of a text, and how many more there are; ``rest``: where they are."""
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters{rest})"

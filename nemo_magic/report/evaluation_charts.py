@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nemo_magic.report.charts import PALETTE, Chart, layout
+from nemo_magic.report.charts import Chart, layout
 from nemo_magic.report.evaluation_folder import EvaluationFolder, FigureRow
+from nemo_magic.report.palette import PALETTE
 
 MAX_PARTS = 30
 """Rows of one chart of categories or methods; the table has them all."""

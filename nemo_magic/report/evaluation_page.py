@@ -9,7 +9,7 @@ from typing import Any
 from nemo_magic.evaluation.catalogue import Metric
 from nemo_magic.evaluation.statistics import PairedComparison
 from nemo_magic.formatting import MISSING, percent
-from nemo_magic.report.conversations import MAX_TEXT
+from nemo_magic.report.conversations import cut_text
 from nemo_magic.report.evaluation_charts import all_figures
 from nemo_magic.report.evaluation_folder import EvaluationFolder
 
@@ -205,7 +205,7 @@ def _add_texts(
             if row is None:
                 continue
             row |= {key: conversation[key] for key in ("label", "category", "method") if conversation.get(key)}
-            turns = [[_cut(text) for text in turn] for turn in conversation["turns"]]
+            turns = [[cut_text(text) for text in turn] for turn in conversation["turns"]]
             size = sum(len(text) for turn in turns for text in turn)
             if size > left:
                 continue
@@ -214,7 +214,7 @@ def _add_texts(
             row["said"].append(
                 {
                     "of": number,
-                    "request": _cut(conversation["request"]),
+                    "request": cut_text(conversation["request"]),
                     "turns": turns,
                     "verdict": conversation["verdict"],
                 }
@@ -260,7 +260,3 @@ def _number(value: float) -> str:
 def _breakable(name: str) -> str:
     """The name with places where a narrow card may break it."""
     return name.replace("_", "_\u200b")
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters)"

@@ -22,6 +22,16 @@ ATTACKS_FILE = f"{ATTACKS_DIR}/attacks.json"
 ATTACK_TABLE_FILE = f"{ATTACKS_DIR}/strategies.csv"
 ATTACK_LABELS_FILE = f"{ATTACKS_DIR}/labels.jsonl"
 
+GAME_METRICS = {
+    "asr": "attack success (ASR), harmful seeds",
+    "over_refusal": "over-refusal, benign seeds",
+    "useful": "useful answers, benign seeds",
+    "refusal_harmful": "refusals, harmful seeds",
+    "intent_preserved": "rewrites that keep the intent",
+    "format_ok": "well-formed rewrites",
+}
+"""Metrics of ``train_rollouts/`` and ``val_rollouts/``, and what they are called in full."""
+
 _OWN_KEYS = ("step", "phase", "phase_index", "learner", "time")
 
 

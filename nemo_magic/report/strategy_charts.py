@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nemo_magic.formatting import percent
-from nemo_magic.report.charts import GREY, ORANGE, PALETTE, Chart, layout
+from nemo_magic.report.charts import STEP_AXIS, Chart, layout
+from nemo_magic.report.palette import GREY, ORANGE, PALETTE
 from nemo_magic.report.run_folder import RunFolder
 
 _SHOWN, _BINS = 7, 24
@@ -54,7 +55,7 @@ def stacked(
     return Chart(
         "mix", "Strategies of the attacker",
         {"data": data, "layout": layout(
-            barmode="stack", bargap=0, xaxis={"title": {"text": "training step"}, "showgrid": False},
+            barmode="stack", bargap=0, xaxis=STEP_AXIS,
             yaxis={"title": {"text": f"percent of {of}"}, "range": [0, 100]},
         )},
         note, height=460,
@@ -152,7 +153,7 @@ def side_by_side(runs: Sequence[RunFolder]) -> list[Chart]:
                 )  # fmt: skip
         if data:
             axes = layout(
-                xaxis={"title": {"text": "training step"}, "showgrid": False},
+                xaxis=STEP_AXIS,
                 yaxis={"title": {"text": "percent"}, "range": [-2, 104]},
                 showlegend=True,
             )

@@ -17,6 +17,7 @@ from nemo_magic.game.payoff import NO_REWRITE, CrossPlay
 from nemo_magic.report.records import (
     ALARMS_FILE,
     CROSSPLAY_FILE,
+    GAME_METRICS,
     METRICS_FILE,
     PICTURE_FILE,
     REPORT_FILE,
@@ -28,14 +29,6 @@ from nemo_magic.report.records import (
 from nemo_magic.tracking.console_table import GAME_COLUMNS, format_value
 
 _PREFIX = "val_rollouts/"
-_NAMES = {
-    "asr": "attack success (ASR), harmful seeds",
-    "over_refusal": "over-refusal, benign seeds",
-    "useful": "useful answers, benign seeds",
-    "refusal_harmful": "refusals, harmful seeds",
-    "intent_preserved": "rewrites that keep the intent",
-    "format_ok": "well-formed rewrites",
-}
 _STYLES = {name: style for name, _, style in GAME_COLUMNS} | {"refusal_harmful": "percent"}
 _FILES = (
     (REPORT_FILE, "everything on one page, for a browser"),
@@ -141,7 +134,7 @@ def _start_and_end(first: StepRecord, last: StepRecord) -> Table:
     table.add_column("", no_wrap=True)
     for heading in (f"step {first.step}", f"step {last.step}", "change"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for name, label in _NAMES.items():
+    for name, label in GAME_METRICS.items():
         start, end = (record.metrics.get(_PREFIX + name) for record in (first, last))
         if start is None and end is None:
             continue
