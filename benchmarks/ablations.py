@@ -165,6 +165,7 @@ def settings(run: Path) -> dict[str, Any]:
 
 
 def plays(cfg: MagicConfig, cast: PolicyPair, cot: bool = False) -> RolloutEngine:
+    """A rollout engine of these policies, one rollout a seed."""
     from nemo_magic.rollout.engine import RolloutEngine
     from nemo_magic.runtime.timers import Timers
 
@@ -179,6 +180,7 @@ def _kept(run: Path) -> dict[str, dict[str, float]]:
 
 
 def main(words: Sequence[str]) -> None:
+    """Measure the runs among ``words`` and print the table."""
     runs = [Path(word) for word in words if "=" not in word]
     found = yardstick(runs, runs[:1], [word for word in words if "=" in word])
     rows: list[list[object]] = []

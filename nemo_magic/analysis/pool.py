@@ -13,8 +13,7 @@ import yaml
 
 from nemo_magic.analysis.labels import StrategyLabel
 from nemo_magic.data.pools import AttackRow, read_attack_pool
-
-_CONFIG_FILE = "config.yaml"
+from nemo_magic.report.records import CONFIG_FILE
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def find_pool(config: Mapping[str, Any]) -> str | None:
     """The pool of a run's warm-up: the ``sft.pool`` of the run whose weights the attacker began with; None where that
     is not known."""
     weights = config.get("actors", {}).get("attacker", {}).get("restore_from_path")
-    if not weights or not (config_file := Path(weights).parent / _CONFIG_FILE).is_file():
+    if not weights or not (config_file := Path(weights).parent / CONFIG_FILE).is_file():
         return None
     warm_up = yaml.safe_load(config_file.read_text(encoding="utf-8")) or {}
     sft = warm_up.get("sft", {}) if isinstance(warm_up, Mapping) else {}

@@ -13,7 +13,7 @@ import yaml
 from nemo_magic.evaluation import transcripts
 from nemo_magic.evaluation.results import JSON_FILE, Outcomes, read_outcomes
 from nemo_magic.evaluation.statistics import PairedComparison, compare_pairs
-from nemo_magic.report.sweep_table import CONFIG_FILE
+from nemo_magic.report.records import CONFIG_FILE
 
 FigureRow = Mapping[str, Any]
 """One row of ``results.json``."""

@@ -1,4 +1,4 @@
-"""One step of a run as a value, and as one line of ``metrics.jsonl``."""
+"""A run's files, and one step of it as a value and as a line of ``metrics.jsonl``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 CROSSPLAY_FILE = "crossplay.json"
 STRATEGIES_FILE = "strategies.json"

@@ -15,6 +15,7 @@ from nemo_magic.report.records import (
     ALARMS_FILE,
     ATTACK_LABELS_FILE,
     ATTACKS_FILE,
+    CONFIG_FILE,
     CROSSPLAY_FILE,
     LEAGUE_FILE,
     METRICS_FILE,
@@ -23,7 +24,7 @@ from nemo_magic.report.records import (
     whole_lines,
 )
 from nemo_magic.report.series import Buckets, Phases
-from nemo_magic.report.sweep_table import CONFIG_FILE, FINISHED, state_of
+from nemo_magic.report.sweep_table import FINISHED, state_of
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

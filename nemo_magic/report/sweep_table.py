@@ -19,9 +19,15 @@ import yaml
 
 from nemo_magic.formatting import markdown_table, percent
 from nemo_magic.game.payoff import NO_REWRITE, CrossPlay
-from nemo_magic.report.records import CROSSPLAY_FILE, METRICS_FILE, PICTURE_FILE, STRATEGIES_FILE, read_records
+from nemo_magic.report.records import (
+    CONFIG_FILE,
+    CROSSPLAY_FILE,
+    METRICS_FILE,
+    PICTURE_FILE,
+    STRATEGIES_FILE,
+    read_records,
+)
 
-CONFIG_FILE = "config.yaml"
 TABLE = "table"
 FINISHED = "finished"
 
