@@ -6,6 +6,7 @@ Plain immutable values. Nothing here knows tensors, models or sockets.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args, get_type_hints
 
 from nemo_magic.backports import StrEnum
 
@@ -122,7 +123,7 @@ class Episode:
     turns: tuple[Turn, ...]
     ending: Ending = Ending.PLAYED
 
-    def said_by(self, role: Role) -> tuple[Completion, ...]:
+    def messages_of(self, role: Role) -> tuple[Completion, ...]:
         """What ``role``'s model said, turn by turn; nothing where no model wrote the rewrite."""
         said = (turn.attack if role is Role.ATTACKER else turn.defence for turn in self.turns)
         return tuple(completion for completion in said if completion is not None)
@@ -165,3 +166,11 @@ class Verdict:
     disagreed: tuple[str, ...] = ()
     guard: str = ""
     error: str | None = None
+
+
+VERDICT_FIELDS: dict[str, type[Safety] | type[Answer]] = {
+    name: Safety if Safety in get_args(kind) else Answer
+    for name, kind in get_type_hints(Verdict).items()
+    if {Safety, Answer}.intersection(get_args(kind))
+}
+"""The fields of a verdict that a judge is asked for, and the type of each."""
