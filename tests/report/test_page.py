@@ -12,7 +12,7 @@ import pytest
 from made_up_run import make_run
 
 from nemo_magic import cli
-from nemo_magic.report.conversations import outcome, sample_conversations
+from nemo_magic.report.conversations import outcome, sample_conversations, sandbox_of
 from nemo_magic.report.page import config_differences, render
 from nemo_magic.report.run_folder import RunFolder
 from nemo_magic.report.strategy_charts import frontier
@@ -183,3 +183,8 @@ def test_a_report_that_cannot_be_written_is_said_once_and_ends_nothing(tmp_path:
         clock.time += 1000
     assert len(said) == 1
     assert said[0].startswith("report.html is not written: FileNotFoundError: ")
+
+
+def test_a_run_with_the_sandboxs_strategy_sweep_is_one_of_the_sandbox() -> None:
+    assert sandbox_of({"game": {"strategy_sweep": "sandbox"}}) is not None
+    assert sandbox_of({"game": {"strategy_sweep": None}, "judge": {"guard": "rules"}}) is None
