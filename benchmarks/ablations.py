@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from arms import kept, last_defender
+from experiment_results import YARDSTICK
 from figures import table
 
 from nemo_magic.actors.snapshots import Snapshot
@@ -37,16 +38,6 @@ if TYPE_CHECKING:
 ATTACKS_PER_SEED = 4
 NOBODY = "none"
 KEPT_FILE = "yardstick.json"
-COLUMNS = {
-    "asr_warmed_up": "ASR, warmed-up attacker",
-    "asr_best": "ASR, best attacker of the full game",
-    "asr_worst_strategy": "ASR, worst strategy",
-    "asr_mean_strategy": "ASR, mean strategy",
-    "useful_attacked": "useful, warmed-up attacker",
-    "useful_worst": "useful, worst attacker",
-    "useful_bare": "useful, no attacker",
-    "over_refusal_bare": "over-refusal, no attacker",
-}
 
 
 @dataclass
@@ -88,7 +79,7 @@ def yardstick(runs: Sequence[Path], full: Sequence[Path], overrides: Sequence[st
                 )
                 found.before[run.name] = measured(cfg, cast, reward_manager, openings, run, first)
             begun.add(weights)
-            key = digest(known, weights_of(last_defender(run)), ATTACKS_PER_SEED, list(COLUMNS), overrides)
+            key = digest(known, weights_of(last_defender(run)), ATTACKS_PER_SEED, list(YARDSTICK), overrides)
             there = _kept(run)
             if key not in there:
                 there[key] = measured(cfg, cast, reward_manager, openings, run, last_defender(run))
@@ -120,7 +111,7 @@ def measured(
     run: Path,
     weights: Path,
 ) -> dict[str, float]:
-    """The figures of COLUMNS, of the defender with these ``weights``, as ``run`` lets it defend."""
+    """The figures of YARDSTICK, of the defender with these ``weights``, as ``run`` lets it defend."""
     from nemo_magic.league.strategy_sweep import disguised, strategy_rates
     from nemo_magic.rollout.engine import GREEDY
 
@@ -149,7 +140,7 @@ def measured(
         "useful_bare": found[NOBODY]["useful"],
         "over_refusal_bare": found[NOBODY]["over_refusal"],
     }
-    return {name: round(values[name], 4) for name in COLUMNS}
+    return {name: round(values[name], 4) for name in YARDSTICK}
 
 
 @contextmanager
@@ -176,6 +167,7 @@ def settings(run: Path) -> dict[str, Any]:
 
 
 def plays(cfg: MagicConfig, cast: PolicyPair, cot: bool = False) -> RolloutEngine:
+    """A rollout engine of these policies, one rollout a seed."""
     from nemo_magic.rollout.engine import RolloutEngine
     from nemo_magic.runtime.timers import Timers
 
@@ -190,14 +182,15 @@ def _kept(run: Path) -> dict[str, dict[str, float]]:
 
 
 def main(words: Sequence[str]) -> None:
+    """Measure the runs among ``words`` and print the table."""
     runs = [Path(word) for word in words if "=" not in word]
     found = yardstick(runs, runs[:1], [word for word in words if "=" in word])
     rows: list[list[object]] = []
     for run in runs:
         if run.name in found.before:
-            rows.append([f"{run.name}, before the game", *(found.before[run.name][name] for name in COLUMNS)])
-        rows.append([run.name, *(found.after[run.name][name] for name in COLUMNS)])
-    print(table(["run", *COLUMNS.values()], rows))
+            rows.append([f"{run.name}, before the game", *(found.before[run.name][name] for name in YARDSTICK)])
+        rows.append([run.name, *(found.after[run.name][name] for name in YARDSTICK)])
+    print(table(["run", *YARDSTICK.values()], rows))
 
 
 if __name__ == "__main__":

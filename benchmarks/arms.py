@@ -35,8 +35,8 @@ PAPER = ("game=paper", "game.group_size=8", "game.max_steps=75", "game.num_val_s
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to play. ``words``: overrides of ``conf/magic_sandbox.yaml``; ``league``: its selves are played against
-    each other; ``warmed``: a seed is also that of a warm-up of its own, of both roles; ``seeds`` of its runs."""
+    """One way to play. ``words``: overrides of ``conf/magic_sandbox.yaml``; ``league``: its snapshots are played
+    against each other; ``warmed``: each seed has a warm-up of its own, of both roles; ``seeds`` of its runs."""
 
     title: str
     words: tuple[str, ...] = ()
@@ -83,10 +83,12 @@ class Run:
 
     @property
     def name(self) -> str:
+        """The folder's name."""
         return f"{self.arm}-{self.seed}"
 
     @property
     def folder(self) -> Path:
+        """The run's folder."""
         return self.into / self.name
 
     @property
@@ -104,12 +106,12 @@ def play(run: Run, overrides: Sequence[str] = ()) -> None:
 
 
 def league(run: Run, others: Sequence[Run]) -> None:
-    """Every self of ``run`` against each other, and the attackers that ``others`` kept against its defenders."""
-    theirs = {f"{one.name}/{path.name}": path for one in others for path in kept(one.folder, "attacker")}
-    found = run.folder / LEAGUE_FILE
-    if found.exists() and set(theirs) <= set(json.loads(found.read_text())["attackers"]):
+    """Every snapshot of ``run`` against each other, and the attackers that ``others`` saved against its defenders."""
+    other_attackers = {f"{one.name}/{path.name}": path for one in others for path in kept(one.folder, "attacker")}
+    result = run.folder / LEAGUE_FILE
+    if result.exists() and set(other_attackers) <= set(json.loads(result.read_text())["attackers"]):
         return
-    attackers = [word for name, path in theirs.items() for word in ("--attacker", f"{name}={path}")]
+    attackers = [word for name, path in other_attackers.items() for word in ("--attacker", f"{name}={path}")]
     program("cross-play", str(run.folder), *attackers, f"game.crossplay.num_seeds={LEAGUE_SEEDS}")
 
 
@@ -124,9 +126,9 @@ def start_up(into: Path, overrides: Sequence[str] = ()) -> float:
 
 
 def kept(run: Path, player: str) -> list[Path]:
-    """Weights that a player left at the end of its phases, in the order of the game."""
-    found = (path.parent for path in (run / "snapshots" / player).glob("phase-*/metadata.json"))
-    return sorted(found, key=lambda path: int(path.name.removeprefix("phase-")))
+    """Weights that a player saved at the end of its phases, in the order of the game."""
+    folders = (path.parent for path in (run / "snapshots" / player).glob("phase-*/metadata.json"))
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("phase-")))
 
 
 def last_defender(run: Path) -> Path:
@@ -136,13 +138,13 @@ def last_defender(run: Path) -> Path:
         ValueError: the run kept none.
     """
     for player in ("defender", "shared"):
-        if found := kept(run, player):
-            return found[-1]
+        if folders := kept(run, player):
+            return folders[-1]
     raise ValueError(f"{run / 'snapshots'} holds no defender of a finished phase")
 
 
 def program(*words: str) -> None:
-    """``nemo-magic`` in a process of its own; what it says is shown only if it fails.
+    """``nemo-magic`` in a process of its own; its output is shown only if it fails.
 
     Raises:
         SystemExit: it failed.
@@ -165,15 +167,15 @@ def _warmed_up(run: Run) -> list[str]:
 
 
 def _train(folder: Path, seed: int, words: Sequence[str]) -> None:
-    in_one_go, began, before = not folder.exists(), time.monotonic(), _computed()
+    from_start, began, before = not folder.exists(), time.monotonic(), _cpu_seconds()
     program("train", "-cn", "magic_sandbox", f"name={folder.name}", f"exp_manager.explicit_log_dir={folder}",
             f"seed={seed}", *SHARED, *words)  # fmt: skip
-    if in_one_go:
-        cost = {"wall": time.monotonic() - began, "cpu": _computed() - before}
+    if from_start:
+        cost = {"wall": time.monotonic() - began, "cpu": _cpu_seconds() - before}
         (folder / COST_FILE).write_text(json.dumps(cost) + "\n")
 
 
-def _computed() -> float:
+def _cpu_seconds() -> float:
     """CPU seconds of all processes that were started here and have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime

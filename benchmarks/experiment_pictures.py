@@ -13,19 +13,17 @@ from statistics import fmean
 from typing import Any
 
 from arms import ARMS, FULL, POOLS
-from experiment_pages import Results, Row, of, step_of
+from experiment_results import Results, RunResult, runs_of, step_of
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from PIL import Image
 
-# As in the picture of one game: Okabe and Ito's palette, and one hue for heat.
-ASR, USEFUL, INK, MUTED = "#D55E00", "#007A5A", "#222222", "#666666"
-HEAT = LinearSegmentedColormap.from_list("asr", ["#FBF3EC", "#FBDCC3", "#F2A368", "#CC5A00", "#6E2A00"])
-DARK_FROM = 66.0
+from nemo_magic.report.game_picture import draw_heat_map, format_colour_bar, plain_frame
+from nemo_magic.report.palette import GREEN, INK, MUTED, ORANGE
+
 WIDTH = 55
 NEAR = 6.0
 """Percent: games nearer than that share a label."""
@@ -66,39 +64,39 @@ def draw(results: Results, folder: Path) -> None:
     for name, make in pictures.items():
         figure = make(results)
         FigureCanvasAgg(figure)
-        drawn = io.BytesIO()
-        figure.savefig(drawn, dpi=110, facecolor="white", metadata={"Software": None})
+        png = io.BytesIO()
+        figure.savefig(png, dpi=110, facecolor="white", metadata={"Software": None})
         # A palette says as much in half the bytes.
-        Image.open(drawn).convert("RGB").quantize(128).save(folder / f"{name}.png", optimize=True)
+        Image.open(png).convert("RGB").quantize(128).save(folder / f"{name}.png", optimize=True)
 
 
 def curves(results: Results) -> Figure:
     """ASR and usefulness in training, an arm a panel, a seed a thin line; the yardstick at the right of each."""
-    arms = [arm for arm in ARMS if of(results, arm)]
+    arms = [arm for arm in ARMS if runs_of(results, arm)]
     columns = 5
     figure = Figure(figsize=(13, 2.6 * math.ceil(len(arms) / columns) + 0.7), layout="constrained")
     grid = figure.subplots(math.ceil(len(arms) / columns), columns, sharex=True, sharey=True, squeeze=False)
     for axes, arm in zip(grid.flat, arms, strict=False):
-        _curves_of(axes, of(results, arm), ARMS[arm].title)
+        _curves_of(axes, runs_of(results, arm), ARMS[arm].title)
     for axes in grid.flat[len(arms) :]:
         axes.set_visible(False)
     figure.supxlabel("training step", fontsize=10, color=INK)
     handles = [
-        Line2D([], [], color=ASR, lw=2, label="ASR in training (mean over seeds; a seed is thin)"),
-        Line2D([], [], color=USEFUL, lw=2, label="useful answers in training"),
-        Line2D([], [], color=ASR, marker="o", lw=0, label="last defender: ASR, best attacker of the full games"),
-        Line2D([], [], color=USEFUL, marker="^", lw=0, label="last defender: useful, warmed-up attacker"),
+        Line2D([], [], color=ORANGE, lw=2, label="ASR in training (mean over seeds; a seed is thin)"),
+        Line2D([], [], color=GREEN, lw=2, label="useful answers in training"),
+        Line2D([], [], color=ORANGE, marker="o", lw=0, label="last defender: ASR, best attacker of the full games"),
+        Line2D([], [], color=GREEN, marker="^", lw=0, label="last defender: useful, warmed-up attacker"),
         Patch(color=SHADE, label="the attacker learns (self-play: in every other step)"),
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=9, labelcolor=INK)
     return figure
 
 
-def _curves_of(axes: Axes, runs: Sequence[Row], title: str) -> None:
+def _curves_of(axes: Axes, runs: Sequence[RunResult], title: str) -> None:
     for first, last in runs[0]["attacker_phases"]:
         if last > first:
             axes.axvspan(first - 0.5, last + 0.5, color=SHADE, lw=0, zorder=0)
-    for name, color in (("useful", USEFUL), ("asr", ASR)):
+    for name, color in (("useful", GREEN), ("asr", ORANGE)):
         lines = [[math.nan if v is None else 100 * v for v in run["curves"][name]] for run in runs]
         steps = runs[0]["curves"]["step"]
         for line in lines:
@@ -106,7 +104,7 @@ def _curves_of(axes: Axes, runs: Sequence[Row], title: str) -> None:
         means = [_mean(values) for values in zip(*lines, strict=True)]
         axes.plot(steps, _smooth(means), color=color, lw=2)
     for run in runs:
-        for name, color, marker in (("useful_attacked", USEFUL, "^"), ("asr_best", ASR, "o")):
+        for name, color, marker in (("useful_attacked", GREEN, "^"), ("asr_best", ORANGE, "o")):
             axes.plot(
                 81,
                 100 * run["yardstick"][name],
@@ -132,7 +130,7 @@ def tradeoff(results: Results) -> Figure:
     axes = figure.subplots()
     heaps: list[list[tuple[float, float, str]]] = []
     for arm in ARMS:
-        for run in of(results, arm):
+        for run in runs_of(results, arm):
             x, y = 100 * broken(run["yardstick"]), 100 * run["yardstick"]["useful_attacked"]
             heap = next((heap for heap in heaps if math.dist(heap[0][:2], (x, y)) < NEAR), [])
             if not heap:
@@ -140,7 +138,7 @@ def tradeoff(results: Results) -> Figure:
             heap.append((x, y, arm.replace("_", " ")))
     for heap in heaps:
         axes.plot(
-            [x for x, _, _ in heap], [y for _, y, _ in heap], "o", color=ASR, ms=8, alpha=0.6, mec="white", mew=0.7
+            [x for x, _, _ in heap], [y for _, y, _ in heap], "o", color=ORANGE, ms=8, alpha=0.6, mec="white", mew=0.7
         )
         x, y = fmean(x for x, _, _ in heap), fmean(y for _, y, _ in heap)
         count = Counter(name for _, _, name in heap)
@@ -167,20 +165,21 @@ def broken(figures: Mapping[str, float]) -> float:
 
 def crossplay(results: Results) -> Figure:
     """Attackers by defenders of the full game and of that with the published rewards, beside Figure 3 of the paper."""
-    matrices = [_mean_matrix(of(results, arm), ARMS[arm].title) for arm in (FULL, "paper") if of(results, arm)]
+    matrices = [
+        _mean_matrix(runs_of(results, arm), ARMS[arm].title) for arm in (FULL, "paper") if runs_of(results, arm)
+    ]
     matrices.append(PUBLISHED)
     figure = Figure(figsize=(4.7 * len(matrices), 4), layout="constrained")
     panels = figure.subplots(1, len(matrices), width_ratios=[len(one.defenders) for one in matrices], squeeze=False)
     for axes, matrix in zip(panels.flat, matrices, strict=True):
-        image = _heat(axes, matrix)
+        image = draw_heat_map(axes, matrix.asr, matrix.attackers, matrix.defenders)
+        _titled(axes, matrix.title, f"ASR %, {matrix.about}")
     bar = figure.colorbar(image, ax=list(panels.flat), fraction=0.02, pad=0.01, ticks=[0, 50, 100])
-    bar.ax.set_yticklabels(["0 %", "50 %", "100 %"], fontsize=8, color=MUTED)
-    bar.ax.tick_params(length=0)
-    bar.outline.set_visible(False)
+    format_colour_bar(bar)
     return figure
 
 
-def _mean_matrix(runs: Sequence[Row], title: str) -> Matrix:
+def _mean_matrix(runs: Sequence[RunResult], title: str) -> Matrix:
     leagues = [run["league"] for run in runs]
     rows, columns = len(leagues[0]["attackers"]), len(leagues[0]["defenders"])
     return Matrix(
@@ -192,32 +191,11 @@ def _mean_matrix(runs: Sequence[Row], title: str) -> Matrix:
     )
 
 
-def _heat(axes: Axes, matrix: Matrix) -> Any:
-    image = axes.imshow(matrix.asr, cmap=HEAT, vmin=0, vmax=100, aspect="auto")
-    for i, row in enumerate(matrix.asr):
-        for j, cell in enumerate(row):
-            ink = "white" if cell > DARK_FROM else INK
-            axes.text(j, i, f"{cell:.1f}", ha="center", va="center", color=ink, fontsize=10)
-    # Cells apart from each other by a white line, whatever their colours.
-    axes.set_xticks([j - 0.5 for j in range(1, len(matrix.defenders))], minor=True)
-    axes.set_yticks([i - 0.5 for i in range(1, len(matrix.attackers))], minor=True)
-    axes.grid(which="minor", color="white", linewidth=2)
-    axes.set_xticks(range(len(matrix.defenders)), matrix.defenders)
-    axes.set_yticks(range(len(matrix.attackers)), matrix.attackers)
-    axes.tick_params(which="both", length=0, labelcolor=INK, labelsize=9)
-    axes.set_xlabel("defender", color=INK)
-    axes.set_ylabel("attacker", color=INK)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    _titled(axes, matrix.title, f"ASR %, {matrix.about}")
-    return image
-
-
 def pools(results: Results) -> Figure:
     """Exploitability of every kept defender of the latest opponent's games and of the pools', a thin line a seed."""
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     for axes, arm in zip(figure.subplots(1, len(POOLS), sharey=True), POOLS, strict=True):
-        runs = of(results, arm)
+        runs = runs_of(results, arm)
         _titled(axes, ARMS[arm].title, f"exploitability of each kept defender; seeds: {len(runs)}")
         axes.set_xlim(0, 76)
         axes.set_xticks(range(0, 76, 15))
@@ -233,8 +211,8 @@ def pools(results: Results) -> Figure:
             for run in runs
         ]
         for line in lines:
-            axes.plot(steps, line, color=ASR, lw=0.8, alpha=0.5)
-        axes.plot(steps, [fmean(values) for values in zip(*lines, strict=True)], "o-", color=ASR, lw=2, ms=4.5)
+            axes.plot(steps, line, color=ORANGE, lw=0.8, alpha=0.5)
+        axes.plot(steps, [fmean(values) for values in zip(*lines, strict=True)], "o-", color=ORANGE, lw=2, ms=4.5)
     return figure
 
 
@@ -260,7 +238,4 @@ def _percent(axis: Any) -> None:
 
 def _plain(axes: Axes) -> None:
     axes.grid(axis="y", color="#BBBBBB", linewidth=0.5, alpha=0.6)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color("#999999")
-    axes.tick_params(length=0, labelcolor=INK, labelsize=9)
+    plain_frame(axes)

@@ -26,11 +26,13 @@ from nemo_magic.fsync_io import write_durably
 from nemo_magic.report.game_picture import phase_spans
 from nemo_magic.report.records import LEAGUE_FILE, METRICS_FILE, STRATEGIES_FILE, StepRecord, read_records
 
-RESULTS = Path(__file__).resolve().parents[1] / "docs" / "experiments" / "results.json"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+RESULTS = DOCS / "experiments" / "results.json"
 CURVES = ("asr", "useful")
 
 
 def main(words: Sequence[str]) -> None:
+    """Play what is missing, measure, and write numbers, tables and pictures."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0], allow_abbrev=False)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM", help=" ".join(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of each arm's own")
@@ -47,15 +49,27 @@ def main(words: Sequence[str]) -> None:
                 f"--arms {' '.join(args.arms)}: {FULL} is missing, whose attackers all others are measured with"
             )
         planned = plan(args.arms, args.seeds, args.into)
-        played(planned, overrides)
-        results = measured(planned, overrides)
+        play_all(planned, overrides)
+        results = measure(planned, overrides)
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(args.out, text(results))
-    from experiment_pages import write, yardstick
+        write_durably(args.out, as_json(results))
+    from experiment_pages import yardstick
 
+    results = json.loads(args.out.read_text(encoding="utf-8"))
     if args.out == RESULTS:
-        write(RESULTS)
-    print(yardstick(json.loads(args.out.read_text(encoding="utf-8"))))
+        write_pages(results)
+    print(yardstick(results))
+
+
+def write_pages(results: Mapping[str, Any]) -> None:
+    """The tables and pictures of docs/, from the numbers."""
+    import experiment_pages
+    import experiment_pictures
+
+    for page in sorted({where for where, _ in experiment_pages.TABLES.values()}):
+        path = DOCS / page
+        path.write_text(experiment_pages.fill_tables(page, path.read_text(encoding="utf-8"), results), encoding="utf-8")
+    experiment_pictures.draw(results, DOCS / "experiments")
 
 
 def plan(names: Sequence[str], seeds: Sequence[int] | None, into: Path) -> list[Run]:
@@ -64,7 +78,7 @@ def plan(names: Sequence[str], seeds: Sequence[int] | None, into: Path) -> list[
     return [Run(arm, seed, into) for seed, arm in sorted(pairs, key=lambda pair: pair[0])]
 
 
-def played(runs: Sequence[Run], overrides: Sequence[str]) -> None:
+def play_all(runs: Sequence[Run], overrides: Sequence[str]) -> None:
     """All games of ``runs``, and all leagues."""
     for number, run in enumerate(runs, start=1):
         say(f"game {number} of {len(runs)}: {run.name}")
@@ -76,23 +90,23 @@ def played(runs: Sequence[Run], overrides: Sequence[str]) -> None:
         arms.league(run, others)
 
 
-def measured(runs: Sequence[Run], overrides: Sequence[str]) -> dict[str, Any]:
+def measure(runs: Sequence[Run], overrides: Sequence[str]) -> dict[str, Any]:
     """Everything that pages and pictures show, as JSON holds it."""
     from ablations import yardstick
 
     say("the yardstick")
     full = [run.folder for run in runs if run.arm == FULL]
-    found = yardstick([run.folder for run in runs], full, overrides)
+    figures_of = yardstick([run.folder for run in runs], full, overrides)
     return {
         "machine": figures.machine(),
         "full_games": [folder.name for folder in full],
         "start_up_cpu": arms.start_up(runs[0].into, overrides),
-        "before": found.before,
-        "runs": {run.name: _row(run) | {"yardstick": found.after[run.name]} for run in runs},
+        "before": figures_of.before,
+        "runs": {run.name: _row(run) | {"yardstick": figures_of.after[run.name]} for run in runs},
     }
 
 
-def text(results: Mapping[str, Any]) -> str:
+def as_json(results: Mapping[str, Any]) -> str:
     """``results`` as JSON, a run a line."""
     runs = ",\n".join(f"  {json.dumps(name)}: {json.dumps(run)}" for name, run in results["runs"].items())
     head = json.dumps({key: value for key, value in results.items() if key != "runs"}, indent=1)
@@ -100,14 +114,14 @@ def text(results: Mapping[str, Any]) -> str:
 
 
 def _row(run: Run) -> dict[str, Any]:
-    """What a run's own files say of it."""
+    """A run's figures, from its own files."""
     records = read_records(run.folder / METRICS_FILE)
     row: dict[str, Any] = {"arm": run.arm, "seed": run.seed, "curves": _curves(records), "seconds": _seconds(records)}
     row["attacker_phases"] = [
         [round(first) + 1, round(last)] for first, last, learner in phase_spans(records) if learner == "attacker"
     ]
-    probe = json.loads((run.folder / STRATEGIES_FILE).read_text())
-    row["strategies"] = {name: round(asr, 4) for name, asr in probe["end"]["asr"].items() if asr > 0}
+    sweep = json.loads((run.folder / STRATEGIES_FILE).read_text())
+    row["strategies"] = {name: round(asr, 4) for name, asr in sweep["end"]["asr"].items() if asr > 0}
     cost = run.folder / arms.COST_FILE
     row["cost"] = json.loads(cost.read_text()) if cost.exists() else None
     row["league"] = _league(run.folder / LEAGUE_FILE) if ARMS[run.arm].league else None
@@ -153,6 +167,7 @@ def _league(path: Path) -> dict[str, Any]:
 
 
 def say(text: str) -> None:
+    """Print a line of progress."""
     print(text, flush=True)
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from nemo_magic.formatting import markdown_table
+
 
 def settle() -> None:
     """One thread, and no warnings of packages that are not needed; call before torch is imported."""
@@ -37,9 +39,22 @@ def machine() -> dict[str, Any]:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table; numbers stand on the right."""
-    right = [all(not isinstance(row[i], str) for row in rows) for i in range(len(columns))]
-    lines = [columns, ["---:" if r else "---" for r in right], *([_cell(value) for value in row] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    right = [number for number in range(len(columns)) if not any(isinstance(row[number], str) for row in rows)]
+    return markdown_table([columns, *([_cell(value) for value in row] for row in rows)], right)
+
+
+def fill_marks(text: str, tables: Mapping[str, str], page: str) -> str:
+    """The ``text`` of ``page`` with each table between its marks, ``<!-- name: begin -->`` and ``<!-- name: end -->``.
+
+    Raises:
+        ValueError: the marks of a table are not there.
+    """
+    for name, content in tables.items():
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        if begin not in text or end not in text:
+            raise ValueError(f"{page} has no marks {begin} and {end}")
+        text = f"{text.partition(begin)[0]}{begin}\n{content}\n{end}{text.partition(end)[2]}"
+    return text
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

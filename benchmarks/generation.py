@@ -44,8 +44,8 @@ def build(words: Sequence[str], folder: Path) -> tuple[MagicConfig, MagicActor, 
     from nemo_magic.game.prompts import attacker_messages
     from nemo_magic.sandbox.corpus import prepare
 
-    given = ["trainer.devices=1", f"sandbox.folder={folder}", "actors.attacker.restore_from_path=null"]
-    cfg = compose("magic_sandbox", [*given, *words], command="sandbox")
+    overrides = ["trainer.devices=1", f"sandbox.folder={folder}", "actors.attacker.restore_from_path=null"]
+    cfg = compose("magic_sandbox", [*overrides, *words], command="sandbox")
     prepare(cfg.sandbox)
     options = cfg.actors.attacker
     player = build_policy(Role.ATTACKER, role_model(cfg, Role.ATTACKER), options, cfg.trainer, cfg.seed)
@@ -71,8 +71,8 @@ def ours(actor: MagicActor, cfg: MagicConfig, length: int) -> Callable[[Prompts]
     generator.load(actor)
 
     def decode(prompts: Prompts) -> int:
-        said = generator.generate(prompts, range(len(prompts)), sampling, lengths)
-        return sum(len(c.response_ids) for c in said)
+        completions = generator.generate(prompts, range(len(prompts)), sampling, lengths)
+        return sum(len(completion.response_ids) for completion in completions)
 
     return decode
 
@@ -106,7 +106,7 @@ def theirs(actor: MagicActor, length: int) -> tuple[Callable[[Prompts, bool], in
         padded = torch.tensor([(chat.pad_id,) * (longest - len(p)) + p for p in prompts])
         mask = torch.tensor([(0,) * (longest - len(p)) + (1,) * len(p) for p in prompts])
         with torch.no_grad():
-            found = model.generate(
+            output = model.generate(
                 padded,
                 attention_mask=mask,
                 do_sample=True,
@@ -117,12 +117,12 @@ def theirs(actor: MagicActor, length: int) -> tuple[Callable[[Prompts, bool], in
                 return_dict_in_generate=True,
                 output_scores=same_product,
             )
-            said = found.sequences[:, longest:]
+            tokens = output.sequences[:, longest:]
             if same_product:
-                scores = torch.stack(found.scores, 1).log_softmax(-1).gather(2, said[:, :, None]).squeeze(2)
+                scores = torch.stack(output.scores, 1).log_softmax(-1).gather(2, tokens[:, :, None]).squeeze(2)
                 scores.tolist()
-                [chat.text(row) for row in said.tolist()]
-        return sum(map(len, said.tolist()))
+                [chat.text(row) for row in tokens.tolist()]
+        return sum(map(len, tokens.tolist()))
 
     return decode, sum(p.numel() for p in model.parameters())
 
@@ -149,6 +149,7 @@ def measure(
 
 
 def main() -> None:
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=[512, 64], help="rows decoded at once")
     parser.add_argument("--group", type=int, nargs="+", default=[8, 1], help="samples of each prompt")
@@ -160,7 +161,7 @@ def main() -> None:
     clock = time.process_time if args.cpu_time else time.perf_counter
 
     with tempfile.TemporaryDirectory() as folder:
-        cfg, actor, shown = build(words, Path(folder))
+        cfg, actor, prompt_length = build(words, Path(folder))
         length = cfg.actors.attacker.length_params.max_length
         decode, size = theirs(actor, length)
         if (own := sum(p.numel() for p in actor.parameters())) != size:
@@ -170,25 +171,30 @@ def main() -> None:
             PLAIN: lambda prompts: decode(prompts, False),
             SAME: lambda prompts: decode(prompts, True),
         }
-        found: dict[tuple[int, int], Any] = {}
+        results: dict[tuple[int, int], Any] = {}
         for batch, group in product(args.batch, args.group):
-            prompts = prompts_of(batch, group, shown, actor.chat.size)
-            found[batch, group] = measure(sides, prompts, length, args.repeats, clock)
+            prompts = prompts_of(batch, group, prompt_length, actor.chat.size)
+            results[batch, group] = measure(sides, prompts, length, args.repeats, clock)
     rows = [
-        [*case, *(speeds[name]["median"] for name in sides)]
+        [*sizes, *(speeds[name]["median"] for name in sides)]
         + [speeds[OURS]["median"] / speeds[name]["median"] for name in (PLAIN, SAME)]
-        for case, speeds in found.items()
+        for sizes, speeds in results.items()
     ]
     columns = ["rows", "per prompt", "ours, tokens/s", "transformers", "with log-probabilities and texts"]
     text = table([*columns, "ours / transformers", "ours / transformers with those"], rows)
     shape = {key: actor.cfg[key] for key in ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads")}
-    shape |= {"vocabulary": actor.padded_vocab_size, "parameters": size, "prompt": shown, "tokens_per_row": length}
+    shape |= {
+        "vocabulary": actor.padded_vocab_size,
+        "parameters": size,
+        "prompt": prompt_length,
+        "tokens_per_row": length,
+    }
     title = (
         f"Generation, {'CPU' if args.cpu_time else 'wall'} time ("
         + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in shape.items())
         + ")"
     )
-    figures = [{"rows": batch, "group": group, "tokens_per_second": s} for (batch, group), s in found.items()]
+    figures = [{"rows": batch, "group": group, "tokens_per_second": s} for (batch, group), s in results.items()]
     report(
         title,
         [text],

@@ -52,21 +52,24 @@ class SlowModel:
     name, revision = "slow", "1"
 
     def __init__(self, latency_s: float, parallel: int) -> None:
-        self.logger: Telemetry = UNOBSERVED
+        self.observer: Telemetry = UNOBSERVED
         self._latency = latency_s
         self._slots = asyncio.Semaphore(parallel)
 
     async def start(self) -> None:
-        return None
+        """There is nothing to start."""
+        return
 
     async def complete(self, sent: Sent, max_tokens: int) -> str:
+        """Safe, after the latency."""
         async with self._slots:
             await asyncio.sleep(self._latency)
         refusal = "\nRefusal: No" if len(sent) > 1 else ""
         return f"Safety: Safe\nCategories: None{refusal}"
 
     async def close(self) -> None:
-        return None
+        """There is nothing to close."""
+        return
 
 
 def slow_guard(latency_s: float, parallel: int) -> Qwen3Guard:
@@ -86,6 +89,7 @@ def conversations(world: SandboxWorld, draw: random.Random, count: int) -> list[
 
 
 def items_of(talks: Sequence[tuple[str, str]], ask: Sequence[str], nonce: int) -> list[JudgeItem]:
+    """One item a conversation; ``nonce`` makes their ids differ from other calls'."""
     return [
         make_item(f"{nonce}.{i}", (Message("user", prompt), Message("assistant", reply)), ask=ask)
         for i, (prompt, reply) in enumerate(talks)
@@ -93,15 +97,18 @@ def items_of(talks: Sequence[tuple[str, str]], ask: Sequence[str], nonce: int) -
 
 
 def memory_mb(pid: int) -> float:
+    """Resident memory of a process."""
     return int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0]) / 1000
 
 
 def model_calls(judge: LocalJudge) -> float:
+    """How often the judge has called its model."""
     page = httpx.get(f"{judge.url}/metrics", trust_env=False).text
     return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith("judge_model_calls_total"))
 
 
 def load(args: argparse.Namespace, folder: Path) -> tuple[str, dict[str, Any]]:
+    """Throughput, latency and memory under load."""
     sandbox = SandboxConfig(folder=str(folder), attack_rows=1, defender_rows=1)
     guard = {"world": str(prepare(sandbox) / "world.json")}
     world, draw = SandboxWorld(sandbox), random.Random(0)
@@ -122,9 +129,9 @@ def load(args: argparse.Namespace, folder: Path) -> tuple[str, dict[str, Any]]:
                     items = items_of(batches[sent % len(batches)], RESPONSE, sent)
                     pending.append((time.monotonic(), client.score(items)))
                     sent += 1
-                asked, future = pending.pop(0)
+                sent_at, future = pending.pop(0)
                 verdicts = future.result()
-                seconds.append(time.monotonic() - asked)
+                seconds.append(time.monotonic() - sent_at)
                 done += len(verdicts)
                 lost += args.batch - len(verdicts) + sum(map(has_unknown, verdicts))
                 if time.monotonic() > next_look:
@@ -144,6 +151,7 @@ def load(args: argparse.Namespace, folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def overhead(args: argparse.Namespace, folder: Path) -> tuple[str, dict[str, Any]]:
+    """Seconds through the judge beside seconds of the model alone."""
     latency_s = args.latency_ms / 1000
     count = args.parallel * args.rounds
 
@@ -179,7 +187,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def reference(args: argparse.Namespace, folder: Path) -> tuple[str, dict[str, Any]]:
-    """Every seed's rewrite is shared by its group; every reply is another."""
+    """Calls and seconds of our way of asking and of the published one. A group shares its rewrite; replies differ."""
     settings = {"latency_s": args.latency_ms / 1000, "parallel": 64}
     talks = [(f"ask {seed}", f"reply {seed} {g}") for seed in range(args.seeds) for g in range(args.group)]
 
@@ -189,23 +197,23 @@ def reference(args: argparse.Namespace, folder: Path) -> tuple[str, dict[str, An
     def published(client: JudgeClient) -> None:
         for purpose in ("reward", "log"):
             for i, (prompt, reply) in enumerate(talks):
-                asked = make_item(f"{purpose}{i}", (Message("user", prompt),), ask=("prompt_safety",))
-                client.score([asked]).result()
-                answered = (Message("user", prompt), Message("assistant", reply))
-                client.score([make_item(f"{purpose}{i}", answered, ask=RESPONSE)]).result()
+                prompt_item = make_item(f"{purpose}{i}", (Message("user", prompt),), ask=("prompt_safety",))
+                client.score([prompt_item]).result()
+                conversation = (Message("user", prompt), Message("assistant", reply))
+                client.score([make_item(f"{purpose}{i}", conversation, ask=RESPONSE)]).result()
 
-    rows, found = [], {}
+    rows, figures = [], {}
     with launch_local(JudgeConfig(guard="judge:slow_guard", guard_config=settings)) as judge:
         for name, way in (("ours", ours), ("published", published)):
             with JudgeClient(judge.config) as client:
                 client.wait_ready(60)
                 before, began = model_calls(judge), time.monotonic()
                 way(client)
-                found[name] = {"seconds": time.monotonic() - began, "calls": model_calls(judge) - before}
-            rows.append([name, found[name]["seconds"], int(found[name]["calls"])])
-    ratio = {key: found["published"][key] / found["ours"][key] for key in ("seconds", "calls")}
+                figures[name] = {"seconds": time.monotonic() - began, "calls": model_calls(judge) - before}
+            rows.append([name, figures[name]["seconds"], int(figures[name]["calls"])])
+    ratio = {key: figures["published"][key] / figures["ours"][key] for key in ("seconds", "calls")}
     rows.append(["published / ours", ratio["seconds"], round(ratio["calls"], 2)])
-    return table(["", "wall time, s", "calls of the model"], rows), found | {"ratio": ratio}
+    return table(["", "wall time, s", "calls of the model"], rows), figures | {"ratio": ratio}
 
 
 MODES: dict[str, Callable[[argparse.Namespace, Path], tuple[str, dict[str, Any]]]] = {
@@ -214,6 +222,7 @@ MODES: dict[str, Callable[[argparse.Namespace, Path], tuple[str, dict[str, Any]]
 
 
 def main() -> None:
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mode", choices=MODES)
     parser.add_argument("--minutes", type=float, default=10.0)

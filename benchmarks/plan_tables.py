@@ -6,11 +6,10 @@ this makes of the present code.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from figures import settle, table
+from figures import fill_marks, settle, table
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "planner.md"
 NODES = (8, 16, 32)
@@ -105,12 +104,12 @@ def published() -> str:
 
     rows: list[list[object]] = []
     for step in STEPS:
-        found = predict(step, HardwareConfig())
-        cells = [f"{value:.1f}" for value in found.values()]
-        for i, part in enumerate(found):
+        parts = predict(step, HardwareConfig())
+        cells = [f"{value:.1f}" for value in parts.values()]
+        for i, part in enumerate(parts):
             if part in step.measured:
                 measured = step.measured[part]
-                off = f"{round(100 * (found[part] / measured - 1)):+d} %"
+                off = f"{round(100 * (parts[part] / measured - 1)):+d} %"
                 cells[i] += f" of {measured:g}: {off.replace('-', '−')}"
         rows.append([step.name, *cells])
     return table(["s, predicted of published", "generation", "training", "log-probabilities", "refit", "step"], rows)
@@ -119,17 +118,15 @@ def published() -> str:
 TABLES = {"nodes": nodes, "presets": presets, "settings": settings, "published": published}
 
 
-def written(text: str, tables: Sequence[str] = tuple(TABLES)) -> str:
-    """The page's ``text`` with its tables made anew."""
-    for name in tables:
-        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-        if begin not in text or end not in text:
-            raise ValueError(f"the page has no marks {begin} and {end}")
-        made = TABLES[name]()
-        text = re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{made}\n{end}", text, flags=re.DOTALL)  # noqa: B023
-    return text
+def fill_tables(text: str, tables: Sequence[str] = tuple(TABLES)) -> str:
+    """The page's ``text`` with the ``tables`` of the present code.
+
+    Raises:
+        ValueError: the marks of a table are not there.
+    """
+    return fill_marks(text, {name: TABLES[name]() for name in tables}, f"docs/{PAGE.name}")
 
 
 if __name__ == "__main__":
     settle()
-    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(fill_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

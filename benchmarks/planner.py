@@ -68,6 +68,7 @@ class Load:
     gpu: bool
 
     def overrides(self) -> list[str]:
+        """Overrides of conf/magic_sandbox.yaml."""
         return [
             *(BILLION if self.gpu else SMALL), *PLAYING, f"model.encoder_seq_length={self.prompt + self.response}",
             f"actors.attacker.length_params.max_length={self.response}",
@@ -77,6 +78,7 @@ class Load:
 
 
 def configuration(load: Load, words: Sequence[str], tp: int, pp: int, folder: Path) -> list[str]:
+    """The overrides of one world."""
     layout = [f"model.tensor_model_parallel_size={tp}", f"model.pipeline_model_parallel_size={pp}"]
     return [*load.overrides(), f"sandbox.folder={folder}", f"trainer.devices={tp * pp}", *layout, *words]
 
@@ -104,13 +106,12 @@ def be_a_rank(load: Load, words: Sequence[str], steps: int, out: Path) -> None:
 
     role = Role.ATTACKER
     player = build_policy(role, role_model(cfg, role), cfg.actors.attacker, cfg.trainer, 1)
-    found = _training(load, cfg, player, steps) | _decoding(load, cfg, player)
-    found |= _rates(load, cfg, player)
+    figures = _training(load, cfg, player, steps) | _decoding(load, cfg, player) | _rates(load, cfg, player)
     ranks: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(ranks, found)
+    torch.distributed.all_gather_object(ranks, figures)
     if torch.distributed.get_rank() == 0:
-        slowest = {name: max(rank[name] for rank in ranks) for name in found}
-        slowest |= {name: min(rank[name] for rank in ranks) for name in found if name.endswith("_rate")}
+        slowest = {name: max(rank[name] for rank in ranks) for name in figures}
+        slowest |= {name: min(rank[name] for rank in ranks) for name in figures if name.endswith("_rate")}
         out.write_text(json.dumps(slowest))
 
 
@@ -140,8 +141,11 @@ def _training(load: Load, cfg: MagicConfig, player: TrainablePolicy, steps: int)
 
     update()
     scored = [_timed(lambda: player.actor.token_logprobs(batches)) for _ in range(steps)]
-    found = {"update": median(_timed(update) for _ in range(steps)), "logprobs": median(scored)}
-    return found | {"learning_bytes": _memory(update, player, load.gpu)}
+    return {
+        "update": median(_timed(update) for _ in range(steps)),
+        "logprobs": median(scored),
+        "learning_bytes": _memory(update, player, load.gpu),
+    }
 
 
 def _decoding(load: Load, cfg: MagicConfig, player: TrainablePolicy) -> dict[str, float]:
@@ -176,15 +180,15 @@ def _rates(load: Load, cfg: MagicConfig, player: TrainablePolicy) -> dict[str, f
     sent = torch.randn(tokens, width, device=device, dtype=dtype)
     product = median(_timed(lambda: left @ right) for _ in range(9))
     reading = median(_timed(lambda: large.sum()) for _ in range(5))
-    found = {"flops_rate": 2 * tokens * width * inner / product, "memory_rate": large.numel() * 4 / reading}
+    rates = {"flops_rate": 2 * tokens * width * inner / product, "memory_rate": large.numel() * 4 / reading}
     world = torch.distributed.get_world_size()
     exchange = median(_timed(lambda: torch.distributed.all_reduce(sent)) for _ in range(9)) if world > 1 else 1.0
     moved = 2 * (world - 1) / world * sent.numel() * sent.element_size()
-    found["link_rate"] = moved / exchange if world > 1 else 1e12
+    rates["link_rate"] = moved / exchange if world > 1 else 1e12
     # Several tokens, so that nothing is special about a first or an only one; too few to compute much.
     few = player.microbatches(_few(), _world())
     once = median(_timed(lambda: player.actor.token_logprobs(few)) for _ in range(5))
-    return found | {"floor": once / model.num_layers}
+    return rates | {"floor": once / model.num_layers}
 
 
 def _few() -> list[Any]:
@@ -266,17 +270,19 @@ def planned(load: Load, words: Sequence[str], measured: dict[str, float], vocab_
 
 
 def launch(load: Load, words: Sequence[str], ranks: int, steps: int, out: Path) -> dict[str, float]:
+    """Measure one world, in processes of its own."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), __file__]
     command += ["--rank", str(out), "--steps", str(steps), *(["--gpu"] if load.gpu else [])]
     command += [f"--{name}={getattr(load, name)}" for name in ("rows", "prompt", "response")]
     done = subprocess.run([*command, *words], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stdout[-2000:] + done.stderr[-4000:])
-    found: dict[str, float] = json.loads(out.read_text())
-    return found
+    figures: dict[str, float] = json.loads(out.read_text())
+    return figures
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Measure every world, and print it beside its plan."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=3, metavar="N", help="optimizer steps that are timed (3)")
     parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=list(WORLDS), help="which (all)")
@@ -304,9 +310,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         vocab_size = len(AutoTokenizer.from_pretrained(f"{folder}/tokenizer"))
         for name in args.worlds:
             tp, pp, own = WORLDS[name]
-            given = configuration(load, [*own, *words], tp, pp, home)
-            measured = launch(load, given, tp * pp, args.steps, home / "figures.json")
-            plan = planned(load, given, measured, vocab_size)
+            overrides = configuration(load, [*own, *words], tp, pp, home)
+            measured = launch(load, overrides, tp * pp, args.steps, home / "figures.json")
+            plan = planned(load, overrides, measured, vocab_size)
             speed = {
                 "tokens_per_second": load.rows * (load.prompt + load.response) / measured["update"],
                 "share_of_product_rate": plan["update_flops"] / measured["update"] / measured["flops_rate"],
@@ -314,9 +320,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             speeds.append([name, *speed.values()])
             figures[name] = {"measured": measured, "planned": plan, "update": speed}
             for part, unit in (("update", 1.0), ("logprobs", 1.0), ("decode", 1.0), ("learning_bytes", GIB)):
-                found, said = measured[part] / unit, plan[part] / unit
+                value, planned_value = measured[part] / unit, plan[part] / unit
                 label = "memory, GiB" if unit > 1 else f"{part}, s"
-                rows.append([name, label, said, found, said / found])
+                rows.append([name, label, planned_value, value, planned_value / value])
     columns = ["world", "part", "planned", "measured", "planned / measured"]
     speed = table(["world", "tokens a second, update", "of what a matrix product reaches"], speeds)
     report("The plan beside real actors", [table(columns, rows), speed], figures, args.out)

@@ -32,6 +32,7 @@ READABLE = (
 
 
 def main() -> int:
+    """Write the page, open it and print what both took. Exit status 1 beyond the limits."""
     about = str(__doc__)
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run's folder")
@@ -46,13 +47,13 @@ def main() -> int:
         run = RunFolder(folder)
         read = time.perf_counter()
         page = write([run], Path(home) / "report.html")
-        written = time.perf_counter()
+        end = time.perf_counter()
         size = page.stat().st_size / 1e6
         seconds = opened(page, args.opened)
         if args.keep:
             shutil.copy(page, args.keep)
     print(f"{run.rows:,} rows of figures, {conversations:,} conversations")
-    print(f"read in {read - began:.1f} s, written in {written - read:.1f} s, {size:.1f} MB")
+    print(f"read in {read - began:.1f} s, written in {end - read:.1f} s, {size:.1f} MB")
     wall, cpu = (statistics.median(measured) for measured in zip(*seconds, strict=True))
     each = ", ".join(f"{one:.2f}" for one, _ in seconds)
     print(f"opened in {wall:.2f} s (of {each}), {cpu:.2f} s of them computing; load average {os.getloadavg()[0]:.1f}")
@@ -70,34 +71,34 @@ def stretch(run: Path, folder: Path, rows: int) -> int:
             file.write(json.dumps(row) + "\n")
     samples = [path.read_text().splitlines() for path in sorted((run / "samples").glob("*.jsonl"))]
     (folder / "samples").mkdir()
-    written, step = 0, 0
-    while samples and written < rows:
+    count, step = 0, 0
+    while samples and count < rows:
         step += 1
         lines = samples[step % len(samples)]
         text = "".join(json.dumps(json.loads(line) | {"step": step}) + "\n" for line in lines)
         (folder / "samples" / f"step_{step:04d}.jsonl").write_text(text)
-        written += len(lines)
-    return written
+        count += len(lines)
+    return count
 
 
 def opened(page: Path, times: int) -> list[tuple[float, float]]:
     """Seconds from asking for the page until it is loaded and its first chart is drawn, and those of them in which its
     thread computed, which others' load does not change; each time in a fresh context."""
-    found = []
+    seconds = []
     with chromium.browser() as browser:
         for _ in range(times):
             context = browser.new_context(viewport={"width": 1440, "height": 900})
             tab = context.new_page()
-            told = context.new_cdp_session(tab)
-            told.send("Performance.enable", {"timeDomain": "threadTicks"})
+            session = context.new_cdp_session(tab)
+            session.send("Performance.enable", {"timeDomain": "threadTicks"})
             began = time.perf_counter()
             tab.goto(page.as_uri())
             tab.wait_for_function(READABLE)
             wall = time.perf_counter() - began
-            metrics = {one["name"]: one["value"] for one in told.send("Performance.getMetrics")["metrics"]}
-            found.append((wall, metrics["ThreadTime"]))
+            metrics = {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}
+            seconds.append((wall, metrics["ThreadTime"]))
             context.close()
-    return found
+    return seconds
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ import json
 import sys
 from pathlib import Path
 
+from figures import table
+
 from nemo_magic.game.payoff import NO_REWRITE, CrossPlay
-from nemo_magic.report.records import CROSSPLAY_FILE, METRICS_FILE, read_records
+from nemo_magic.report.records import CROSSPLAY_FILE, METRICS_FILE, STRATEGIES_FILE, read_records
 
 COLUMNS = (
     "run", "ASR start → end", "ASR sampled, first → last 5 steps", "useful start → end", "bare useful start → end",
@@ -19,12 +21,12 @@ COLUMNS = (
 
 
 def row(folder: Path) -> list[str]:
-    """One run's figures, as the issue of robustness asks for them."""
+    """One run's cells, in the order of ``COLUMNS``."""
     records = read_records(folder / METRICS_FILE)
     validated = [r.metrics for r in records if "val_rollouts/asr" in r.metrics]
     sampled = [r.metrics["train_rollouts/asr"] for r in records if "train_rollouts/asr" in r.metrics]
     matrix = CrossPlay.load(folder / CROSSPLAY_FILE)
-    probe = json.loads((folder / "strategies.json").read_text())
+    sweep = json.loads((folder / STRATEGIES_FILE).read_text())
     warmed = 1 if matrix.attackers[0] == NO_REWRITE else 0
     start, later = matrix.asr[warmed][0], max(row[0] for row in matrix.asr[warmed + 1 :])
 
@@ -37,13 +39,11 @@ def row(folder: Path) -> list[str]:
         f"{sum(sampled[:5]) / 5:.2f} → {sum(sampled[-5:]) / 5:.2f}",
         change("useful"),
         f"{matrix.useful[0]:.2f} → {matrix.useful[-1]:.2f}",
-        f"{probe['start']['worst']:.2f} → {probe['end']['worst']:.2f}",
+        f"{sweep['start']['worst']:.2f} → {sweep['end']['worst']:.2f}",
         f"{later:.2f} vs. {start:.2f}",
         "yes" if matrix.last_defender_best() else "no",
     ]
 
 
 if __name__ == "__main__":
-    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
-    for name in sys.argv[1:]:
-        print("| " + " | ".join(row(Path(name))) + " |")
+    print(table(COLUMNS, [row(Path(name)) for name in sys.argv[1:]]))

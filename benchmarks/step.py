@@ -62,12 +62,13 @@ class SlowRules(RulesGuard):
         self._latency = latency_s
 
     async def judge(self, items: Sequence[JudgeItem]) -> list[JudgeVerdict]:
+        """The rules' verdicts, after the latency."""
         await asyncio.sleep(self._latency)
         return await super().judge(items)
 
 
 @dataclass
-class Measured:
+class StepSeconds:
     """Seconds of each part and of the whole, a number per step, and what was asked of the judge."""
 
     seconds: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in (*PARTS, "step")})
@@ -75,6 +76,7 @@ class Measured:
     requests: int = 0
 
     def add(self, parts: Mapping[str, float], step: float) -> None:
+        """Take in a step: its timers and the seconds of the whole."""
         for name in PARTS:
             self.seconds[name].append(parts.get(f"timers/{name}", 0.0))
         self.seconds["step"].append(step)
@@ -82,15 +84,15 @@ class Measured:
     def typical(self, amortised: bool = False, one_call: bool = False) -> dict[str, float]:
         """Seconds per step by part. ``amortised``: the attacks were written for the whole phase at once. ``one_call``:
         as if only the first request per sample had been made."""
-        found = {name: median(values) for name, values in self.seconds.items() if name != "step"}
+        seconds = {name: median(values) for name, values in self.seconds.items() if name != "step"}
         # What remains is taken within a step: the median of a difference is not the difference of medians.
         left = [step - sum(self.seconds[name][i] for name in PARTS) for i, step in enumerate(self.seconds["step"])]
         if amortised:
-            found["generate_attacker"] = mean(self.seconds["generate_attacker"])
+            seconds["generate_attacker"] = mean(self.seconds["generate_attacker"])
         if one_call:
-            found["judge_wait"] = median(self.one_call)
-        found["other"] = median(left)
-        return found | {"step": sum(found.values())}
+            seconds["judge_wait"] = median(self.one_call)
+        seconds["other"] = median(left)
+        return seconds | {"step": sum(seconds.values())}
 
 
 class Published:
@@ -104,6 +106,7 @@ class Published:
         self.first_call = 0.0
 
     def step(self, role: Role, number: int) -> tuple[dict[str, float], list[Scored]]:
+        """One step of the published schedule: its metrics and episodes."""
         from nemo_magic.rl.batch import scatter_back
         from nemo_magic.rollout.conversation import RolloutSpec
 
@@ -137,7 +140,7 @@ class Published:
 
 @contextmanager
 def starting_weights(pair: PolicyPair) -> Iterator[None]:
-    """What is learned within is forgotten."""
+    """Restores the weights at the end."""
     import torch
 
     kept = {role: [p.detach().clone() for p in policy.actor.parameters()] for role, policy in pair.trainable.items()}
@@ -157,7 +160,7 @@ def play(
     steps: int,
     calls: int,
     folder: Path,
-) -> dict[Role, dict[str, Measured]]:
+) -> dict[Role, dict[str, StepSeconds]]:
     """A phase of ``steps`` steps of each role, our step and the published one in turn."""
     from nemo_magic.report.records import StepRecord
     from nemo_magic.training.coevolution import Coevolution
@@ -169,39 +172,42 @@ def play(
     logs = replace(cfg.exp_manager, explicit_log_dir=str(folder / OURS), checkpoint_callback_params=saves)
     loop = Coevolution(replace(cfg, game=game, exp_manager=logs), pair, reward_manager)
     published = Published(loop, slow, calls)
-    found = {role: {OURS: Measured(), THEIRS: Measured()} for role in Role}
+    measured = {role: {OURS: StepSeconds(), THEIRS: StepSeconds()} for role in Role}
     other_logs = replace(logs, explicit_log_dir=str(folder / THEIRS))
-    with observed(logs) as loop.run.logger, observed(other_logs) as other:
+    with metric_logger(logs) as loop.run.logger, metric_logger(other_logs) as other:
         for number in range(2 * steps):
             role = loop.state.schedule.learner
-            mine, theirs = found[role][OURS], found[role][THEIRS]
-            asked, asked_slowly = reward_manager.stats()["requests"], slow.stats()["requests"]
+            ours, theirs = measured[role][OURS], measured[role][THEIRS]
+            requests, slow_requests = reward_manager.stats()["requests"], slow.stats()["requests"]
             with starting_weights(pair):
                 began = time.perf_counter()
                 metrics, scored = loop.step(role)
                 loop.after_step(metrics, scored)
-                mine.add(metrics, time.perf_counter() - began)
+                ours.add(metrics, time.perf_counter() - began)
             with starting_weights(pair):
                 began = time.perf_counter()
                 metrics, scored = published.step(role, number)
                 other.record(StepRecord(number + 1, role, 0, role, metrics), scored)
                 theirs.add(metrics, time.perf_counter() - began)
             theirs.one_call.append(published.first_call)
-            mine.requests += int(reward_manager.stats()["requests"] - asked)
-            theirs.requests += int(slow.stats()["requests"] - asked_slowly)
-    return found
+            ours.requests += int(reward_manager.stats()["requests"] - requests)
+            theirs.requests += int(slow.stats()["requests"] - slow_requests)
+    return measured
 
 
-def observed(settings: object) -> MetricLogger:
+def metric_logger(settings: object) -> MetricLogger:
+    """The metric logger of a training run with these settings."""
     from nemo_magic.tracking.metric_logger import MetricLogger
 
     return MetricLogger(settings, is_main=True)  # type: ignore[arg-type]
 
 
-def tables(found: Mapping[Role, Mapping[str, Measured]], steps: int, calls: int) -> tuple[list[str], dict[str, object]]:
+def tables(
+    measured: Mapping[Role, Mapping[str, StepSeconds]], steps: int, calls: int
+) -> tuple[list[str], dict[str, object]]:
     """A table of parts for each phase, one of ratios, and the same as numbers."""
     texts, numbers, ratios = [], {}, []
-    for role, sides in found.items():
+    for role, sides in measured.items():
         seconds = {
             OURS: sides[OURS].typical(amortised=role is Role.DEFENDER),
             THEIRS: sides[THEIRS].typical(),
@@ -211,8 +217,8 @@ def tables(found: Mapping[Role, Mapping[str, Measured]], steps: int, calls: int)
             [label, *(side[name] for side in seconds.values())]
             for label, name in zip(LABELS, (*PARTS, "other", "step"), strict=True)
         ]
-        mine, theirs = (sides[side].requests // steps for side in (OURS, THEIRS))
-        rows.append(["judge requests", mine, theirs, theirs // calls])
+        our_calls, published_calls = (sides[side].requests // steps for side in (OURS, THEIRS))
+        rows.append(["judge requests", our_calls, published_calls, published_calls // calls])
         texts.append(table([f"{role} phase, seconds per step", *seconds], rows))
         whole = seconds[OURS]["step"]
         share = seconds[OURS]["other"] / whole
@@ -250,6 +256,7 @@ def configured(words: Sequence[str], latency_s: float, folder: Path) -> MagicCon
 
 
 def main() -> None:
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5, help="steps of each role's phase")
     parser.add_argument("--latency-ms", type=float, default=20.0, help="of the judge, per request")
@@ -280,8 +287,8 @@ def main() -> None:
             lenient = replace(judge.config, max_unknown_share=1.0)
             with closing(reward_manager(judge.config, pair)) as ours, closing(reward_manager(lenient, pair)) as theirs:
                 play(cfg, pair, ours, theirs, 1, 1, folder / "warm-up")
-                found = play(cfg, pair, ours, theirs, args.steps, args.calls, folder / "measured")
-    texts, numbers = tables(found, args.steps, args.calls)
+                measured = play(cfg, pair, ours, theirs, args.steps, args.calls, folder / "measured")
+    texts, numbers = tables(measured, args.steps, args.calls)
     options = {"steps": args.steps, "latency_ms": args.latency_ms, "calls": args.calls, "overrides": words}
     title = f"Steps ({args.latency_ms:g} ms, {args.steps} steps a phase, {args.calls} published calls per sample)"
     report(title, texts, {"options": options, "roles": numbers}, args.out)

@@ -49,6 +49,7 @@ def attackers(runs: Sequence[Path]) -> Iterator[tuple[int, Snapshot]]:
 
 
 def defenders(runs: Sequence[Path]) -> Iterator[Snapshot]:
+    """The first defender, then every run's last one."""
     yield Snapshot("first defender", runs[0] / "snapshots" / Role.DEFENDER / "start")
     yield from (last for run in runs if (last := last_of(run, Role.DEFENDER)) is not None)
 
@@ -66,6 +67,7 @@ def habits(world: SandboxWorld, scored: Sequence[Scored]) -> Ratios:
 
 
 def measure(cfg: MagicConfig, pair: PolicyPair, reward_manager: RewardManager, runs: Sequence[Path]) -> None:
+    """Play and print the table, a row as soon as it is measured."""
     from nemo_magic.league.run_cross_play import playing_as
     from nemo_magic.rollout.conversation import RolloutSpec
     from nemo_magic.rollout.engine import RolloutEngine
@@ -93,18 +95,21 @@ def measure(cfg: MagicConfig, pair: PolicyPair, reward_manager: RewardManager, r
 
 
 def share(value: float | None) -> str:
+    """A share with two digits; a dash where there is none."""
     return "–" if value is None else f"{value:.2f}"
 
 
 def print_row(*cells: object) -> None:
+    """Print a row of a Markdown table."""
     print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
 def main(words: Sequence[str]) -> None:
+    """Measure the runs among ``words``, with the overrides among them."""
     runs = [Path(word) for word in words if "=" not in word]
     # The measured weights are put on later; what a player starts with does not matter.
-    given = ["trainer.devices=1", *(f"actors.{role}.restore_from_path=null" for role in Role)]
-    cfg = compose("magic_sandbox_turns", [*given, *(word for word in words if "=" in word)])
+    fixed = ["trainer.devices=1", *(f"actors.{role}.restore_from_path=null" for role in Role)]
+    cfg = compose("magic_sandbox_turns", [*fixed, *(word for word in words if "=" in word)])
 
     from nemo_magic.compat import cpu
 

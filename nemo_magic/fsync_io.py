@@ -14,6 +14,13 @@ def write_durably(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
+def replace_durably(path: Path, text: str) -> None:
+    """Write a text file durably, whole or not at all: whoever reads it meanwhile sees the text before or this one."""
+    partial = path.with_name(f".{path.name}.partial")
+    write_durably(partial, text)
+    partial.replace(path)
+
+
 def sync_file(path: Path) -> None:
     """Wait until the content of an existing file is durable."""
     with path.open("rb") as file:

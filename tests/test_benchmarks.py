@@ -21,7 +21,7 @@ def timed(**seconds: float) -> dict[str, float]:
 
 
 def test_attacks_written_ahead_are_spread_over_their_phase(step: ModuleType) -> None:
-    measured = step.Measured()
+    measured = step.StepSeconds()
     measured.add(timed(generate_attacker=3.0, update=1.0), 4.5)
     measured.add(timed(update=1.0), 1.5)
     measured.add(timed(update=1.0), 1.5)
@@ -32,14 +32,14 @@ def test_attacks_written_ahead_are_spread_over_their_phase(step: ModuleType) -> 
 
 
 def test_what_remains_is_taken_within_each_step(step: ModuleType) -> None:
-    measured = step.Measured()
+    measured = step.StepSeconds()
     for update, whole in ((1.0, 1.1), (2.0, 2.3), (9.0, 9.2)):
         measured.add(timed(update=update), whole)
     assert measured.typical()["other"] == pytest.approx(0.2)
 
 
 def test_one_call_per_sample_replaces_the_wait_only(step: ModuleType) -> None:
-    measured = step.Measured()
+    measured = step.StepSeconds()
     measured.add(timed(judge_wait=3.0, update=1.0), 4.5)
     measured.one_call.append(1.0)
     found = measured.typical(one_call=True)
@@ -52,4 +52,4 @@ def test_the_plans_page_has_the_tables_of_the_present_code(monkeypatch: pytest.M
     monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[1] / "benchmarks"), *sys.path])
     tables = importlib.import_module("plan_tables")
     text = tables.PAGE.read_text(encoding="utf-8")
-    assert tables.written(text) == text, "python benchmarks/plan_tables.py writes them anew"
+    assert tables.fill_tables(text) == text, "python benchmarks/plan_tables.py writes them anew"

@@ -30,12 +30,12 @@ def results() -> Any:
 @pytest.mark.parametrize("page", ["experiments.md", "league.md"])
 def test_the_tables_are_those_of_the_numbers(pages: ModuleType, results: Any, page: str) -> None:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    assert pages.written(page, text, results) == text, "python benchmarks/experiments.py --pages writes them anew"
+    assert pages.fill_tables(page, text, results) == text, "python benchmarks/experiments.py --pages writes them anew"
 
 
 def test_a_table_without_its_marks_is_an_error(pages: ModuleType, results: Any) -> None:
     with pytest.raises(ValueError, match=r"docs/experiments\.md has no marks <!-- yardstick: begin -->"):
-        pages.written("experiments.md", "no marks here", results)
+        pages.fill_tables("experiments.md", "no marks here", results)
 
 
 def test_every_arm_was_played(pages: ModuleType, results: Any) -> None:

@@ -1,4 +1,4 @@
-"""What can be set about the analysis of a run's attacks. Imports neither torch nor NeMo."""
+"""Options of the analysis of a run's attacks. Imports neither torch nor NeMo."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any, ClassVar
 from nemo_magic.net.endpoint import OpenAIEndpointConfig
 
 TOKENIZERS = ("13a", "intl", "zh", "char", "none")
-"""Those of sacrebleu that need nothing from a network."""
+"""Tokenizers of sacrebleu that download nothing."""
 
 
 @dataclass
 class LabelsConfig:
-    """Who names the strategies of attacks where nobody knows them without error, as the sandbox does.
+    """The model that names the strategies of attacks outside the sandbox, which decodes them.
 
-    ``model``: the model that is asked, with the keys that guards' models have (docs/judge.md): ``urls`` and ``model``
-    of an OpenAI-compatible server, or ``kind: transformers`` and ``path``; empty: nobody is asked, and strategies are
-    unknown. ``rubric``: what it is asked, a file of ``conf/judge/rubric/`` without its ending, or the path of one of
-    your own. ``max_tokens`` of its answer. Answers are written down every ``chunk_size`` attacks: what a kill can cost.
-    ``check``: it is also asked about so many rows of the attack pool, whose strategies are known, and how far it agrees
-    is told.
+    ``model``: the model, with the keys that guards' models have (docs/judge.md): ``urls`` and ``model``
+    of an OpenAI-compatible server, or ``kind: transformers`` and ``path``; empty: strategies are unknown.
+    ``rubric``: the prompt, a file of ``conf/judge/rubric/`` without its ending, or the path of one of
+    your own. ``max_tokens`` of its answer. Answers are saved every ``chunk_size`` attacks; a kill can cost that
+    many. ``check``: it also labels so many rows of the attack pool, whose strategies are known, and its agreement with
+    them is reported.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
@@ -88,10 +88,10 @@ class EmbeddingConfig(OpenAIEndpointConfig):
 
 @dataclass
 class AnalysisConfig:
-    """``nemo-magic analyse``: what a run's attacker did, from the conversations that the run saved.
+    """``nemo-magic analyse``: the attacks in the conversations that a run saved.
 
-    ``max_conversations``: as many of them, of evenly spaced steps, the first and the last included. ``bins``: into how
-    many stretches of steps at most they are put. ``pool``: the attack pool that combinations are new against; null
+    ``max_conversations``: read at most so many, of evenly spaced steps, the first and the last included. ``bins``: at
+    most so many stretches of steps. ``pool``: the attack pool that combinations are new against; null
     looks for the one the attacker was warmed up on (``sft.pool`` of the warm-up beside
     ``actors.attacker.restore_from_path``).
     """

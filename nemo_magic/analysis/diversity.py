@@ -15,7 +15,7 @@ def self_bleu(samples: Sequence[Sequence[str]], tokenize: str) -> float | None:
 
     It grows with the number of references: samples have to be of one size to be compared.
     """
-    from sacrebleu.metrics.bleu import BLEU  # a quarter of a second, and wanted here only
+    from sacrebleu.metrics.bleu import BLEU  # takes a quarter of a second
 
     bleu = BLEU(effective_order=True, tokenize=tokenize)
     scores = [

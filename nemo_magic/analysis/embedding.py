@@ -39,6 +39,7 @@ class Embedder:
 
     @property
     def name(self) -> str:
+        """Model and revision: a part of every cache key."""
         return f"{self._config.model}:{self._config.revision}"
 
     def embed(self, texts: Sequence[str]) -> dict[str, Vector]:

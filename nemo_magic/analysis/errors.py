@@ -1,7 +1,7 @@
-"""What keeps attacks from being analysed."""
+"""The error of the analysis."""
 
 from __future__ import annotations
 
 
 class AnalysisError(Exception):
-    """The analysis cannot go on; what servers have answered so far is written down, and asked for no more."""
+    """The analysis cannot go on. What servers have answered so far is cached, and will not be asked again."""

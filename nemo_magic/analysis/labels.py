@@ -1,4 +1,4 @@
-"""By which strategies an attack was written: decoded in the sandbox, elsewhere as a model names them by a rubric."""
+"""The strategies of attacks: decoded in the sandbox, elsewhere named by a model with a rubric."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ from nemo_magic.sandbox.language import parse
 from nemo_magic.sandbox.world import SandboxWorld
 
 UNKNOWN = "unknown"
-_TOLD_EVERY = 10.0
+_LOG_EVERY = 10.0
+"""Seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class StrategyLabel:
-    """``name``: what the strategy is called. ``parts``: the strategies that it combines (a hybrid has several; none at
-    all is a strategy too), None where nobody can say. ``problem``: why not."""
+    """The strategy of an attack. ``parts``: the strategies that it combines (a hybrid has several; none at all is a
+    strategy too), None where that is unknown; ``problem``: why."""
 
     name: str
     parts: frozenset[str] | None
@@ -37,21 +38,21 @@ class StrategyLabel:
 
 
 class LabelRequest(NamedTuple):
-    """What a strategy is asked of."""
+    """An attack to be labelled."""
 
     seed: str
     messages: tuple[str, ...]
 
 
-def decoded(world: SandboxWorld, text: str) -> StrategyLabel:
-    """The disguise of a rewrite of the sandbox, exactly. The order of frames is no part of a combination."""
+def decode_label(world: SandboxWorld, text: str) -> StrategyLabel:
+    """The strategy of a rewrite of the sandbox, exactly. The order of frames is no part of a combination."""
     request = parse(world, text)
     if request is None:
         return StrategyLabel(NO_REQUEST, None, "what was written is no request of the sandbox")
     return StrategyLabel(request.strategy.name, frozenset(request.strategy.parts))
 
 
-def of_ids(rubric: StrategyRubric, ids: Sequence[int]) -> StrategyLabel:
+def label_of_ids(rubric: StrategyRubric, ids: Sequence[int]) -> StrategyLabel:
     """The label of a set of ids, rising. None of the strategies combines nothing."""
     names = [rubric.taxonomy[id].name for id in ids]
     return StrategyLabel(
@@ -59,7 +60,7 @@ def of_ids(rubric: StrategyRubric, ids: Sequence[int]) -> StrategyLabel:
     )
 
 
-def of_column(rubric: StrategyRubric, cell: str) -> StrategyLabel | None:
+def label_of_column(rubric: StrategyRubric, cell: str) -> StrategyLabel | None:
     """The label that an attack pool's column gives: ids joined by ``_``, or a strategy's name; None for anything else.
 
     Whether a hybrid is written ``0_18`` or ``18_0`` makes no difference.
@@ -67,10 +68,10 @@ def of_column(rubric: StrategyRubric, cell: str) -> StrategyLabel | None:
     if re.fullmatch(r"\d+(_\d+)*", cell):
         ids = sorted({int(id) for id in cell.split("_")})
         alone = rubric.none not in ids or len(ids) == 1
-        return of_ids(rubric, ids) if ids[-1] <= rubric.none and alone else None
-    names = {_plain(one.name): id for id, one in enumerate(rubric.taxonomy)}
-    found = names.get(_plain(cell))
-    return None if found is None else of_ids(rubric, [found])
+        return label_of_ids(rubric, ids) if ids[-1] <= rubric.none and alone else None
+    names = {_normalize(one.name): id for id, one in enumerate(rubric.taxonomy)}
+    id = names.get(_normalize(cell))
+    return None if id is None else label_of_ids(rubric, [id])
 
 
 class LabelModelConfig(OpenAIConfig):
@@ -98,11 +99,10 @@ def labelling_model(config: LabelsConfig) -> Model:
 
 
 class Labeller:
-    """Has ``model`` name strategies by ``rubric``, and writes down what it said; what was written down is asked no
-    more, until the rubric or the model is another one.
+    """Has ``model`` name strategies by ``rubric``, and caches its answers by rubric and model.
 
-    An answer outside the rubric's grammar is written down as well: at temperature 0 it would be the same again. What
-    the server made of a question, and the model did not, is not.
+    An answer outside the rubric's grammar is cached as well: at temperature 0 it would be the same again. An error of
+    the server is not.
     """
 
     def __init__(
@@ -110,19 +110,20 @@ class Labeller:
         config: LabelsConfig,
         rubric: StrategyRubric,
         model: Model,
-        journal: ResponseCache,
-        say: Callable[[str], None],
+        cache: ResponseCache,
+        log: Callable[[str], None],
     ) -> None:
         self._config = config
         self._rubric = rubric
         self._model = model
-        self._journal = journal
-        self._say = say
+        self._cache = cache
+        self._log = log
         self.asked = 0
         """Questions that were newly asked."""
 
     @property
     def name(self) -> str:
+        """Rubric, model and revision: a part of every cache key."""
         return f"strategies@{self._rubric.grammar}:{self._model.name}:{self._model.revision}"
 
     def label(self, attacks: Sequence[LabelRequest]) -> list[StrategyLabel]:
@@ -138,28 +139,28 @@ class Labeller:
         failed: dict[str, str] = {}
         try:
             # Some models know what they are only once they started; with all answers there, none has to start.
-            if self._journal.missing(questions):
+            if self._cache.missing(questions):
                 await self._model.start()
                 questions = {self._key(attack): attack for attack in attacks}
-            missing, told = self._journal.missing(questions), time.monotonic()
+            missing, last_log = self._cache.missing(questions), time.monotonic()
             for start in range(0, len(missing), self._config.chunk_size):
                 chunk = missing[start : start + self._config.chunk_size]
                 answers = await gather(self._answer(questions[key]) for key in chunk)
                 new = dict(zip(chunk, answers, strict=True))
                 failed |= {key: answer["failed"] for key, answer in new.items() if "failed" in answer}
-                self._journal.add({key: answer for key, answer in new.items() if key not in failed})
-                if time.monotonic() - told > _TOLD_EVERY:
-                    told = time.monotonic()
-                    self._say(f"{start + len(chunk)} of {len(missing)} attacks are labelled")
+                self._cache.add({key: answer for key, answer in new.items() if key not in failed})
+                if time.monotonic() - last_log > _LOG_EVERY:
+                    last_log = time.monotonic()
+                    self._log(f"{start + len(chunk)} of {len(missing)} attacks are labelled")
         except GuardUnavailable as error:
-            done = len(questions) - len(self._journal.missing(questions))
+            done = len(questions) - len(self._cache.missing(questions))
             raise AnalysisError(
                 f"{error}; the labels of {done} of {len(questions)} different attacks are written down, "
                 "and the same command goes on from there"
             ) from error
         finally:
             await self._model.close()
-        known = {key: self._read(self._journal[key]) for key in questions if key in self._journal}
+        known = {key: self._read(self._cache[key]) for key in questions if key in self._cache}
         known |= {key: StrategyLabel(UNKNOWN, None, problem) for key, problem in failed.items()}
         return [known[self._key(attack)] for attack in attacks]
 
@@ -180,12 +181,12 @@ class Labeller:
 
     def _read(self, answer: Mapping[str, Any]) -> StrategyLabel:
         if "ids" in answer:
-            return of_ids(self._rubric, answer["ids"])
+            return label_of_ids(self._rubric, answer["ids"])
         return StrategyLabel(UNKNOWN, None, answer["problem"])
 
     def _key(self, attack: LabelRequest) -> str:
         return cache_key(self.name, self._config.max_tokens, attack.seed, attack.messages)
 
 
-def _plain(name: str) -> str:
+def _normalize(name: str) -> str:
     return re.sub(r"[\W_]+", " ", name.casefold()).strip()

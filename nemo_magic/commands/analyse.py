@@ -16,6 +16,7 @@ from rich.text import Text
 from nemo_magic.analysis.errors import AnalysisError
 from nemo_magic.config import ConfigError, MagicConfig, compose, conf_dir
 from nemo_magic.config.save_resolved import CONFIG_FILE
+from nemo_magic.formatting import MISSING, percent
 from nemo_magic.judge.guards.strategies import StrategyRubric, read_strategy_rubric
 from nemo_magic.report.records import ATTACK_TABLE_FILE, ATTACKS_DIR, METRICS_FILE
 from nemo_magic.report.run_folder import RunFolder
@@ -70,8 +71,8 @@ def show(found: Mapping[str, Any], console: Console) -> None:
         console.print(f"  {count} × {problem}", markup=False)
     if (check := found["check"]) is not None:
         console.print(
-            f"Of {check['rows']:,} rows of the pool it names {_percent(check['exact'])} % as the pool does, and "
-            f"{_percent(check['unknown'])} % not at all; a hybrid's parts overlap by {_percent(check['overlap'])} %."
+            f"Of {check['rows']:,} rows of the pool it names {percent(check['exact'])} % as the pool does, and "
+            f"{percent(check['unknown'])} % not at all; a hybrid's parts overlap by {percent(check['overlap'])} %."
         )
     pool = found["pool"]
     console.print(
@@ -99,10 +100,10 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     for heading in ("", "attacks", "share", "ASR", "lost", "steps", "in pool"):
         table.add_column(heading, justify="right" if heading else "left")
     for row in found["strategies"][:_SHOWN]:
-        in_pool = "–" if row["in_pool"] is None else str(row["in_pool"])
+        in_pool = MISSING if row["in_pool"] is None else str(row["in_pool"])
         table.add_row(
-            Text(row["strategy"]), str(row["attacks"]), _percent(row["share"]), _percent(row["asr"]),
-            _percent(row["intent_lost"]), f"{row['first_step']} to {row['last_step']}", in_pool,
+            Text(row["strategy"]), str(row["attacks"]), percent(row["share"]), percent(row["asr"]),
+            percent(row["intent_lost"]), f"{row['first_step']} to {row['last_step']}", in_pool,
         )  # fmt: skip
     if (left := len(found["strategies"]) - _SHOWN) > 0:
         table.caption = f"and {left} more in {ATTACK_TABLE_FILE}"
@@ -127,7 +128,7 @@ def _configured(run: Path, overrides: Sequence[str]) -> MagicConfig:
 
 def _show_in_wandb(run: RunFolder, cfg: MagicConfig) -> None:
     """What the report shows, in the wandb run that the run's figures are in."""
-    from nemo_magic.report.media import media
+    from nemo_magic.report.media import collect_media
     from nemo_magic.tracking.sinks import WandbSink
 
     step = run.last.step if run.last else 0
@@ -135,7 +136,7 @@ def _show_in_wandb(run: RunFolder, cfg: MagicConfig) -> None:
         sink = WandbSink(run.path, asdict(cfg.exp_manager.wandb_logger_kwargs), resume_step=step)
     except ModuleNotFoundError as error:
         raise AnalysisError(f"--wandb: {error}") from error
-    sink.show(step, media(run, cfg.exp_manager.log_texts))
+    sink.write_media(step, collect_media(run, cfg.exp_manager.log_texts))
     sink.close()
 
 
@@ -154,9 +155,5 @@ def _rubric(cfg: MagicConfig) -> StrategyRubric:
 def _cells(figures: Mapping[str, Any]) -> list[str]:
     shares = ("hybrid_share", "novel_share", "intent_lost", "unknown_share")
     alike = ("self_bleu", "self_bleu_same_seed", "similarity")
-    numbers = ["–" if figures[name] is None else f"{figures[name]:.3f}" for name in alike]
-    return [str(figures["attacks"]), *(_percent(figures[name]) for name in shares), *numbers]
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f}"
+    numbers = [MISSING if figures[name] is None else f"{figures[name]:.3f}" for name in alike]
+    return [str(figures["attacks"]), *(percent(figures[name]) for name in shares), *numbers]

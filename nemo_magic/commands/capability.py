@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nemo_magic.config import ConfigError, MagicConfig
 from nemo_magic.evaluation.capability import capability_table, command_lines, read_capability
-from nemo_magic.evaluation.results import markdown_table
+from nemo_magic.formatting import markdown_table
 from nemo_magic.runtime.errors import TrainingError
 
 RESULTS = "lm_eval"
@@ -57,6 +57,6 @@ def _environment(cfg: MagicConfig) -> dict[str, str]:
 
 def _tell(cfg: MagicConfig, path: str) -> int:
     rows, notes = read_capability(path, cfg.eval.capability.tasks, cfg.eval.model)
-    print("\n".join(["", *markdown_table(capability_table(rows)), "", *(f"- {note}" for note in notes)]), flush=True)
+    print("\n".join(["", markdown_table(capability_table(rows)), "", *(f"- {note}" for note in notes)]), flush=True)
     print(f"\nbeside an evaluation's figures: eval.capability.results={path}", flush=True)
     return 0

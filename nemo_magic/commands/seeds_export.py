@@ -54,9 +54,9 @@ def run(args: argparse.Namespace) -> int:
     for path in args.files:
         loaded = load_benchmark(args.benchmark, path, "seeds-export")
         print(f"{path}: {loaded}")
-        wanted = [case for case in loaded.cases if args.label == "all" or case.label == args.label]
-        report.read += len(loaded.cases)
-        report.drop(f"not {args.label}", len(loaded.cases) - len(wanted))
+        wanted = [example for example in loaded.examples if args.label == "all" or example.label == args.label]
+        report.read += len(loaded.examples)
+        report.drop(f"not {args.label}", len(loaded.examples) - len(wanted))
         kept += wanted
     text = FORMATS[args.format](chosen(kept, report, args.format), args.out.stem)
     try:

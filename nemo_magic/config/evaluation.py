@@ -8,13 +8,13 @@ from nemo_magic.actors.config import ActorConfig, is_hf_folder
 from nemo_magic.config.schema import MagicConfig
 from nemo_magic.evaluation.catalogue import RECORDED
 from nemo_magic.evaluation.config import EvalTaskConfig
-from nemo_magic.evaluation.locate_files import why_not
+from nemo_magic.evaluation.locate_files import why_not_measured
 from nemo_magic.game.episode import VERDICT_FIELDS, Role
 
 
 def evaluated_roles(cfg: MagicConfig) -> tuple[Role, ...]:
     """The roles that ``nemo-magic evaluate`` needs: those that have something to say."""
-    needed = {Role.ATTACKER: cfg.eval.attacked, Role.DEFENDER: cfg.eval.answered}
+    needed = {Role.ATTACKER: cfg.eval.needs_attacker, Role.DEFENDER: cfg.eval.needs_defender}
     return tuple(role for role in Role if needed[role])
 
 
@@ -33,12 +33,12 @@ def describe_evaluation(cfg: MagicConfig) -> str:
         where = f"{options.remote.model} at {', '.join(options.remote.urls)}" if options.is_remote else None
         where = f"{options.hf_path}, by transformers" if options.hf_path else where
         lines.append(f"{role:<10}{where or options.restore_from_path or 'random weights'}, at temperature 0")
-        if role is Role.ATTACKER and any(task.attack_count > 1 for task in cfg.eval.measured.values()):
+        if role is Role.ATTACKER and any(task.attack_count > 1 for task in cfg.eval.tasks_with_file.values()):
             lines[-1] += f", and at {options.sampling_params.temperature:g} where it attacks several times"
     for name, task in cfg.eval.tasks.items():
         how = _how(task, cfg.game.max_turns)
         limit = "" if task.limit is None else f", {task.limit} cases"
-        told = f"{task.file}, {how}{limit}" if task.file else why_not(cfg.eval, name)
+        told = f"{task.file}, {how}{limit}" if task.file else why_not_measured(cfg.eval, name)
         lines.append(f"task      {name}: {told}")
     if cfg.eval.defence.kind != "none":
         lines.append(f"defence   {cfg.eval.defence}")
@@ -103,7 +103,7 @@ def _huggingface(options: ActorConfig, key: str) -> Iterator[str]:
 
 
 def _tasks(cfg: MagicConfig) -> Iterator[str]:
-    if not cfg.eval.measured:
+    if not cfg.eval.tasks_with_file:
         named = ", ".join(f"eval.tasks.{name}.file" for name in cfg.eval.tasks)
         folder = "their folder as eval.folder"
         if cfg.eval.folder is not None:

@@ -1,7 +1,7 @@
-"""General capability, measured by lm-evaluation-harness: what it is asked to run, and what it found.
+"""General capability, measured by lm-evaluation-harness: its command lines and its results.
 
-The harness (https://github.com/EleutherAI/lm-evaluation-harness) brings the tasks, the prompts and the scoring; here
-are its command lines for a served model, and a reader of the results it writes.
+The harness (https://github.com/EleutherAI/lm-evaluation-harness) brings the tasks, the prompts and the scoring. This
+module builds its command lines for a served model, and reads the results it writes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from nemo_magic.data.errors import DataError
 from nemo_magic.evaluation.published import published_row
-from nemo_magic.evaluation.statistics import percent
+from nemo_magic.formatting import MISSING, percent
 
 HOW = ("score", "text", "chat")
 
@@ -48,13 +48,13 @@ class CapabilityTaskConfig:
 
 @dataclass
 class CapabilityConfig:
-    """``nemo-magic capability``, and what ``nemo-magic evaluate`` puts beside its own figures.
+    """Options of ``nemo-magic capability``, whose figures ``nemo-magic evaluate`` puts beside its own.
 
     ``results``: what the harness wrote (``--output_path``), a file or a folder; null: none. ``url``: base url of a
     server, ending in ``/v1``; ``model``: the model's name there; ``tokenizer``: its folder, which the harness needs
     where it scores. ``max_length``: tokens that the model can read; null: ``model.encoder_seq_length``.
-    ``num_concurrent`` requests of ``batch_size`` prompts are under way at once. ``limit``: cases of each task; null:
-    all. ``include_path``: a folder of tasks of your own.
+    ``num_concurrent`` requests of ``batch_size`` prompts are under way at once. ``limit``: examples of each task;
+    null: all. ``include_path``: a folder of tasks of your own.
     """
 
     results: str | None = None
@@ -83,8 +83,8 @@ class CapabilityConfig:
 
 @dataclass(frozen=True)
 class Capability:
-    """One figure of the harness, in 0 to 1. ``stderr``: its own standard error, None where it has none; ``cases``: how
-    many there were; ``shots``: examples in the prompt."""
+    """One figure of the harness, in 0 to 1. ``stderr``: its own standard error, None where it has none; ``cases``: the
+    number of examples; ``shots``: examples in the prompt."""
 
     name: str
     task: str
@@ -100,7 +100,7 @@ def command_lines(config: CapabilityConfig, max_length: int, output: str) -> lis
     """The arguments of ``lm_eval``, one call for each way of asking; results go to ``output``.
 
     Raises:
-        ValueError: a key that is needed is null, or there is no tokenizer where one is said to be.
+        ValueError: a key that is needed is null, or ``tokenizer`` has no tokenizer.
     """
     if config.url is None:
         raise ValueError("eval.capability.url is null: give the server's base url, http://127.0.0.1:8000/v1")
@@ -134,7 +134,7 @@ def _call(
             )
         arguments |= {"tokenizer": config.tokenizer, "tokenizer_backend": "huggingface", "max_length": max_length}
         # The harness' clients of servers leave the first token out where its transformers model does not.
-        arguments["add_bos_token"] = not template and _begins_texts(config.tokenizer)
+        arguments["add_bos_token"] = not template and _adds_bos(config.tokenizer)
     arguments["base_url"] = f"{config.url}/{path}"
     words = ["--model", kind, "--model_args", ",".join(f"{key}={value}" for key, value in arguments.items())]
     words += ["--tasks", ",".join(names), "--batch_size", str(1 if how == "chat" else config.batch_size)]
@@ -147,8 +147,8 @@ def _call(
     return words if shots is None else [*words, "--num_fewshot", str(shots)]
 
 
-def _begins_texts(tokenizer: str) -> bool:
-    """Whether the tokenizer in this folder puts a token of its own before a text, as Llama's does.
+def _adds_bos(tokenizer: str) -> bool:
+    """Whether the tokenizer in this folder puts a token before a text, as Llama's does.
 
     Raises:
         ValueError: there is no fast tokenizer in it.
@@ -158,39 +158,39 @@ def _begins_texts(tokenizer: str) -> bool:
     path = Path(tokenizer) / "tokenizer.json"
     if not path.is_file():
         raise ValueError(f"eval.capability.tokenizer={tokenizer}: there is no tokenizer.json")
-    loaded = Tokenizer.from_file(str(path))
-    bare, whole = (loaded.encode("a", add_special_tokens=special).ids for special in (False, True))
-    return len(whole) > len(bare) and whole[-len(bare) :] == bare
+    fast = Tokenizer.from_file(str(path))
+    plain, special = (fast.encode("a", add_special_tokens=add).ids for add in (False, True))
+    return len(special) > len(plain) and special[-len(plain) :] == plain
 
 
 def read_capability(
     path: str | Path, tasks: Mapping[str, CapabilityTaskConfig], model: str | None
 ) -> tuple[list[Capability], list[str]]:
-    """The figures of ``tasks`` from the newest results that have them, and what is to be known of them.
+    """The figures of ``tasks`` from the newest results that have them, and notes for the reader.
 
-    ``model``: where the paper has figures of that model they stand beside.
+    ``model``: the paper's figures of the model of this name stand beside, where it has any.
 
     Raises:
         DataError: there are no results at ``path``, or a task's metric is not in them.
     """
-    files = _files(Path(path))
-    rows, notes, seen = [], [], set[str]()
+    files = _read_results(Path(path))
+    rows, notes, measured = [], [], set[str]()
     for name, task in tasks.items():
-        having = [found for found in files if task.task in found["results"]]
-        if not having:
+        candidates = [results for results in files if task.task in results["results"]]
+        if not candidates:
             notes.append(f"capability {name}: not measured, {path} has no results of {task.task}")
             continue
-        found = having[-1]
-        seen.add(task.task)
-        figures = found["results"][task.task]
+        results = candidates[-1]
+        measured.add(task.task)
+        figures = results["results"][task.task]
         if not isinstance(figures.get(task.metric), int | float):
-            there = ", ".join(key for key, value in figures.items() if "," in key and isinstance(value, int | float))
+            known = ", ".join(key for key, value in figures.items() if "," in key and isinstance(value, int | float))
             raise DataError(
-                f"eval.capability.tasks.{name}.metric={task.metric}: {path} has of {task.task}: {there or 'nothing'}"
+                f"eval.capability.tasks.{name}.metric={task.metric}: {path} has of {task.task}: {known or 'nothing'}"
             )
-        metric, _, filtered = task.metric.partition(",")
-        stderr = figures.get(f"{metric}_stderr,{filtered}")
-        shots = found.get("n-shot", {}).get(task.task)
+        metric, _, filter_name = task.metric.partition(",")
+        stderr = figures.get(f"{metric}_stderr,{filter_name}")
+        shots = results.get("n-shot", {}).get(task.task)
         published = published_row(model).get(task.published or "")
         rows.append(
             Capability(
@@ -199,16 +199,16 @@ def read_capability(
                 task.metric,
                 float(figures[task.metric]),
                 float(stderr) if isinstance(stderr, int | float) else None,
-                _cases(found, task.task),
+                _count_examples(results, task.task),
                 shots if isinstance(shots, int) else None,
                 published,
             )
         )
-        limit = found.get("config", {}).get("limit")
+        limit = results.get("config", {}).get("limit")
         if limit is not None:
             notes.append(f"capability {name}: of each of its tasks the first {limit:g} cases only")
-    used = [found for found in files if seen & found["results"].keys()]
-    versions = sorted({str(found.get("lm_eval_version")) for found in used})
+    used = [results for results in files if measured & results["results"].keys()]
+    versions = sorted({str(results.get("lm_eval_version")) for results in used})
     if versions:
         notes.append(f"capability: by lm-evaluation-harness {', '.join(versions)}, from {path}")
     return rows, notes
@@ -222,39 +222,39 @@ def capability_table(rows: Sequence[Capability]) -> list[list[str]]:
 
 
 def capability_json(rows: Sequence[Capability]) -> list[dict[str, Any]]:
-    """Everything, in 0 to 1."""
+    """All fields of the figures, rates in 0 to 1."""
     return [asdict(row) for row in rows]
 
 
 def _cells(row: Capability) -> list[str]:
-    told = ["–" if number is None else str(number) for number in (row.cases, row.shots)]
-    return [row.name, f"{row.task} {row.metric.replace(',none', '')}", percent(row.value), percent(row.stderr), *told]
+    counts = [MISSING if number is None else str(number) for number in (row.cases, row.shots)]
+    return [row.name, f"{row.task} {row.metric.replace(',none', '')}", percent(row.value), percent(row.stderr), *counts]
 
 
-def _files(path: Path) -> list[dict[str, Any]]:
+def _read_results(path: Path) -> list[dict[str, Any]]:
     """The harness's results, oldest first."""
     paths = [path] if path.is_file() else list(path.rglob("results*.json"))
     if not paths:
         raise DataError(f"eval.capability.results={path}: there is no results*.json of lm-evaluation-harness")
-    found = []
+    results = []
     for file in paths:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-            found.append((float(content["date"]), content))
+            results.append((float(content["date"]), content))
             if not all(isinstance(figures, dict) for figures in content["results"].values()):
                 raise ValueError("its results are no objects")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"eval.capability.results={path}: {file} is no result of lm-evaluation-harness: {error!r}"
             ) from error
-    return [content for _, content in sorted(found, key=lambda pair: pair[0])]
+    return [content for _, content in sorted(results, key=lambda pair: pair[0])]
 
 
-def _cases(found: Mapping[str, Any], task: str) -> int | None:
-    """How many cases a task had; of a group, its tasks' together."""
-    samples, groups = found.get("n-samples", {}), found.get("group_subtasks", {})
+def _count_examples(results: Mapping[str, Any], task: str) -> int | None:
+    """The number of a task's examples; of a group, its tasks' together."""
+    samples, groups = results.get("n-samples", {}), results.get("group_subtasks", {})
     if task in samples:
         return int(samples[task]["effective"])
-    below = [_cases(found, name) for name in groups.get(task, [])]
-    known = [count for count in below if count is not None]
-    return sum(known) if below and len(known) == len(below) else None
+    counts = [_count_examples(results, name) for name in groups.get(task, [])]
+    known = [count for count in counts if count is not None]
+    return sum(known) if counts and len(known) == len(counts) else None

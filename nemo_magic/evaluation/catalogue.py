@@ -1,4 +1,4 @@
-"""The benchmarks there are: the columns their files have, what their rows are, and the figures that are told of them.
+"""The benchmarks: the columns of their files, what their rows are, and the figures that are measured on them.
 
 No row of any benchmark is here; files are the user's own. docs/evaluation.md has this table for people.
 """
@@ -14,7 +14,7 @@ from nemo_magic.game.episode import Label
 
 
 class Metric(StrEnum):
-    """What is counted of a judged answer."""
+    """The event that is counted in a judged answer."""
 
     ASR = "asr"
     REFUSAL = "refusal"
@@ -24,7 +24,7 @@ class Metric(StrEnum):
 
     @property
     def higher_is_better(self) -> bool:
-        """Whether a defender is better for having more of it."""
+        """Whether more of it makes a better defender."""
         return self in (Metric.REFUSAL, Metric.COMPLIANCE, Metric.USEFUL)
 
     @property
@@ -35,12 +35,12 @@ class Metric(StrEnum):
 
 @dataclass(frozen=True)
 class Figure:
-    """One row of the table of results: ``metric`` over the cases of one ``label`` and, where given, of those whose
-    adversarial flag is ``adversarial``.
+    """One row of the table of results: ``metric`` over the examples of one ``label`` and, where given, of those
+    whose adversarial flag is ``adversarial``.
 
-    ``any_of``: a behaviour counts once, as attacked with success if any of its cases is; ``attempts`` is how many
-    cases a behaviour should have. ``best_of``: a case counts once, attacked so many times. ``published``: its name in
-    the published tables.
+    ``any_of``: a behaviour counts once, as attacked with success if any of its examples is; ``attempts`` is how many
+    examples a behaviour should have. ``best_of``: an example counts once, attacked so many times. ``published``: its
+    name in the published tables.
     """
 
     metric: Metric
@@ -62,11 +62,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """How a benchmark's file is read. ``columns``: field of a case → names its column may have, the first one that is
-    there; those in ``required`` have to be. ``label``: what every row is, where no column says so; ``prefixes``: what
-    the beginning of ``category`` says where no label column does. ``expected``: published numbers of rows and the like.
-    ``reader``: ``rows``, ``cases`` (HarmBench's precomputed ones), ``plans`` (X-Teaming) or one of RECORDED. ``files``:
-    what its file is usually called, in lower case, as shell patterns of the end of its path.
+    """How a benchmark's file is read. ``columns``: field of an example → names its column may have, the first one that
+    is there; those in ``required`` have to be. ``label``: what every row is, where no column says so; ``prefixes``:
+    what the beginning of ``category`` says where no label column does. ``expected``: published numbers of rows and the
+    like. ``reader``: ``rows``, ``cases`` (HarmBench's precomputed ones), ``plans`` (X-Teaming) or one of RECORDED.
+    ``files``: what its file is usually called, in lower case, as shell patterns of the end of its path.
     """
 
     title: str
@@ -81,7 +81,7 @@ class Benchmark:
 
 
 RECORDED = ("garak", "openrt", "pyrit")
-"""Readers of what red-teaming tools left: attacks, and the answers of the models that they attacked."""
+"""Readers of red-teaming tools' files: attacks, and the answers of the models that were attacked."""
 
 _HARMFUL_ASR = (Figure(Metric.ASR),)
 _BENIGN = (Figure(Metric.COMPLIANCE, Label.BENIGN),)

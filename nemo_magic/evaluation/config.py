@@ -1,4 +1,4 @@
-"""What can be set about an evaluation. Imports neither torch nor NeMo."""
+"""Options of an evaluation. Imports neither torch nor NeMo."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ BEST_OF = 8
 
 @dataclass
 class EvalTaskConfig:
-    """One benchmark, played one way.
+    """One task: a benchmark and how it is played.
 
     ``benchmark``: which one the ``file`` is of (docs/evaluation.md); null means the task's own name. ``file``: your
-    copy; null: not measured, and said so. ``attacker``: ``none`` shows the defender what the file says, ``rewrite``
-    has the attacker rewrite it once at temperature 0, ``best_of_n`` ``attempts`` times (null: 8) as it samples in
-    training, ``multi_turn`` has it play the game's ``turns`` (null: ``game.max_turns``), once at temperature 0 or
-    ``attempts`` times, sampled. ``answers``: the ``defender``'s, or those that the ``file`` has already, which are only
-    judged. ``limit``: that many cases, labels taking turns; null: all.
+    copy; null: not measured, and the notes say so. ``attacker``: ``none`` shows the defender what the file says,
+    ``rewrite`` has the attacker rewrite it once at temperature 0, ``best_of_n`` ``attempts`` times (null: 8) as it
+    samples in training, ``multi_turn`` has it play the game's ``turns`` (null: ``game.max_turns``), once at temperature
+    0 or ``attempts`` times, sampled. ``answers``: the ``defender``'s, or those that the ``file`` has already, which are
+    only judged. ``limit``: that many examples, labels taking turns; null: all.
     """
 
     benchmark: str | None = None
@@ -67,7 +67,7 @@ class EvalTaskConfig:
 
     @property
     def attack_count(self) -> int:
-        """Attacks on each case; more than one are sampled."""
+        """Attacks on each example; more than one are sampled."""
         default = BEST_OF if self.attacker == "best_of_n" else 1
         return default if self.attempts is None else self.attempts
 
@@ -85,10 +85,10 @@ class EvalConfig:
     ``model``: what the results call the defender; where the paper has figures of that model they stand beside.
     ``max_judged_tokens``: of an answer, the judge is shown this many tokens, the defender's own.
     ``extra_verdict_fields``: fields of the verdict to ask for beside those that the figures need. ``chunk_size``:
-    cases of a rank that are answered and judged before they are written down; what a kill can cost. ``baseline``:
-    folder of an earlier evaluation to test against, case by case. ``folder``: where your copies are; a task without a
-    file takes the one below it that is called what its benchmark's file usually is. ``defence``: what stands between
-    the user and the defender. ``capability``: what lm-evaluation-harness is asked to run, and what it found.
+    examples of a rank that are answered and judged before they are saved; a kill can cost that many. ``baseline``:
+    folder of an earlier evaluation to compare with, example by example. ``folder``: where your copies are; a task
+    without a file takes the one below it that has its benchmark's usual name. ``defence``: what stands between the
+    user and the defender. ``capability``: tasks and results of lm-evaluation-harness.
     """
 
     tasks: dict[str, EvalTaskConfig] = field(default_factory=dict)
@@ -107,25 +107,30 @@ class EvalConfig:
                 raise ValueError(f"eval.{key}={getattr(self, key)} must be at least 1")
 
     @property
-    def attacked(self) -> bool:
-        """Whether an attacker has anything to rewrite."""
-        return any(task.attacker != "none" for task in self.measured.values())
+    def needs_attacker(self) -> bool:
+        """Whether an attacker writes in any task."""
+        return any(task.attacker != "none" for task in self.tasks_with_file.values())
 
     @property
-    def answered(self) -> bool:
-        """Whether the defender has anything to answer; not where files have all answers."""
-        return not self.measured or any(task.answers == "defender" for task in self.measured.values())
+    def needs_defender(self) -> bool:
+        """Whether the defender answers in any task; not where files have all answers."""
+        return not self.tasks_with_file or any(task.answers == "defender" for task in self.tasks_with_file.values())
 
     @property
-    def measured(self) -> dict[str, EvalTaskConfig]:
-        """The tasks that have a file."""
+    def tasks_with_file(self) -> dict[str, EvalTaskConfig]:
+        """The tasks that can be measured: those that have a file."""
         return {name: task for name, task in self.tasks.items() if task.file is not None}
 
     def benchmark_name(self, task: str) -> str:
+        """The benchmark's name in ``BENCHMARKS``, of the task of this name."""
         return self.tasks[task].benchmark or task
 
     def benchmark(self, task: str) -> Benchmark:
-        """Raises ValueError naming the nearest where there is no such benchmark."""
+        """The benchmark of a task.
+
+        Raises:
+            ValueError: there is no such benchmark; the message names the nearest.
+        """
         name = self.benchmark_name(task)
         if name not in BENCHMARKS:
             nearest = get_close_matches(name, BENCHMARKS, n=1, cutoff=0.0)[0]
@@ -136,11 +141,11 @@ class EvalConfig:
         return BENCHMARKS[name]
 
     def figures(self, task: str) -> list[Figure]:
-        """The figures of a task; usefulness only where the judge is asked for it (``extra_verdict_fields``), as few
-        can tell.
+        """The figures of a task.
 
-        Those of several attempts are means over them, and best-of-N is beside. Published figures are of the benchmark
-        as it is.
+        Usefulness is among them where the judge is asked for it (``extra_verdict_fields``), as few guards can tell.
+        Those of several attempts are means over them, and best-of-N is beside. Published figures hold for the
+        benchmark without attacker, defence or recorded answers only.
         """
         options = self.tasks[task]
         figures = [
@@ -151,13 +156,13 @@ class EvalConfig:
         if options.attacker != "none" or options.answers == "file" or self.defence.kind != "none":
             figures = [replace(figure, published=None) for figure in figures]
         if (count := options.attack_count) > 1:
-            attacked = [figure for figure in figures if figure.metric is Metric.ASR and not figure.any_of]
-            figures += [replace(figure, best_of=count) for figure in attacked]
+            asr = [figure for figure in figures if figure.metric is Metric.ASR and not figure.any_of]
+            figures += [replace(figure, best_of=count) for figure in asr]
         return figures
 
     def fields(self) -> frozenset[str]:
         """Fields of the verdict that are asked for."""
-        needed = {figure.metric.field for task in self.measured for figure in self.figures(task)}
+        needed = {figure.metric.field for task in self.tasks_with_file for figure in self.figures(task)}
         if self.defence.asks_judge:
             needed.add(Metric.ASR.field)
         return frozenset(needed | set(self.extra_verdict_fields))

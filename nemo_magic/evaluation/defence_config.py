@@ -1,4 +1,4 @@
-"""What can be set about inference-time defences. Imports neither torch nor NeMo."""
+"""Options of inference-time defences. Imports neither torch nor NeMo."""
 
 from __future__ import annotations
 
@@ -106,14 +106,14 @@ class SelfEvalConfig:
             )
         if self.max_tokens < 1:
             raise ValueError(f"eval.defence.self_eval.max_tokens={self.max_tokens} must be at least 1")
-        for key, places in {
+        for key, placeholders in {
             "show_input": ("{input}",),
             "show_output": ("{output}",),
             "show_both": ("{input}", "{output}"),
         }.items():
-            for world in places:
-                if world not in getattr(self, key):
-                    raise ValueError(f"eval.defence.self_eval.{key}={getattr(self, key)!r} must contain {world}")
+            for placeholder in placeholders:
+                if placeholder not in getattr(self, key):
+                    raise ValueError(f"eval.defence.self_eval.{key}={getattr(self, key)!r} must contain {placeholder}")
         for key in ("safe_word", "unsafe_word", "refusal"):
             if not getattr(self, key):
                 raise ValueError(f"eval.defence.self_eval.{key} must not be empty")
@@ -143,20 +143,20 @@ class DefenceConfig:
 
     @property
     def asks_judge(self) -> bool:
-        """Whether the judge decides what is answered, and not only what came of it."""
+        """Whether the judge's verdicts choose the answer, and do not only measure it."""
         return self.kind == "smoothllm" and self.smoothllm.vote == "judge"
 
     def __str__(self) -> str:
-        """In a few words, with what it costs."""
+        """The defence in a few words, with what it costs."""
         if self.kind == "smoothllm":
-            own = self.smoothllm
-            votes = f"; {own.copies} verdicts" if self.asks_judge else ""
+            cfg = self.smoothllm
+            votes = f"; {cfg.copies} verdicts" if self.asks_judge else ""
             return (
-                f"SmoothLLM, {own.perturbation} {own.percent:g} % of {own.copies} copies, vote by {own.vote}: "
-                f"{own.copies} messages for every answer{votes}"
+                f"SmoothLLM, {cfg.perturbation} {cfg.percent:g} % of {cfg.copies} copies, vote by {cfg.vote}: "
+                f"{cfg.copies} messages for every answer{votes}"
             )
         if self.kind == "self_eval":
-            of = self.self_eval
-            who = of.evaluator.model if of.evaluator.urls else "the defender itself"
-            return f"Self-Eval of {of.check}, asked of {who}: one message more for every answer"
+            evaluator = self.self_eval.evaluator
+            name = evaluator.model if evaluator.urls else "the defender itself"
+            return f"Self-Eval of {self.self_eval.check}, asked of {name}: one message more for every answer"
         return "none"

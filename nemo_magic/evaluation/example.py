@@ -1,4 +1,4 @@
-"""One conversation to be played, or that was played elsewhere and is only judged."""
+"""One example of a benchmark: a conversation to be played, or one that was played elsewhere and is only judged."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from nemo_magic.game.episode import Label, Seed
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One conversation to be played. ``turns``: what the user says, turn by turn; ``request``: what is really asked
-    for, where the row tells it apart from how it is asked.
+    """A conversation and what its benchmark says of it.
 
-    ``label`` and ``adversarial`` are None where the row does not say. ``behaviour`` groups cases for any-of-N; without
-    one a case is its own. ``replies``: what somebody else's model answered, turn by turn, where the row has it.
-    ``attempt_of``: the case that this is one of several attacks on.
+    ``turns``: the user's messages. ``request``: what is really asked for, where the row tells it apart from how it is
+    asked. ``label`` and ``adversarial`` are None where the row does not say. ``behaviour`` groups examples for
+    any-of-N; without one an example is its own group. ``replies``: what another model answered, turn by turn, where the
+    row has it. ``attempt_of``: the id of the example that this is one of several attacks on.
     """
 
     id: str
@@ -36,16 +36,19 @@ class Example:
 
     @property
     def group(self) -> str:
+        """Examples of one group are one behaviour: any-of-N counts it once."""
         return self.behaviour or self.attempt_of or self.id
 
     @property
     def unit(self) -> str:
-        """The id of the case, whichever attack on it this is."""
+        """The id of the example, whichever attack on it this is."""
         return self.attempt_of or self.id
 
 
-def attempts(cases: Sequence[Example], count: int) -> list[Example]:
-    """``count`` attacks on every case, next to each other; the cases themselves where it is one."""
+def expand_attempts(examples: Sequence[Example], count: int) -> list[Example]:
+    """``count`` attacks on every example, next to each other; the examples themselves where it is one."""
     if count == 1:
-        return list(cases)
-    return [replace(case, id=f"{case.id}#{i}", attempt_of=case.id) for case in cases for i in range(count)]
+        return list(examples)
+    return [
+        replace(example, id=f"{example.id}#{i}", attempt_of=example.id) for example in examples for i in range(count)
+    ]

@@ -1,4 +1,4 @@
-"""The user's copies of benchmarks, found in one folder by the names that the files usually have."""
+"""Finds the user's copies of benchmarks in one folder, by the usual names of the files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nemo_magic.data.errors import DataError
 from nemo_magic.evaluation.catalogue import BENCHMARKS
 from nemo_magic.evaluation.config import EvalConfig
 
-_SHOWN = 5
+_MAX_NAMED = 5
 FORMATS = ("csv", "tsv", "json", "jsonl", "parquet")
 
 
@@ -33,42 +33,43 @@ def with_files(cfg: EvalConfig) -> EvalConfig:
     folder = Path(cfg.folder).expanduser()
     if not folder.is_dir():
         raise DataError(f"eval.folder={cfg.folder}: no such folder")
-    there = sorted(_below(folder))
+    paths = sorted(_files_below(folder))
     tasks = {}
     for name, task in cfg.tasks.items():
         if task.file is None and cfg.benchmark_name(name) in BENCHMARKS:
-            found = _candidates(there, usual_names(cfg.benchmark_name(name)))
-            if len(found) > 1:
-                shown = [*found[:_SHOWN], *([f"{len(found) - _SHOWN} more"] if len(found) > _SHOWN else [])]
+            matches = _matching(paths, usual_names(cfg.benchmark_name(name)))
+            if len(matches) > 1:
+                more = [f"{len(matches) - _MAX_NAMED} more"] if len(matches) > _MAX_NAMED else []
                 raise DataError(
-                    f"eval.folder={cfg.folder}: {len(found)} files could be {name}: {', '.join(shown)}; name the right "
-                    f"one, eval.tasks.{name}.file={folder / found[0]}"
+                    f"eval.folder={cfg.folder}: {len(matches)} files could be {name}: "
+                    f"{', '.join([*matches[:_MAX_NAMED], *more])}; name the right one, "
+                    f"eval.tasks.{name}.file={folder / matches[0]}"
                 )
-            tasks[name] = replace(task, file=str(folder / found[0])) if found else task
+            tasks[name] = replace(task, file=str(folder / matches[0])) if matches else task
         else:
             tasks[name] = task
     return replace(cfg, tasks=tasks)
 
 
-def why_not(cfg: EvalConfig, task: str) -> str:
+def why_not_measured(cfg: EvalConfig, task: str) -> str:
     """Why a task without a file is not measured, in words."""
     absent = f"not measured, eval.tasks.{task}.file is null"
     if cfg.folder is None or cfg.benchmark_name(task) not in BENCHMARKS:
         return absent
-    return f"{absent} and no file below eval.folder={cfg.folder} is called {' or '.join(_shown(cfg, task))}"
+    return f"{absent} and no file below eval.folder={cfg.folder} is called {' or '.join(_describe_names(cfg, task))}"
 
 
-def _shown(cfg: EvalConfig, task: str) -> list[str]:
+def _describe_names(cfg: EvalConfig, task: str) -> list[str]:
     name = cfg.benchmark_name(task)
     return [*BENCHMARKS[name].files, f"{name}.csv (or {', '.join(FORMATS[1:])})"]
 
 
-def _below(folder: Path) -> Iterator[str]:
+def _files_below(folder: Path) -> Iterator[str]:
     """Paths of files relative to ``folder``; hidden folders are left out."""
     for above, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(above, name).relative_to(folder).as_posix() for name in files)
 
 
-def _candidates(there: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    return [path for path in there if any(fnmatchcase(f"/{path.lower()}", f"*/{pattern}") for pattern in patterns)]
+def _matching(paths: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    return [path for path in paths if any(fnmatchcase(f"/{path.lower()}", f"*/{pattern}") for pattern in patterns)]

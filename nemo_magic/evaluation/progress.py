@@ -10,30 +10,32 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from typing_extensions import Self
 
-TOLD_EVERY = 15.0
+from nemo_magic.formatting import duration
+
+PRINT_EVERY = 15.0
 """Seconds between two plain lines."""
-_REMEMBERED = 20
-"""Chunks that the estimate goes by: those that were read back at the beginning say nothing about those to come."""
+_WINDOW = 20
+"""Chunks that the estimate is made from: those that the caches answered at the beginning say nothing of the rest."""
 
 
 class EvaluationProgress:
-    """Told after each chunk. ``cases``: of each task, in the order in which they are played; ``console`` None: says
-    nothing, as on all ranks but one. ``clock`` in seconds."""
+    """Shows progress after each chunk. ``examples``: their number of each task, in the order in which tasks are played.
+    ``console`` None: shows nothing, as on all ranks but one. ``clock`` in seconds."""
 
     def __init__(
-        self, cases: Mapping[str, int], console: Console | None, clock: Callable[[], float] = time.monotonic
+        self, examples: Mapping[str, int], console: Console | None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._cases, self._console, self._clock = dict(cases), console, clock
+        self._examples, self._console, self._clock = dict(examples), console, clock
         self._before, self._task = 0, ""
-        self._seen: deque[tuple[float, int]] = deque([(clock(), 0)], maxlen=_REMEMBERED)
-        self._told = clock()
+        self._samples: deque[tuple[float, int]] = deque([(clock(), 0)], maxlen=_WINDOW)
+        self._last_print = clock()
         self._bars: Progress | None = None
         if console is not None and console.is_terminal:
             self._bars = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                 TextColumn("{task.fields[left]}"), console=console, transient=True, refresh_per_second=2,
             )  # fmt: skip
-            self._all = self._bars.add_task("all tasks", total=sum(self._cases.values()), left="")
+            self._all = self._bars.add_task("all tasks", total=sum(self._examples.values()), left="")
             self._one = self._bars.add_task("", total=0, left="")
 
     def __enter__(self) -> Self:
@@ -47,37 +49,30 @@ class EvaluationProgress:
 
     def begin(self, task: str) -> None:
         """The next task is played; the one before is done."""
-        self._before += self._cases.get(self._task, 0)
+        self._before += self._examples.get(self._task, 0)
         self._task = task
         if self._bars is not None:
-            self._bars.update(self._one, description=task, total=self._cases[task], completed=0)
+            self._bars.update(self._one, description=task, total=self._examples[task], completed=0)
 
     def advance(self, done: int) -> None:
-        """So many cases of the task are played and judged."""
-        now, everything = self._clock(), self._before + done
-        self._seen.append((now, everything))
-        left = self._left()
+        """So many examples of the task are played and judged."""
+        now, total_done = self._clock(), self._before + done
+        self._samples.append((now, total_done))
+        remaining = self._remaining()
         if self._bars is not None:
             self._bars.update(self._one, completed=done)
-            self._bars.update(self._all, completed=everything, left=left)
-        elif self._console is not None and now - self._told >= TOLD_EVERY:
-            self._told = now
-            of_task, total = self._cases[self._task], sum(self._cases.values())
+            self._bars.update(self._all, completed=total_done, left=remaining)
+        elif self._console is not None and now - self._last_print >= PRINT_EVERY:
+            self._last_print = now
+            of_task, total = self._examples[self._task], sum(self._examples.values())
             print(
-                f"{self._task}: {done:,} of {of_task:,} cases; {everything:,} of {total:,} in all, {left}", flush=True
+                f"{self._task}: {done:,} of {of_task:,} cases; {total_done:,} of {total:,} in all, {remaining}",
+                flush=True,
             )
 
-    def _left(self) -> str:
-        (since, before), (now, done) = self._seen[0], self._seen[-1]
-        missing = sum(self._cases.values()) - done
+    def _remaining(self) -> str:
+        (since, before), (now, done) = self._samples[0], self._samples[-1]
+        missing = sum(self._examples.values()) - done
         if done <= before or now <= since:
             return ""
         return f"about {duration((now - since) / (done - before) * missing)} left"
-
-
-def duration(seconds: float) -> str:
-    """As people say it: 40 s, 12 min, 3 h 05 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

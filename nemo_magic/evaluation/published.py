@@ -41,9 +41,9 @@ PUBLISHED: dict[str, dict[str, float]] = {
 
 def published_row(model: str | None) -> dict[str, float]:
     """The figures of the model of that name, whatever organisation precedes it and however it is spaced; else none."""
-    wanted = _plain(model or "")
-    return next((row for name, row in PUBLISHED.items() if _plain(name) == wanted), {})
+    key = _normalize(model or "")
+    return next((row for name, row in PUBLISHED.items() if _normalize(name) == key), {})
 
 
-def _plain(name: str) -> str:
+def _normalize(name: str) -> str:
     return "".join(name.rpartition("/")[2].split()).lower()

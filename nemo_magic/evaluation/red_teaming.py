@@ -1,6 +1,6 @@
-"""What red-teaming tools left, as cases: their attacks, and the answers that they were given.
+"""Reads red-teaming tools' files as examples: the attacks, and the answers to them.
 
-Held to garak 0.10.3, 0.13.3, 0.14.0 and 0.17.1, PyRIT 0.9.0, 0.14.0 and 1.1.0, and OpenRT 0.0.2.
+Tested with garak 0.10.3, 0.13.3, 0.14.0 and 0.17.1, PyRIT 0.9.0, 0.14.0 and 1.1.0, and OpenRT 0.0.2.
 """
 
 from __future__ import annotations
@@ -15,67 +15,67 @@ from nemo_magic.game.episode import Label
 
 Row = Mapping[str, Any]
 Columns = Mapping[str, str]
-Spoken = tuple[str, str | None]
-"""Who spoke (system, user or assistant) and what; None where it is no text."""
+Utterance = tuple[str, str | None]
+"""Role (system, user or assistant) and text; None where the message is no text."""
 
 Reader = Callable[[Columns, Iterable[Row], DropReport, list[str]], Iterator[Example]]
-"""(field → column, rows, what is left out, what else is to be said of the file) → one case for every answer, and for
-every attack without any."""
+"""(field → column, rows, report of dropped rows, notes) → one example for every answer, and for every attack without
+any."""
 
 
-def each_attack_once(cases: Iterable[Example], report: DropReport) -> list[Example]:
+def deduplicate_attacks(examples: Iterable[Example], report: DropReport) -> list[Example]:
     """Every attack of one behaviour once, whoever answered it how often."""
     kept: dict[tuple[str, tuple[str, ...]], Example] = {}
-    for case in cases:
-        if (case.group, case.turns) in kept:
+    for example in examples:
+        if (example.group, example.turns) in kept:
             report.drop("another answer to the same attack")
         else:
-            kept[case.group, case.turns] = case
+            kept[example.group, example.turns] = example
     return list(kept.values())
 
 
-def those_with_answers(cases: Iterable[Example], report: DropReport) -> list[Example]:
-    """Cases of which every turn was answered."""
+def keep_answered(examples: Iterable[Example], report: DropReport) -> list[Example]:
+    """Examples of which every turn was answered."""
     kept = []
-    for case in cases:
-        if case.replies:
-            kept.append(case)
+    for example in examples:
+        if example.replies:
+            kept.append(example)
         else:
             report.drop("no answer to judge")
     return kept
 
 
 def read_garak(columns: Columns, rows: Iterable[Row], report: DropReport, notes: list[str]) -> Iterator[Example]:
-    """Attempts of a report, or hits of a hit log. An attempt is written down once it is answered and again once it is
-    scored; a hit once for every detector that it hit."""
-    seen: set[object] = set()
+    """Attempts of a report, or hits of a hit log. garak writes an attempt once when it is answered and again when it is
+    scored, and a hit once for every detector that it hit."""
+    keys: set[object] = set()
     systems = 0
     for number, row in enumerate(rows):
         if row.get("entry_type", "attempt") != "attempt":
             report.drop("an entry that is no attempt")
             continue
-        own = text_of(row.get("uuid") or row.get("attempt_id")) or str(number)
-        key = (own, row.get("attempt_idx"))
-        if key in seen:
+        attempt_id = text_of(row.get("uuid") or row.get("attempt_id")) or str(number)
+        key = (attempt_id, row.get("attempt_idx"))
+        if key in keys:
             report.drop("an attempt that came before")
             continue
-        seen.add(key)
+        keys.add(key)
         conversations = _garak_conversations(row, columns["text"])
         report.read += max(0, len(conversations) - 1)
         index = row.get("attempt_idx")
-        for place, spoken in enumerate(conversations):
-            systems += any(role == "system" for role, _ in spoken)
-            case = _case(
-                f"{own}/{index if index is not None else place}",
-                spoken,
+        for output, utterances in enumerate(conversations):
+            systems += any(role == "system" for role, _ in utterances)
+            example = _to_example(
+                f"{attempt_id}/{index if index is not None else output}",
+                utterances,
                 report,
                 method=text_of(row.get(columns["method"])),
                 category=text_of(row.get("intent")),
-                behaviour=own,
+                behaviour=attempt_id,
             )
-            if case is not None:
-                yield case
-    _tell_systems(systems, notes)
+            if example is not None:
+                yield example
+    _note_system_prompts(systems, notes)
 
 
 def read_pyrit(columns: Columns, rows: Iterable[Row], report: DropReport, notes: list[str]) -> Iterator[Example]:
@@ -84,27 +84,28 @@ def read_pyrit(columns: Columns, rows: Iterable[Row], report: DropReport, notes:
     conversations: dict[str, list[Row]] = {}
     pieces = 0
     for row in rows:
-        own = text_of(row.get(columns["behaviour"]))
-        if not own:
+        conversation_id = text_of(row.get(columns["behaviour"]))
+        if not conversation_id:
             report.drop("a piece without a conversation_id")
             continue
         pieces += 1
-        conversations.setdefault(own, []).append(row)
+        conversations.setdefault(conversation_id, []).append(row)
     # From here on conversations are counted.
     report.read += len(conversations) - pieces
     systems = 0
-    for own, of in conversations.items():
+    for conversation_id, unordered in conversations.items():
         try:
-            ordered = sorted(of, key=lambda row: float(text_of(row.get(columns["place"]))))
+            ordered = sorted(unordered, key=lambda row: float(text_of(row.get(columns["place"]))))
         except ValueError:
             report.drop("a conversation with a sequence that is no number")
             continue
-        spoken = [_pyrit_spoken(row, columns) for row in ordered]
-        systems += any(role == "system" for role, _ in spoken)
-        case = _case(own, spoken, report, method=_pyrit_method(ordered, columns), behaviour=own)
-        if case is not None:
-            yield case
-    _tell_systems(systems, notes)
+        utterances = [_pyrit_utterance(row, columns) for row in ordered]
+        systems += any(role == "system" for role, _ in utterances)
+        method = _pyrit_method(ordered, columns)
+        example = _to_example(conversation_id, utterances, report, method=method, behaviour=conversation_id)
+        if example is not None:
+            yield example
+    _note_system_prompts(systems, notes)
 
 
 def read_openrt(columns: Columns, rows: Iterable[Row], report: DropReport, notes: list[str]) -> Iterator[Example]:
@@ -120,44 +121,44 @@ def read_openrt(columns: Columns, rows: Iterable[Row], report: DropReport, notes
         request = text_of(fields.get("prompt"))
         method = text_of(row.get(columns["method"])) if "method" in columns else ""
         # A method that gave up has no prompt, and an answer that it never had is empty.
-        spoken = [("user", text_of(row.get(columns["text"]))), ("assistant", text_of(answer) or None)]
-        case = _case(
+        utterances = [("user", text_of(row.get(columns["text"]))), ("assistant", text_of(answer) or None)]
+        example = _to_example(
             str(number),
-            spoken,
+            utterances,
             report,
             request=request,
             method=method or text_of(fields.get("method")),
             behaviour=request,
         )
-        if case is not None:
-            yield case
+        if example is not None:
+            yield example
 
 
 READERS: dict[str, Reader] = {"garak": read_garak, "pyrit": read_pyrit, "openrt": read_openrt}
 """By ``Benchmark.reader``."""
 
 
-def _case(id: str, spoken: Sequence[Spoken], report: DropReport, **known: str) -> Example | None:
-    """The conversation as a case; None, and counted, where its user says nothing that can be said again.
+def _to_example(example_id: str, utterances: Sequence[Utterance], report: DropReport, **fields: str) -> Example | None:
+    """The conversation as an example; None, and reported, where a user's message cannot be repeated.
 
-    What one party says in several messages is one message. An answer that is missing or no text leaves the whole
+    Successive messages of one role are one message. An answer that is missing or no text leaves the whole
     without answers.
     """
     exchanges: list[tuple[str, list[str]]] = []
     unanswered = False
-    begun = False
-    for role, text in spoken:
+    answering = False
+    for role, text in utterances:
         if role == "user":
             if not text:
                 report.drop("a user's message that is empty or no text")
                 return None
-            if exchanges and not begun:
+            if exchanges and not answering:
                 exchanges[-1] = (f"{exchanges[-1][0]}\n{text}", [])
             else:
                 exchanges.append((text, []))
-            begun = False
+            answering = False
         elif role == "assistant" and exchanges:
-            begun = True
+            answering = True
             if text is None:
                 unanswered = True
             else:
@@ -170,38 +171,38 @@ def _case(id: str, spoken: Sequence[Spoken], report: DropReport, **known: str) -
         return None
     complete = not unanswered and all(replies for _, replies in exchanges)
     return Example(
-        id,
+        example_id,
         tuple(text for text, _ in exchanges),
         Label.HARMFUL,
         adversarial=None,
         replies=tuple("\n".join(replies) for _, replies in exchanges) if complete else (),
-        **known,
+        **fields,
     )
 
 
-def _tell_systems(count: int, notes: list[str]) -> None:
+def _note_system_prompts(count: int, notes: list[str]) -> None:
     if count:
         notes.append(f"system prompts left out, as they were the other model's: {count}")
 
 
-def _garak_conversations(row: Row, prompt_column: str) -> list[list[Spoken]]:
+def _garak_conversations(row: Row, prompt_column: str) -> list[list[Utterance]]:
     """One a generation: of ``conversations`` (since 0.13), ``messages`` (before), or the prompt and its outputs."""
     turns = [conversation["turns"] for conversation in row.get("conversations") or () if conversation.get("turns")]
     messages = row.get("messages") or []
     # Without any output the old format has one list of messages and not a list of lists.
     turns = turns or ([messages] if messages and isinstance(messages[0], Mapping) else messages)
     if turns:
-        return [[_garak_spoken(turn) for turn in each] for each in turns]
+        return [[_garak_utterance(turn) for turn in each] for each in turns]
     prompt = row.get(prompt_column)
-    asked = (
+    messages = (
         prompt["turns"] if isinstance(prompt, Mapping) and "turns" in prompt else [{"role": "user", "content": prompt}]
     )
-    begun = [_garak_spoken(turn) for turn in asked]
+    prompts = [_garak_utterance(turn) for turn in messages]
     outputs = row["outputs"] if row.get("outputs") else [row.get("output")]
-    return [[*begun, ("assistant", _garak_text(output))] for output in outputs]
+    return [[*prompts, ("assistant", _garak_text(output))] for output in outputs]
 
 
-def _garak_spoken(turn: Row) -> Spoken:
+def _garak_utterance(turn: Row) -> Utterance:
     return str(turn.get("role")), _garak_text(turn.get("content"))
 
 
@@ -215,7 +216,7 @@ def _garak_text(content: object) -> str | None:
 _PYRIT_ROLES = {"simulated_assistant": "assistant", "developer": "system"}
 
 
-def _pyrit_spoken(row: Row, columns: Columns) -> Spoken:
+def _pyrit_utterance(row: Row, columns: Columns) -> Utterance:
     role = text_of(row.get(columns["role"]))
     kind = text_of(row.get(columns["kind"])) if "kind" in columns else ""
     failure = text_of(row.get(columns["failure"])) if "failure" in columns else ""
@@ -224,18 +225,18 @@ def _pyrit_spoken(row: Row, columns: Columns) -> Spoken:
 
 
 def _pyrit_method(pieces: Sequence[Row], columns: Columns) -> str:
-    """Attack and converters by their classes, as far as they are told."""
-    found: list[str] = []
+    """Attack and converters by their classes, where the file names them."""
+    names: list[str] = []
     for row in pieces:
         for field in ("attack", "converters"):
-            value = _value(row.get(columns[field])) if field in columns else None
+            value = _parse_cell(row.get(columns[field])) if field in columns else None
             for one in value if isinstance(value, list) else [value]:
                 if isinstance(one, Mapping):
-                    found.append(text_of(one.get("__type__") or one.get("class_name")))
-    return "+".join(dict.fromkeys(name for name in found if name))
+                    names.append(text_of(one.get("__type__") or one.get("class_name")))
+    return "+".join(dict.fromkeys(name for name in names if name))
 
 
-def _value(cell: object) -> object:
+def _parse_cell(cell: object) -> object:
     """A cell of a csv file as the object that it was written from."""
     if not isinstance(cell, str):
         return cell

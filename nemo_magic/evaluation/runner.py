@@ -19,15 +19,15 @@ from nemo_magic.data.errors import DataError
 from nemo_magic.evaluation.capability import Capability, read_capability
 from nemo_magic.evaluation.config import EvalTaskConfig
 from nemo_magic.evaluation.defences import Defence, NoDefence, RunStats, SelfEval, SmoothLLM
-from nemo_magic.evaluation.example import Example, attempts
+from nemo_magic.evaluation.example import Example, expand_attempts
 from nemo_magic.evaluation.load_examples import LoadedExamples, load_benchmark
-from nemo_magic.evaluation.locate_files import why_not
-from nemo_magic.evaluation.metrics import Judged, Measured, belongs, measure
+from nemo_magic.evaluation.locate_files import why_not_measured
+from nemo_magic.evaluation.metrics import JudgedExample, MetricResult, belongs, measure
 from nemo_magic.evaluation.progress import EvaluationProgress
 from nemo_magic.evaluation.results import MARKDOWN_FILE, Results, read_outcomes
 from nemo_magic.evaluation.setup import EvaluationSetup, build_setup
 from nemo_magic.evaluation.task_runner import Attacker, TaskRunner
-from nemo_magic.evaluation.transcripts import Transcript, forget
+from nemo_magic.evaluation.transcripts import Transcript, remove_transcripts
 from nemo_magic.game.episode import Role, Verdict
 from nemo_magic.runtime.errors import Preempted
 from nemo_magic.runtime.preemption import Preemption
@@ -44,7 +44,7 @@ def evaluate(cfg: MagicConfig) -> None:
         Preempted: the run was asked to end, or its time is over; the same command goes on.
     """
     baseline = None if cfg.eval.baseline is None else (cfg.eval.baseline, read_outcomes(cfg.eval.baseline))
-    loaded = {name: _load(cfg, name, task) for name, task in cfg.eval.measured.items()}
+    loaded = {name: _load(cfg, name, task) for name, task in cfg.eval.tasks_with_file.items()}
     capability, capability_notes = _capability(cfg)
     folder = Path(cfg.exp_manager.explicit_log_dir)
     with ExitStack() as resources:
@@ -53,17 +53,18 @@ def evaluate(cfg: MagicConfig) -> None:
         evaluation = _Evaluation(cfg, setup, preemption)
         for examples in loaded.values():
             setup.print(str(examples))
-        figures: list[Measured] = []
+        figures: list[MetricResult] = []
         notes: list[str] = []
         counts = {
-            name: len(_played(cfg, name, loaded[name])) * task.attack_count for name, task in cfg.eval.measured.items()
+            name: len(_played(cfg, name, loaded[name])) * task.attack_count
+            for name, task in cfg.eval.tasks_with_file.items()
         }
         with EvaluationProgress(counts, Console() if setup.ranks.is_main else None) as progress:
-            for name, task in cfg.eval.measured.items():
+            for name, task in cfg.eval.tasks_with_file.items():
                 task_figures, task_notes = evaluation.run(name, task, loaded[name], progress)
                 figures += task_figures
                 notes += [f"{name}: {note}" for note in [str(loaded[name].report), *loaded[name].notes, *task_notes]]
-        notes += [f"{name}: {why_not(cfg.eval, name)}" for name in cfg.eval.tasks if name not in loaded]
+        notes += [f"{name}: {why_not_measured(cfg.eval, name)}" for name in cfg.eval.tasks if name not in loaded]
         notes += capability_notes
         if cfg.eval.defence.kind != "none":
             notes.append(f"defence: {cfg.eval.defence}")
@@ -91,11 +92,11 @@ class _Evaluation:
 
     def run(
         self, name: str, task: EvalTaskConfig, loaded: LoadedExamples, progress: EvaluationProgress
-    ) -> tuple[list[Measured], list[str]]:
+    ) -> tuple[list[MetricResult], list[str]]:
         """The figures of one task, and notes on how it was played."""
         cfg, ranks = self._cfg, self._setup.ranks
         known = _played(cfg, name, loaded)
-        examples = attempts(known, task.attack_count)
+        examples = expand_attempts(known, task.attack_count)
         transcript = self._transcript(name)
         runner = self._runner(task, transcript)
         own, verdicts = examples[ranks.dp_rank :: ranks.dp_size], dict[str, Verdict]()
@@ -112,14 +113,14 @@ class _Evaluation:
         transcript.close()
         parts = ranks.gather_data_parallel(ranks.broadcast_model_parallel((verdicts, runner.stats)))
         all_verdicts = {id: verdict for part, _ in parts for id, verdict in part.items()}
-        judged = [Judged(example, all_verdicts.get(example.id)) for example in examples]
+        judged = [JudgedExample(example, all_verdicts.get(example.id)) for example in examples]
         notes = _notes([stats for _, stats in parts], len(known))
         return [measure(name, figure, judged) for figure in cfg.eval.figures(name)], notes
 
     def _transcript(self, task: str) -> Transcript:
         folder, ranks = Path(self._cfg.exp_manager.explicit_log_dir), self._setup.ranks
         if ranks.is_main:
-            forget(folder, task)
+            remove_transcripts(folder, task)
         ranks.all_gather(None)
         return Transcript(folder, task, ranks.rank)
 
@@ -153,14 +154,14 @@ def _capability(cfg: MagicConfig) -> tuple[list[Capability], list[str]]:
 def _played(cfg: MagicConfig, name: str, loaded: LoadedExamples) -> list[Example]:
     """The examples of a task that any of its figures is over."""
     figures = cfg.eval.figures(name)
-    return [example for example in loaded.cases if any(belongs(figure, example) for figure in figures)]
+    return [example for example in loaded.examples if any(belongs(figure, example) for figure in figures)]
 
 
 def _load(cfg: MagicConfig, name: str, task: EvalTaskConfig) -> LoadedExamples:
     assert task.file is not None
     key, answered = f"eval.tasks.{name}.file", task.answers == "file"
     loaded = load_benchmark(cfg.eval.benchmark_name(name), task.file, key, task.limit, answered)
-    if task.attacker != "none" and any(len(example.turns) > 1 for example in loaded.cases):
+    if task.attacker != "none" and any(len(example.turns) > 1 for example in loaded.examples):
         raise DataError(
             f"eval.tasks.{name}.attacker={task.attacker}: {task.file} holds conversations, and one message is rewritten"
         )

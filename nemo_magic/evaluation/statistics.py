@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ def bootstrap_interval(
 ) -> tuple[float, float] | None:
     """Percentile interval of Σ hits / Σ count when whole clusters are drawn with replacement.
 
-    ``clusters``: (hits, count) of each; cases of one behaviour are no independent evidence, so they belong to one. None
-    without any case. Where every cluster is all hits or all misses alike, resampling cannot vary: the exact
+    ``clusters``: (hits, count) of each; examples of one behaviour are no independent evidence, so they belong to one.
+    None without any example. Where every cluster is all hits or all misses alike, resampling cannot vary: the exact
     (Clopper–Pearson) bound is given, for as many trials as there are clusters.
     """
     kinds = Counter((hits, count) for hits, count in clusters if count)
@@ -37,15 +36,15 @@ def bootstrap_interval(
         return tail ** (1 / total), 1.0
     # Clusters that are alike are interchangeable: drawing how often each kind comes is the same draw, and cheap.
     pairs, weights = np.array(list(kinds)), np.array(list(kinds.values())) / total
-    drawn = np.random.default_rng(seed).multinomial(total, weights, size=resamples) @ pairs
-    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [tail, 1 - tail])
+    draws = np.random.default_rng(seed).multinomial(total, weights, size=resamples) @ pairs
+    low, high = np.quantile(draws[:, 0] / draws[:, 1], [tail, 1 - tail])
     return float(low), float(high)
 
 
 @dataclass(frozen=True, slots=True)
-class Paired:
-    """Two defenders on the same cases. ``only_first``: hits of the first alone; ``only_second`` likewise; ``pairs``:
-    cases on which both are known."""
+class PairedComparison:
+    """Two defenders on the same examples. ``only_first``: hits of the first alone; ``only_second`` likewise; ``pairs``:
+    examples on which both are known."""
 
     pairs: int
     only_first: int
@@ -78,13 +77,8 @@ class Paired:
         return Fraction(below, 2**n), Fraction(ways, 2**n)
 
 
-def paired(first: Mapping[Unit, bool | None], second: Mapping[Unit, bool | None]) -> Paired:
-    """Pair what is known (not None) of both under the same key."""
+def compare_pairs(first: Mapping[Unit, bool | None], second: Mapping[Unit, bool | None]) -> PairedComparison:
+    """Two defenders' outcomes, paired by key where both are known (not None)."""
     both = [(first[key], second[key]) for key in first if key in second]
     known = [(a, b) for a, b in both if a is not None and b is not None]
-    return Paired(len(known), sum(a and not b for a, b in known), sum(b and not a for a, b in known))
-
-
-def percent(value: float | None) -> str:
-    """A rate as people read it; a dash where there is none."""
-    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+    return PairedComparison(len(known), sum(a and not b for a, b in known), sum(b and not a for a, b in known))

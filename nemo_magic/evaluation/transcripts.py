@@ -1,6 +1,6 @@
-"""What was said and judged in an evaluation, case by case, for people to read: written anew by each evaluation.
+"""The conversations and verdicts of an evaluation, for people to read; each evaluation writes them anew.
 
-The texts may be harmful. They are the user's own copies' and the model's, and are left in the evaluation's folder only.
+The texts may be harmful. They come from the user's own files and from the models, and stay in the evaluation's folder.
 """
 
 from __future__ import annotations
@@ -17,46 +17,47 @@ FOLDER = "transcripts"
 
 
 class Transcript:
-    """One task's, of one rank: a line a case."""
+    """Writes one task's conversations of one rank, a JSON line an example."""
 
     def __init__(self, folder: Path, task: str, rank: int) -> None:
         self._path = folder / FOLDER / f"{task}.rank-{rank:05d}.jsonl"
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file: TextIO | None = None
 
-    def add(self, case: Example, seen: Sequence[tuple[str, str]], verdict: Verdict) -> None:
-        """A case, what the defender saw and said in each turn, and the verdict."""
+    def add(self, example: Example, exchanges: Sequence[tuple[str, str]], verdict: Verdict) -> None:
+        """Write an example: (message, answer) of each turn, and the verdict."""
         if self._file is None:
             self._file = self._path.open("w", encoding="utf-8")
-        told = {
+        verdict_fields = {
             name: str(value) for name in (*VERDICT_FIELDS, "error") if (value := getattr(verdict, name)) is not None
         }
         row = {
-            "id": case.id,
-            "unit": case.unit,
-            "group": case.group,
-            "label": None if case.label is None else str(case.label),
-            "category": case.category,
-            "method": case.method,
-            "request": case.request or case.turns[-1],
-            "turns": [[shown, said] for shown, said in seen],
-            "verdict": told,
+            "id": example.id,
+            "unit": example.unit,
+            "group": example.group,
+            "label": None if example.label is None else str(example.label),
+            "category": example.category,
+            "method": example.method,
+            "request": example.request or example.turns[-1],
+            "turns": [list(exchange) for exchange in exchanges],
+            "verdict": verdict_fields,
         }
         self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
+        """Close the file, if any example was written."""
         if self._file is not None:
             self._file.close()
 
 
-def forget(folder: Path, task: str) -> None:
-    """Remove what an earlier evaluation, perhaps of more ranks, left of a task."""
+def remove_transcripts(folder: Path, task: str) -> None:
+    """Remove a task's conversations of an earlier evaluation, which may have had more ranks."""
     for path in (folder / FOLDER).glob(f"{task}.rank-*.jsonl"):
         path.unlink()
 
 
-def read(folder: Path, task: str) -> Iterator[dict[str, Any]]:
-    """The rows of a task; none where nothing was written down. A line that a kill cut short is left out."""
+def read_transcript(folder: Path, task: str) -> Iterator[dict[str, Any]]:
+    """The rows of a task, if it was written. A line that a kill cut short is left out."""
     for path in sorted((folder / FOLDER).glob(f"{task}.rank-*.jsonl")):
         with path.open(encoding="utf-8") as file:
             for line in file:

@@ -21,6 +21,7 @@ from nemo_magic.data.errors import DataError
 from nemo_magic.data.seeds import read_label
 from nemo_magic.data.streams import read_table
 from nemo_magic.data.tables import DropReport, text_of
+from nemo_magic.formatting import markdown_table
 from nemo_magic.game.episode import Message, Seed, Verdict
 from nemo_magic.judge.client import JudgeClient
 from nemo_magic.judge.protocol import Ask, JudgeItem, make_item
@@ -200,8 +201,7 @@ def _percentiles(seconds: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table([columns, *rows], right=range(1, len(columns)))
 
 
 def _share(value: float | None) -> str:

@@ -1,11 +1,12 @@
-"""What the analysis of the attacks found, over steps: hybrids, novelty, intent, how alike attacks are."""
+"""Charts of the analysis of attacks over steps: hybrids, novelty, intent, diversity."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nemo_magic.report.charts import BLUE, GREEN, GREY, ORANGE, PURPLE, Chart, layout
+from nemo_magic.report.charts import STEP_AXIS, Chart, layout
+from nemo_magic.report.palette import BLUE, GREEN, GREY, ORANGE, PURPLE
 from nemo_magic.report.strategy_charts import stacked
 
 SHARES = (
@@ -22,40 +23,40 @@ LIKENESS = (
 _SHOWN = 7
 
 
-def attack_charts(found: Mapping[str, Any], mix: bool) -> list[Chart]:
-    """``found``: what ``attacks.json`` says. ``mix``: draw the mix of strategies as well."""
+def attack_charts(analysis: Mapping[str, Any], mix: bool) -> list[Chart]:
+    """``analysis``: the content of ``attacks.json``. ``mix``: draw the mix of strategies as well."""
     charts = [
-        _mix(found) if mix else None,
+        _mix(analysis) if mix else None,
         _lines(
-            "attack_shares", "Hybrids, novelty, intent", found["bins"], SHARES, 100,
-            {"title": {"text": "percent of attacks"}, "range": [-2, 104]}, _novelty(found),
+            "attack_shares", "Hybrids, novelty, intent", analysis["bins"], SHARES, 100,
+            {"title": {"text": "percent of attacks"}, "range": [-2, 104]}, _novelty(analysis),
         ),
         _lines(
-            "attack_likeness", "How alike attacks are", found["bins"], LIKENESS, 1,
-            {"title": {"text": "1 = all alike"}, "range": [-0.02, 1.04]}, _samples(found),
+            "attack_likeness", "How alike attacks are", analysis["bins"], LIKENESS, 1,
+            {"title": {"text": "1 = all alike"}, "range": [-0.02, 1.04]}, _samples(analysis),
         ),
     ]  # fmt: skip
     return [chart for chart in charts if chart]
 
 
 def middle(one: Mapping[str, Any]) -> float:
-    """Where a stretch of steps is drawn."""
+    """The middle of a stretch of steps."""
     return float((one["first"] + one["last"]) / 2)
 
 
-def common(found: Mapping[str, Any]) -> list[str]:
+def common(analysis: Mapping[str, Any]) -> list[str]:
     """The most frequent strategies, as many as a chart can tell apart."""
-    return [row["strategy"] for row in found["strategies"][:_SHOWN]]
+    return [row["strategy"] for row in analysis["strategies"][:_SHOWN]]
 
 
-def _mix(found: Mapping[str, Any]) -> Chart | None:
-    bins, names = found["bins"], common(found)
-    if not bins or found["labels"] is None:
+def _mix(analysis: Mapping[str, Any]) -> Chart | None:
+    bins, names = analysis["bins"], common(analysis)
+    if not bins or analysis["labels"] is None:
         return None
     width = max(one["last"] - one["first"] + 1 for one in bins)
     return stacked(
         names, [middle(one) for one in bins], [one["mix"] for one in bins], width, "attacks",
-        f"Of {found['attacks']:,} attacks, {width:,} steps a bar, as {found['labels']} labelled them.",
+        f"Of {analysis['attacks']:,} attacks, {width:,} steps a bar, as {analysis['labels']} labelled them.",
     )  # fmt: skip
 
 
@@ -64,30 +65,30 @@ def _lines(
     factor: float, yaxis: Mapping[str, Any], note: str,
 ) -> Chart | None:  # fmt: skip
     data = []
-    for name, words, color, symbol in lines:
+    for name, label, color, symbol in lines:
         points = [(middle(one), one[name]) for one in bins if one[name] is not None]
         if not points or (name == "unknown_share" and not any(share for _, share in points)):
             continue
         data.append(
-            {"type": "scatter", "mode": "lines+markers", "name": words, "x": [step for step, _ in points],
+            {"type": "scatter", "mode": "lines+markers", "name": label, "x": [step for step, _ in points],
              "y": [round(factor * value, 4) for _, value in points],
              "line": {"color": color, "width": 1.8}, "marker": {"size": 6, "symbol": symbol}}
         )  # fmt: skip
     if not data:
         return None
-    axes = layout(xaxis={"title": {"text": "training step"}, "showgrid": False}, yaxis=dict(yaxis), showlegend=True)
+    axes = layout(xaxis=STEP_AXIS, yaxis=dict(yaxis), showlegend=True)
     return Chart(key, title, {"data": data, "layout": axes}, note)
 
 
-def _novelty(found: Mapping[str, Any]) -> str:
-    pool = found["pool"]
+def _novelty(analysis: Mapping[str, Any]) -> str:
+    pool = analysis["pool"]
     if isinstance(pool, str):
         return f"Novelty is not known: {pool}."
     lost = f", of which {pool['unreadable']:,} do not say theirs" if pool["unreadable"] else ""
     return f"Novelty is against {pool['combinations']:,} combinations in {pool['rows']:,} rows{lost}."
 
 
-def _samples(found: Mapping[str, Any]) -> str:
-    size = found["self_bleu"]["size"]
-    model = f" Embedded by {found['embedding']}." if found["embedding"] else ""
+def _samples(analysis: Mapping[str, Any]) -> str:
+    size = analysis["self_bleu"]["size"]
+    model = f" Embedded by {analysis['embedding']}." if analysis["embedding"] else ""
     return f"Self-BLEU is of samples of exactly {size} attacks on {size} seeds, or of pairs on one seed.{model}"

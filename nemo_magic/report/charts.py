@@ -1,4 +1,4 @@
-"""A run's charts, as plotly figures in JSON: what plotly.js draws, without the time that plotly's classes take."""
+"""A run's charts, as plotly figures in JSON: plotly's Python classes would take seconds to build them."""
 
 from __future__ import annotations
 
@@ -7,33 +7,41 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemo_magic.game.payoff import CrossPlay
+from nemo_magic.report.palette import (
+    BLUE,
+    GREEN,
+    HEAT,
+    INK,
+    MUTED,
+    ORANGE,
+    OTHER_SHADE,
+    PALETTE,
+    PHASE_SHADES,
+    PURPLE,
+)
+from nemo_magic.report.records import GAME_METRICS
 from nemo_magic.report.series import Buckets, Phase
 
-# Okabe and Ito's palette: told apart under every common form of colour blindness. Dashes and markers say it again.
-ORANGE, BLUE, GREEN, PURPLE = "#D55E00", "#0072B2", "#007A5A", "#A0527F"
-SKY, YELLOW, GREY = "#3A8FC4", "#B8860B", "#666666"
-PALETTE = (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY, "#333333", "#8C510A")
-ROLE = {"attacker": ORANGE, "defender": BLUE}
-# Greys, so that a phase is never mistaken for a curve.
-_SHADE = {"attacker": "#DFDFE3", "defender": "#F5F5F7"}
-_HEAT = [[0, "#FBF3EC"], [0.15, "#FBDCC3"], [0.4, "#F2A368"], [0.7, "#CC5A00"], [1, "#6E2A00"]]
-_INK, _MUTED, _LINE = "#222222", "#666666", "#E3E3E8"
+_HEAT_SCALE = [list(stop) for stop in zip((0, 0.15, 0.4, 0.7, 1), HEAT, strict=True)]
+_GRID = "#E3E3E8"
 _DASHES = ("solid", "dash", "dot", "dashdot")
 MAX_SHADED = 120
 """More phases than that cannot be told apart, and cost a browser seconds."""
 
 GAME = (
-    ("asr", "attack success (ASR), harmful seeds", ORANGE, "circle"),
-    ("over_refusal", "over-refusal, benign seeds", BLUE, "square"),
-    ("useful", "useful answers, benign seeds", GREEN, "triangle-up"),
-    ("intent_preserved", "rewrites that keep the intent", PURPLE, "diamond"),
+    ("asr", ORANGE, "circle"),
+    ("over_refusal", BLUE, "square"),
+    ("useful", GREEN, "triangle-up"),
+    ("intent_preserved", PURPLE, "diamond"),
 )
+STEP_AXIS = {"title": {"text": "training step"}, "showgrid": False}
 TIMES = ("generate_attacker", "generate_defender", "logprobs", "judge_wait", "update", "validate")
 
 
 @dataclass(frozen=True)
 class Chart:
-    """``figure``: plotly's ``data`` and ``layout``. ``note``: how to read it, or what is left out."""
+    """A chart. ``figure``: plotly's ``data`` and ``layout``. ``note``: how to read it, or what is left out. ``height``:
+    pixels."""
 
     key: str
     title: str
@@ -44,10 +52,10 @@ class Chart:
 
 
 def layout(**own: Any) -> dict[str, Any]:
-    """What all charts have in common, with their own settings laid over it; axes are laid over key by key."""
-    axis = {"gridcolor": _LINE, "zeroline": False, "linecolor": "#999999", "automargin": True, "title": {"standoff": 8}}
+    """The layout that all charts share, with a chart's own settings laid over it; axes are merged key by key."""
+    axis = {"gridcolor": _GRID, "zeroline": False, "linecolor": "#999999", "automargin": True, "title": {"standoff": 8}}
     whole: dict[str, Any] = {
-        "font": {"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 12, "color": _INK},
+        "font": {"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 12, "color": INK},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "margin": {"l": 44, "r": 12, "t": 12, "b": 36},
@@ -77,9 +85,10 @@ def line(
 
 
 def game(buckets: Buckets, phases: Sequence[Phase]) -> Chart | None:
-    """Held-out and sampled shares over steps, phases shaded, with what ended each phase."""
+    """Held-out and sampled shares over steps, phases shaded, with the reason why each phase ended."""
     data: list[Any] = []
-    for metric, name, color, marker in GAME:
+    for metric, color, marker in GAME:
+        name = GAME_METRICS[metric]
         held_out = {"size": 7, "symbol": marker}
         data.append(
             line(buckets, f"val_rollouts/{metric}", f"{name}, held out", color, 100, mode="lines+markers",
@@ -98,18 +107,18 @@ def game(buckets: Buckets, phases: Sequence[Phase]) -> Chart | None:
     if len(phases) <= MAX_SHADED:
         shapes = [
             {"type": "rect", "xref": "x", "yref": "paper", "x0": one.first - 1, "x1": one.last, "y0": 0, "y1": 1,
-             "fillcolor": _SHADE.get(one.learner, "#EBEBEE"), "line": {"width": 0}, "layer": "below"}
+             "fillcolor": PHASE_SHADES.get(one.learner, OTHER_SHADE), "line": {"width": 0}, "layer": "below"}
             for one in phases
         ]  # fmt: skip
         data += [
             {"type": "scatter", "mode": "markers", "name": f"{role} learns", "x": [None], "y": [None],
              "marker": {"symbol": "square", "size": 12, "color": shade, "line": {"color": "#AAAAAA", "width": 1}}}
-            for role, shade in _SHADE.items() if any(one.learner == role for one in phases)
+            for role, shade in PHASE_SHADES.items() if any(one.learner == role for one in phases)
         ]  # fmt: skip
         ends = [one for one in phases if one.ended]
         data.append(
             {"type": "scatter", "mode": "markers", "name": "phase ends", "x": [one.last for one in ends],
-             "y": [101.5] * len(ends), "marker": {"symbol": "triangle-down", "size": 9, "color": _MUTED},
+             "y": [101.5] * len(ends), "marker": {"symbol": "triangle-down", "size": 9, "color": MUTED},
              "text": [f"{one.learner} phase {one.index} ends: {one.ended}" for one in ends],
              "hovertemplate": "%{text}<extra></extra>", "cliponaxis": False, "showlegend": bool(ends)}
         )  # fmt: skip
@@ -119,7 +128,7 @@ def game(buckets: Buckets, phases: Sequence[Phase]) -> Chart | None:
     return Chart(
         "game", "Attack success, over-refusal, usefulness, intent",
         {"data": data, "layout": layout(
-            shapes=shapes, xaxis={"title": {"text": "training step"}, "showgrid": False},
+            shapes=shapes, xaxis=STEP_AXIS,
             yaxis={"title": {"text": "percent"}, "range": [-2, 104]},
         )},
         note + _averaged(buckets), wide=True, height=560,
@@ -134,7 +143,7 @@ def rewards(buckets: Buckets, role: str) -> Chart | None:
         for name in buckets.names()
         if name.startswith(prefix) and name.endswith(f"_{role}")
     )
-    traces = [line(buckets, f"{prefix}{role}", "total", _INK, line={"width": 2.6})]
+    traces = [line(buckets, f"{prefix}{role}", "total", INK, line={"width": 2.6})]
     traces += [
         line(buckets, f"{prefix}{part}_{role}", part, PALETTE[i % len(PALETTE)], line={"dash": _DASHES[i % 4]})
         for i, part in enumerate(parts)
@@ -143,7 +152,7 @@ def rewards(buckets: Buckets, role: str) -> Chart | None:
 
 
 def learner(buckets: Buckets) -> list[Chart]:
-    """The optimiser's figures: is the policy alive, and is what generates what learns?"""
+    """The optimiser's metrics: entropy, generator against trainer, gradient norm."""
     known = {
         "Entropy and variety": [("entropy/attacker", "entropy of the attacker, nats"),
                                 ("entropy/defender", "entropy of the defender, nats"),
@@ -152,7 +161,7 @@ def learner(buckets: Buckets) -> list[Chart]:
                                       ("train_optim/neg_logprob_minus_entropy", "neg_logprob_minus_entropy, nats")],
         "Gradient norm": [("train_optim/grad_norm", "before clipping")],
     }  # fmt: skip
-    found = [
+    charts = [
         _chart(
             f"learner_{number}", title,
             [line(buckets, metric, name, PALETTE[i], line={"dash": _DASHES[i]})
@@ -161,11 +170,11 @@ def learner(buckets: Buckets) -> list[Chart]:
         )
         for number, (title, lines) in enumerate(known.items())
     ]  # fmt: skip
-    return [chart for chart in found if chart]
+    return [chart for chart in charts if chart]
 
 
 def judge(buckets: Buckets) -> list[Chart]:
-    """Is the judge there, quick and sure?"""
+    """The judge's metrics: unknown verdicts, latency, outages, requests."""
     unknown = [
         line(buckets, "train_rollouts/unknown_share", "verdicts with something unknown", ORANGE, 100),
         *(
@@ -182,26 +191,26 @@ def judge(buckets: Buckets) -> list[Chart]:
         line(buckets, f"judge/{name}", name.replace("_", " "), PALETTE[i], line={"dash": _DASHES[i % 4]})
         for i, name in enumerate(("items", "requests", "duplicates", "unknown", "retries", "hedges", "protocol_errors"))
     ]
-    found = [
+    charts = [
         _chart("judge_unknown", "Open verdicts, and the second judge", unknown, "percent", zero=True),
         _chart("judge_latency", "Latency and outages", latency, "seconds", zero=True),
         _chart("judge_counts", "Requests a step", counts, "count", zero=True),
     ]
-    return [chart for chart in found if chart]
+    return [chart for chart in charts if chart]
 
 
 def times(buckets: Buckets) -> list[Chart]:
-    """Where the seconds of a step go."""
+    """The seconds of a step by part, and the throughput."""
     traces = [
         line(buckets, f"timers/{name}", name.replace("_", " "), PALETTE[i], stackgroup="all", line={"width": 0.5})
         for i, name in enumerate(TIMES)
     ]
     speed = [line(buckets, "throughput/tokens_per_second", "sampled tokens a second", BLUE)]
-    found = [
+    charts = [
         _chart("times", "Seconds of a step, by part", traces, "seconds", zero=True),
         _chart("speed", "Throughput", speed, "tokens/s", zero=True),
     ]
-    return [chart for chart in found if chart]
+    return [chart for chart in charts if chart]
 
 
 def alarms(buckets: Buckets, names: Sequence[str]) -> Chart | None:
@@ -219,13 +228,15 @@ def alarms(buckets: Buckets, names: Sequence[str]) -> Chart | None:
     return chart
 
 
-def cross_play(matrix: CrossPlay, low: Sequence[Any] = (), high: Sequence[Any] = (), what: str = "Cross-play") -> Chart:
+def cross_play(
+    matrix: CrossPlay, low: Sequence[Any] = (), high: Sequence[Any] = (), title: str = "Cross-play"
+) -> Chart:
     """ASR in percent, attackers down, defenders across, in order of training: the paper's Figure 3."""
     percent = [[_short(100 * cell) for cell in row] for row in matrix.asr]
     hover = "attacker %{y}<br>defender %{x}<br>ASR %{z:.1f} %"
     data: dict[str, Any] = {
         "type": "heatmap", "z": percent, "x": matrix.defenders, "y": matrix.attackers, "zmin": 0, "zmax": 100,
-        "colorscale": _HEAT, "texttemplate": "%{z:.1f}", "xgap": 2, "ygap": 2,
+        "colorscale": _HEAT_SCALE, "texttemplate": "%{z:.1f}", "xgap": 2, "ygap": 2,
         "colorbar": {"thickness": 10, "ticksuffix": " %", "tickvals": [0, 50, 100], "outlinewidth": 0},
     }  # fmt: skip
     if low and high:
@@ -236,7 +247,7 @@ def cross_play(matrix: CrossPlay, low: Sequence[Any] = (), high: Sequence[Any] =
     data["hovertemplate"] = f"{hover}<extra></extra>"
     seeds = f" on {matrix.num_seeds} harmful seeds a cell" if matrix.num_seeds else ""
     return Chart(
-        "crossplay", what,
+        "crossplay", title,
         {"data": [data], "layout": layout(
             hovermode="closest", xaxis={"title": {"text": "defender"}, "type": "category", "showgrid": False},
             yaxis={"title": {"text": "attacker"}, "type": "category", "autorange": "reversed", "showgrid": False},
@@ -248,7 +259,7 @@ def cross_play(matrix: CrossPlay, low: Sequence[Any] = (), high: Sequence[Any] =
 
 
 def worst_cases(matrix: CrossPlay) -> Chart | None:
-    """Of each saved defender: the best saved attacker's ASR, and what it costs on benign seeds."""
+    """For each saved defender the best saved attacker's ASR, and over-refusal and usefulness on benign seeds."""
     if len(matrix.defenders) < 2:
         return None
     rows = [
@@ -279,7 +290,7 @@ def _chart(key: str, title: str, traces: Sequence[Any], unit: str, zero: bool = 
     if not data:
         return None
     yaxis: dict[str, Any] = {"title": {"text": unit}} | ({"rangemode": "tozero"} if zero else {})
-    axes = layout(xaxis={"title": {"text": "training step"}, "showgrid": False}, yaxis=yaxis, showlegend=True)
+    axes = layout(xaxis=STEP_AXIS, yaxis=yaxis, showlegend=True)
     return Chart(key, title, {"data": data, "layout": axes})
 
 

@@ -1,4 +1,4 @@
-"""Conversations for a page to browse: which ones, by a stated rule, and what became of each."""
+"""A sample of a run's conversations, by a stated rule, with the outcome of each."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ NO_REQUEST = "no request of the sandbox"
 
 
 @dataclass(frozen=True)
-class Sample:
-    """``rows`` of the files of ``steps``, of ``files`` files that the run wrote."""
+class ConversationSample:
+    """``rows``: the conversations of ``steps`` steps, of the ``files`` steps that the run saved."""
 
     rows: list[dict[str, Any]]
     steps: int
@@ -31,7 +31,7 @@ class Sample:
 
     @property
     def rule(self) -> str:
-        """What was chosen, in words."""
+        """Which conversations these are, in words."""
         if self.files == 0:
             return "The run saved no conversation (exp_manager.num_logged_samples)."
         if self.steps == self.files:
@@ -42,29 +42,27 @@ class Sample:
         )
 
 
-def sample(run_dir: Path, max_rows: int, max_bytes: int) -> Sample:
-    """The conversations of evenly spaced steps, so many that there are about ``max_rows`` and ``max_bytes``."""
-    found = saved(run_dir, max_rows, max_bytes)
-    return replace(found, rows=[_row(row) for row in found.rows])
+def sample_conversations(run_dir: Path, max_rows: int, max_bytes: int) -> ConversationSample:
+    """Conversations of evenly spaced steps, about ``max_rows`` and ``max_bytes`` of them, as a page shows them."""
+    whole = read_conversations(run_dir, max_rows, max_bytes)
+    return replace(whole, rows=[_row(row) for row in whole.rows])
 
 
-def saved(run_dir: Path, max_rows: int, max_bytes: float = math.inf) -> Sample:
-    """The same as the run saved them, whole."""
-    numbered = (
-        (re.fullmatch(r"step_(\d+)\.jsonl", path.name), path) for path in (run_dir / SAMPLES_DIR).glob("*.jsonl")
-    )
-    files = [path for _, path in sorted((int(found[1]), path) for found, path in numbered if found)]
+def read_conversations(run_dir: Path, max_rows: int, max_bytes: float = math.inf) -> ConversationSample:
+    """The same, whole, as the run saved them."""
+    names = ((re.fullmatch(r"step_(\d+)\.jsonl", path.name), path) for path in (run_dir / SAMPLES_DIR).glob("*.jsonl"))
+    files = [path for _, path in sorted((int(match[1]), path) for match, path in names if match)]
     if not files:
-        return Sample([], 0, 0)
-    probed = spread(files, 20)
-    per_file = max(1.0, sum(len(whole_lines(path)) for path in probed) / len(probed))
-    size = max(1.0, sum(path.stat().st_size for path in probed) / len(probed))
-    chosen = spread(files, max(2, int(min(max_rows / per_file, max_bytes / size))))
+        return ConversationSample([], 0, 0)
+    some = evenly_spaced(files, 20)
+    per_file = max(1.0, sum(len(whole_lines(path)) for path in some) / len(some))
+    size = max(1.0, sum(path.stat().st_size for path in some) / len(some))
+    chosen = evenly_spaced(files, max(2, int(min(max_rows / per_file, max_bytes / size))))
     rows = [json.loads(text) for path in chosen for text in whole_lines(path)]
-    return Sample(rows, len(chosen), len(files))
+    return ConversationSample(rows, len(chosen), len(files))
 
 
-def spread(items: Sequence[T], count: int) -> list[T]:
+def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
     """Up to ``count`` items, the first and the last among them, evenly spaced."""
     if len(items) <= count:
         return list(items)
@@ -74,7 +72,7 @@ def spread(items: Sequence[T], count: int) -> list[T]:
 
 
 def outcome(row: Mapping[str, Any]) -> str:
-    """What became of a conversation, by its verdict."""
+    """The outcome of a conversation, by its verdict."""
     verdict = row["verdict"]
     if verdict is None or verdict.get("error"):
         return "no verdict"
@@ -91,21 +89,21 @@ def outcome(row: Mapping[str, Any]) -> str:
 
 
 def sandbox_of(config: Mapping[str, Any]) -> SandboxWorld | None:
-    """The sandbox that a run of this configuration was played in; None for the real world.
+    """The sandbox that a run of this configuration was played in; None for any other run.
 
-    It has the sandbox's seeds, its probe, or its rules as the judge. That ``judge.guard`` is rules says nothing: it is
-    the default, also of a run whose judge is somewhere else.
+    A run of the sandbox has its seeds, its strategy sweep, or its rules as the judge. That ``judge.guard`` is rules is
+    not enough: it is the default, also of a run whose judge is a server.
     """
     known = {one.name for one in fields(SandboxConfig)}
     settings = SandboxConfig(**{key: value for key, value in config.get("sandbox", {}).items() if key in known})
     judge, seeds = config.get("judge", {}), config.get("data", {}).get("train_files") or ()
     rules = judge.get("guard") == "rules" and judge.get("guard_config", {}).get("world")
-    probed = config.get("game", {}).get("probe") == "sandbox"
-    return SandboxWorld(settings) if rules or probed or f"{settings.folder}/seeds.train.jsonl" in seeds else None
+    sweep = config.get("game", {}).get("strategy_sweep") == "sandbox"
+    return SandboxWorld(settings) if rules or sweep or f"{settings.folder}/seeds.train.jsonl" in seeds else None
 
 
 class Strategies:
-    """Names the strategy of a conversation's last rewrite: decoded in the sandbox, elsewhere as it was labelled by
+    """The strategies of conversations' last rewrites: decoded in the sandbox, elsewhere from the labels of
     ``nemo-magic analyse``. ``labels``: (step, group, sample) → strategy."""
 
     def __init__(self, config: Mapping[str, Any], labels: Mapping[tuple[int, int, int], str]) -> None:
@@ -113,22 +111,22 @@ class Strategies:
         self._labels = labels
 
     def of(self, row: Mapping[str, Any]) -> str | None:
-        """None where nobody knows."""
+        """The strategy of a row of ``sample_conversations``; None where it is unknown."""
         if self.world is None:
             return self._labels.get(row["place"])
         request = parse(self.world, row["turns"][-1]["rewrite"] or "")
         return NO_REQUEST if request is None else request.strategy.name
 
 
-def _row(saved: Mapping[str, Any]) -> dict[str, Any]:
-    rewards = saved["rewards"] or {}
+def _row(conversation: Mapping[str, Any]) -> dict[str, Any]:
+    rewards = conversation["rewards"] or {}
     return {
-        "step": saved["step"],
-        "place": (saved["step"], saved["group"], saved["sample"]),
-        "label": saved["seed"]["label"],
-        "outcome": outcome(saved),
-        "id": saved["seed"]["id"],
-        "seed": _cut(saved["seed"]["text"]),
+        "step": conversation["step"],
+        "place": (conversation["step"], conversation["group"], conversation["sample"]),
+        "label": conversation["seed"]["label"],
+        "outcome": outcome(conversation),
+        "id": conversation["seed"]["id"],
+        "seed": _cut(conversation["seed"]["text"]),
         "turns": [
             {
                 "attack": _cut(turn["attack"]),
@@ -137,14 +135,17 @@ def _row(saved: Mapping[str, Any]) -> dict[str, Any]:
                 "format_ok": turn["format_ok"],
                 "finished": turn["response_finished"],
             }
-            for turn in saved["turns"]
+            for turn in conversation["turns"]
         ],
-        "verdict": {k: v for k, v in (saved["verdict"] or {}).items() if k != "id" and v not in ([], None)},
+        "verdict": {k: v for k, v in (conversation["verdict"] or {}).items() if k != "id" and v not in ([], None)},
         "rewards": {role: round(parts["total"], 3) for role, parts in rewards.items()},
     }
 
 
 def _cut(text: str | None) -> str | None:
-    if text is None or len(text) <= MAX_TEXT:
-        return text
-    return f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters in the run's {SAMPLES_DIR}/)"
+    return None if text is None else cut_text(text, f" in the run's {SAMPLES_DIR}/")
+
+
+def cut_text(text: str, rest: str = "") -> str:
+    """The first ``MAX_TEXT`` characters of a text, and how many more there are; ``rest``: where they are."""
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters{rest})"

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nemo_magic.report.charts import PALETTE, Chart, layout
-from nemo_magic.report.evaluation_folder import EvaluationFolder, Figure
+from nemo_magic.report.charts import Chart, layout
+from nemo_magic.report.evaluation_folder import EvaluationFolder, FigureRow
+from nemo_magic.report.palette import PALETTE
 
 MAX_PARTS = 30
 """Rows of one chart of categories or methods; the table has them all."""
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "pentagon", "hexagon", "star")
 Row = tuple[str, Sequence[Mapping[str, Any] | None], Sequence[float | None]]
-"""A label, each evaluation's rate (``results.json``), and what the paper has of the same model."""
+"""A label, each evaluation's rate (``results.json``), and the paper's for the same model."""
 
 
 def forests(evaluations: Sequence[EvaluationFolder]) -> list[Chart]:
     """Every figure, those where less is better apart from those where more is."""
-    found = []
+    charts = []
     for better, title, note in (
         (False, "The lower, the better", "Attack success, and refusals of what is harmless."),
         (True, "The higher, the better", "Refusals of what is harmful, answers to what is harmless."),
@@ -33,8 +34,8 @@ def forests(evaluations: Sequence[EvaluationFolder]) -> list[Chart]:
         ]
         if rows:
             legend = "Bars are 95 % intervals." + (" Hollow diamonds: the paper's." if _any_published(rows) else "")
-            found.append(_dots("forest_up" if better else "forest_down", title, f"{note} {legend}", rows, evaluations))
-    return found
+            charts.append(_dots("forest_up" if better else "forest_down", title, f"{note} {legend}", rows, evaluations))
+    return charts
 
 
 def parts(evaluations: Sequence[EvaluationFolder], by: str) -> list[Chart]:
@@ -93,31 +94,31 @@ def _dots(key: str, title: str, note: str, rows: Sequence[Row], evaluations: Seq
     for number, one in enumerate(evaluations):
         # Beside each other, so that intervals do not cover each other.
         shift = (number - (count - 1) / 2) * min(0.22, 0.7 / count)
-        told: list[tuple[float, str, Mapping[str, Any]]] = []
+        points: list[tuple[float, str, Mapping[str, Any]]] = []
         published: list[tuple[float, str, float]] = []
-        for place, (label, rates, values) in enumerate(rows):
+        for row, (label, rates, values) in enumerate(rows):
             rate, value = rates[number], values[number] if values else None
             if rate is not None and rate["rate"] is not None:
-                told.append((place + shift, label, rate))
+                points.append((row + shift, label, rate))
             if value is not None:
-                published.append((place + shift, label, value))
+                published.append((row + shift, label, value))
         color, symbol = PALETTE[number % len(PALETTE)], _SYMBOLS[number % len(_SYMBOLS)]
         data.append(
-            {"type": "scatter", "mode": "markers", "name": one.name, "y": [place for place, _, _ in told],
-             "x": [_percent(rate["rate"]) for _, _, rate in told],
+            {"type": "scatter", "mode": "markers", "name": one.name, "y": [y for y, _, _ in points],
+             "x": [_percent(rate["rate"]) for _, _, rate in points],
              "error_x": {"type": "data", "symmetric": False, "thickness": 1.4, "width": 4, "color": color,
-                         "array": [_percent(rate["interval"][1] - rate["rate"]) for _, _, rate in told],
-                         "arrayminus": [_percent(rate["rate"] - rate["interval"][0]) for _, _, rate in told]},
+                         "array": [_percent(rate["interval"][1] - rate["rate"]) for _, _, rate in points],
+                         "arrayminus": [_percent(rate["rate"] - rate["interval"][0]) for _, _, rate in points]},
              "marker": {"size": 9, "color": color, "symbol": symbol}, "legendgroup": one.name,
              "customdata": [[label.replace("<br>", ", "), *map(_percent, rate["interval"]), rate["hits"], rate["count"]]
-                            for _, label, rate in told],
+                            for _, label, rate in points],
              "hovertemplate": "%{customdata[0]}<br>%{x:.1f} % (%{customdata[1]:.1f} to %{customdata[2]:.1f})<br>"
                               "%{customdata[3]} of %{customdata[4]}<extra>%{fullData.name}</extra>"}
         )  # fmt: skip
         if published:
             data.append(
                 {"type": "scatter", "mode": "markers", "name": f"{one.name}: the paper", "legendgroup": one.name,
-                 "y": [place for place, _, _ in published], "x": [_percent(value) for _, _, value in published],
+                 "y": [y for y, _, _ in published], "x": [_percent(value) for _, _, value in published],
                  "marker": {"size": 11, "symbol": "diamond-open", "color": color, "line": {"width": 1.6}},
                  "customdata": [label.replace("<br>", ", ") for _, label, _ in published],
                  "hovertemplate": "%{customdata}<br>published %{x:.1f} %<extra></extra>"}
@@ -149,13 +150,13 @@ def _legend() -> dict[str, Any]:
     }
 
 
-def all_figures(evaluations: Sequence[EvaluationFolder]) -> dict[tuple[str, str], Figure]:
-    """Every figure that any has measured, in order."""
-    found: dict[tuple[str, str], Figure] = {}
+def all_figures(evaluations: Sequence[EvaluationFolder]) -> dict[tuple[str, str], FigureRow]:
+    """Every figure that any of the evaluations has, in order."""
+    figures: dict[tuple[str, str], FigureRow] = {}
     for one in evaluations:
         for key, figure in one.figures.items():
-            found.setdefault(key, figure)
-    return found
+            figures.setdefault(key, figure)
+    return figures
 
 
 def _rate_of(several: Sequence[Mapping[str, Any]], name: str) -> float:

@@ -1,4 +1,4 @@
-"""What an evaluation's folder says: figures, what came of each case, and what was said."""
+"""Reads an evaluation's folder: figures, outcomes and conversations."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import yaml
 
 from nemo_magic.evaluation import transcripts
 from nemo_magic.evaluation.results import JSON_FILE, Outcomes, read_outcomes
-from nemo_magic.evaluation.statistics import Paired, paired
-from nemo_magic.report.sweep_table import CONFIG_FILE
+from nemo_magic.evaluation.statistics import PairedComparison, compare_pairs
+from nemo_magic.report.records import CONFIG_FILE
 
-Figure = Mapping[str, Any]
+FigureRow = Mapping[str, Any]
 """One row of ``results.json``."""
 
 
@@ -36,7 +36,7 @@ class EvaluationFolder:
         self.name = self.path.resolve().name
         try:
             self.results: Mapping[str, Any] = json.loads((self.path / JSON_FILE).read_text(encoding="utf-8"))
-            self.figures: Mapping[tuple[str, str], Figure] = {
+            self.figures: Mapping[tuple[str, str], FigureRow] = {
                 (figure["task"], figure["figure"]): figure for figure in self.results["figures"]
             }
         except (ValueError, KeyError, TypeError) as error:
@@ -49,20 +49,21 @@ class EvaluationFolder:
 
     @cached_property
     def tasks(self) -> list[str]:
+        """The tasks with figures, in order."""
         return list(dict.fromkeys(task for task, _ in self.figures))
 
-    def against(self, other: EvaluationFolder, task: str, figure: str) -> Paired | None:
-        """The figure against another evaluation's, on units that showed both the same; None where one has not measured
+    def against(self, other: EvaluationFolder, task: str, figure: str) -> PairedComparison | None:
+        """The figure compared with another evaluation's, on units with the same texts; None where one has not measured
         it."""
-        mine, theirs = (one.outcomes.get(task, {}).get(figure) for one in (self, other))
-        if mine is None or theirs is None:
+        ours, theirs = (one.outcomes.get(task, {}).get(figure) for one in (self, other))
+        if ours is None or theirs is None:
             return None
-        digests = {unit: digest for unit, (digest, _) in mine.items()}
-        return paired(
-            {unit: came for unit, (_, came) in mine.items()},
-            {unit: came for unit, (digest, came) in theirs.items() if digests.get(unit) == digest},
+        digests = {unit: digest for unit, (digest, _) in ours.items()}
+        return compare_pairs(
+            {unit: outcome for unit, (_, outcome) in ours.items()},
+            {unit: outcome for unit, (digest, outcome) in theirs.items() if digests.get(unit) == digest},
         )
 
     def transcript(self, task: str) -> Iterator[dict[str, Any]]:
-        """What was said in each case of a task, if it was written down."""
-        return transcripts.read(self.path, task)
+        """The conversations of a task, if they were saved."""
+        return transcripts.read_transcript(self.path, task)

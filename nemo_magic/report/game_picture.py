@@ -9,27 +9,25 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from nemo_magic.game.payoff import CrossPlay
+from nemo_magic.report.palette import BLUE, GREEN, HEAT, INK, MUTED, ORANGE, OTHER_SHADE, PHASE_SHADES
 from nemo_magic.report.records import StepRecord, read_records
 
-# Okabe and Ito's palette: told apart under every common form of colour blindness. Markers and dashes say it again.
-_ASR, _OVER_REFUSAL, _USEFUL = "#D55E00", "#0072B2", "#007A5A"
 _CURVES = (
-    ("asr", "attack success (ASR)", _ASR, "o", "-"),
-    ("over_refusal", "over-refusal", _OVER_REFUSAL, "s", (0, (4, 1.6))),
-    ("useful", "useful answers", _USEFUL, "^", (0, (1.2, 1.2))),
+    ("asr", "attack success (ASR)", ORANGE, "o", "-"),
+    ("over_refusal", "over-refusal", BLUE, "s", (0, (4, 1.6))),
+    ("useful", "useful answers", GREEN, "^", (0, (1.2, 1.2))),
 )
-# Greys, so that a phase is never mistaken for a curve.
-_PHASE_SHADE = {"attacker": "#DFDFE3", "defender": "#F5F5F7"}
-_INK, _MUTED = "#222222", "#666666"
-# One hue, light to dark: prints in grey and reads without colour vision.
-_HEAT = LinearSegmentedColormap.from_list("asr", ["#FBF3EC", "#FBDCC3", "#F2A368", "#CC5A00", "#6E2A00"])
-_DARK_FROM = 66.0  # percent; from here on white reads better than ink
+_HEAT_MAP = LinearSegmentedColormap.from_list("asr", HEAT)
+_DARK_FROM = 66.0
+"""Percent: from here on white reads better than ink."""
 
 
 def draw_game(metrics_jsonl: str | Path, crossplay_json: str | Path | None, out_png: str | Path) -> Path:
@@ -81,12 +79,12 @@ def phase_spans(records: Sequence[StepRecord]) -> list[tuple[float, float, str]]
 def _draw_curves(axes: Axes, records: Sequence[StepRecord]) -> None:
     spans = phase_spans(records)
     for start, end, learner in spans:
-        axes.axvspan(start, end, color=_shade(learner), linewidth=0, zorder=0)
+        axes.axvspan(start, end, color=PHASE_SHADES.get(learner, OTHER_SHADE), linewidth=0, zorder=0)
     handles: list[Line2D | Patch] = []
     steps, values = _series(records, "train_rollouts/asr")
     if steps:
         handles += axes.plot(
-            steps, values, color=_ASR, linewidth=1.0, alpha=0.6, zorder=2, label="ASR in training rollouts"
+            steps, values, color=ORANGE, linewidth=1.0, alpha=0.6, zorder=2, label="ASR in training rollouts"
         )
     ends: list[tuple[float, float, str]] = []
     held_out: list[Line2D | Patch] = []
@@ -103,7 +101,12 @@ def _draw_curves(axes: Axes, records: Sequence[StepRecord]) -> None:
     handles = held_out + handles
     learners = sorted({learner for _, _, learner in spans}, reverse=True)
     handles += [
-        Patch(facecolor=_shade(learner), edgecolor="#BBBBBB", linewidth=0.6, label=f"{learner} learns")
+        Patch(
+            facecolor=PHASE_SHADES.get(learner, OTHER_SHADE),
+            edgecolor="#BBBBBB",
+            linewidth=0.6,
+            label=f"{learner} learns",
+        )
         for learner in learners
     ]
     last = max(record.step for record in records)
@@ -111,22 +114,33 @@ def _draw_curves(axes: Axes, records: Sequence[StepRecord]) -> None:
     axes.set_ylim(0, 100)
     axes.set_yticks(range(0, 101, 20), [f"{tick} %" for tick in range(0, 101, 20)])
     axes.grid(axis="y", color="#BBBBBB", linewidth=0.5, alpha=0.6)
-    axes.set_xlabel("training step", color=_INK)
-    _plain_frame(axes)
+    axes.set_xlabel("training step", color=INK)
+    plain_frame(axes)
     _title(axes, "The game", "shares of held-out seeds while attacker and defender take turns to learn")
     axes.legend(
         handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, frameon=False, fontsize=9,
-        labelcolor=_INK, handlelength=2.6, columnspacing=1.6,
+        labelcolor=INK, handlelength=2.6, columnspacing=1.6,
     )  # fmt: skip
 
 
 def _draw_crossplay(axes: Axes, crossplay: CrossPlay) -> None:
     percent = [[100 * cell for cell in row] for row in crossplay.asr]
-    image = axes.imshow(percent, cmap=_HEAT, vmin=0, vmax=100, aspect="auto")
-    rows, columns = len(crossplay.attackers), len(crossplay.defenders)
+    image = draw_heat_map(axes, percent, crossplay.attackers, crossplay.defenders)
+    seeds = f", {crossplay.num_seeds} seeds a cell" if crossplay.num_seeds else ""
+    _title(axes, "Cross-play", f"ASR in percent{seeds}")
+    bar = axes.figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, ticks=[0, 50, 100])
+    format_colour_bar(bar)
+
+
+def draw_heat_map(
+    axes: Axes, percent: Sequence[Sequence[float]], attackers: Sequence[str], defenders: Sequence[str]
+) -> AxesImage:
+    """ASR in percent, attackers down, defenders across, with the number in each cell."""
+    image = axes.imshow(percent, cmap=_HEAT_MAP, vmin=0, vmax=100, aspect="auto")
+    rows, columns = len(attackers), len(defenders)
     for row, cells in enumerate(percent):
         for column, cell in enumerate(cells):
-            ink = "white" if cell > _DARK_FROM else _INK
+            ink = "white" if cell > _DARK_FROM else INK
             axes.text(
                 column, row, f"{cell:.1f}", ha="center", va="center", color=ink, fontsize=10 if columns < 8 else 8
             )
@@ -134,26 +148,22 @@ def _draw_crossplay(axes: Axes, crossplay: CrossPlay) -> None:
     axes.set_xticks([column - 0.5 for column in range(1, columns)], minor=True)
     axes.set_yticks([row - 0.5 for row in range(1, rows)], minor=True)
     axes.grid(which="minor", color="white", linewidth=2)
-    long_names = max(len(name) for name in crossplay.defenders) * columns > 42
-    axes.set_xticks(
-        range(columns), crossplay.defenders, rotation=35 if long_names else 0, ha="right" if long_names else "center"
-    )
-    axes.set_yticks(range(rows), crossplay.attackers)
-    axes.tick_params(which="both", length=0, labelcolor=_INK, labelsize=9)
-    axes.set_xlabel("defender", color=_INK)
-    axes.set_ylabel("attacker", color=_INK)
+    long_names = max(len(name) for name in defenders) * columns > 42
+    axes.set_xticks(range(columns), defenders, rotation=35 if long_names else 0, ha="right" if long_names else "center")
+    axes.set_yticks(range(rows), attackers)
+    axes.tick_params(which="both", length=0, labelcolor=INK, labelsize=9)
+    axes.set_xlabel("defender", color=INK)
+    axes.set_ylabel("attacker", color=INK)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    seeds = f", {crossplay.num_seeds} seeds a cell" if crossplay.num_seeds else ""
-    _title(axes, "Cross-play", f"ASR in percent{seeds}")
-    bar = axes.figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, ticks=[0, 50, 100])
-    bar.ax.set_yticklabels(["0 %", "50 %", "100 %"], fontsize=8, color=_MUTED)
+    return image
+
+
+def format_colour_bar(bar: Colorbar) -> None:
+    """A colour bar from 0 % to 100 %, without ticks and frame."""
+    bar.ax.set_yticklabels(["0 %", "50 %", "100 %"], fontsize=8, color=MUTED)
     bar.ax.tick_params(length=0)
     bar.outline.set_visible(False)
-
-
-def _shade(learner: str) -> str:
-    return _PHASE_SHADE.get(learner, "#EBEBEE")
 
 
 def _series(records: Sequence[StepRecord], name: str) -> tuple[list[float], list[float]]:
@@ -174,14 +184,15 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str]], apart: flo
 
 
 def _title(axes: Axes, title: str, subtitle: str) -> None:
-    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=_INK, pad=22)
+    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=INK, pad=22)
     axes.annotate(
-        subtitle, (0, 1), xycoords="axes fraction", xytext=(0, 7), textcoords="offset points", fontsize=9, color=_MUTED
+        subtitle, (0, 1), xycoords="axes fraction", xytext=(0, 7), textcoords="offset points", fontsize=9, color=MUTED
     )
 
 
-def _plain_frame(axes: Axes) -> None:
+def plain_frame(axes: Axes) -> None:
+    """Axes with a line at the left and the bottom only, and no ticks."""
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color("#999999")
-    axes.tick_params(length=0, labelcolor=_INK, labelsize=9)
+    axes.tick_params(length=0, labelcolor=INK, labelsize=9)

@@ -14,12 +14,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from nemo_magic.formatting import MISSING, percent
+from nemo_magic.fsync_io import replace_durably
 from nemo_magic.game.alarms import AlarmsConfig
 from nemo_magic.game.payoff import CrossPlay
 from nemo_magic.report import charts, evaluation_charts, evaluation_page, strategy_charts
 from nemo_magic.report.attack_charts import attack_charts
 from nemo_magic.report.charts import Chart
-from nemo_magic.report.conversations import Sample, Strategies, sample, sandbox_of
+from nemo_magic.report.conversations import ConversationSample, Strategies, sample_conversations, sandbox_of
 from nemo_magic.report.evaluation_folder import EvaluationFolder
 from nemo_magic.report.run_folder import RunFolder
 
@@ -38,11 +40,12 @@ _CARDS = (
 
 @dataclass(frozen=True)
 class Card:
+    """A figure of the overview. ``mood``: good, bad, or nothing."""
+
     label: str
     value: str
     note: str
     mood: str = ""
-    """good, bad, or nothing."""
 
 
 @dataclass
@@ -54,11 +57,11 @@ class Section:
     charts: list[tuple[str, Chart]] = field(default_factory=list)
     missing: list[tuple[str, str]] = field(default_factory=list)
 
-    def add(self, run: str, found: Chart | Sequence[Chart] | None, otherwise: str) -> None:
-        """``otherwise``: what is said where there is nothing to draw."""
-        some = [found] if isinstance(found, Chart) else list(found or ())
-        self.charts += [(run, chart) for chart in some]
-        if not some:
+    def add(self, run: str, charts: Chart | Sequence[Chart] | None, otherwise: str) -> None:
+        """Add a run's charts; ``otherwise``: the text where there is none."""
+        new = [charts] if isinstance(charts, Chart) else list(charts or ())
+        self.charts += [(run, chart) for chart in new]
+        if not new:
             self.missing.append((run, otherwise))
 
     def groups(self) -> list[tuple[str, list[Chart], list[str]]]:
@@ -87,7 +90,7 @@ def render(runs: Sequence[RunFolder], evaluations: Sequence[EvaluationFolder] = 
         loader=PackageLoader("nemo_magic.report", "page"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.1f}\u00a0%"
+    environment.filters["percent"] = lambda share: percent(share, "\u00a0%")
     return environment.get_template("report.html").render(
         title=" · ".join([*(run.name for run in runs), *(one.name for one in evaluations)]),
         written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -108,39 +111,37 @@ def render(runs: Sequence[RunFolder], evaluations: Sequence[EvaluationFolder] = 
         js=Markup(texts["report.js"]),
         listing_js=Markup(texts["listing.js"]),
         plotly=Markup(get_plotlyjs()),
-        **_evaluated(evaluations),
+        **_evaluation_variables(evaluations),
     )
 
 
 def write(runs: Sequence[RunFolder], out: str | Path, evaluations: Sequence[EvaluationFolder] = ()) -> Path:
-    """Write the page; a reader sees a whole one or the one before."""
+    """Write the page to ``out`` and return its path; a reader sees a whole page or the one before."""
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.partial")
-    unfinished.write_text(render(runs, evaluations), encoding="utf-8")
-    unfinished.replace(path)
+    replace_durably(path, render(runs, evaluations))
     return path
 
 
 def evaluation_sections(evaluations: Sequence[EvaluationFolder]) -> Iterator[Section]:
-    """Their charts; none for no evaluation."""
-    for key, title, found in (
+    """The sections of evaluations' charts; none for no evaluation."""
+    for key, title, draw in (
         ("intervals", "Rates and intervals", evaluation_charts.forests),
         ("attempts", "By attempts", evaluation_charts.curves),
         ("methods", "By attack method", partial(evaluation_charts.parts, by="by_method")),
         ("categories", "By category", partial(evaluation_charts.parts, by="by_category")),
     ):
-        if evaluations and (some := found(evaluations)):
+        if evaluations and (some := draw(evaluations)):
             section = Section(key, title)
             section.add("", some, "")
             yield section
 
 
-def _evaluated(evaluations: Sequence[EvaluationFolder]) -> dict[str, Any]:
-    """What the page's templates need for evaluations beside their charts."""
+def _evaluation_variables(evaluations: Sequence[EvaluationFolder]) -> dict[str, Any]:
+    """The variables of the page's templates for evaluations, beside their charts."""
     if not evaluations:
         return {"evaluations": []}
-    found = evaluation_page.cases(evaluations, MAX_CONVERSATIONS, MAX_TEXT_BYTES)
+    sample = evaluation_page.sample_examples(evaluations, MAX_CONVERSATIONS, MAX_TEXT_BYTES)
     return {
         "evaluations": [evaluation_page.overview(one) for one in evaluations],
         "figures_table": evaluation_page.table(evaluations),
@@ -150,10 +151,12 @@ def _evaluated(evaluations: Sequence[EvaluationFolder]) -> dict[str, Any]:
         ],
         "capability": evaluation_page.capability(evaluations),
         "evaluation_differences": config_differences([one.config for one in evaluations]),
-        "cases": found,
-        "case_rows": _json(found.rows),
-        "case_tasks": list(dict.fromkeys(row["task"] for row in found.rows)),
-        "case_outcomes": sorted({said for row in found.rows for came in row["came"] for said, _ in came}),
+        "cases": sample,
+        "case_rows": _json(sample.rows),
+        "case_tasks": list(dict.fromkeys(row["task"] for row in sample.rows)),
+        "case_outcomes": sorted(
+            {outcome for row in sample.rows for outcomes in row["came"] for outcome, _ in outcomes}
+        ),
         "cases_js": Markup(_asset("cases.js")),
     }
 
@@ -162,8 +165,8 @@ def config_differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, 
     """Keys that are not equal in all configurations, with each one's value ("–" where it has none)."""
     flat = [dict(_flat(config)) for config in configs]
     keys = dict.fromkeys(key for one in flat for key in one)
-    found = [(key, [one.get(key, "–") for one in flat]) for key in keys]
-    return [(key, values) for key, values in found if len(set(values)) > 1]
+    rows = [(key, [one.get(key, MISSING) for one in flat]) for key in keys]
+    return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
 def _flat(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
@@ -174,16 +177,16 @@ def _flat(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str
             yield f"{above}{key}", json.dumps(value, ensure_ascii=False)
 
 
-def _conversations(runs: Sequence[RunFolder]) -> tuple[list[Sample], list[dict[str, Any]]]:
+def _conversations(runs: Sequence[RunFolder]) -> tuple[list[ConversationSample], list[dict[str, Any]]]:
     samples, rows = [], []
     for number, run in enumerate(runs):
-        found = sample(run.path, MAX_CONVERSATIONS // len(runs), MAX_TEXT_BYTES // len(runs))
+        sample = sample_conversations(run.path, MAX_CONVERSATIONS // len(runs), MAX_TEXT_BYTES // len(runs))
         strategies = Strategies(run.config, run.attack_labels())
-        for row in found.rows:
+        for row in sample.rows:
             row |= {"run": number, "strategy": strategies.of(row)}
             del row["place"]
-        samples.append(found)
-        rows += found.rows
+        samples.append(sample)
+        rows += sample.rows
     return samples, rows
 
 
@@ -194,12 +197,12 @@ def _sections(runs: Sequence[RunFolder], rows: Sequence[Mapping[str, Any]]) -> I
     )]  # fmt: skip
     for number, run in enumerate(runs):
         name, buckets, matrix = run.name, run.buckets, run.crossplay()
-        mine = [row for row in rows if row["run"] == number]
-        found: dict[str, tuple[Sequence[Chart | None], str]] = {
+        own_rows = [row for row in rows if row["run"] == number]
+        charts_of: dict[str, tuple[Sequence[Chart | None], str]] = {
             "game": ([charts.game(buckets, run.phases.all)], "No share was measured yet."),
             "crossplay": (_crossplay(run, matrix), "No cross-play yet: it is played at the end of a run "
                           "(game.crossplay.enabled), or by nemo-magic cross-play."),
-            "strategies": (_strategies(run, strategy_charts.mix(mine) if sandbox_of(run.config) else None),
+            "strategies": (_strategies(run, strategy_charts.mix(own_rows) if sandbox_of(run.config) else None),
                            "No strategy is known: outside the sandbox, nemo-magic analyse has a model name them."),
             "rewards": ([charts.rewards(buckets, role) for role in ROLES], "No reward was paid yet."),
             "learner": (charts.learner(buckets), "No update was made yet."),
@@ -209,7 +212,7 @@ def _sections(runs: Sequence[RunFolder], rows: Sequence[Mapping[str, Any]]) -> I
                        "are not full yet, or what they watch is not measured."),
         }  # fmt: skip
         for section in one_by_one:
-            some, otherwise = found[section.key]
+            some, otherwise = charts_of[section.key]
             section.add(name, [chart for chart in some if chart], otherwise)
     if len(runs) > 1:
         beside = Section("beside", "Runs side by side")
@@ -223,21 +226,21 @@ def _sections(runs: Sequence[RunFolder], rows: Sequence[Mapping[str, Any]]) -> I
 
 
 def _crossplay(run: RunFolder, matrix: CrossPlay | None) -> list[Chart | None]:
-    found: list[Chart | None] = []
+    drawn: list[Chart | None] = []
     if matrix is not None:
-        found += [charts.cross_play(matrix), charts.worst_cases(matrix)]
+        drawn += [charts.cross_play(matrix), charts.worst_cases(matrix)]
     league = run.league()
     if league is not None:
         asr = league["asr"]
         played = CrossPlay(league["attackers"], league["defenders"], asr["matrix"])
-        found.append(charts.cross_play(played, asr["low"], asr["high"], "Cross-play, with intervals"))
-    return found
+        drawn.append(charts.cross_play(played, asr["low"], asr["high"], "Cross-play, with intervals"))
+    return drawn
 
 
 def _strategies(run: RunFolder, decoded: Chart | None) -> list[Chart | None]:
-    attacks, probe = run.attacks(), run.strategies()
+    attacks, sweep = run.attacks(), run.strategies()
     charts = [decoded, *(attack_charts(attacks, mix=decoded is None) if attacks else [])]
-    return [*charts, strategy_charts.probe(probe) if probe else None]
+    return [*charts, strategy_charts.strategy_sweep(sweep) if sweep else None]
 
 
 def _overview(run: RunFolder) -> dict[str, Any]:
@@ -248,45 +251,46 @@ def _overview(run: RunFolder) -> dict[str, Any]:
         if now is None or before is None:
             continue
         worse = (now > before + 0.05) if better == "down" else (now < before - 0.05) if better == "up" else False
-        note = "" if first is last else f"from {100 * before:.1f} %"
-        cards.append(Card(label, f"{100 * now:.1f} %", note, "bad" if worse else ""))
+        note = "" if first is last else f"from {percent(before)} %"
+        cards.append(Card(label, percent(now, " %"), note, "bad" if worse else ""))
     matrix, strategies, league = run.crossplay(), run.strategies(), run.league()
     if matrix is not None:
-        worst = 100 * matrix.worst_case()
-        cards.append(Card("worst saved attacker", f"{worst:.1f} %", f"against {matrix.defenders[-1]}"))
+        cards.append(
+            Card("worst saved attacker", percent(matrix.worst_case(), " %"), f"against {matrix.defenders[-1]}")
+        )
     if league is not None:
         one = league["asr"]["last_defender"]["exploitability"]
-        note = f"of the last defender, {100 * one['low']:.1f} to {100 * one['high']:.1f}"
-        cards.append(Card("exploitability", f"{100 * one['value']:.1f} %", note))
+        note = f"of the last defender, {percent(one['low'])} to {percent(one['high'])}"
+        cards.append(Card("exploitability", percent(one["value"], " %"), note))
     if strategies is not None:
-        cards.append(Card("worst strategy", f"{100 * strategies['end']['worst']:.1f} %", "of all there are"))
-    sounding = _sounding(run.alarms())
-    heard = len({event["alarm"] for event in run.alarms()})
-    mood = "bad" if sounding else ""
-    cards.append(Card("alarms", f"{len(sounding)} now", ", ".join(sounding) or f"{heard} heard in all", mood))
+        cards.append(Card("worst strategy", percent(strategies["end"]["worst"], " %"), "of all there are"))
+    active = _active_alarms(run.alarms())
+    ever = len({event["alarm"] for event in run.alarms()})
+    mood = "bad" if active else ""
+    cards.append(Card("alarms", f"{len(active)} now", ", ".join(active) or f"{ever} heard in all", mood))
     return {"name": run.name, "state": run.state, "path": str(run.path), "cards": cards, "rows": run.rows,
             "step": run.last.step if run.last else 0}  # fmt: skip
 
 
-def _sounding(events: Sequence[Mapping[str, Any]]) -> list[str]:
+def _active_alarms(events: Sequence[Mapping[str, Any]]) -> list[str]:
     state = {event["alarm"]: event["raised"] for event in events}
     return [name.replace("_", " ") for name, raised in state.items() if raised]
 
 
 def _numbered(sections: Sequence[Section]) -> list[dict[str, Any]]:
-    found = []
+    numbered = []
     for section in sections:
         ids = {id(chart): f"{section.key}-{number}" for number, (_, chart) in enumerate(section.charts)}
         groups = [
             {"run": run, "missing": missing, "charts": [(ids[id(chart)], chart) for chart in some]}
             for run, some, missing in section.groups()
         ]
-        found.append({"key": section.key, "title": section.title, "groups": groups})
-    return found
+        numbered.append({"key": section.key, "title": section.title, "groups": groups})
+    return numbered
 
 
 def _json(value: Any) -> Markup:
-    """JSON that no text inside can end the script element of."""
+    """JSON in which no text can end the script element around it."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c"))
 

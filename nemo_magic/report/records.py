@@ -1,4 +1,4 @@
-"""One step of a run as a value, and as one line of ``metrics.jsonl``."""
+"""A run's files, and one step of it as a value and as a line of ``metrics.jsonl``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 CROSSPLAY_FILE = "crossplay.json"
 STRATEGIES_FILE = "strategies.json"
@@ -22,16 +23,25 @@ ATTACKS_FILE = f"{ATTACKS_DIR}/attacks.json"
 ATTACK_TABLE_FILE = f"{ATTACKS_DIR}/strategies.csv"
 ATTACK_LABELS_FILE = f"{ATTACKS_DIR}/labels.jsonl"
 
+GAME_METRICS = {
+    "asr": "attack success (ASR), harmful seeds",
+    "over_refusal": "over-refusal, benign seeds",
+    "useful": "useful answers, benign seeds",
+    "refusal_harmful": "refusals, harmful seeds",
+    "intent_preserved": "rewrites that keep the intent",
+    "format_ok": "well-formed rewrites",
+}
+"""Metrics of ``train_rollouts/`` and ``val_rollouts/``, and what they are called in full."""
+
 _OWN_KEYS = ("step", "phase", "phase_index", "learner", "time")
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What was measured in one step. Metric names are those of docs/metrics.md.
+    """The metrics of one step, by the names of docs/metrics.md.
 
-    ``step`` counts finished training steps; step 0 is the state before any training. ``phase`` names what was going
-    on ("defender", "attacker", "sft", ...), ``phase_index`` numbers the phases from 0, ``learner`` is the role whose
-    weights changed, or None.
+    ``step`` counts finished training steps; step 0 is the state before any training. ``phase``: "defender", "attacker",
+    "sft", …; ``phase_index`` numbers the phases from 0. ``learner``: the role whose weights changed, or None.
     """
 
     step: int
@@ -39,6 +49,11 @@ class StepRecord:
     phase_index: int
     learner: str | None
     metrics: Mapping[str, float]
+
+    @property
+    def is_validation(self) -> bool:
+        """Whether held-out seeds were played in this step."""
+        return any(name.startswith("val_rollouts/") for name in self.metrics)
 
     def to_row(self, time: str) -> dict[str, Any]:
         """A flat JSON object. JSON has no NaN or infinity; both become null."""
@@ -56,7 +71,7 @@ class StepRecord:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> StepRecord:
-        """``to_row``'s opposite; null reads back as NaN."""
+        """Reads what ``to_row`` wrote; null becomes NaN."""
         metrics = {
             name: math.nan if value is None else float(value) for name, value in row.items() if name not in _OWN_KEYS
         }

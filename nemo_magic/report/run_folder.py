@@ -1,4 +1,4 @@
-"""What a run's folder says, read as it grows: figures, phases, cross-play, strategies, alarms, configuration."""
+"""Reads a run's folder as it grows: metrics, phases, cross-play, strategies, alarms, configuration."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from nemo_magic.report.records import (
     ALARMS_FILE,
     ATTACK_LABELS_FILE,
     ATTACKS_FILE,
+    CONFIG_FILE,
     CROSSPLAY_FILE,
     LEAGUE_FILE,
     METRICS_FILE,
@@ -23,7 +24,7 @@ from nemo_magic.report.records import (
     whole_lines,
 )
 from nemo_magic.report.series import Buckets, Phases
-from nemo_magic.report.sweep_table import CONFIG_FILE, FINISHED, state_of
+from nemo_magic.report.sweep_table import FINISHED, state_of
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -46,8 +47,8 @@ class RunFolder:
 
     def _begin(self) -> None:
         config = self.path / CONFIG_FILE
-        read = yaml.load(config.read_text(encoding="utf-8"), _LOADER) if config.exists() else None
-        self.config: Mapping[str, Any] = read or {}
+        loaded = yaml.load(config.read_text(encoding="utf-8"), _LOADER) if config.exists() else None
+        self.config: Mapping[str, Any] = loaded or {}
         self.buckets = Buckets(self._points)
         self.phases = Phases(self.config.get("game", {}).get("schedule"))
         self.rows = 0
@@ -57,6 +58,12 @@ class RunFolder:
         self._offset = 0
 
     def refresh(self) -> None:
+        """Read the rows that were written since.
+
+        Raises:
+            FileNotFoundError: there is no ``metrics.jsonl``.
+            ValueError: a row of it is no step of a run.
+        """
         path = self.path / METRICS_FILE
         if not path.exists():
             raise FileNotFoundError(f"{path} is not there: {self.path} is no run's folder, or has no step yet")
@@ -81,39 +88,40 @@ class RunFolder:
             record = replace(record, metrics={**record.metrics, f"entropy/{record.learner}": entropy})
         self.buckets.add(record)
         self.phases.add(record)
-        if any(name.startswith("val_rollouts/") for name in record.metrics):
+        if record.is_validation:
             self.last_validation = record
             self.first_validation = self.first_validation or record
 
     @property
     def state(self) -> str:
-        """``finished``, or how far it has come: whether it still goes on its files do not say."""
+        """``finished``, or how far it has come. Its files do not tell whether it still goes on."""
         if self.last is None:
             return "no steps"
         state = state_of(self.path, self.last.step)
         return state if state == FINISHED else state.removeprefix("stopped ")
 
     def crossplay(self) -> CrossPlay | None:
+        """The cross-play of the run's end; None before."""
         path = self.path / CROSSPLAY_FILE
         return CrossPlay.load(path) if path.exists() else None
 
     def league(self) -> Mapping[str, Any] | None:
-        """What ``nemo-magic cross-play`` found; None where it was not asked."""
+        """The result of ``nemo-magic cross-play``; None where it was not run."""
         path = self.path / LEAGUE_FILE
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def strategies(self) -> Mapping[str, Mapping[str, Any]] | None:
-        """``{"start" | "end": {"worst", "mean", "asr": {strategy: ASR}}}``; None where there was no probe."""
+        """``{"start" | "end": {"worst", "mean", "asr": {strategy: ASR}}}``; None without a strategy sweep."""
         path = self.path / STRATEGIES_FILE
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def attacks(self) -> Mapping[str, Any] | None:
-        """What the analysis of the attacks found; None where there was none."""
+        """The analysis of the attacks; None where there is none."""
         path = self.path / ATTACKS_FILE
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def attack_labels(self) -> Mapping[tuple[int, int, int], str]:
-        """(step, group, sample) → the strategy of that conversation, where it was labelled."""
+        """(step, group, sample) → the strategy of that conversation, of the conversations that were labelled."""
         path = self.path / ATTACK_LABELS_FILE
         rows = [json.loads(line) for line in whole_lines(path)] if path.exists() else []
         return {(row["step"], row["group"], row["sample"]): row["strategy"] for row in rows}

@@ -1,4 +1,4 @@
-"""A run's figures in bounded memory, however many steps it had, and its phases with what ended each."""
+"""A run's metrics in bounded memory, however many steps it had, and its phases with the reason why each ended."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class _Bucket:
         self.last, self.rows = other.last, self.rows + other.rows
         for name, (total, count, low, high) in other.values.items():
             if name in self.values:
-                mine = self.values[name]
-                self.values[name] = (mine[0] + total, mine[1] + count, min(mine[2], low), max(mine[3], high))
+                own = self.values[name]
+                self.values[name] = (own[0] + total, own[1] + count, min(own[2], low), max(own[3], high))
             else:
                 self.values[name] = (total, count, low, high)
 
@@ -52,6 +52,7 @@ class Buckets:
         self._buckets: list[_Bucket] = []
 
     def add(self, record: StepRecord) -> None:
+        """Take in the next step; values that are not finite are left out."""
         finite = {name: (v, 1, v, v) for name, v in record.metrics.items() if math.isfinite(v)}
         new = _Bucket(record.step, record.step, 1, finite)
         if self._buckets and self._buckets[-1].rows < self.width:
@@ -65,21 +66,23 @@ class Buckets:
             self.width *= 2
 
     def names(self) -> set[str]:
+        """All metrics that any step had."""
         return {name for bucket in self._buckets for name in bucket.values}
 
     def of(self, name: str) -> Points:
-        found = [(bucket.last, bucket.values[name]) for bucket in self._buckets if name in bucket.values]
+        """A metric over steps; without points where no step had it."""
+        buckets = [(bucket.last, bucket.values[name]) for bucket in self._buckets if name in bucket.values]
         return Points(
-            [step for step, _ in found],
-            [total / count for _, (total, count, _, _) in found],
-            [low for _, (_, _, low, _) in found],
-            [high for _, (_, _, _, high) in found],
+            [step for step, _ in buckets],
+            [total / count for _, (total, count, _, _) in buckets],
+            [low for _, (_, _, low, _) in buckets],
+            [high for _, (_, _, _, high) in buckets],
         )
 
 
 @dataclass
 class Phase:
-    """Steps ``first`` to ``last`` in which ``learner`` learned; ``ended``: why they were no more, as far as known."""
+    """Steps ``first`` to ``last`` in which ``learner`` learned; ``ended``: why they ended, where that is known."""
 
     index: int
     learner: str
@@ -98,6 +101,7 @@ class Phases:
         self._window: deque[float] = deque(maxlen=switch.window)
 
     def add(self, record: StepRecord) -> None:
+        """Take in the next step."""
         if record.learner is None or record.step < 1:
             return
         if not self.all or self.all[-1].index != record.phase_index:

@@ -1,4 +1,4 @@
-"""What the attacker does, and what a defender paid for its safety: strategies and the safety–usefulness trade."""
+"""Charts of strategies, of the safety–usefulness trade-off, and of several runs side by side."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nemo_magic.report.charts import GREY, ORANGE, PALETTE, Chart, layout
+from nemo_magic.formatting import percent
+from nemo_magic.report.charts import STEP_AXIS, Chart, layout
+from nemo_magic.report.palette import GREY, ORANGE, PALETTE
 from nemo_magic.report.run_folder import RunFolder
 
 _SHOWN, _BINS = 7, 24
@@ -53,16 +55,16 @@ def stacked(
     return Chart(
         "mix", "Strategies of the attacker",
         {"data": data, "layout": layout(
-            barmode="stack", bargap=0, xaxis={"title": {"text": "training step"}, "showgrid": False},
+            barmode="stack", bargap=0, xaxis=STEP_AXIS,
             yaxis={"title": {"text": f"percent of {of}"}, "range": [0, 100]},
         )},
         note, height=460,
     )  # fmt: skip
 
 
-def probe(found: Mapping[str, Mapping[str, Any]]) -> Chart:
+def strategy_sweep(sweep: Mapping[str, Mapping[str, Any]]) -> Chart:
     """ASR of every strategy against the first and the last defender."""
-    start, end = found["start"]["asr"], found["end"]["asr"]
+    start, end = sweep["start"]["asr"], sweep["end"]["asr"]
     names = sorted(start, key=lambda name: (start[name], end.get(name, 0)))
     data = [
         {"type": "scatter", "mode": "markers", "name": f"{which} defender", "y": names,
@@ -77,8 +79,8 @@ def probe(found: Mapping[str, Mapping[str, Any]]) -> Chart:
             yaxis={"type": "category", "tickfont": {"size": 10}, "dtick": 1},
             legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         )},
-        f"Worst case {100 * found['start']['worst']:.1f} % before, {100 * found['end']['worst']:.1f} % after; mean "
-        f"{100 * found['start']['mean']:.1f} % before, {100 * found['end']['mean']:.1f} % after.",
+        f"Worst case {percent(sweep['start']['worst'])} % before, {percent(sweep['end']['worst'])} % after; mean "
+        f"{percent(sweep['start']['mean'])} % before, {percent(sweep['end']['mean'])} % after.",
         height=130 + 18 * len(names),
     )  # fmt: skip
 
@@ -132,14 +134,14 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 def side_by_side(runs: Sequence[RunFolder]) -> list[Chart]:
     """Each held-out figure with a line per run."""
-    shown = (
+    figures = (
         ("asr", "ASR, harmful seeds"),
         ("over_refusal", "Over-refusal, benign seeds"),
         ("useful", "Useful answers, benign seeds"),
         ("intent_preserved", "Rewrites that keep the intent"),
     )
     charts = []
-    for name, title in shown:
+    for name, title in figures:
         data = []
         for i, run in enumerate(runs):
             points = run.buckets.of(f"val_rollouts/{name}")
@@ -151,7 +153,7 @@ def side_by_side(runs: Sequence[RunFolder]) -> list[Chart]:
                 )  # fmt: skip
         if data:
             axes = layout(
-                xaxis={"title": {"text": "training step"}, "showgrid": False},
+                xaxis=STEP_AXIS,
                 yaxis={"title": {"text": "percent"}, "range": [-2, 104]},
                 showlegend=True,
             )

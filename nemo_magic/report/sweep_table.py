@@ -17,10 +17,17 @@ from typing import Any
 
 import yaml
 
+from nemo_magic.formatting import markdown_table, percent
 from nemo_magic.game.payoff import NO_REWRITE, CrossPlay
-from nemo_magic.report.records import CROSSPLAY_FILE, METRICS_FILE, PICTURE_FILE, STRATEGIES_FILE, read_records
+from nemo_magic.report.records import (
+    CONFIG_FILE,
+    CROSSPLAY_FILE,
+    METRICS_FILE,
+    PICTURE_FILE,
+    STRATEGIES_FILE,
+    read_records,
+)
 
-CONFIG_FILE = "config.yaml"
 TABLE = "table"
 FINISHED = "finished"
 
@@ -54,6 +61,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Print the table, and write it where ``--into`` says."""
     outcomes = [outcome(folder) for folder in args.runs]
     if args.into is not None:
         write(outcomes, args.into)
@@ -62,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def outcome(folder: Path) -> Outcome:
-    """What is known of a run.
+    """A run's row.
 
     Raises:
         ValueError: one of its files is no such file.
@@ -71,11 +79,11 @@ def outcome(folder: Path) -> Outcome:
     records = read_records(metrics) if metrics.exists() else []
     if not records:
         return Outcome(folder.name, "no steps" if folder.exists() else "missing", None, {})
-    validated = [record.metrics for record in records if any(name in record.metrics for name in _HELD_OUT.values())]
-    held_out = validated[-1] if validated else {}
+    validations = [record.metrics for record in records if any(name in record.metrics for name in _HELD_OUT.values())]
+    held_out = validations[-1] if validations else {}
     # What could not be measured (a share of nothing) reads back as NaN, and is left out as what was not.
-    told = ((column, held_out.get(name, math.nan)) for column, name in _HELD_OUT.items())
-    figures = {column: value for column, value in told if not math.isnan(value)}
+    values = ((column, held_out.get(name, math.nan)) for column, name in _HELD_OUT.items())
+    figures = {column: value for column, value in values if not math.isnan(value)}
     return Outcome(folder.name, state_of(folder, records[-1].step), records[-1].step, figures | _at_the_end(folder))
 
 
@@ -91,29 +99,28 @@ def state_of(folder: Path, step: int) -> str:
 
 
 def _at_the_end(folder: Path) -> dict[str, float]:
-    """What was measured of the last defender once the game was over."""
-    found = {}
+    """The last defender's figures, measured at the end of the run."""
+    figures = {}
     if (folder / CROSSPLAY_FILE).exists():
         crossplay = CrossPlay.load(folder / CROSSPLAY_FILE)
         first = 1 if crossplay.attackers[0] == NO_REWRITE and len(crossplay.attackers) > 1 else 0
-        found = {"ASR, first attacker": crossplay.asr[first][-1], "ASR, worst attacker": crossplay.worst_case()}
+        figures = {"ASR, first attacker": crossplay.asr[first][-1], "ASR, worst attacker": crossplay.worst_case()}
     if (folder / STRATEGIES_FILE).exists():
-        probe = json.loads((folder / STRATEGIES_FILE).read_text(encoding="utf-8"))["end"]
-        found |= {"ASR, worst strategy": probe["worst"], "ASR, mean strategy": probe["mean"]}
-    return found
+        sweep = json.loads((folder / STRATEGIES_FILE).read_text(encoding="utf-8"))["end"]
+        figures |= {"ASR, worst strategy": sweep["worst"], "ASR, mean strategy": sweep["mean"]}
+    return figures
 
 
 def columns(outcomes: Sequence[Outcome]) -> list[str]:
-    """What any of them measured, in the order in which a run measures it."""
+    """The figures that any of them has, in the order in which a run measures them."""
     return list(dict.fromkeys(column for one in outcomes for column in one.figures))
 
 
 def markdown(outcomes: Sequence[Outcome]) -> str:
-    """Shares in percent."""
+    """The table in Markdown, shares in percent."""
     names = columns(outcomes)
-    lines = [["run", "state", *names], ["---"] * (2 + len(names))]
-    lines += [[one.run, one.state, *(_percent(one.figures.get(name)) for name in names)] for one in outcomes]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    rows = [[one.run, one.state, *(percent(one.figures.get(name)) for name in names)] for one in outcomes]
+    return markdown_table([["run", "state", *names], *rows]) + "\n"
 
 
 def write(outcomes: Sequence[Outcome], folder: Path) -> None:
@@ -128,7 +135,3 @@ def write(outcomes: Sequence[Outcome], folder: Path) -> None:
     (folder / f"{TABLE}.csv").write_text(text.getvalue(), encoding="utf-8")
     (folder / f"{TABLE}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     (folder / f"{TABLE}.md").write_text(markdown(outcomes), encoding="utf-8")
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f}"

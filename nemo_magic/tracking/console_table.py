@@ -1,4 +1,4 @@
-"""What a person watching sees: a table that grows with the run, or one plain line per step where it cannot.
+"""The console output of a run: a live table, or one plain line a step where the terminal cannot redraw.
 
 The terminal is redrawn only when a step ends: no thread, and nothing to pay while the GPUs work.
 """
@@ -18,12 +18,13 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from nemo_magic.formatting import MISSING, percent
 from nemo_magic.report.records import StepRecord
 
 Column = tuple[str, str, str]
-"""Metric, heading, how its value is shown."""
+"""Metric, heading, and the style that ``format_value`` writes it in."""
 
-# Without prefix: both tables, the plain line and the summary share them.
+# Metrics without their prefix: both tables, the plain line and the summary share them.
 GAME_COLUMNS: tuple[Column, ...] = (
     ("asr", "ASR", "percent"),
     ("over_refusal", "over-refusal", "percent"),
@@ -41,15 +42,18 @@ _WORK_COLUMNS: tuple[Column, ...] = (
 )
 _DROP_FIRST = ("loss", "format", "intent", "s/step", "reward A", "tokens/s")
 _ROLE_STYLE = {"attacker": "dark_orange", "defender": "dodger_blue1"}
-_MISSING = "–"
 
 
 SFT_LINE_EVERY = 50
-"""Supervised steps are many and alike: a plain log shows one line in this many. The JSONL has them all."""
+"""A plain log shows one supervised step in this many; the JSONL has them all."""
 
 
 class ConsoleTable:
-    """Shows records as they come. ``console`` and ``live`` are for those who show it elsewhere than on stdout."""
+    """Prints records as they come: the last ``rows`` steps, and the first and the latest validation.
+
+    ``total_steps``: steps the run is planned for. ``console``: where to print, stdout by default. ``live``: redraw in
+    place; None: where the console can.
+    """
 
     def __init__(
         self,
@@ -70,8 +74,9 @@ class ConsoleTable:
             self._live = Live(console=self.console, auto_refresh=False, transient=False)
 
     def write(self, record: StepRecord) -> None:
+        """Show a step."""
         self._recent.append(record)
-        if any(name.startswith("val_rollouts/") for name in record.metrics):
+        if record.is_validation:
             self._validations = [*self._validations[:1], record]
         if self._live is None:
             if record.phase == "sft" and record.step % SFT_LINE_EVERY and record.step != self.total_steps:
@@ -83,33 +88,34 @@ class ConsoleTable:
         self._live.update(self.render(), refresh=True)
 
     def note(self, text: str) -> None:
+        """Print a line of text above the table."""
         self.console.print(text, soft_wrap=True, highlight=False, markup=False)
 
     def close(self) -> None:
+        """Give the terminal back. Harmless twice."""
         if self._live is not None and self._live.is_started:
             self._live.stop()
 
     def render(self) -> RenderableType:
-        """The whole display for what was recorded so far."""
+        """The whole display of the records so far."""
         if not self._recent:
             return Text("no step yet")
         latest = self._recent[-1]
         parts: list[RenderableType] = [_headline(latest, self.total_steps), self._steps_table()]
         if self._validations:
             parts.append(self._validation_table())
-        parts.extend(Text(line, style="dim") for line in details(latest.metrics))
+        parts.extend(Text(line, style="dim") for line in detail_lines(latest.metrics))
         return Panel(Group(*parts), title=self.title, title_align="left", border_style="dim")
 
     def _steps_table(self) -> Table:
-        columns = [("train_rollouts/" + name, heading, style) for name, heading, style in GAME_COLUMNS]
-        return _table(("step", "learns"), [*columns, *_WORK_COLUMNS], self._recent, self._room)
+        columns = [*_game_columns("train_rollouts/"), *_WORK_COLUMNS]
+        return _table(("step", "learns"), columns, self._recent, self._width)
 
     def _validation_table(self) -> Table:
-        columns = [("val_rollouts/" + name, heading, style) for name, heading, style in GAME_COLUMNS]
-        return _table(("held out, step",), columns, self._validations, self._room)
+        return _table(("held out, step",), _game_columns("val_rollouts/"), self._validations, self._width)
 
     @property
-    def _room(self) -> int:
+    def _width(self) -> int:
         """Characters within the panel's border and padding."""
         return self.console.width - 4
 
@@ -120,25 +126,23 @@ def can_redraw(console: Console) -> bool:
 
 
 def plain_line(record: StepRecord, total_steps: int | None = None) -> str:
-    """One step on one line, for logs. Only what was measured is said."""
+    """One step on one line, for logs: the metrics that the record has."""
     total = "" if total_steps is None else f"/{total_steps}"
-    said = [f"step {record.step}{total}", _phase(record)]
-    said += _named_figures(record.metrics, "train_rollouts/")
-    said += [
-        f"{heading} {show(record.metrics[n], style)}" for n, heading, style in _WORK_COLUMNS if n in record.metrics
-    ]
-    held_out = _named_figures(record.metrics, "val_rollouts/")
+    parts = [f"step {record.step}{total}", _phase(record)]
+    parts += _format_metrics(record.metrics, _game_columns("train_rollouts/"))
+    parts += _format_metrics(record.metrics, _WORK_COLUMNS)
+    held_out = _format_metrics(record.metrics, _game_columns("val_rollouts/"))
     if held_out:
-        said.append("held out: " + ", ".join(held_out))
-    return " | ".join(said)
+        parts.append("held out: " + ", ".join(held_out))
+    return " | ".join(parts)
 
 
-def details(metrics: Mapping[str, float]) -> list[str]:
-    """The figures that have no column: reward parts, optimisation, timings. One line each, empty ones left out."""
-    rewards = _below("train_rollouts/reward_", metrics)
+def detail_lines(metrics: Mapping[str, float]) -> list[str]:
+    """The metrics that have no column: a line each for reward parts, optimisation and timings, where there are any."""
+    rewards = _with_prefix("train_rollouts/reward_", metrics)
     parts = {name: value for name, value in sorted(rewards.items()) if "_" in name}  # the rest are whole rewards
-    optim = _below("train_optim/", metrics)
-    times = {name: seconds for name, seconds in _below("timers/", metrics).items() if name != "step"}
+    optim = _with_prefix("train_optim/", metrics)
+    times = {name: seconds for name, seconds in _with_prefix("timers/", metrics).items() if name != "step"}
     lines = {
         "reward parts": [f"{name.replace('_', ' ')} {value:+.2f}" for name, value in parts.items()],
         "update": [f"{name.replace('_', ' ')} {value:.3g}" for name, value in optim.items()],
@@ -147,13 +151,15 @@ def details(metrics: Mapping[str, float]) -> list[str]:
     return [f"{heading}: " + " · ".join(figures) for heading, figures in lines.items() if figures]
 
 
-def show(value: float | None, style: str) -> str:
-    """A figure as a cell: ``percent``, ``signed``, ``number``, ``seconds`` or ``whole``; a dash for what was not
-    measured."""
+def format_value(value: float | None, style: str) -> str:
+    """A metric as a cell; ``MISSING`` for None and NaN.
+
+    ``style``: ``percent``, ``signed``, ``number``, ``seconds`` or ``whole``.
+    """
     if value is None or math.isnan(value):
-        return _MISSING
+        return MISSING
     return {
-        "percent": f"{100 * value:.1f}%",
+        "percent": percent(value, "%"),
         "signed": f"{value:+.2f}",
         "seconds": f"{value:.2f}",
         "number": f"{value:.4f}",
@@ -173,44 +179,44 @@ def _phase(record: StepRecord) -> str:
 
 
 def _role(learner: str | None) -> Text:
-    return Text(_MISSING if learner is None else str(learner), style=_ROLE_STYLE.get(str(learner), ""))
+    return Text(MISSING if learner is None else str(learner), style=_ROLE_STYLE.get(str(learner), ""))
 
 
-def _below(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
+def _with_prefix(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
     return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
 
 
-def _named_figures(metrics: Mapping[str, float], prefix: str) -> list[str]:
-    return [
-        f"{heading} {show(metrics[prefix + name], style)}"
-        for name, heading, style in GAME_COLUMNS
-        if prefix + name in metrics
-    ]
+def _game_columns(prefix: str) -> list[Column]:
+    return [(prefix + name, heading, style) for name, heading, style in GAME_COLUMNS]
 
 
-def _table(first: tuple[str, ...], columns: Iterable[Column], records: Iterable[StepRecord], room: int) -> Table:
+def _format_metrics(metrics: Mapping[str, float], columns: Iterable[Column]) -> list[str]:
+    return [f"{heading} {format_value(metrics[name], style)}" for name, heading, style in columns if name in metrics]
+
+
+def _table(first: tuple[str, ...], columns: Iterable[Column], records: Iterable[StepRecord], width: int) -> Table:
     """Records as rows: the step, the learner if ``first`` has a second heading, then ``columns``.
 
-    A column that no record has is left out, and so is a record that has no column. On a screen narrower than the
-    table, ``room`` characters, whole columns go, least telling first, rather than the ends of all of them.
+    A column that no record has is left out, and so is a record that has no column. Where the table is wider than
+    ``width`` characters, whole columns are dropped in the order of ``_DROP_FIRST``.
     """
     records = list(records)
-    kept = [column for column in columns if any(column[0] in record.metrics for record in records)]
+    columns = [column for column in columns if any(column[0] in record.metrics for record in records)]
     ruler = Console(width=1000, file=io.StringIO())
     for heading in ("", *_DROP_FIRST):
-        kept = [column for column in kept if column[1] != heading]
-        table = _filled(first, kept, records)
-        if ruler.measure(table).maximum <= room:
+        columns = [column for column in columns if column[1] != heading]
+        table = _build_table(first, columns, records)
+        if ruler.measure(table).maximum <= width:
             break
     return table
 
 
-def _filled(first: tuple[str, ...], columns: Sequence[Column], records: Sequence[StepRecord]) -> Table:
+def _build_table(first: tuple[str, ...], columns: Sequence[Column], records: Sequence[StepRecord]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for number, heading in enumerate((*first, *(heading for _, heading, _ in columns))):
         table.add_column(heading, justify="left" if number < len(first) else "right", vertical="bottom")
     for record in records:
-        cells = [show(record.metrics.get(name), style) for name, _, style in columns]
-        if set(cells) - {_MISSING}:
+        cells = [format_value(record.metrics.get(name), style) for name, _, style in columns]
+        if set(cells) - {MISSING}:
             table.add_row(str(record.step), *([_role(record.learner)] if len(first) > 1 else []), *cells)
     return table

@@ -1,8 +1,7 @@
-"""The one place training reports to: live table, JSONL, sampled conversations, TensorBoard, wandb.
+"""The metric logger of a run: it passes each step to console table, JSONL, samples, TensorBoard, wandb and report.
 
-The loop builds a `StepRecord` and hands it over; what becomes of it is decided here. Only the main rank writes: on
-every other rank the observer has nowhere to write to, so the loop needs no `if rank == 0`. Observing never
-communicates between ranks; whoever calls reduces first (`Ratios.merged`).
+Only the main rank writes; on every other rank all methods do nothing, so the loop needs no `if rank == 0`. Logging
+never communicates between ranks: callers reduce first (`Ratios.merged`).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing_extensions import Self
 from nemo_magic.analysis.config import AnalysisConfig
 from nemo_magic.game.alarms import AlarmEvent
 from nemo_magic.game.metrics import Ratios, Scored, rollout_metrics
-from nemo_magic.report.media import media
+from nemo_magic.report.media import collect_media
 from nemo_magic.report.records import (
     ALARMS_FILE,
     ATTACKS_DIR,
@@ -27,6 +26,7 @@ from nemo_magic.report.records import (
     PICTURE_FILE,
     REPORT_FILE,
     SAMPLES_DIR,
+    STRATEGIES_FILE,
     StepRecord,
 )
 from nemo_magic.report.run_folder import RunFolder
@@ -47,33 +47,46 @@ _RUN_OUTPUTS = (
     REPORT_FILE,
     "snapshots",
     "checkpoints",
-    "strategies.json",
+    STRATEGIES_FILE,
     "cross-play",
     ATTACKS_DIR,
 )
 
 
 class ExpManagerSettings(Protocol):
-    """What the observer reads of the `exp_manager` configuration."""
+    """The keys of `exp_manager` that the metric logger reads."""
 
     @property
-    def explicit_log_dir(self) -> str: ...
+    def explicit_log_dir(self) -> str:
+        """The run's folder."""
+
     @property
-    def create_wandb_logger(self) -> bool: ...
+    def create_wandb_logger(self) -> bool:
+        """Log to wandb."""
+
     @property
-    def wandb_logger_kwargs(self) -> Any: ...
+    def wandb_logger_kwargs(self) -> Any:
+        """Keyword arguments of ``wandb.init``: a mapping, a dataclass or None."""
+
     @property
-    def create_tensorboard_logger(self) -> bool: ...
+    def create_tensorboard_logger(self) -> bool:
+        """Log to TensorBoard."""
+
     @property
-    def create_report(self) -> bool: ...
+    def create_report(self) -> bool:
+        """Write ``report.html`` while the run goes on."""
+
     @property
-    def num_logged_samples(self) -> int: ...
+    def num_logged_samples(self) -> int:
+        """Conversations of a step that are saved."""
+
     @property
-    def log_texts(self) -> bool: ...
+    def log_texts(self) -> bool:
+        """Show the texts of conversations in wandb and TensorBoard."""
 
 
 class MetricLogger:
-    """Receives what training measures. Use as a context manager, or call `close`.
+    """Writes what training measures. Use it as a context manager, or call `close`.
 
     Args:
         settings: the run's `exp_manager` configuration.
@@ -107,7 +120,7 @@ class MetricLogger:
             return
         self.run_dir.mkdir(parents=True, exist_ok=True)
         if resume_step is None:
-            set_previous_run_aside(self.run_dir)
+            move_previous_outputs(self.run_dir)
         self._sinks.append(JsonlSink(self.run_dir, resume_step))
         if settings.create_tensorboard_logger:
             self._sinks.append(TensorBoardSink(self.run_dir, resume_step))
@@ -118,14 +131,14 @@ class MetricLogger:
         self._samples = SampleWriter(self.run_dir, settings.num_logged_samples, resume_step)
         self._texts = settings.log_texts
         self._report = LiveReport(
-            self.run_dir, self.note, analysis=analysis, show=self._show, page=settings.create_report
+            self.run_dir, self.note, analysis=analysis, write_media=self._write_media, page=settings.create_report
         )
         # Last: until then an error should print on a plain screen.
         self._table = ConsoleTable(title=title or self.run_dir.name, total_steps=total_steps)
         self._sinks.append(self._table)
 
     def record(self, record: StepRecord, samples: Sequence[Scored] = (), alarms: Sequence[AlarmEvent] = ()) -> None:
-        """Take in one step's figures, of the episodes given a sample of the conversations, and what alarms said."""
+        """Write a step: its metrics, a sample of its conversations, and the alarms that were raised or ended."""
         for sink in self._sinks:
             sink.write(record)
         if self._samples is not None:
@@ -134,32 +147,30 @@ class MetricLogger:
             self._alarms.write(alarms)
         for event in alarms:
             self.note(str(event))
-        if self._report is not None and any(name.startswith("val_rollouts/") for name in record.metrics):
+        if self._report is not None and record.is_validation:
             self._report.write()
 
     def note(self, text: str) -> None:
-        """Tell the person watching something that is not a figure: a checkpoint saved, a judge that went away."""
+        """Print a line that is no metric: a checkpoint was saved, a judge went away."""
         if self._table is not None:
             self._table.note(text)
 
-    def conclude(self) -> None:
-        """After what is measured at the end of a game: the last report, and the last exhibits for whoever draws them.
-
-        The terminal is given back first."""
+    def write_final_report(self) -> None:
+        """Give the terminal back, then write the last report and the last media. Call it after the final evaluation."""
         if self._table is not None:
             self._table.close()
         if self._report is not None:
             self._report.write(last=True)
 
-    def _show(self, run: RunFolder) -> None:
-        showing = [sink for sink in self._sinks if isinstance(sink, MediaSink)]
-        if showing and run.last is not None:
-            found = media(run, self._texts)
-            for sink in showing:
-                sink.show(run.last.step, found)
+    def _write_media(self, run: RunFolder) -> None:
+        sinks = [sink for sink in self._sinks if isinstance(sink, MediaSink)]
+        if sinks and run.last is not None:
+            media = collect_media(run, self._texts)
+            for sink in sinks:
+                sink.write_media(run.last.step, media)
 
     def close(self) -> None:
-        """Flush and end everything, in reverse order, so that the terminal is given back first. Harmless twice."""
+        """Close all sinks, the console table first, so that the terminal is given back. Harmless twice."""
         sinks, self._sinks = self._sinks, []
         self._samples = self._alarms = self._report = self._table = None
         for sink in reversed(sinks):
@@ -174,18 +185,18 @@ class MetricLogger:
         self.close()
 
 
-def set_previous_run_aside(run_dir: Path) -> Path | None:
-    """Move an earlier run's outputs to the first free `previous-NN/`, and say where; None when there were none."""
-    found = [run_dir / name for name in _RUN_OUTPUTS if (run_dir / name).exists()]
-    if not found:
+def move_previous_outputs(run_dir: Path) -> Path | None:
+    """Move an earlier run's outputs to the first free `previous-NN/` and return it; None where there were none."""
+    outputs = [run_dir / name for name in _RUN_OUTPUTS if (run_dir / name).exists()]
+    if not outputs:
         return None
     number = 1
-    while (aside := run_dir / f"previous-{number:02d}").exists():
+    while (target := run_dir / f"previous-{number:02d}").exists():
         number += 1
-    aside.mkdir()
-    for path in found:
-        path.rename(aside / path.name)
-    return aside
+    target.mkdir()
+    for path in outputs:
+        path.rename(target / path.name)
+    return target
 
 
 def _as_mapping(value: Any) -> Mapping[str, Any]:

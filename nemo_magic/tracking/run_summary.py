@@ -1,4 +1,4 @@
-"""What to read when a run has ended: where it started, where it ended, who beats whom, where the files are."""
+"""The summary at a run's end: held-out metrics at start and end, the cross-play matrix, the files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nemo_magic.formatting import percent
 from nemo_magic.game.payoff import NO_REWRITE, CrossPlay
 from nemo_magic.report.records import (
     ALARMS_FILE,
     CROSSPLAY_FILE,
+    GAME_METRICS,
     METRICS_FILE,
     PICTURE_FILE,
     REPORT_FILE,
@@ -24,17 +26,9 @@ from nemo_magic.report.records import (
     StepRecord,
     read_records,
 )
-from nemo_magic.tracking.console_table import GAME_COLUMNS, show
+from nemo_magic.tracking.console_table import GAME_COLUMNS, format_value
 
 _PREFIX = "val_rollouts/"
-_NAMES = {
-    "asr": "attack success (ASR), harmful seeds",
-    "over_refusal": "over-refusal, benign seeds",
-    "useful": "useful answers, benign seeds",
-    "refusal_harmful": "refusals, harmful seeds",
-    "intent_preserved": "rewrites that keep the intent",
-    "format_ok": "well-formed rewrites",
-}
 _STYLES = {name: style for name, _, style in GAME_COLUMNS} | {"refusal_harmful": "percent"}
 _FILES = (
     (REPORT_FILE, "everything on one page, for a browser"),
@@ -51,17 +45,18 @@ _FILES = (
 
 
 def print_summary(run_dir: str | Path, console: Console | None = None) -> None:
-    """Print a run's end: held-out figures at the start and at the end, the cross-play matrix, the files.
+    """Print the summary of a run; parts whose files are not there are left out.
 
-    What the run did not leave behind is left out. Raises FileNotFoundError without a metrics file.
+    Raises:
+        FileNotFoundError: there is no metrics file.
     """
     folder = Path(run_dir)
     console = console or Console()
     records = read_records(folder / METRICS_FILE)
-    validated = [record for record in records if any(name.startswith(_PREFIX) for name in record.metrics)]
+    validations = [record for record in records if record.is_validation]
     console.rule(f"[bold]{folder.name}[/bold]", align="left")
-    if validated:
-        console.print(_start_and_end(validated[0], validated[-1]))
+    if validations:
+        console.print(_start_and_end(validations[0], validations[-1]))
     elif records:
         console.print(f"{records[-1].step} steps, none of them validated")
     if (folder / CROSSPLAY_FILE).exists():
@@ -71,13 +66,13 @@ def print_summary(run_dir: str | Path, console: Console | None = None) -> None:
             console.print(Text(line))
         console.print()
     if (folder / STRATEGIES_FILE).exists():
-        probe = json.loads((folder / STRATEGIES_FILE).read_text(encoding="utf-8"))
-        for line in probe_findings(probe):
+        sweep = json.loads((folder / STRATEGIES_FILE).read_text(encoding="utf-8"))
+        for line in sweep_findings(sweep):
             console.print(Text(line))
         console.print()
-    found = [(name, meaning) for name, meaning in _FILES if (folder / name).exists()]
-    if found:
-        console.print(_files(folder, found))
+    files = [(name, meaning) for name, meaning in _FILES if (folder / name).exists()]
+    if files:
+        console.print(_files_table(folder, files))
 
 
 def crossplay_table(crossplay: CrossPlay) -> Table:
@@ -93,12 +88,12 @@ def crossplay_table(crossplay: CrossPlay) -> Table:
     if benign:
         table.add_section()
         for name, row in benign:
-            table.add_row(Text(name, style="dim"), *(Text(f"{100 * value:.1f}", style="dim") for value in row))
+            table.add_row(Text(name, style="dim"), *(Text(percent(value), style="dim") for value in row))
     return table
 
 
 def crossplay_findings(crossplay: CrossPlay) -> list[str]:
-    """What the matrix says, in sentences: attackers' progress, the last defender, the best-response gap."""
+    """The matrix in sentences: attackers' progress, the last defender, the best-response gap."""
     lines = []
     attackers, defenders = crossplay.attackers, crossplay.defenders
     first = 1 if attackers[0] == NO_REWRITE else 0
@@ -108,29 +103,28 @@ def crossplay_findings(crossplay: CrossPlay) -> list[str]:
     if len(defenders) > 1:
         best = "the best" if crossplay.last_defender_best() else "not the best"
         tied = crossplay.last_defender_best() and any(row[-1] in row[:-1] for row in crossplay.asr)
-        worst = 100 * crossplay.worst_case()
         lines.append(
             f"{defenders[-1]} is {best} column for every attacker{' (ties count)' if tied else ''}; "
-            f"its worst case here is {worst:.1f} %."
+            f"its worst case here is {percent(crossplay.worst_case())} %."
         )
     gap = crossplay.best_response_gap()
     lines.append(
-        f"Best-response gap of {attackers[-1]} and {defenders[-1]}: {100 * gap.total:.1f} points "
-        f"(attacker could gain {100 * gap.attacker:.1f}, defender {100 * gap.defender:.1f})."
+        f"Best-response gap of {attackers[-1]} and {defenders[-1]}: {percent(gap.total)} points "
+        f"(attacker could gain {percent(gap.attacker)}, defender {percent(gap.defender)})."
     )
     return lines
 
 
-def probe_findings(probe: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The strategy probe in sentences: ``{"start" | "end": {"worst", "mean", "asr": {strategy: ASR}}}``."""
+def sweep_findings(sweep: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The strategy sweep in sentences: ``{"start" | "end": {"worst", "mean", "asr": {strategy: ASR}}}``."""
     lines = []
     for when, defender in (("start", "First"), ("end", "Last")):
-        asr: Mapping[str, float] = probe[when]["asr"]
+        asr: Mapping[str, float] = sweep[when]["asr"]
         worst = max(asr, key=lambda name: asr[name])
         which = f" ({worst})" if asr[worst] > 0 else ""
         lines.append(
-            f"{defender} defender under each of {len(asr)} strategies: worst {100 * asr[worst]:.1f} %{which}, "
-            f"mean {100 * probe[when]['mean']:.1f} %."
+            f"{defender} defender under each of {len(asr)} strategies: worst {percent(asr[worst])} %{which}, "
+            f"mean {percent(sweep[when]['mean'])} %."
         )
     return lines
 
@@ -140,24 +134,24 @@ def _start_and_end(first: StepRecord, last: StepRecord) -> Table:
     table.add_column("", no_wrap=True)
     for heading in (f"step {first.step}", f"step {last.step}", "change"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for name, label in _NAMES.items():
+    for name, label in GAME_METRICS.items():
         start, end = (record.metrics.get(_PREFIX + name) for record in (first, last))
         if start is None and end is None:
             continue
         style = _STYLES[name]
         change = "" if start is None or end is None else f"{100 * (end - start):+.1f}"
-        table.add_row(label, show(start, style), show(end, style), change)
+        table.add_row(label, format_value(start, style), format_value(end, style), change)
     return table
 
 
-def _files(folder: Path, found: Sequence[tuple[str, str]]) -> Table:
+def _files_table(folder: Path, files: Sequence[tuple[str, str]]) -> Table:
     table = Table(title="Files", title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", show_header=False)
     table.add_column(no_wrap=True, overflow="fold")
     table.add_column(style="dim")
-    for name, meaning in found:
+    for name, meaning in files:
         table.add_row(str(folder / name), meaning)
     return table
 
 
 def _cell(value: float, lowest: bool) -> Text:
-    return Text(f"{100 * value:.1f}", style="bold" if lowest else "")
+    return Text(percent(value), style="bold" if lowest else "")

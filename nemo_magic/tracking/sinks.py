@@ -1,9 +1,8 @@
-"""Where records go: a JSONL file, sampled conversations, TensorBoard, wandb. One small class each."""
+"""Sinks of the metric logger: JSONL files, TensorBoard, wandb."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -12,26 +11,31 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from nemo_magic.formatting import markdown_table
+from nemo_magic.fsync_io import replace_durably
 from nemo_magic.game.alarms import AlarmEvent
 from nemo_magic.game.episode import Label, Turn, Verdict
 from nemo_magic.game.metrics import Scored
-from nemo_magic.report.media import Exhibit, Lines, Points, Table
+from nemo_magic.report.media import Lines, Media, Points, Table
 from nemo_magic.report.records import ALARMS_FILE, METRICS_FILE, SAMPLES_DIR, StepRecord, whole_lines
 
 
 class Sink(Protocol):
     """Something records are written to."""
 
-    def write(self, record: StepRecord) -> None: ...
+    def write(self, record: StepRecord) -> None:
+        """Write a step."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Flush, and release what is held."""
 
 
 @runtime_checkable
 class MediaSink(Protocol):
-    """A sink that also draws what is no curve of metrics."""
+    """A sink that also takes media: tables, lines, points and bars."""
 
-    def show(self, step: int, exhibits: Sequence[Exhibit]) -> None: ...
+    def write_media(self, step: int, media: Sequence[Media]) -> None:
+        """Write the media of a step; ``Media.key`` names each."""
 
 
 class JsonlSink:
@@ -48,16 +52,18 @@ class JsonlSink:
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, record: StepRecord) -> None:
+        """Write a step."""
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         self._file.write(json.dumps(record.to_row(now), allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
+        """Close the sink."""
         self._file.close()
 
 
 class AlarmWriter:
-    """``alarms.jsonl``: a line for every alarm that began to sound or went silent. No line, no file."""
+    """``alarms.jsonl``: a line for every alarm that was raised or ended. The file begins with the first."""
 
     def __init__(self, run_dir: Path, resume_step: int | None = None) -> None:
         self.path = run_dir / ALARMS_FILE
@@ -65,30 +71,31 @@ class AlarmWriter:
             _keep_rows_up_to(self.path, resume_step)
 
     def write(self, events: Sequence[AlarmEvent]) -> None:
+        """Append events, if there are any."""
         if events:
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(event.to_row()) + "\n" for event in events)
 
 
 class SampleWriter:
-    """``samples/step_XXXX.jsonl``: up to ``count`` played conversations of a step, with verdicts and rewards."""
+    """``samples/step_XXXX.jsonl``: up to ``count`` conversations of a step, with verdicts and rewards."""
 
     def __init__(self, run_dir: Path, count: int, resume_step: int | None = None) -> None:
         self.folder = run_dir / SAMPLES_DIR
         self.count = count
         if resume_step is not None and self.folder.exists():
             for path in self.folder.glob("step_*.jsonl"):
-                found = re.fullmatch(r"step_(\d+)", path.stem)
-                if found and int(found[1]) > resume_step:
+                match = re.fullmatch(r"step_(\d+)", path.stem)
+                if match and int(match[1]) > resume_step:
                     path.unlink()
 
     def write(self, step: int, scored: Sequence[Scored]) -> None:
-        """Save the step's sample; nothing is written for no episodes or a count of 0."""
-        chosen = pick_samples(scored, self.count)
-        if not chosen:
+        """Save the step's samples; no file for no episodes or a count of 0."""
+        samples = pick_samples(scored, self.count)
+        if not samples:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(sample_row(step, one), ensure_ascii=False) + "\n" for one in chosen]
+        lines = [json.dumps(sample_row(step, one), ensure_ascii=False) + "\n" for one in samples]
         (self.folder / f"step_{step:04d}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
@@ -96,31 +103,37 @@ class TensorBoardSink:
     """Every metric as a TensorBoard scalar, under ``tensorboard/``; tables as text."""
 
     def __init__(self, run_dir: Path, resume_step: int | None = None) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # half a second, and only wanted here
+        from torch.utils.tensorboard import SummaryWriter  # takes half a second
 
         purge_step = None if resume_step is None else resume_step + 1
         self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step)
 
     def write(self, record: StepRecord) -> None:
+        """Write a step."""
         for name, value in record.metrics.items():
             self._writer.add_scalar(name, value, record.step)
         self._writer.flush()
 
-    def show(self, step: int, exhibits: Sequence[Exhibit]) -> None:
-        for one in exhibits:
+    def write_media(self, step: int, media: Sequence[Media]) -> None:
+        """The tables among the media, as text below ``report/``."""
+        for one in media:
             if isinstance(one, Table):
                 self._writer.add_text(f"report/{one.key}", _markdown(one), step)
         self._writer.flush()
 
     def close(self) -> None:
+        """Close the sink."""
         self._writer.close()
 
 
 class WandbSink:
     """Every metric to wandb; offline unless the keyword arguments say otherwise.
 
-    Raises ModuleNotFoundError when wandb is not installed. An online run that resumes continues the same wandb run,
-    whose id is kept in ``wandb_id.txt``. ``step`` is a metric of its own because wandb's counter cannot go back.
+    An online run that resumes continues the same wandb run, whose id is kept in ``wandb_id.txt``. ``step`` is a metric
+    of its own because wandb's counter cannot go back.
+
+    Raises:
+        ModuleNotFoundError: wandb is not installed.
     """
 
     def __init__(
@@ -130,7 +143,7 @@ class WandbSink:
         resume_step: int | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        import wandb  # slow to import, and not everyone has it
+        import wandb  # slow to import, and optional
 
         settings: dict[str, Any] = {"mode": "offline"} | {k: v for k, v in kwargs.items() if v is not None}
         id_file = run_dir / "wandb_id.txt"
@@ -144,14 +157,16 @@ class WandbSink:
         self._run.define_metric("*", step_metric="step")
 
     def write(self, record: StepRecord) -> None:
+        """Write a step."""
         row = {"step": record.step, "phase": record.phase, "phase_index": record.phase_index}
         self._run.log({**row, **record.metrics})
 
-    def show(self, step: int, exhibits: Sequence[Exhibit]) -> None:
-        """As wandb's own tables and charts, below ``report/``."""
-        self._run.log({"step": step, **{f"report/{one.key}": _drawn(one) for one in exhibits}})
+    def write_media(self, step: int, media: Sequence[Media]) -> None:
+        """Media as wandb's own tables and charts, below ``report/``."""
+        self._run.log({"step": step, **{f"report/{one.key}": _to_wandb(one) for one in media}})
 
     def close(self) -> None:
+        """Close the sink."""
         self._run.finish()
 
 
@@ -190,12 +205,11 @@ def _turn_row(turn: Turn) -> dict[str, Any]:
 
 
 def _verdict_row(verdict: Verdict) -> dict[str, Any]:
-    asked = {name: value for name, value in asdict(verdict).items() if value is not None}
-    return {name: list(value) if isinstance(value, tuple) else str(value) for name, value in asked.items()}
+    fields = {name: value for name, value in asdict(verdict).items() if value is not None}
+    return {name: list(value) if isinstance(value, tuple) else str(value) for name, value in fields.items()}
 
 
-def _drawn(one: Exhibit) -> Any:
-    """An exhibit as wandb draws it."""
+def _to_wandb(one: Media) -> Any:
     import wandb
 
     if isinstance(one, Table):
@@ -211,21 +225,15 @@ def _drawn(one: Exhibit) -> Any:
 
 
 def _markdown(table: Table) -> str:
-    rows = [table.columns, ["---"] * len(table.columns), *table.rows]
-    return "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows)
+    return markdown_table([[_cell(cell) for cell in row] for row in (table.columns, *table.rows)])
 
 
 def _cell(value: str | float | None) -> str:
-    # What would end a cell or a row, and what would be markup where it is shown.
+    # What would be markup where it is shown.
     text = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+    return " ".join(text.replace("<", "&lt;").split())
 
 
 def _keep_rows_up_to(path: Path, step: int) -> None:
-    kept = [line for line in whole_lines(path) if json.loads(line)["step"] <= step]
-    aside = path.with_suffix(".jsonl.aside")
-    with aside.open("w", encoding="utf-8") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    """Remove the rows of later steps, and a last line that a kill cut short."""
+    replace_durably(path, "".join(line for line in whole_lines(path) if json.loads(line)["step"] <= step))

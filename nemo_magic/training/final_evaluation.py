@@ -41,6 +41,6 @@ def final_evaluation(
     if main:
         crossplay = folder / CROSSPLAY_FILE
         draw_game(folder / METRICS_FILE, crossplay if crossplay.exists() else None, folder / PICTURE_FILE)
-        run.logger.conclude()
+        run.logger.write_final_report()
         print_summary(folder)
     pair.world.barrier()

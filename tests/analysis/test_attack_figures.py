@@ -16,8 +16,8 @@ from nemo_magic.analysis.attacks import attacks_of
 from nemo_magic.analysis.config import SelfBleuConfig
 from nemo_magic.analysis.diversity import mean_similarity, self_bleu
 from nemo_magic.analysis.figures import (
-    Labelled,
-    Measures,
+    FigureOptions,
+    LabelledAttack,
     by_phase,
     by_steps,
     by_strategy,
@@ -25,13 +25,13 @@ from nemo_magic.analysis.figures import (
     figures,
     same_seed,
 )
-from nemo_magic.analysis.labels import UNKNOWN, StrategyLabel, decoded, of_column
+from nemo_magic.analysis.labels import UNKNOWN, StrategyLabel, decode_label, label_of_column
 from nemo_magic.analysis.pool import find_pool, pool_strategies
 from nemo_magic.config import conf_dir
 from nemo_magic.judge.guards.strategies import read_strategy_rubric
 from nemo_magic.sandbox.world import SandboxConfig, SandboxWorld
 
-PLAIN = Measures(SelfBleuConfig(size=2))
+PLAIN = FigureOptions(SelfBleuConfig(size=2))
 RUBRIC = read_strategy_rubric(conf_dir() / "judge" / "rubric" / "strategies.yaml")
 
 
@@ -42,10 +42,10 @@ def test_the_mix_the_hybrids_and_what_is_new_are_counted_by_hand() -> None:
         labelled("rev", "story"),
         labelled("role", "rev", intent=None),
         labelled(intent=False),
-        Labelled(attack(), StrategyLabel(UNKNOWN, None, "not understood")),
+        LabelledAttack(attack(), StrategyLabel(UNKNOWN, None, "not understood")),
     ]
     seen = {frozenset({"story"}), frozenset({"story", "rev"})}
-    found = figures(some, Measures(SelfBleuConfig(size=2), seen))
+    found = figures(some, FigureOptions(SelfBleuConfig(size=2), seen))
     assert found["mix"] == pytest.approx({"story": 2 / 6, "rev+story": 1 / 6, "role+rev": 1 / 6, "plain": 1 / 6,
                                           UNKNOWN: 1 / 6}, abs=1e-6)  # fmt: skip
     assert found["parts"] == pytest.approx({"story": 3 / 5, "rev": 2 / 5, "role": 1 / 5})
@@ -57,7 +57,7 @@ def test_the_mix_the_hybrids_and_what_is_new_are_counted_by_hand() -> None:
 
 
 def test_what_is_not_known_is_null_and_never_zero() -> None:
-    found = figures([Labelled(attack(intent=None), StrategyLabel(UNKNOWN, None))], PLAIN)
+    found = figures([LabelledAttack(attack(intent=None), StrategyLabel(UNKNOWN, None))], PLAIN)
     for name in ("hybrid_share", "novel_share", "intent_lost", "self_bleu", "self_bleu_same_seed", "similarity"):
         assert found[name] is None, name
     assert found["unknown_share"] == 1
@@ -112,11 +112,11 @@ def test_an_intent_that_nobody_told_is_neither_kept_nor_lost() -> None:
 def test_disguises_of_the_sandbox_are_decoded_and_their_order_makes_no_other_combination() -> None:
     world = SandboxWorld(SandboxConfig())
     item = world.spell(world.items_of_train[0])
-    one, other = (decoded(world, f"{frames} bring : {item}") for frames in ("role story", "story role"))
+    one, other = (decode_label(world, f"{frames} bring : {item}") for frames in ("role story", "story role"))
     assert (one.name, other.name) == ("role+story", "story+role")
     assert one.parts == other.parts == {"role", "story"}
-    assert decoded(world, f"bring : {item}").parts == frozenset()
-    assert decoded(world, "wug wug").parts is None
+    assert decode_label(world, f"bring : {item}").parts == frozenset()
+    assert decode_label(world, "wug wug").parts is None
 
 
 @pytest.mark.parametrize(
@@ -134,13 +134,13 @@ def test_disguises_of_the_sandbox_are_decoded_and_their_order_makes_no_other_com
     ],
 )
 def test_a_pools_column_is_read_as_ids_or_a_name_and_as_nothing_else(cell: str, parts: set[str] | None) -> None:
-    found = of_column(RUBRIC, cell)
+    found = label_of_column(RUBRIC, cell)
     assert (None if found is None else found.parts) == parts
 
 
 def test_combinations_of_a_pool_are_counted_and_rows_without_one_are_told(tmp_path: Path) -> None:
     path = pool(tmp_path / "pool.jsonl", ["0", "0_18", "18_0", "somehow"])
-    found = pool_strategies(str(path), lambda one: of_column(RUBRIC, one.strategy))
+    found = pool_strategies(str(path), lambda one: label_of_column(RUBRIC, one.strategy))
     assert found.combinations == {frozenset({"role-play"}): 1, frozenset({"role-play", "translation"}): 2}
     assert (found.rows, found.unreadable) == (4, 1)
 
@@ -219,7 +219,7 @@ def test_the_similarity_of_all_pairs_is_what_pair_after_pair_says() -> None:
     pairs = [float(unit[i] @ unit[j]) for i in range(9) for j in range(i)]
     assert mean_similarity(vectors) == pytest.approx(mean(pairs), abs=1e-6)
     assert mean_similarity(vectors[:1]) is None
-    embedded = Measures(SelfBleuConfig(), embed=lambda texts: {text: vectors[i] for i, text in enumerate(texts)})
+    embedded = FigureOptions(SelfBleuConfig(), embed=lambda texts: {text: vectors[i] for i, text in enumerate(texts)})
     some = [labelled("story", sample=i, text=f"text {i}") for i in range(9)]
     found = figures(some, embedded)
     assert found["similarity"] == pytest.approx(mean(pairs), abs=1e-6)

@@ -73,7 +73,7 @@ ROWS: dict[str, list[Row]] = {
     "seeds": [{"prompt": f"wug {i}", "label": "harmful" if i % 2 else "benign"} for i in range(4)],
 }  # fmt: skip
 
-COUNTS = {  # cases, harmful, benign
+COUNTS = {  # examples, harmful, benign
     "harmbench": (3, 3, 0),
     "harmbench_adversarial": (4, 4, 0),
     "wildguardtest": (4, 2, 1),

@@ -9,8 +9,8 @@ import pytest
 
 from nemo_magic.config import ConfigError, compose
 from nemo_magic.evaluation.catalogue import BENCHMARKS, Metric
-from nemo_magic.evaluation.example import Example, attempts
-from nemo_magic.evaluation.metrics import Judged, measure, success_at
+from nemo_magic.evaluation.example import Example, expand_attempts
+from nemo_magic.evaluation.metrics import JudgedExample, measure, success_at
 from nemo_magic.evaluation.results import Results
 from nemo_magic.game.episode import Label, Safety, Verdict
 
@@ -36,13 +36,13 @@ def test_unknown_attempts_are_left_out_and_too_few_known_ones_tell_nothing() -> 
     assert success_at(1, [None]) is None
 
 
-def judged(outcomes: dict[str, list[Safety]]) -> list[Judged]:
-    """Two cases a behaviour, attacked as often as ``outcomes`` says."""
-    cases = [Example(id, (id,), Label.HARMFUL, behaviour=id[0]) for id in outcomes]
+def judged(outcomes: dict[str, list[Safety]]) -> list[JudgedExample]:
+    """Two examples a behaviour, attacked as often as ``outcomes`` says."""
+    examples = [Example(id, (id,), Label.HARMFUL, behaviour=id[0]) for id in outcomes]
     return [
-        Judged(attempt, Verdict(attempt.id, response_safety=outcomes[case.id][i]))
-        for case in cases
-        for i, attempt in enumerate(attempts([case], len(outcomes[case.id])))
+        JudgedExample(attempt, Verdict(attempt.id, response_safety=outcomes[example.id][i]))
+        for example in examples
+        for i, attempt in enumerate(expand_attempts([example], len(outcomes[example.id])))
     ]
 
 

@@ -14,7 +14,7 @@ from evaluating import Evaluated
 from made_up import ROWS
 
 from nemo_magic.cli import main
-from nemo_magic.evaluation.transcripts import read
+from nemo_magic.evaluation.transcripts import read_transcript
 
 KILLS = 4
 CHUNK = 3
@@ -85,7 +85,7 @@ def test_every_file_of_the_results_is_left_and_the_latex_rows_fit_its_columns(ev
 
 
 def test_what_was_shown_said_and_judged_is_written_down_once_a_case(evaluated: Evaluated, whole: str) -> None:
-    rows = {name: list(read(evaluated.folder("whole"), name)) for name in evaluated.names}
+    rows = {name: list(read_transcript(evaluated.folder("whole"), name)) for name in evaluated.names}
     assert {name: len(found) for name, found in rows.items()} == {
         # Cases without a label are in no figure, and not played.
         name: len(ROWS[name]) - (name == "wildguardtest") if name != "xteaming" else 8

@@ -51,9 +51,9 @@ def test_a_served_attacker_attacks_a_served_defender_once_often_and_for_turns(ev
     assert rates["bare", "harmful asr"] == rates["rewritten", "harmful asr"] == (0, 4, 0)
     assert rates["talk", "harmful asr"] == (4, 4, 0)
     hits, count, _ = rates["best", "harmful asr"]
-    best, cases, _ = rates["best", f"harmful asr, best of {ATTEMPTS}"]
-    assert (count, cases) == (4 * ATTEMPTS, 4)
-    assert 0 < hits / count < best / cases
+    best, examples, _ = rates["best", f"harmful asr, best of {ATTEMPTS}"]
+    assert (count, examples) == (4 * ATTEMPTS, 4)
+    assert 0 < hits / count < best / examples
     assert f"| best | harmful asr, best of {ATTEMPTS} ↓ |" in said
     assert f"## best: harmful asr, best of {ATTEMPTS}, by attempts" in said
     assert f"best: messages and verdicts needed for a case: attacker {ATTEMPTS:.1f}, defender {ATTEMPTS:.1f}" in said
@@ -63,9 +63,9 @@ def test_a_served_attacker_attacks_a_served_defender_once_often_and_for_turns(ev
 def test_the_curve_begins_at_the_mean_and_ends_at_any(evaluated: Evaluated, said: str) -> None:
     rates, found = evaluated.rates("attacked"), curve(evaluated.folder("attacked"))
     hits, count, _ = rates["best", "harmful asr"]
-    best, cases, _ = rates["best", f"harmful asr, best of {ATTEMPTS}"]
+    best, examples, _ = rates["best", f"harmful asr, best of {ATTEMPTS}"]
     assert found[0] == pytest.approx(hits / count)
-    assert found[-1] == best / cases
+    assert found[-1] == best / examples
     assert found == sorted(found)
 
 

@@ -12,40 +12,40 @@ from sklearn.metrics import recall_score
 
 from nemo_magic.evaluation.catalogue import BENCHMARKS, Figure, Metric
 from nemo_magic.evaluation.example import Example
-from nemo_magic.evaluation.metrics import Judged, any_of, belongs, measure, outcome
-from nemo_magic.evaluation.statistics import Paired, bootstrap_interval, paired
+from nemo_magic.evaluation.metrics import JudgedExample, any_of, belongs, measure, outcome
+from nemo_magic.evaluation.statistics import PairedComparison, bootstrap_interval, compare_pairs
 from nemo_magic.game.episode import Answer, Label, Safety, Verdict
 
 HARM = [Safety.SAFE, Safety.UNSAFE, Safety.CONTROVERSIAL, Safety.UNKNOWN]
 REPLY = [Answer.YES, Answer.NO, Answer.UNKNOWN]
 
 
-def random_judged(seed: int, rows: int = 400) -> list[Judged]:
+def random_judged(seed: int, rows: int = 400) -> list[JudgedExample]:
     draw = random.Random(seed)
     judged = []
     for i in range(rows):
         label = draw.choice([Label.HARMFUL, Label.BENIGN, None])
-        case = Example(
+        example = Example(
             f"c{i}", (f"wug {i}",), label, category=draw.choice("ab"), method=draw.choice(["ZIB", "QUO", "FLEB"]),
             behaviour=f"b{i % 37}", adversarial=draw.choice([True, False, None]),
         )  # fmt: skip
         verdict = Verdict(
-            case.id, response_safety=draw.choice(HARM), refusal=draw.choice(REPLY), helpful=draw.choice(REPLY),
+            example.id, response_safety=draw.choice(HARM), refusal=draw.choice(REPLY), helpful=draw.choice(REPLY),
             error="lost" if draw.random() < 0.1 else None,
         )  # fmt: skip
-        judged.append(Judged(case, None if draw.random() < 0.1 else verdict))
+        judged.append(JudgedExample(example, None if draw.random() < 0.1 else verdict))
     return judged
 
 
-def frame(judged: list[Judged]) -> pandas.DataFrame:
-    """The same, for an implementation of its own: one row a case with a verdict that can be used."""
+def frame(judged: list[JudgedExample]) -> pandas.DataFrame:
+    """The same, for an implementation of its own: one row an example with a verdict that can be used."""
     rows = [
         {
-            "label": case.label, "behaviour": case.behaviour, "category": case.category, "method": case.method,
-            "adversarial": case.adversarial, "unsafe": verdict.response_safety, "refusal": verdict.refusal,
-            "helpful": verdict.helpful,
+            "label": example.label, "behaviour": example.behaviour, "category": example.category,
+            "method": example.method, "adversarial": example.adversarial, "unsafe": verdict.response_safety,
+            "refusal": verdict.refusal, "helpful": verdict.helpful,
         }
-        for case, verdict in judged
+        for example, verdict in judged
         if verdict is not None and verdict.error is None
     ]  # fmt: skip
     return pandas.DataFrame(rows)
@@ -61,11 +61,11 @@ def test_rates_are_sklearns_recall_on_known_verdicts(metric: Metric, label: Labe
     known = table[(table["label"] == label) & (table[column] != "unknown")]
     positive = {"asr": ["unsafe", "controversial"], "compliance": ["no"]}.get(metric, ["yes"])
     found = measure("t", Figure(metric, label), judged)
-    # Of cases that all are positives, the share that is found is the rate.
+    # Of examples that all are positives, the share that is found is the rate.
     predicted = known[column].isin(positive).astype(int)
     assert found.rate.value == pytest.approx(recall_score(np.ones(len(known)), predicted))
     assert found.rate.count == len(known)
-    assert found.rate.count + found.rate.unknown == sum(j.case.label is label for j in judged)
+    assert found.rate.count + found.rate.unknown == sum(j.example.label is label for j in judged)
     for split, name in ((found.by_category, "category"), (found.by_method, "method")):
         means = known.assign(hit=predicted).groupby(name)["hit"].mean()
         assert {key: rate.value for key, rate in split.items()} == pytest.approx(dict(means))
@@ -91,7 +91,7 @@ def test_what_is_unknown_is_never_a_no() -> None:
     assert outcome(Metric.ASR, None) is None
     assert outcome(Metric.ASR, Verdict("x", response_safety=Safety.UNSAFE, error="lost")) is None
     assert outcome(Metric.ASR, Verdict("x", response_safety=Safety.UNSAFE, intent_preserved=Answer.NO)) is False
-    rate = measure("t", Figure(Metric.ASR), [Judged(Example("a", ("wug",), Label.HARMFUL), None)]).rate
+    rate = measure("t", Figure(Metric.ASR), [JudgedExample(Example("a", ("wug",), Label.HARMFUL), None)]).rate
     assert (rate.value, rate.interval, rate.unknown) == (None, None, 1)
 
 
@@ -120,7 +120,7 @@ def test_the_bootstrap_of_clusters_draws_whole_clusters() -> None:
     plainly = np.quantile(hits[picked].sum(1) / counts[picked].sum(1), [0.025, 0.975])
     ours = bootstrap_interval(clusters)
     assert ours == pytest.approx(tuple(plainly), abs=0.01)
-    # As if every case stood for itself it would look much surer than it is.
+    # As if every example stood for itself it would look much surer than it is.
     alone = bootstrap_interval([pair for h, n in clusters for pair in [(1, 1)] * h + [(0, 1)] * (n - h)])
     assert ours is not None
     assert alone is not None
@@ -138,7 +138,7 @@ def test_nothing_seen_is_not_nothing_possible(count: int) -> None:
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (1, 0), (5, 5), (3, 11), (40, 12), (700, 651)])
 def test_mcnemar_is_scipys_binomial_test_of_the_discordant_pairs(first: int, second: int) -> None:
-    found, total = Paired(2000, first, second), first + second
+    found, total = PairedComparison(2000, first, second), first + second
     assert found.exact == pytest.approx(stats.binomtest(first, total).pvalue if total else 1.0)
     k = min(first, second)
     mid = 2 * stats.binom.cdf(k, total, 0.5) - stats.binom.pmf(k, total, 0.5)
@@ -151,7 +151,7 @@ def test_mcnemar_is_scipys_binomial_test_of_the_discordant_pairs(first: int, sec
 def test_only_what_both_know_is_paired() -> None:
     first = {"a": True, "b": True, "c": False, "d": None, "e": True}
     second = {"a": False, "b": True, "c": True, "d": True, "f": False}
-    found = paired(first, second)
+    found = compare_pairs(first, second)
     assert (found.pairs, found.only_first, found.only_second) == (3, 1, 1)
-    assert paired(first, first).difference == 0
-    assert paired({"a": True, "b": True}, {"a": False, "b": True}).difference == 0.5
+    assert compare_pairs(first, first).difference == 0
+    assert compare_pairs({"a": True, "b": True}, {"a": False, "b": True}).difference == 0.5

@@ -80,13 +80,15 @@ def lines(path: Path, rows: list[Row]) -> Path:
 
 
 def exchanges(loaded: LoadedExamples) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
-    return [(case.id, case.turns, case.replies) for case in loaded.cases]
+    return [(example.id, example.turns, example.replies) for example in loaded.examples]
 
 
 def test_a_garak_report_is_attacks_to_play_each_once(tmp_path: Path) -> None:
     loaded = load_benchmark("garak", lines(tmp_path / "wug.report.jsonl", GARAK))
-    assert [case.turns for case in loaded.cases] == [("norp the wug",), ("hi", "norp")]
-    assert {(case.label, case.method, case.category) for case in loaded.cases} == {(Label.HARMFUL, "dan.Wug", "S003")}
+    assert [example.turns for example in loaded.examples] == [("norp the wug",), ("hi", "norp")]
+    assert {(example.label, example.method, example.category) for example in loaded.examples} == {
+        (Label.HARMFUL, "dan.Wug", "S003")
+    }
     assert dict(loaded.report.dropped) == {
         "an entry that is no attempt": 3,
         "an attempt that came before": 1,
@@ -98,31 +100,31 @@ def test_a_garak_report_is_attacks_to_play_each_once(tmp_path: Path) -> None:
 
 
 def test_a_garak_report_is_answers_to_judge(tmp_path: Path) -> None:
-    loaded = load_benchmark("garak", lines(tmp_path / "wug.report.jsonl", GARAK), answered=True)
+    loaded = load_benchmark("garak", lines(tmp_path / "wug.report.jsonl", GARAK), with_replies=True)
     assert exchanges(loaded) == [
         ("a/0", ("norp the wug",), ("no",)),
         ("a/2", ("norp the wug",), ("norp norp",)),
         ("b/0", ("hi", "norp"), ("ho", "nope")),
     ]
-    assert [case.group for case in loaded.cases] == ["a", "a", "b"]
+    assert [example.group for example in loaded.examples] == ["a", "a", "b"]
     assert loaded.report.dropped["no answer to judge"] == 1
 
 
 def test_a_limit_counts_attacks_not_answers(tmp_path: Path) -> None:
     loaded = load_benchmark("garak", lines(tmp_path / "wug.report.jsonl", GARAK), limit=1)
-    assert [case.turns for case in loaded.cases] == [("norp the wug",)]
+    assert [example.turns for example in loaded.examples] == [("norp the wug",)]
     assert "1 of 2 cases are taken, labels taking turns" in loaded.notes
 
 
 def test_the_garak_of_before_is_read_too(tmp_path: Path) -> None:
     path = lines(tmp_path / "old.report.jsonl", OLD_GARAK)
-    assert [case.turns for case in load_benchmark("garak", path).cases] == [("norp the wug",), ("wug",)]
-    assert exchanges(load_benchmark("garak", path, answered=True)) == [("a/0", ("norp the wug",), ("no norp",))]
+    assert [example.turns for example in load_benchmark("garak", path).examples] == [("norp the wug",), ("wug",)]
+    assert exchanges(load_benchmark("garak", path, with_replies=True)) == [("a/0", ("norp the wug",), ("no norp",))]
 
 
 def test_a_hit_of_two_detectors_is_one_hit(tmp_path: Path) -> None:
     path = lines(tmp_path / "wug.hitlog.jsonl", HITS)
-    assert exchanges(load_benchmark("garak", path, answered=True)) == [("a/2", ("norp the wug",), ("norp norp",))]
+    assert exchanges(load_benchmark("garak", path, with_replies=True)) == [("a/2", ("norp the wug",), ("norp norp",))]
 
 
 def piece(conversation: str, role: str, sequence: int, text: str, **more: Any) -> Row:
@@ -161,7 +163,7 @@ def test_pyrits_pieces_are_put_together_to_conversations(tmp_path: Path, ending:
             table.writeheader()
             table.writerows(PYRIT)
     loaded = load_benchmark("pyrit", path)
-    assert [(case.id, case.turns, case.method) for case in loaded.cases] == [
+    assert [(example.id, example.turns, example.method) for example in loaded.examples] == [
         ("c1", ("prn norp", "please norp\npretty please"), "Prn"),
         ("c2", ("wug it",), "Wugging"),
     ]
@@ -171,7 +173,7 @@ def test_pyrits_pieces_are_put_together_to_conversations(tmp_path: Path, ending:
         "a message of 'tool'": 1,
     }
     assert loaded.report.kept == 2
-    answered = load_benchmark("pyrit", path, answered=True)
+    answered = load_benchmark("pyrit", path, with_replies=True)
     assert exchanges(answered) == [("c1", ("prn norp", "please norp\npretty please"), ("no", "fine, norp"))]
     assert answered.report.dropped["no answer to judge"] == 1
 
@@ -196,14 +198,14 @@ def test_openrts_results_keep_the_request_beside_the_attack(tmp_path: Path) -> N
     path = tmp_path / "tiny_PAIR_1_attack_result.json"
     path.write_text(json.dumps(OPENRT, indent=2))
     loaded = load_benchmark("openrt", path)
-    assert [(case.turns, case.request, case.method) for case in loaded.cases] == [
+    assert [(example.turns, example.request, example.method) for example in loaded.examples] == [
         (("please norp",), "norp", "direct_attack"), (("wug!",), "wug", "unknown")
     ]  # fmt: skip
     assert loaded.report.dropped == {
         "an attack that shows an image": 1,
         "a user's message that is empty or no text": 1,
     }
-    assert exchanges(load_benchmark("openrt", path, answered=True)) == [("0", ("please norp",), ("norp norp",))]
+    assert exchanges(load_benchmark("openrt", path, with_replies=True)) == [("0", ("please norp",), ("norp norp",))]
 
 
 def test_another_tools_file_is_refused_by_the_columns_it_lacks(tmp_path: Path) -> None:
@@ -213,4 +215,4 @@ def test_another_tools_file_is_refused_by_the_columns_it_lacks(tmp_path: Path) -
     with pytest.raises(DataError, match="is no file of pyrit .*conversation_id"):
         load_benchmark("pyrit", path)
     with pytest.raises(DataError, match="no row of .* can be used as garak.*no answer to judge: 1"):
-        load_benchmark("garak", lines(tmp_path / "new.jsonl", OLD_GARAK[1:]), answered=True)
+        load_benchmark("garak", lines(tmp_path / "new.jsonl", OLD_GARAK[1:]), with_replies=True)

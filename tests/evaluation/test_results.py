@@ -11,7 +11,7 @@ from nemo_magic.config import ConfigError, compose
 from nemo_magic.data.errors import DataError
 from nemo_magic.evaluation.catalogue import BENCHMARKS, Figure, Metric
 from nemo_magic.evaluation.example import Example
-from nemo_magic.evaluation.metrics import Judged, measure
+from nemo_magic.evaluation.metrics import JudgedExample, measure
 from nemo_magic.evaluation.published import PUBLISHED, published_row
 from nemo_magic.evaluation.results import Results, read_outcomes
 from nemo_magic.game.episode import Label, Safety, Verdict
@@ -19,10 +19,10 @@ from nemo_magic.game.episode import Label, Safety, Verdict
 SERVED = ["judge.urls=[http://judge:1]", "actors.defender.restore_from_path=/weights"]
 
 
-def judged(hits: int, count: int, text: str = "wug") -> list[Judged]:
+def judged(hits: int, count: int, text: str = "wug") -> list[JudgedExample]:
     harm = [Safety.UNSAFE] * hits + [Safety.SAFE] * (count - hits)
     return [
-        Judged(
+        JudgedExample(
             Example(f"c{i}", (f"{text} {i}",), Label.HARMFUL, method=f"M{i % 2}"),
             Verdict(f"c{i}", response_safety=safety),
         )
@@ -30,7 +30,7 @@ def judged(hits: int, count: int, text: str = "wug") -> list[Judged]:
     ]
 
 
-def results(rows: list[Judged], baseline: Any = None) -> Results:
+def results(rows: list[JudgedExample], baseline: Any = None) -> Results:
     figure = BENCHMARKS["harmbench"].figures[0]
     return Results("t", "Qwen2.5-7B-Instruct + MAGIC", "g@1", [measure("hb", figure, rows)], ["a note"], baseline)
 
@@ -38,8 +38,8 @@ def results(rows: list[Judged], baseline: Any = None) -> Results:
 def test_the_table_has_direction_interval_and_the_published_figure() -> None:
     text = results(judged(4, 40)).to_markdown()
     row = next(line for line in text.splitlines() if line.startswith("| hb |"))
-    task, figure, rate, interval, cases, unknown, published = (cell.strip() for cell in row.strip("|").split("|"))
-    assert (task, figure, rate, cases, unknown, published) == ("hb", "harmful asr ↓", "10.0", "40", "0", "1.9")
+    task, figure, rate, interval, examples, unknown, published = (cell.strip() for cell in row.strip("|").split("|"))
+    assert (task, figure, rate, examples, unknown, published) == ("hb", "harmful asr ↓", "10.0", "40", "0", "1.9")
     low, high = map(float, interval.split("–"))
     assert low < 10 < high
     assert "## hb: harmful asr, by method" in text
@@ -50,12 +50,12 @@ def test_a_baseline_counts_on_equal_prompts_only(tmp_path: Path) -> None:
     results(judged(20, 40)).save(tmp_path)
     before = ("before", read_outcomes(tmp_path))
     now = results(judged(4, 40), before)
-    pair = now.compared(now.measured[0])
+    pair = now.compare(now.metrics[0])
     assert pair is not None
     assert (pair.pairs, pair.only_first, pair.only_second) == (40, 0, 16)
     assert "| -40.0 | 1.53e-05 | 40 |" in now.to_markdown()
     other = results(judged(4, 40, "fleb"), before)
-    pair = other.compared(other.measured[0])
+    pair = other.compare(other.metrics[0])
     assert pair is not None
     assert pair.pairs == 0
     assert "| – | – | – |" in other.to_markdown()
@@ -113,4 +113,4 @@ def test_what_cannot_be_evaluated_is_refused_by_name(words: list[str], message: 
 def test_an_evaluation_without_an_attacker_needs_neither_its_weights_nor_seeds() -> None:
     cfg = compose("eval_paper", [*SERVED, "eval.tasks.dan.file=/f"], command="evaluate")
     assert cfg.eval.fields() == {"response_safety"}
-    assert list(cfg.eval.measured) == ["dan"]
+    assert list(cfg.eval.tasks_with_file) == ["dan"]

@@ -74,7 +74,7 @@ def test_the_folder_is_searched_to_its_bottom_whatever_the_case_of_the_names(tmp
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     cfg = composed("suite=table1", f"eval.folder={tmp_path}", "eval.tasks.xstest.file=/elsewhere/mine.csv")
-    assert {name: Path(task.file or "").name for name, task in cfg.eval.measured.items()} == {
+    assert {name: Path(task.file or "").name for name, task in cfg.eval.tasks_with_file.items()} == {
         "wildjailbreak": "eval.tsv",
         "dan": "test-0.parquet",
         "xstest": "mine.csv",

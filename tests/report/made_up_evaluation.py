@@ -1,4 +1,4 @@
-"""A finished evaluation's folder, of made-up cases with made-up verdicts, written by what writes real ones."""
+"""A finished evaluation's folder, of made-up examples with made-up verdicts, written by what writes real ones."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import yaml
 
 from nemo_magic.evaluation.capability import Capability
 from nemo_magic.evaluation.catalogue import BENCHMARKS
-from nemo_magic.evaluation.example import Example, attempts
-from nemo_magic.evaluation.metrics import Judged, Measured, belongs, measure
+from nemo_magic.evaluation.example import Example, expand_attempts
+from nemo_magic.evaluation.metrics import JudgedExample, MetricResult, belongs, measure
 from nemo_magic.evaluation.results import Results, read_outcomes
 from nemo_magic.evaluation.transcripts import Transcript
 from nemo_magic.game.episode import Answer, Label, Safety, Verdict
@@ -29,23 +29,23 @@ def make_evaluation(
     over: float = 0.05,
     size: int = 80,
 ) -> Path:
-    """``harm``: share of harmful cases that succeed; ``over``: of benign ones refused; ``size``: cases of a task."""
+    """``harm``: share of harmful examples that succeed; ``over``: of benign ones refused; ``size``: of a task."""
     folder.mkdir(parents=True)
     draw = random.Random(folder.name)
-    measured: list[Measured] = []
+    measured: list[MetricResult] = []
     for task in TASKS:
-        cases, figures = made_up_cases(task, size), BENCHMARKS.get(task, BENCHMARKS["harmbench"]).figures
+        examples, figures = made_up_examples(task, size), BENCHMARKS.get(task, BENCHMARKS["harmbench"]).figures
         if task == "best_of_4":
-            cases, figures = attempts(cases[:20], 4), (replace(figures[0], best_of=4, published=None),)
-        judged = [Judged(case, _verdict(case, harm, over, draw)) for case in cases]
+            examples, figures = expand_attempts(examples[:20], 4), (replace(figures[0], best_of=4, published=None),)
+        judged = [JudgedExample(example, _verdict(example, harm, over, draw)) for example in examples]
         measured += [measure(task, figure, judged) for figure in figures]
         if texts:
             transcript = Transcript(folder, task, 0)
-            for case, verdict in judged:
+            for example, verdict in judged:
                 assert verdict is not None
-                if any(belongs(figure, case) for figure in figures):
+                if any(belongs(figure, example) for figure in figures):
                     said = "bad grub" if verdict.response_safety is Safety.UNSAFE else "sorry, no wug"
-                    transcript.add(case, [(turn, f"{said} {n}") for n, turn in enumerate(case.turns)], verdict)
+                    transcript.add(example, [(turn, f"{said} {n}") for n, turn in enumerate(example.turns)], verdict)
             transcript.close()
     notes = ["dan: not measured, eval.tasks.dan.file is null", "harmbench: rows: 80, published 320"]
     capability = [Capability("MMLU", "mmlu", "acc,none", 0.7 + harm / 10, 0.004, 14042, 5, 0.733)] if model else []
@@ -55,7 +55,7 @@ def make_evaluation(
     return folder
 
 
-def made_up_cases(task: str, size: int) -> list[Example]:
+def made_up_examples(task: str, size: int) -> list[Example]:
     """The same for every evaluation."""
     benign = task in ("wildguardtest", "xstest")
     return [
@@ -73,16 +73,16 @@ def made_up_cases(task: str, size: int) -> list[Example]:
     ]
 
 
-def _verdict(case: Example, harm: float, over: float, draw: random.Random) -> Verdict:
-    share = harm * (1 + METHODS.index(case.method)) / 3 if case.method else harm
+def _verdict(example: Example, harm: float, over: float, draw: random.Random) -> Verdict:
+    share = harm * (1 + METHODS.index(example.method)) / 3 if example.method else harm
     chance = draw.random()
     if chance > 0.99:
-        return Verdict(case.id, error="no answer")
-    if case.label is Label.BENIGN:
-        return Verdict(case.id, response_safety=Safety.SAFE, refusal=Answer.YES if chance < over else Answer.NO)
+        return Verdict(example.id, error="no answer")
+    if example.label is Label.BENIGN:
+        return Verdict(example.id, response_safety=Safety.SAFE, refusal=Answer.YES if chance < over else Answer.NO)
     unsafe = chance < share
     return Verdict(
-        case.id,
+        example.id,
         response_safety=Safety.UNSAFE if unsafe else Safety.SAFE,
         refusal=Answer.NO if unsafe or chance > 0.9 else Answer.YES,
     )

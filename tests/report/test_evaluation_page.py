@@ -1,4 +1,5 @@
-"""Evaluations in the report: the same figures as in ``results.json``, paired case by case, with their cases."""
+"""Evaluations in the report: the same figures as in ``results.json``, paired example by example, with their
+examples."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from made_up_evaluation import TASKS, make_evaluation
 from made_up_run import make_run
 
 from nemo_magic.cli import main
-from nemo_magic.evaluation.statistics import percent
+from nemo_magic.formatting import percent
 from nemo_magic.report import evaluation_charts, evaluation_page
 from nemo_magic.report.evaluation_folder import EvaluationFolder
 from nemo_magic.report.page import render
@@ -115,7 +116,9 @@ def test_the_best_of_several_attempts_is_a_curve_and_each_attempt_can_be_read(bo
         assert trace["y"][3] == pytest.approx(
             100 * one.figures["best_of_4", "harmful asr, best of 4"]["rate"], abs=0.01
         )
-    row = next(row for row in evaluation_page.cases(both, 10_000, 10_000_000).rows if row["id"] == "best_of_4_0")
+    row = next(
+        row for row in evaluation_page.sample_examples(both, 10_000, 10_000_000).rows if row["id"] == "best_of_4_0"
+    )
     assert [one["of"] for one in row["said"]] == [0] * 4 + [1] * 4
 
 
@@ -128,22 +131,22 @@ def test_general_capability_stands_beside_the_papers(both: list[EvaluationFolder
 
 
 def test_a_case_says_what_came_of_it_in_every_evaluation_and_what_was_said(both: list[EvaluationFolder]) -> None:
-    cases = evaluation_page.cases(both, 10_000, 10_000_000)
-    row = next(row for row in cases.rows if row["id"] == "harmbench_3")
+    sample = evaluation_page.sample_examples(both, 10_000, 10_000_000)
+    row = next(row for row in sample.rows if row["id"] == "harmbench_3")
     came = [one.outcomes["harmbench"]["harmful asr"]["harmbench_3"][1] for one in both]
     words = {True: ["attack succeeded", "bad"], False: ["attack failed", "good"], None: ["no verdict", ""]}
     assert row["came"] == [[words[one]] for one in came]
     assert row["differs"] is (len(set(came)) > 1)
     assert [one["of"] for one in row["said"]] == [0, 1]
     assert row["said"][0]["turns"][0][0] == "fleb harmbench 3, turn 0"
-    behaviour = next(row for row in cases.rows if row["id"] == "xteaming_behaviour_0")
+    behaviour = next(row for row in sample.rows if row["id"] == "xteaming_behaviour_0")
     assert behaviour["said"] == []
     assert "any of 10" in behaviour["came"][0][0][0]
 
 
 def test_of_many_cases_those_that_went_against_a_defender_come_first(both: list[EvaluationFolder]) -> None:
-    everything = evaluation_page.cases(both, 10_000, 10_000_000)
-    some = evaluation_page.cases(both, 240, 2_000)
+    everything = evaluation_page.sample_examples(both, 10_000, 10_000_000)
+    some = evaluation_page.sample_examples(both, 240, 2_000)
     assert everything.rule.startswith(f"All {everything.total} cases.")
     assert len(some.rows) <= 240 < everything.total == some.total
     assert f"of {some.total} cases: of every task those that went against a defender first" in some.rule
@@ -156,11 +159,11 @@ def test_of_many_cases_those_that_went_against_a_defender_come_first(both: list[
 
 
 def test_an_evaluation_without_transcripts_has_cases_without_texts(home: Path) -> None:
-    cases = evaluation_page.cases([EvaluationFolder(home / "bare")], 10_000, 10_000_000)
-    assert cases.total > 300
-    assert cases.with_texts == 0
-    assert all(row["said"] == [] for row in cases.rows)
-    assert "Of 0 of them the texts are known." in cases.rule
+    sample = evaluation_page.sample_examples([EvaluationFolder(home / "bare")], 10_000, 10_000_000)
+    assert sample.total > 300
+    assert sample.with_texts == 0
+    assert all(row["said"] == [] for row in sample.rows)
+    assert "Of 0 of them the texts are known." in sample.rule
 
 
 def test_texts_are_in_no_part_of_the_page_that_is_shown_unasked_and_can_end_no_script(home: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from made_up_run import make_run
 
 from nemo_magic import cli
-from nemo_magic.report.conversations import outcome, sample
+from nemo_magic.report.conversations import outcome, sample_conversations, sandbox_of
 from nemo_magic.report.page import config_differences, render
 from nemo_magic.report.run_folder import RunFolder
 from nemo_magic.report.strategy_charts import frontier
@@ -73,13 +73,13 @@ def test_what_differs_between_configurations_is_named_by_its_whole_key() -> None
 
 
 def test_the_conversations_of_a_long_run_are_those_of_evenly_spaced_steps(run: Path) -> None:
-    everything = sample(run, 10_000, 10**9)
+    everything = sample_conversations(run, 10_000, 10**9)
     assert (everything.steps, everything.files) == (90, 90)
     assert everything.rule == "All 720 conversations that the run saved, of 90 steps."
-    some = sample(run, 80, 10**9)
+    some = sample_conversations(run, 80, 10**9)
     assert [row["step"] for row in some.rows[::8]] == [1, 11, 21, 31, 41, 50, 60, 70, 80, 90]
     assert "80 conversations: all that were saved at 10 evenly spaced steps" in some.rule
-    assert sample(run, 10_000, 1).steps == 2
+    assert sample_conversations(run, 10_000, 1).steps == 2
 
 
 @pytest.mark.parametrize(
@@ -183,3 +183,8 @@ def test_a_report_that_cannot_be_written_is_said_once_and_ends_nothing(tmp_path:
         clock.time += 1000
     assert len(said) == 1
     assert said[0].startswith("report.html is not written: FileNotFoundError: ")
+
+
+def test_a_run_with_the_sandboxs_strategy_sweep_is_one_of_the_sandbox() -> None:
+    assert sandbox_of({"game": {"strategy_sweep": "sandbox"}}) is not None
+    assert sandbox_of({"game": {"strategy_sweep": None}, "judge": {"guard": "rules"}}) is None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from program import SMALL, Game, played, run
 
-from nemo_magic.evaluation.transcripts import read
+from nemo_magic.evaluation.transcripts import read_transcript
 
 Figures = dict[tuple[str, str], float]
 
@@ -71,7 +71,7 @@ def test_another_layout_goes_on_with_what_was_answered_and_says_the_same(
         return [line for path in sorted(paths) for line in path.read_text().splitlines()]
 
     def said(name: str) -> dict[str, list[dict[str, Any]]]:
-        rows = {task: list(read(game.folder(name), task)) for task in ("test", "validation")}
+        rows = {task: list(read_transcript(game.folder(name), task)) for task in ("test", "validation")}
         return {task: sorted(some, key=lambda row: str(row["id"])) for task, some in rows.items()}
 
     before, transcript = answers(), said("evaluated")

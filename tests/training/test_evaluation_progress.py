@@ -7,7 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from nemo_magic.evaluation.progress import EvaluationProgress, duration
+from nemo_magic.evaluation.progress import EvaluationProgress
+from nemo_magic.formatting import duration
 
 
 class Clock:

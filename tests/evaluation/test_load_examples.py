@@ -20,29 +20,29 @@ from nemo_magic.game.episode import Label
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
-def counts(cases: list[Example]) -> tuple[int, int, int]:
-    labels = Counter(case.label for case in cases)
-    return len(cases), labels[Label.HARMFUL], labels[Label.BENIGN]
+def counts(examples: list[Example]) -> tuple[int, int, int]:
+    labels = Counter(example.label for example in examples)
+    return len(examples), labels[Label.HARMFUL], labels[Label.BENIGN]
 
 
 @pytest.mark.parametrize("name", [name for name, benchmark in BENCHMARKS.items() if benchmark.reader not in RECORDED])
 def test_every_benchmark_is_read_in_every_format_that_can_hold_it(name: str, tmp_path: Path) -> None:
     formats = FORMATS if name != "xteaming" else (".json", ".jsonl", ".parquet")
-    found = [load_benchmark(name, write(tmp_path / f"file{ending}", ROWS[name])).cases for ending in formats]
+    found = [load_benchmark(name, write(tmp_path / f"file{ending}", ROWS[name])).examples for ending in formats]
     assert counts(found[0]) == COUNTS[name]
-    assert all(cases == found[0] for cases in found)
-    assert len({case.id for case in found[0]}) == len(found[0])
+    assert all(examples == found[0] for examples in found)
+    assert len({example.id for example in found[0]}) == len(found[0])
 
 
 @pytest.mark.parametrize("ending", FORMATS)
 def test_the_format_is_told_by_the_content_and_not_by_the_name(ending: str, tmp_path: Path) -> None:
     named = write(tmp_path / f"file{ending}", ROWS["seeds"])
     other = named.rename(tmp_path / "file.download")
-    assert counts(load_benchmark("seeds", other).cases) == COUNTS["seeds"]
+    assert counts(load_benchmark("seeds", other).examples) == COUNTS["seeds"]
 
 
 def test_a_contextual_behaviour_is_shown_with_its_context_and_asked_for_without(tmp_path: Path) -> None:
-    plain, contextual, _ = load_benchmark("harmbench", write(tmp_path / "h.csv", ROWS["harmbench"])).cases
+    plain, contextual, _ = load_benchmark("harmbench", write(tmp_path / "h.csv", ROWS["harmbench"])).examples
     assert plain == Example("norp_0", ("norp the fleb",), Label.HARMFUL, "", "vask", "standard")
     assert contextual.turns == ("The glim.\n\n---\n\nnorp the grub",)
     assert contextual.seed is not None
@@ -56,9 +56,9 @@ def test_precomputed_cases_may_be_nested_as_harmbench_writes_them(tmp_path: Path
     path = tmp_path / "cases.json"
     path.write_text(json.dumps(nested, indent=1))
     flat = load_benchmark("harmbench_adversarial", write(tmp_path / "f.json", ROWS["harmbench_adversarial"]))
-    assert set(load_benchmark("harmbench_adversarial", path).cases) == set(flat.cases)
+    assert set(load_benchmark("harmbench_adversarial", path).examples) == set(flat.examples)
     assert "methods: 2, published 15" in flat.notes
-    assert {case.behaviour for case in flat.cases} == {"norp_0", "norp_1"}
+    assert {example.behaviour for example in flat.examples} == {"norp_0", "norp_1"}
     path.write_text(json.dumps({"ZIB": ["no behaviour"]}, indent=1))
     with pytest.raises(DataError, match="'ZIB' holds no object"):
         load_benchmark("harmbench_adversarial", path)
@@ -66,11 +66,11 @@ def test_precomputed_cases_may_be_nested_as_harmbench_writes_them(tmp_path: Path
 
 def test_plans_are_cases_of_their_behaviour_and_long_ones_are_left_out(tmp_path: Path) -> None:
     loaded = load_benchmark("xteaming", write(tmp_path / "p.json", ROWS["xteaming"]))
-    assert Counter(case.group for case in loaded.cases) == {"0": 4, "1": 4}
-    assert loaded.cases[0].turns == ("hello 00", "norp 00")
-    assert loaded.cases[0].method == "Set_0/strategy 0"
-    assert loaded.cases[0].seed is not None
-    assert loaded.cases[0].seed.text == "norp the 0"
+    assert Counter(example.group for example in loaded.examples) == {"0": 4, "1": 4}
+    assert loaded.examples[0].turns == ("hello 00", "norp 00")
+    assert loaded.examples[0].method == "Set_0/strategy 0"
+    assert loaded.examples[0].seed is not None
+    assert loaded.examples[0].seed.text == "norp the 0"
     flat = [{"behavior": "norp", "turns": turns} for turns in (["a"], list("abcd"), ["a", " "], [])]
     report = load_benchmark("xteaming", write(tmp_path / "flat.json", flat)).report
     assert report.dropped == {"a plan of more than 3 turns": 1, "a plan with an empty turn": 1, "no plan of turns": 1}
@@ -79,23 +79,23 @@ def test_plans_are_cases_of_their_behaviour_and_long_ones_are_left_out(tmp_path:
 
 def test_a_blank_label_is_unknown_and_said_so(tmp_path: Path) -> None:
     loaded = load_benchmark("wildguardtest", write(tmp_path / "w.parquet", ROWS["wildguardtest"]))
-    assert [case.label for case in loaded.cases] == [Label.HARMFUL, Label.HARMFUL, Label.BENIGN, None]
-    assert [case.adversarial for case in loaded.cases] == [True, False, True, False]
-    assert loaded.cases[-1].seed is None
+    assert [example.label for example in loaded.examples] == [Label.HARMFUL, Label.HARMFUL, Label.BENIGN, None]
+    assert [example.adversarial for example in loaded.examples] == [True, False, True, False]
+    assert loaded.examples[-1].seed is None
     assert "1 without a label: unknown, in no figure" in loaded.notes
     assert "rows: 4, published 1725" in loaded.notes
 
 
 def test_xstest_goes_by_its_label_column_where_it_has_one(tmp_path: Path) -> None:
     rows = [row | {"label": "safe"} for row in ROWS["xstest"]]
-    assert counts(load_benchmark("xstest", write(tmp_path / "x.csv", rows)).cases) == (2, 0, 2)
+    assert counts(load_benchmark("xstest", write(tmp_path / "x.csv", rows)).examples) == (2, 0, 2)
 
 
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".json"])
 def test_a_byte_order_mark_is_no_part_of_the_first_column(ending: str, tmp_path: Path) -> None:
     path = write(tmp_path / f"b{ending}", ROWS["or_bench_hard"])
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert counts(load_benchmark("or_bench_hard", path).cases) == COUNTS["or_bench_hard"]
+    assert counts(load_benchmark("or_bench_hard", path).examples) == COUNTS["or_bench_hard"]
 
 
 def test_left_out_rows_are_counted_by_reason(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_file_that_is_none_says_why(tmp_path: Path) -> None:
 def test_a_limit_takes_the_first_of_each_label_in_turn_and_says_so(tmp_path: Path) -> None:
     rows = sorted(ROWS["seeds"], key=lambda row: str(row["label"]))
     loaded = load_benchmark("seeds", write(tmp_path / "s.csv", rows), limit=3)
-    assert [case.label for case in loaded.cases] == [Label.HARMFUL, Label.BENIGN, Label.HARMFUL]
+    assert [example.label for example in loaded.examples] == [Label.HARMFUL, Label.BENIGN, Label.HARMFUL]
     assert "3 of 4 cases are taken, labels taking turns" in str(loaded)
 
 
@@ -192,7 +192,7 @@ def test_a_million_rows_take_less_than_20_seconds_and_a_gibibyte(ending: str, ro
         "after = resource.getrusage(resource.RUSAGE_SELF); "
         # Not ru_maxrss: a process inherits the peak of the one it was forked from.
         "peak = next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1]; "
-        "print(len(loaded.cases), int(peak) * 1024, after.ru_utime - before.ru_utime)"
+        "print(len(loaded.examples), int(peak) * 1024, after.ru_utime - before.ru_utime)"
     )
     done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
     count, memory, seconds = map(float, done.stdout.split())
@@ -208,10 +208,12 @@ def test_of_many_plans_of_a_behaviour_ten_are_drawn_the_same_for_everybody(tmp_p
     }
     rows = [{"behavior_details": {"Behavior": f"norp {b}"}, "attack_strategies": sets} for b in range(2)]
     loaded = load_benchmark("xteaming", write(tmp_path / "attack_plans.json", rows))
-    by_behaviour = {b: [case.turns for case in loaded.cases if case.behaviour == f"norp {b}"] for b in range(2)}
+    by_behaviour = {
+        b: [example.turns for example in loaded.examples if example.behaviour == f"norp {b}"] for b in range(2)
+    }
     assert [len(plans) for plans in by_behaviour.values()] == [10, 10]
     assert by_behaviour[0] != by_behaviour[1]
     assert by_behaviour[0] != [("hello 00",), *((f"hello 0{k}",) for k in range(1, 10))]
     assert "20 of 100 plans are played: 10 of a behaviour, drawn by what they say" in loaded.notes
     again = load_benchmark("xteaming", write(tmp_path / "again.json", rows[::-1]))
-    assert {case.turns for case in again.cases if case.behaviour == "norp 0"} == set(by_behaviour[0])
+    assert {example.turns for example in again.examples if example.behaviour == "norp 0"} == set(by_behaviour[0])

@@ -11,7 +11,7 @@ import pytest
 from staging import FIELDS, PROMPTS, Judge, Rule, Staged, echo
 
 from nemo_magic.evaluation.errors import EvaluationError
-from nemo_magic.evaluation.example import Example, attempts
+from nemo_magic.evaluation.example import Example, expand_attempts
 from nemo_magic.evaluation.task_runner import TaskRunner
 from nemo_magic.game.episode import Label, Safety, Verdict
 from nemo_magic.game.prompts import Chat
@@ -42,9 +42,9 @@ def test_what_the_model_cannot_read_is_cut_and_counted(tmp_path: Path) -> None:
 
 def test_equal_cases_are_asked_once_and_a_lost_verdict_is_asked_for_again(tmp_path: Path) -> None:
     defender, judge = echo(), Judge()
-    cases = [harmful("a", "bad"), harmful("b", "bad"), harmful("c", "LOST")]
+    examples = [harmful("a", "bad"), harmful("b", "bad"), harmful("c", "LOST")]
     for _ in range(2):
-        found = Staged(tmp_path, defender, judge=judge).stage().play(cases)
+        found = Staged(tmp_path, defender, judge=judge).stage().play(examples)
         assert found["a"] == Verdict("0", response_safety=Safety.UNSAFE)
         assert found["c"].error == "lost"
     assert len(defender.chats) == 2
@@ -66,22 +66,22 @@ def dice(chat: Chat, seed: int | None) -> str:
 
 
 def test_attempts_are_sampled_each_with_a_seed_of_its_own_and_none_is_written_twice(tmp_path: Path) -> None:
-    cases = attempts([harmful("a", "norp"), harmful("b", "norp")], 3)
-    assert [case.id for case in cases] == ["a#0", "a#1", "a#2", "b#0", "b#1", "b#2"]
+    examples = expand_attempts([harmful("a", "norp"), harmful("b", "norp")], 3)
+    assert [example.id for example in examples] == ["a#0", "a#1", "a#2", "b#0", "b#1", "b#2"]
     attacker, defender = Rule(dice), echo()
-    first = Staged(tmp_path, defender, attacker).stage(seed=7).play(cases)
+    first = Staged(tmp_path, defender, attacker).stage(seed=7).play(examples)
     shown = [chat[-1].content for chat in defender.chats]
     assert len(set(shown)) == 6
     assert "wug None" not in shown
-    again = Staged(tmp_path, defender, attacker).stage(seed=7).play(cases[1:])
+    again = Staged(tmp_path, defender, attacker).stage(seed=7).play(examples[1:])
     assert again == {id: Verdict(str(int(first[id].id) - 1), response_safety=Safety.SAFE) for id in list(first)[1:]}
     assert len(attacker.chats) == len(defender.chats) == 6
-    Staged(tmp_path, defender, attacker).stage(seed=8).play(cases)
+    Staged(tmp_path, defender, attacker).stage(seed=8).play(examples)
     assert len({chat[-1].content for chat in defender.chats}) == 12
 
 
 def test_one_attempt_is_the_rewrite_of_temperature_0(tmp_path: Path) -> None:
-    Staged(tmp_path, defender := echo(), Rule(dice)).stage().play(attempts([harmful("a", "norp")], 1))
+    Staged(tmp_path, defender := echo(), Rule(dice)).stage().play(expand_attempts([harmful("a", "norp")], 1))
     assert [chat[-1].content for chat in defender.chats] == ["wug None"]
 
 
@@ -127,11 +127,11 @@ def test_an_attack_that_cannot_go_on_is_judged_as_it_stands_and_a_plan_is_unknow
 def test_answers_of_a_file_are_judged_and_nobody_is_asked(tmp_path: Path) -> None:
     staged = Staged(tmp_path, defender := echo(), judge=(judge := Judge()))
     stage = TaskRunner(staged.ranks, None, None, staged.judge, PROMPTS, FIELDS, staged.stats)
-    cases = [
+    examples = [
         Example("a", ("norp", "and then"), Label.HARMFUL, replies=("no", "bad")),
         Example("b", ("norp",), Label.HARMFUL, replies=("no",)),
     ]
-    found = stage.play(cases)
+    found = stage.play(examples)
     assert {id: verdict.response_safety for id, verdict in found.items()} == {"a": Safety.UNSAFE, "b": Safety.SAFE}
     assert [m.content for m in judge.items[0].conversation] == ["norp", "no", "and then", "bad"]
     assert defender.chats == []

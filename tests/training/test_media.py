@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nemo_magic.analysis.config import AnalysisConfig
 from nemo_magic.config.experiment import ExpManagerConfig
-from nemo_magic.report.media import Table, media
+from nemo_magic.report.media import Table, collect_media
 from nemo_magic.report.records import StepRecord
 from nemo_magic.report.run_folder import RunFolder
 from nemo_magic.tracking.metric_logger import MetricLogger
@@ -23,13 +23,13 @@ STEPS = 20
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the sandbox that ended, concluded by an observer that has wandb, offline, and TensorBoard."""
+    """A run of the sandbox that ended, and whose final report went to wandb, offline, and TensorBoard."""
     folder = make_run(tmp_path_factory.mktemp("runs") / "shown", steps=STEPS, league=True)
     settings = ExpManagerConfig(explicit_log_dir=str(folder), create_wandb_logger=True)
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("WANDB_SILENT", "true")
         with MetricLogger(settings, is_main=True, resume_step=STEPS, analysis=AnalysisConfig()) as logger:
-            logger.conclude()
+            logger.write_final_report()
     return folder
 
 
@@ -74,7 +74,7 @@ def test_texts_are_shown_to_wandb_and_tensorboard_only_where_that_was_asked_for(
     assert len(hidden["data"]) == 8 * STEPS
     for path in (*run.glob("wandb/**/*"), *run.glob("tensorboard/*")):
         assert path.is_dir() or b"bring :" not in path.read_bytes(), path
-    (asked,) = [one for one in media(RunFolder(run), texts=True) if one.key == "conversations"]
+    (asked,) = [one for one in collect_media(RunFolder(run), texts=True) if one.key == "conversations"]
     assert isinstance(asked, Table)
     assert asked.columns[-1] == "conversation"
     assert all("bring" in str(row[-1]) for row in asked.rows)
@@ -109,8 +109,8 @@ def test_attacks_that_cannot_be_analysed_are_said_once_and_cost_nothing_else(
     settings = ExpManagerConfig(explicit_log_dir=str(folder), create_tensorboard_logger=False)
     analysis = AnalysisConfig(pool="/no/such.jsonl")
     with MetricLogger(settings, is_main=True, resume_step=3, analysis=analysis) as logger:
-        logger.conclude()
-        logger.conclude()
+        logger.write_final_report()
+        logger.write_final_report()
     assert capsys.readouterr().out.count("attacks/attacks.json is not written: DataError") == 1
     assert (folder / "report.html").exists()
 
