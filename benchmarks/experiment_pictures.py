@@ -73,27 +73,19 @@ def draw(results: Results, folder: Path) -> None:
 
 
 def rewards(results: Results) -> Figure:
-    """ASR and usefulness in training under the published and under the robust rewards, all seeds of both warm-ups."""
-    figure = Figure(figsize=(9, 3.3), layout="constrained")
-    panels = {
-        "Published rewards, game=paper": (*of(results, "paper"), *of(results, "paper_warmed")),
-        "Rewards of game=robust": (*of(results, FULL), *of(results, "robust_warmed")),
-    }
-    for axes, (title, runs) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
-        if not runs:
-            continue
-        _shade(axes, runs[0])
-        _lines(axes, runs)
-        axes.set_title(f"{title}: {len(runs)} games", loc="left", fontsize=11, fontweight="bold", color=INK)
-        axes.set_xlim(0, 76)
-        axes.set_xticks([0, 15, 30, 45, 60, 75])
-        axes.set_ylim(-2, 102)
-        axes.set_xlabel("training step", color=INK)
-        _percent(axes.yaxis)
-        _plain(axes)
+    """Training under the published and under the robust rewards, all games of both warm-ups in a panel."""
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    arms = {"Published rewards, game=paper": ("paper", "paper_warmed"), "game=robust": (FULL, "robust_warmed")}
+    for axes, (title, names) in zip(figure.subplots(1, 2, sharey=True), arms.items(), strict=True):
+        runs = [run for run in results["runs"].values() if run["arm"] in names]
+        if runs:
+            _curves_of(axes, runs, f"{title}: {len(runs)} games")
+            axes.set_xlabel("training step", color=INK)
     handles = [
-        Line2D([], [], color=USEFUL, lw=2, label="useful answers to benign requests"),
-        Line2D([], [], color=ASR, lw=2, label="attack success rate"),
+        Line2D([], [], color=USEFUL, lw=2, label="useful answers, in training"),
+        Line2D([], [], color=ASR, lw=2, label="attack success, in training"),
+        Line2D([], [], color=USEFUL, marker="^", lw=0, label="last defender: useful, warmed-up attacker"),
+        Line2D([], [], color=ASR, marker="o", lw=0, label="last defender: success of the best attacker"),
         Patch(color=SHADE, label="the attacker learns"),
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=9, labelcolor=INK)
@@ -122,15 +114,10 @@ def curves(results: Results) -> Figure:
     return figure
 
 
-def _shade(axes: Axes, run: Row) -> None:
-    """The attacker phases of ``run``."""
-    for first, last in run["attacker_phases"]:
+def _curves_of(axes: Axes, runs: Sequence[Row], title: str) -> None:
+    for first, last in runs[0]["attacker_phases"]:
         if last > first:
             axes.axvspan(first - 0.5, last + 0.5, color=SHADE, lw=0, zorder=0)
-
-
-def _lines(axes: Axes, runs: Sequence[Row]) -> None:
-    """ASR and usefulness in training: a thin line a run, and their smoothed mean."""
     for name, color in (("useful", USEFUL), ("asr", ASR)):
         lines = [[math.nan if v is None else 100 * v for v in run["curves"][name]] for run in runs]
         steps = runs[0]["curves"]["step"]
@@ -138,11 +125,6 @@ def _lines(axes: Axes, runs: Sequence[Row]) -> None:
             axes.plot(steps, line, color=color, lw=0.6, alpha=0.4)
         means = [_mean(values) for values in zip(*lines, strict=True)]
         axes.plot(steps, _smooth(means), color=color, lw=2)
-
-
-def _curves_of(axes: Axes, runs: Sequence[Row], title: str) -> None:
-    _shade(axes, runs[0])
-    _lines(axes, runs)
     for run in runs:
         for name, color, marker in (("useful_attacked", USEFUL, "^"), ("asr_best", ASR, "o")):
             axes.plot(
