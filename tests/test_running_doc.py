@@ -18,7 +18,7 @@ def test_the_tables_have_every_command_of_the_help(capsys: pytest.CaptureFixture
         main(["--help"])
     commands = set(re.findall(r"^ {2,4}([a-z][a-z-]+) ", capsys.readouterr().out, re.MULTILINE))
     assert {"train", "judge-check"} <= commands
-    assert set(re.findall(r"^\| `nemo-magic ([a-z-]+) ", DOC, re.MULTILINE)) == commands
+    assert set(re.findall(r"^\|[ *a-z]*\| `nemo-magic ([a-z-]+) ", DOC, re.MULTILINE)) == commands
 
 
 def test_every_make_target_exists() -> None:
