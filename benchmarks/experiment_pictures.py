@@ -60,7 +60,7 @@ PUBLISHED = Matrix(
 def draw(results: Results, folder: Path) -> None:
     """All pictures that there are numbers for."""
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {"curves": curves, "tradeoff": tradeoff, "crossplay": crossplay, "pools": pools}
+    pictures = {"rewards": rewards, "curves": curves, "tradeoff": tradeoff, "crossplay": crossplay, "pools": pools}
     for name, make in pictures.items():
         figure = make(results)
         FigureCanvasAgg(figure)
@@ -68,6 +68,26 @@ def draw(results: Results, folder: Path) -> None:
         figure.savefig(png, dpi=110, facecolor="white", metadata={"Software": None})
         # A palette says as much in half the bytes.
         Image.open(png).convert("RGB").quantize(128).save(folder / f"{name}.png", optimize=True)
+
+
+def rewards(results: Results) -> Figure:
+    """Training under the published and under the robust rewards, all games of both warm-ups in a panel."""
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    arms = {"Published rewards, game=paper": ("paper", "paper_warmed"), "game=robust": (FULL, "robust_warmed")}
+    for axes, (title, names) in zip(figure.subplots(1, 2, sharey=True), arms.items(), strict=True):
+        runs = [run for run in results["runs"].values() if run["arm"] in names]
+        if runs:
+            _curves_of(axes, runs, f"{title}: {len(runs)} games")
+            axes.set_xlabel("training step", color=INK)
+    handles = [
+        Line2D([], [], color=USEFUL, lw=2, label="useful answers, in training"),
+        Line2D([], [], color=ASR, lw=2, label="attack success, in training"),
+        Line2D([], [], color=USEFUL, marker="^", lw=0, label="last defender: useful, warmed-up attacker"),
+        Line2D([], [], color=ASR, marker="o", lw=0, label="last defender: success of the best attacker"),
+        Patch(color=SHADE, label="the attacker learns"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=9, labelcolor=INK)
+    return figure
 
 
 def curves(results: Results) -> Figure:

@@ -65,3 +65,29 @@ def test_the_pictures_are_small_and_all_are_shown() -> None:
     there = sorted(path for path in RESULTS.parent.glob("*.png"))
     assert sorted(ROOT / "docs" / path for path in shown) == there
     assert max(path.stat().st_size for path in there) < 150_000
+
+
+def percent(shares: list[float]) -> str:
+    mean, low, high = (f"{100 * share:.0f}" for share in (sum(shares) / len(shares), min(shares), max(shares)))
+    return f"{mean} %" if low == high else f"{mean} % ({low}–{high})"
+
+
+def test_the_readme_shows_the_numbers_that_were_measured(results: Any) -> None:
+    rows = {
+        "`game=paper`, 6 games": ("paper", "paper_warmed"),
+        "`game=robust`, 6 games": ("robust", "robust_warmed"),
+        "`game=robust`, frozen attacker, 3 games": ("defender_only",),
+    }
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("**", "")
+    for title, arms in rows.items():
+        runs = [run for run in results["runs"].values() if run["arm"] in arms]
+        own = [percent([sum(run["curves"][name][-5:]) / 5 for run in runs]) for name in ("asr", "useful")]
+        opponents = ("asr_warmed_up", "asr_best", "asr_worst_strategy")
+        worst = sorted(max(run["yardstick"][name] for name in opponents) for run in runs)
+        assert worst[:-1] == [0.0] * (len(runs) - 1)
+        any_attack = "0 %" if worst[-1] == 0 else f"0 %, {100 * worst[-1]:.0f} % in one"
+        useful = [percent([run["yardstick"][name] for run in runs]) for name in ("useful_attacked", "useful_bare")]
+        assert f"| {' | '.join([title, *own, any_attack, *useful])} |" in text
+    before = list(results["before"].values())
+    assert {(row["asr_worst_strategy"], row["useful_attacked"], row["useful_bare"]) for row in before} == {(1, 1, 1)}
+    assert "| before the game | – | – | 100 % | 100 % | 100 % |" in text
