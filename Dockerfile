@@ -1,9 +1,9 @@
 # syntax=docker/dockerfile:1.7
 #
-#   docker build -t nemo-magic:0.1.0 .                          the image of the cluster (hours: three libraries are compiled)
-#   docker build -t nemo-magic:ready --target ready-made .      on NVIDIA's finished NeMo container (minutes)
+#   docker build -t nemo-magic:0.1.0 .                          the image for the cluster (hours: it compiles three libraries)
+#   docker build -t nemo-magic:ready --target ready-made .      on NVIDIA's NeMo container (minutes)
 #
-# docs/container.md has the reason of every pin, and what to do with the image. Packages are pinned in requirements/gpu.txt.
+# docs/container.md explains every pin and how to use the image. Packages are pinned in requirements/gpu.txt.
 
 # --- pins -------------------------------------------------------------------------------------------------------------
 ARG BASE_IMAGE=nvcr.io/nvidia/pytorch:24.07-py3
@@ -22,15 +22,15 @@ ARG ALIGNER_VERSION=0.7.0
 ARG ALIGNER_COMMIT=0d72d2829d34c07cd8685348c0f37f6b6b7e5834
 ARG MAGIC_VERSION=0.1.0
 ARG READY_MADE_IMAGE=nvcr.io/nvidia/nemo:25.02
-# --- not pins: how it is built, and what our own source was -------------------------------------------------------------
-# Of TensorRT-LLM and of apex: H100 and H200. More are separated by semicolons: "80;90" and "8.0;9.0".
+# --- not pins: build settings, and the revision of this repository -----------------------------------------------------
+# Architectures for TensorRT-LLM and apex: H100 and H200. Separate several by semicolons: "80;90" and "8.0;9.0".
 ARG CUDA_ARCHS=90
 ARG TORCH_CUDA_ARCH_LIST=9.0
-# Compilers at once: each takes up to 8 GB.
+# Parallel compilers; each takes up to 8 GB.
 ARG MAX_JOBS=8
 ARG REVISION=unknown
 
-# --- the pins are whole, and everything they name can be had, before anything is compiled -----------------------------
+# --- check that the pins are complete and everything they name exists, before anything is compiled --------------------
 FROM ${BASE_IMAGE} AS preflight
 SHELL ["/bin/bash", "-eu", "-o", "pipefail", "-c"]
 ARG BASE_IMAGE PYTHON_VERSION APEX_COMMIT TE_COMMIT TRTLLM_VERSION TRTLLM_COMMIT NEMO_VERSION NEMO_COMMIT NEMO_FIX_COMMIT \
@@ -41,7 +41,7 @@ RUN python /opt/pins/check_pins.py sources
 # --- sources: commits, not histories ----------------------------------------------------------------------------------
 FROM ${BASE_IMAGE} AS sources
 SHELL ["/bin/bash", "-eu", "-o", "pipefail", "-c"]
-# Copied so that nothing below begins before the pins have been checked.
+# This copy makes every later stage wait for the check of the pins.
 COPY --from=preflight /opt/pins/pins.env /opt/pins/
 COPY docker/checkout.sh /usr/local/bin/checkout
 WORKDIR /src
@@ -60,7 +60,7 @@ FROM sources AS nemo-source
 ARG NEMO_COMMIT NEMO_FIX_COMMIT NEMO_FIX_UPSTREAM_COMMIT
 RUN checkout nemo NeMo https://github.com/NVIDIA/NeMo.git "${NEMO_COMMIT}"
 WORKDIR /src/NeMo
-# The commits of pull request 11497: what its head has and the main branch of that day has not. Names are only for git.
+# The commits of pull request 11497: those of its head that the main branch of that day does not have. Git needs the names.
 RUN git config user.name build && git config user.email build@localhost \
     && git fetch --quiet --filter=blob:none --unshallow origin "${NEMO_FIX_COMMIT}" "${NEMO_FIX_UPSTREAM_COMMIT}" \
     && git cherry-pick --allow-empty "$(git merge-base "${NEMO_FIX_UPSTREAM_COMMIT}" "${NEMO_FIX_COMMIT}")..${NEMO_FIX_COMMIT}" \
@@ -69,12 +69,12 @@ RUN git config user.name build && git config user.email build@localhost \
 
 FROM sources AS trtllm-source
 ARG TRTLLM_VERSION TRTLLM_COMMIT
-# Parts of TensorRT-LLM come as static libraries in git-lfs, whose version is the one of the base image's Ubuntu.
+# Parts of TensorRT-LLM are static libraries in git-lfs; the git-lfs version is that of the base image's Ubuntu.
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
     apt-get update && apt-get install -y --no-install-recommends 'git-lfs=3.0.2-*' && git lfs install --system
 RUN checkout trtllm TensorRT-LLM https://github.com/NVIDIA/TensorRT-LLM.git "${TRTLLM_COMMIT}" \
     "refs/tags/v${TRTLLM_VERSION}"
-# What NeMo-Aligner needs of it: an engine from memory, and a device that stays the one Megatron chose.
+# NeMo-Aligner's patch: load an engine from memory, and keep the device that Megatron chose.
 COPY --from=aligner-source /src/NeMo-Aligner/setup/trtllm.patch /src/
 RUN patch --directory=TensorRT-LLM --strip=1 --input=/src/trtllm.patch
 
@@ -89,17 +89,17 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 FROM sources AS te
 ARG TE_COMMIT MAX_JOBS
 RUN checkout te TransformerEngine https://github.com/NVIDIA/TransformerEngine.git "${TE_COMMIT}"
-# At this commit it compiles for 70, 80, 89 and 90, whatever one says.
+# This commit always compiles for 70, 80, 89 and 90.
 RUN --mount=type=cache,target=/root/.cache/pip \
     NVTE_FRAMEWORK=pytorch NVTE_WITH_USERBUFFERS=1 MPI_HOME=/usr/local/mpi \
     pip wheel --no-deps --no-build-isolation --wheel-dir /wheels ./TransformerEngine
 
-# The TensorRT that TensorRT-LLM was written for, in place of the base image's; the final image stands on this one.
+# Replaces the base image's TensorRT with the version that TensorRT-LLM needs; the final image is based on this stage.
 FROM ${BASE_IMAGE} AS tensorrt
 SHELL ["/bin/bash", "-eu", "-o", "pipefail", "-c"]
 RUN --mount=type=bind,from=trtllm-source,source=/src/TensorRT-LLM/docker/common,target=/mnt/common \
     ENV=/etc/bash.bashrc bash /mnt/common/install_tensorrt.sh
-# Without a driver (while building) libcuda is the compatibility package's; with one, the driver's own is found first.
+# Without a driver (during the build) libcuda comes from the compatibility package; with one, the driver's is found first.
 ENV LD_LIBRARY_PATH=${LD_LIBRARY_PATH}:/usr/local/tensorrt/lib:/usr/local/cuda-12/compat/lib.real
 
 FROM tensorrt AS trtllm
@@ -113,12 +113,12 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     --cuda_architectures "${CUDA_ARCHS//;/-real;}-real" --python_bindings \
     && mkdir /wheels && mv build/tensorrt_llm-*.whl /wheels/
 
-# --- the lighter one: what NVIDIA has put together, and our package. Its versions are not ours: docs/container.md -------
+# --- the light image: NVIDIA's container and our package. Its versions are not the pinned ones: docs/container.md -----
 FROM ${READY_MADE_IMAGE} AS ready-made
 SHELL ["/bin/bash", "-eu", "-o", "pipefail", "-c"]
 ARG READY_MADE_IMAGE MAGIC_VERSION REVISION
-# Our wheel is built with the lock's setuptools. It is installed under the container's own constraints: what is there stays,
-# what is missing comes.
+# Our wheel is built with the lock's setuptools. It is installed under the container's own constraints: installed packages
+# stay, missing ones are added.
 RUN --mount=type=bind,target=/mnt/source,rw --mount=type=cache,target=/root/.cache/pip --mount=type=tmpfs,target=/wheels \
     PIP_CONSTRAINT=/mnt/source/requirements/gpu.txt pip wheel --no-deps --wheel-dir /wheels /mnt/source \
     && pip install /wheels/nemo_magic-*.whl \
@@ -138,11 +138,11 @@ CMD ["nemo-magic", "--help"]
 FROM tensorrt AS magic
 SHELL ["/bin/bash", "-eu", "-o", "pipefail", "-c"]
 ARG BASE_IMAGE MAGIC_VERSION REVISION
-# Their place is taken by the wheels and the lock; the base image's constraints pin what these replace. Its triton is called
-# pytorch-triton, whose files would stay among those of the lock's.
+# The wheels and the lock replace these packages; the base image's constraints pin the old ones. The base image's triton is
+# called pytorch-triton, so its files would otherwise remain beside the lock's triton.
 RUN pip uninstall --yes apex transformer-engine pytorch-triton
 COPY requirements/gpu.txt /opt/pins/
-# As a constraint the lock pins the setuptools, too, with which what comes as source is built.
+# As a constraint the lock also pins the setuptools that builds source distributions.
 RUN --mount=type=cache,target=/root/.cache/pip \
     PIP_CONSTRAINT=/opt/pins/gpu.txt pip install --no-deps -r /opt/pins/gpu.txt
 RUN --mount=type=bind,from=apex,source=/wheels,target=/mnt/apex \
@@ -152,7 +152,7 @@ RUN --mount=type=bind,from=apex,source=/wheels,target=/mnt/apex \
 COPY --from=nemo-source /src/NeMo /opt/NeMo
 COPY --from=megatron-source /src/Megatron-LM /opt/Megatron-LM
 COPY --from=aligner-source /src/NeMo-Aligner /opt/NeMo-Aligner
-# In place, as NeMo-Aligner's own image has them; what they would compile at first use, a user could not write here.
+# Editable installs, as in NeMo-Aligner's own image. The helpers are compiled now, because the user cannot write here later.
 RUN make --directory=/opt/NeMo/nemo/collections/nlp/data/language_modeling/megatron \
     && PIP_CONSTRAINT="" pip install --no-deps --no-build-isolation --no-cache-dir \
     -e /opt/Megatron-LM -e /opt/NeMo -e /opt/NeMo-Aligner
@@ -170,9 +170,9 @@ RUN useradd --create-home --user-group --shell /bin/bash --uid 1200 magic \
     && install --directory --owner=magic --group=magic /workspace/magic
 USER 1200:1200
 WORKDIR /workspace/magic
-# What is printed, Slurm's log has at once.
+# Slurm's log gets output at once.
 ENV PYTHONUNBUFFERED=1
-# As the user who will run it, so that a file only root may read fails here.
+# Runs as the image's user, so that a file only root may read fails here.
 RUN python /opt/pins/check_pins.py installed
 LABEL org.opencontainers.image.title="nemo-magic" \
       org.opencontainers.image.description="Co-evolving attacker and defender training (MAGIC) on NeMo-Aligner and Megatron-core" \
@@ -180,6 +180,6 @@ LABEL org.opencontainers.image.title="nemo-magic" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.base.name="${BASE_IMAGE}"
-# The base image's: it says what the driver can do and runs what follows.
+# The base image's entry point: it reports the driver's capabilities and runs the command.
 ENTRYPOINT ["/opt/nvidia/nvidia_entrypoint.sh"]
 CMD ["nemo-magic", "--help"]

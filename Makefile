@@ -1,12 +1,12 @@
-# make train   play the whole game in the sandbox, on two CPU cores
-# make turns   the same over three turns, where more turns help
-# make experiments  the game, its ablations and pools of opponents, several seeds each; tables and pictures of docs/experiments.md
-# make ablations  of these, one seed of the game without its parts, one by one
-# make test    prove the checkout
+# make train   train attacker and defender in the sandbox, on two CPU cores
+# make turns   the same with three turns, in a sandbox where more turns help
+# make experiments  the game, its ablations and opponent pools, several seeds each; tables and pictures of docs/experiments.md
+# make ablations  the ablations only, one seed each
+# make test    run the tests
 # make lint    style, types, dependency direction
 #
-# Each builds .venv first when it is missing or older than the files it comes from. Where PyPI would bring a CUDA build of
-# torch that nobody needs, take the CPU one: make train TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Each builds .venv first if it is missing or out of date. If PyPI would install an unneeded CUDA build of torch, choose the
+# CPU build: make train TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -29,21 +29,21 @@ PRESETS := robust no_game defender_only magic_base defender_cot self_play
 WARM := $(foreach role,attacker defender defender_cot shared,runs/sft_sandbox_$(role)/weights/metadata.json)
 ALONE := game.schedule.train_roles=[attacker] game.max_steps=70 data.harmful_share=0.75 game.crossplay.enabled=false game.strategy_sweep=null
 TORCH := torch==2.13.0
-# Their metadata asks for CUDA builds and for much that is never imported: without dependencies, on purpose.
+# Installed without dependencies: their metadata requires CUDA builds and many packages that are never imported.
 NEMO := nemo-aligner==0.7.0 nemo-toolkit==2.1.0 megatron-core==0.10.0
 
-# One thread per rank: more make ranks fight for the cores, and everything becomes 25 times slower.
+# One thread per rank: with more, ranks compete for the cores and everything becomes 25 times slower.
 export OMP_NUM_THREADS := 1
 
 train: $(ATTACKER) $(DEFENDER)
 	$(BIN)/nemo-magic train -cn magic_sandbox
 
-# Warm-up is done once; remove runs/ to begin at the beginning.
+# Warm-up is done once; remove runs/ to start over.
 $(WARM): runs/sft_sandbox_%/weights/metadata.json: | $(STAMP)
 	$(BIN)/nemo-magic sandbox -cn magic_sandbox
 	$(BIN)/nemo-magic sft -cn sft_sandbox_$*
 
-# An attacker of one turn and one of three against the first defender, the game of both roles, and everyone against everyone.
+# Attackers with one turn and with three against the first defender, then the game of both roles, then cross-play.
 turns: $(foreach role,attacker defender,runs/sft_sandbox_turns_$(role)/weights/metadata.json)
 	$(BIN)/nemo-magic train -cn magic_sandbox_turns name=turns_single game.max_turns=1 $(ALONE)
 	$(BIN)/nemo-magic train -cn magic_sandbox_turns name=turns_multi $(ALONE)
@@ -54,11 +54,11 @@ runs/sft_sandbox_turns_%/weights/metadata.json: | $(STAMP)
 	$(BIN)/nemo-magic sandbox -cn magic_sandbox_turns
 	$(BIN)/nemo-magic sft -cn sft_sandbox_turns_$*
 
-# All arms of benchmarks/arms.py, but what was played already. EXPERIMENT="--seeds 1 --arms robust paper" plays less.
+# All arms of benchmarks/arms.py that have not run yet. EXPERIMENT="--seeds 1 --arms robust paper" runs a subset.
 experiments: $(WARM)
 	$(BIN)/python benchmarks/experiments.py $(EXPERIMENT)
 
-# The presets of conf/ablation/, all else equal: a table of them only, the pages stay as they are.
+# The presets of conf/ablation/, all else equal. Writes only their table and leaves the docs unchanged.
 ablations: $(WARM)
 	$(BIN)/python benchmarks/experiments.py --arms $(PRESETS) --seeds 1 --out runs/experiments/ablations.json
 
@@ -86,7 +86,7 @@ $(STAMP): Makefile pyproject.toml setup.py requirements/cpu.txt requirements/dev
 	@$(BIN)/python -c 'import torch, hydra, nemo_magic'
 	@touch $@
 
-# Resolve requirements/*.in anew, in an environment of its own, and write down what came of it.
+# Resolve requirements/*.in again in a separate environment, and write the result.
 lock:
 	$(PYTHON) -m venv --clear $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)

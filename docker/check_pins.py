@@ -1,10 +1,10 @@
-"""Are the pins exact, do they exist, and is what was installed what was pinned?
+"""Checks that the pins are exact, that they exist, and that the installed versions match them.
 
-    check_pins.py sources     first step of a build: every pin is set and exact, every commit and package can be had
+    check_pins.py sources     first step of a build: every pin is set and exact, every commit and package exists
     check_pins.py installed   last step of a build, and any time later: commits, versions and imports against the pins
 
-Pins of sources are the build arguments of the Dockerfile, pins of packages are requirements/gpu.txt. Runs on the Python
-of the base image (3.10), with `packaging` and nothing else beside the standard library.
+Source pins are the build arguments of the Dockerfile, package pins are requirements/gpu.txt. Runs on the base image's
+Python (3.10) with only `packaging` and the standard library.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SOURCES = {
     "MEGATRON": "https://github.com/NVIDIA/Megatron-LM.git",
     "ALIGNER": "https://github.com/NVIDIA/NeMo-Aligner.git",
 }
-"""``<name>_COMMIT`` is a pin, found in this repository."""
+"""Repository of each pin ``<name>_COMMIT``."""
 
 VERSIONS = {
     "NEMO_VERSION": "nemo-toolkit",
@@ -38,7 +38,7 @@ VERSIONS = {
     "TRTLLM_VERSION": "tensorrt-llm",
     "MAGIC_VERSION": "nemo-magic",
 }
-"""What the commits call themselves, and the distribution that says so."""
+"""Pinned version, and the distribution that reports it."""
 
 BASE = ("BASE_IMAGE", "PYTHON_VERSION")
 NAMES = (*BASE, *(f"{name}_COMMIT" for name in SOURCES), *VERSIONS)
@@ -56,10 +56,10 @@ IMPORTS = (
     "pytriton.client",
     "nemo_magic.cli",
 )
-"""What can be imported without a GPU. transformer_engine and tensorrt_llm load the driver: being there has to do."""
+"""Modules that import without a GPU. transformer_engine and tensorrt_llm load the driver: only presence is checked."""
 
 PRESENT = ("apex", "transformer-engine", "tensorrt", "torch")
-"""Built or brought without a version of ours: that they are there is checked."""
+"""Distributions without a pinned version: only their presence is checked."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ABBREVIATED = re.compile(r"[0-9a-f]{7,40}")
@@ -69,13 +69,13 @@ _REQUIREMENT = re.compile(r"([A-Za-z0-9][\w.-]*)==([\w.+!]+)")
 
 
 def inexact(pins: Mapping[str, str]) -> list[str]:
-    """What is missing among the pins, or would float: an empty value, a branch, `latest`, a short commit."""
+    """Problems of the pins: missing or floating (an empty value, a branch, `latest`, a short commit)."""
     problems = [f"{name} is not set" for name in NAMES if not pins.get(name)]
     for name, value in pins.items():
         if not value or name not in NAMES:
             continue
         if name.endswith("_COMMIT"):
-            # A tag says which commit it means: the abbreviation is only compared with it.
+            # A tag names the commit; the abbreviation is only compared with it.
             pattern, wanted = (_ABBREVIATED, "7 or more") if name == "TRTLLM_COMMIT" else (_COMMIT, "40")
             if not pattern.fullmatch(value):
                 problems.append(f"{name}={value} is not a commit of {wanted} hexadecimal digits")
@@ -90,19 +90,19 @@ def inexact(pins: Mapping[str, str]) -> list[str]:
 
 def requirements(text: str) -> dict[str, str]:
     """Distribution → version of a lock; ValueError for a line that is not ``name==version``."""
-    found = {}
+    versions = {}
     for line in text.splitlines():
         if not line.strip() or line.startswith("#"):
             continue
         match = _REQUIREMENT.fullmatch(line.strip())
         if match is None:
             raise ValueError(f"{line!r} is not name==version")
-        found[_normal(match[1])] = match[2]
-    return found
+        versions[_normal(match[1])] = match[2]
+    return versions
 
 
 def wrong_python(pyproject: str, wanted: str, running: str) -> list[str]:
-    """Why our package cannot be installed on the base image's Python, or that the image has another than was said."""
+    """Problems with the base image's Python: not the pinned version, or not supported by our package."""
     from packaging.specifiers import SpecifierSet
 
     problems = []
@@ -117,7 +117,7 @@ def wrong_python(pyproject: str, wanted: str, running: str) -> list[str]:
 
 
 def missing_commit(url: str, commit: str, ref: str | None = None) -> str | None:
-    """Ask the repository itself for ``ref`` (default: the commit); nothing but the commit object is fetched."""
+    """The problem if ``url`` does not have ``ref`` (default: the commit). Fetches only the commit object."""
     with tempfile.TemporaryDirectory() as folder:
         git = ["git", "-C", folder]
         subprocess.run([*git, "init", "--quiet"], check=True)
@@ -133,18 +133,18 @@ def missing_commit(url: str, commit: str, ref: str | None = None) -> str | None:
 def differing(
     pins: Mapping[str, str], locked: Mapping[str, str], built: Path, path: Sequence[str] | None = None
 ) -> list[str]:
-    """Where what is installed is not what is pinned.
+    """Differences between installed and pinned versions.
 
     Args:
         built: the folder of ``<name>.commit`` files that checkout.sh wrote while building.
         path: where to look for distributions; None: ``sys.path``.
     """
-    there = list(distributions(path=list(path)) if path is not None else distributions())
-    found = _found(there)
+    installed = list(distributions(path=list(path)) if path is not None else distributions())
+    versions = _versions(installed)
     problems = []
     for name in SOURCES:
         if name == "NEMO_FIX_UPSTREAM":
-            continue  # only says where the fix begins
+            continue  # only marks where the fix begins
         file, pin = built / f"{name.lower()}.commit", pins.get(f"{name}_COMMIT", "")
         commit = file.read_text().strip() if file.is_file() else None
         if commit is None:
@@ -153,19 +153,20 @@ def differing(
             problems.append(f"{name.lower()}: built from {commit}, pinned {pin or 'nothing'}")
     wanted = {_normal(name): pins.get(pin, "") for pin, name in VERSIONS.items()} | dict(locked)
     for name, version in wanted.items():
-        if name not in found:
+        if name not in versions:
             problems.append(f"{name}: not installed, pinned {version or 'nothing'}")
-        elif not _same(found[name], version):
-            problems.append(f"{name}: {found[name]} is installed, pinned {version or 'nothing'}")
-    problems += [f"{name}: not installed" for name in PRESENT if name not in found]
+        elif not _same(versions[name], version):
+            problems.append(f"{name}: {versions[name]} is installed, pinned {version or 'nothing'}")
+    problems += [f"{name}: not installed" for name in PRESENT if name not in versions]
     problems += [
-        f"{name}: not installed, tensorrt-llm needs it" for name in sorted(_needs(there, "tensorrt-llm") - set(found))
+        f"{name}: not installed, tensorrt-llm needs it"
+        for name in sorted(_requirement_names(installed, "tensorrt-llm") - set(versions))
     ]
     return problems
 
 
 def unimportable(modules: Iterable[str]) -> list[str]:
-    """Each in a process of its own: some cannot live together with others, and a crash is an answer, too."""
+    """Modules that fail to import, each in a separate process: some conflict, and an import may crash."""
     problems = []
     for module in modules:
         done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True)
@@ -176,11 +177,11 @@ def unimportable(modules: Iterable[str]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 all is as pinned, 1 something is not (each on a line of its own)."""
+    """Print one line per problem. Exit status: 0 everything is as pinned, 1 something is not."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["sources", "installed"])
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent, help="pins.env, gpu.txt, built/")
-    parser.add_argument("--offline", action="store_true", help="sources: ask no repository and no package index")
+    parser.add_argument("--offline", action="store_true", help="sources: contact no repository and no package index")
     parser.add_argument("--no-imports", action="store_true", help="installed: versions only")
     args = parser.parse_args(argv)
     problems = _sources(args) if args.what == "sources" else _installed(args)
@@ -194,7 +195,7 @@ def _sources(args: argparse.Namespace) -> list[str]:
     pins = {name: os.environ.get(name, "") for name in NAMES}
     problems = inexact(pins)
     if problems:
-        return problems  # the rest would only say it again
+        return problems  # later checks would repeat it
     pyproject, running = (args.folder / "pyproject.toml").read_text(), "{}.{}.{}".format(*sys.version_info[:3])
     problems = wrong_python(pyproject, pins["PYTHON_VERSION"], running)
     try:
@@ -208,11 +209,11 @@ def _sources(args: argparse.Namespace) -> list[str]:
             problems += [problem] if problem else []
         lock = str(args.folder / "gpu.txt")
         pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--dry-run", "--quiet", "-r", lock]
-        # The base image's own constraints are not ours to meet: the lock replaces them.
+        # The lock replaces the base image's own constraints.
         done = subprocess.run(pip, env=os.environ | {"PIP_CONSTRAINT": lock}, capture_output=True, text=True)
         if done.returncode:
-            said = done.stderr.strip().splitlines() or ["no message"]
-            errors = [line for line in said if line.startswith("ERROR")] or said[-1:]
+            lines = done.stderr.strip().splitlines() or ["no message"]
+            errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:]
             problems += [f"gpu.txt: pip: {line}" for line in errors]
     if not problems:
         (args.folder / "pins.env").write_text("".join(f"{name}={value}\n" for name, value in pins.items()))
@@ -227,20 +228,22 @@ def _installed(args: argparse.Namespace) -> list[str]:
     return problems + ([] if args.no_imports else unimportable(IMPORTS))
 
 
-def _found(installed: Iterable[Distribution]) -> dict[str, str]:
-    found: dict[str, str] = {}
+def _versions(installed: Iterable[Distribution]) -> dict[str, str]:
+    versions: dict[str, str] = {}
     for distribution in installed:
         name = distribution.metadata["Name"]
-        if name:  # a half-removed package has none
-            found.setdefault(_normal(name), distribution.version)
-    return found
+        if name:  # a partly removed package has none
+            versions.setdefault(_normal(name), distribution.version)
+    return versions
 
 
-def _needs(installed: Iterable[Distribution], name: str) -> set[str]:
-    """The names of what a distribution asks for: its wheel is installed without them, whose versions are ours."""
-    asked = [line for one in installed if _normal(one.metadata["Name"] or "") == name for line in one.requires or []]
-    found = (re.match(r"[A-Za-z0-9][\w.-]*", line) for line in asked if "extra ==" not in line)
-    return {_normal(match[0]) for match in found if match}
+def _requirement_names(installed: Iterable[Distribution], name: str) -> set[str]:
+    """Names of a distribution's requirements. Its wheel is installed without them; the lock pins their versions."""
+    requirement_lines = [
+        line for one in installed if _normal(one.metadata["Name"] or "") == name for line in one.requires or []
+    ]
+    matches = (re.match(r"[A-Za-z0-9][\w.-]*", line) for line in requirement_lines if "extra ==" not in line)
+    return {_normal(match[0]) for match in matches if match}
 
 
 def _normal(name: str) -> str:

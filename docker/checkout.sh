@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # checkout.sh NAME FOLDER REPOSITORY COMMIT [REF]
-# One commit of a repository with its submodules, and nothing of its history. REF (a tag) is fetched instead of the commit and
-# has to mean it. What was checked out is written to /built/NAME.commit, which check_pins.py compares with the pin.
+# Checks out one commit of a repository with its submodules, without history. If REF (a tag) is given, it is fetched instead
+# and must point to the commit. The commit is written to /built/NAME.commit, which check_pins.py compares with the pin.
 set -eu -o pipefail
 name=$1 folder=$2 repository=$3 commit=$4 ref=${5:-$4}
 

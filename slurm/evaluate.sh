@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A defender on benchmarks, on one node of eight GPUs unless the configuration says otherwise, the judge on a node of its own:
+# Evaluates a defender on benchmarks: one node of eight GPUs unless the configuration says otherwise, and a judge node:
 #
 #   sbatch slurm/evaluate.sh -cn NAME [KEY=VALUE …] [--judge -cn NAME KEY=VALUE …]
-#   bash slurm/evaluate.sh --submit …     the same with partition, account and node counts of slurm/site.sh and the config
-#   bash slurm/evaluate.sh --dry-run …    shows what that would submit, the resolved configuration and the plan
+#   bash slurm/evaluate.sh --submit …     the same, with partition and account from slurm/site.sh and node counts from the config
+#   bash slurm/evaluate.sh --dry-run …    prints what would be submitted, the resolved configuration and the plan
 #
 #SBATCH --job-name=evaluate
 #SBATCH --nodes=1
@@ -29,7 +29,7 @@ home=${NEMO_MAGIC_HOME:-${SLURM_SUBMIT_DIR:-$(cd "$(dirname "$0")/.." && pwd)}}
 source "$home/slurm/lib.sh"
 
 parse "$@"
-named "${words[@]}" || die "$MISCONFIGURED" "what is to be evaluated? -cn NAME"
+names_config "${args[@]}" || die "$MISCONFIGURED" "what is to be evaluated? -cn NAME"
 if [[ $mode == run ]]; then
     attempt_with_judge evaluate
 else

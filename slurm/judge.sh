@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A judge that several jobs share: its address and its token are in JUDGE_FOLDER, and whoever exports that asks it.
+# A judge that several jobs share. Its address and its token are in JUDGE_FOLDER; jobs that export JUDGE_FOLDER use it.
 #
 #   JUDGE_FOLDER=/shared/judge sbatch slurm/judge.sh [-cn NAME] [KEY=VALUE …]
 #   JUDGE_FOLDER=/shared/judge bash slurm/judge.sh --submit|--dry-run …
@@ -22,23 +22,23 @@ source "$home/slurm/lib.sh"
 
 folder=${JUDGE_FOLDER:-$PWD/runs/judge} JUDGE_FOLDER=''
 parse "$@"
-named "${words[@]}" || words=("${JUDGE_ARGS[@]}" "${words[@]}")
+names_config "${args[@]}" || args=("${JUDGE_ARGS[@]}" "${args[@]}")
 if [[ $mode != run ]]; then
     prepare
-    compose judge "${words[@]}"
+    compose judge "${args[@]}"
     ask_for "$JUDGE_NODES" 1 "${JUDGE_PARTITION:-$PARTITION}"
-    send "${options[@]}" "${JUDGE_SBATCH_EXTRA[@]}" --export="ALL,JUDGE_FOLDER=$folder" "$home/slurm/judge.sh" "${words[@]}"
-    [[ $mode == submit ]] || { cat "$home/slurm/judge.sh" && show judge "${words[@]}"; }
+    send "${options[@]}" "${JUDGE_SBATCH_EXTRA[@]}" --export="ALL,JUDGE_FOLDER=$folder" "$home/slurm/judge.sh" "${args[@]}"
+    [[ $mode == submit ]] || { cat "$home/slurm/judge.sh" && show judge "${args[@]}"; }
     exit
 fi
 
-judge_words=("${words[@]}") run_dir=$folder MAX_FAILURES=0
-trap 'asked=1' USR1
-trap 'ended=1' TERM
+judge_args=("${args[@]}") run_dir=$folder MAX_FAILURES=0
+trap 'save_requested=1' USR1
+trap 'terminating=1' TERM
 begin
 logs=$folder/logs/$attempt
 mkdir -p "$logs"
-# The token stays what it was: whoever asks goes on where the judge comes back at its address.
+# Keep the token: clients continue if the judge restarts at the same address.
 [[ ! -s $folder/token ]] || NEMO_MAGIC_JUDGE_TOKEN=$(<"$folder/token")
 find_judge 0
 (umask 077 && printf '%s\n' "$NEMO_MAGIC_JUDGE_TOKEN" >"$folder/token")
@@ -49,14 +49,14 @@ while true; do
     wait_for_judge
     printf '%s\n' "$judge_urls" >"$folder/url.partial" && mv "$folder/url.partial" "$folder/url"
     say "ready: $folder/url"
-    while judge_lives && [[ -z $asked && -z $ended ]]; do nap 1; done
-    if [[ -n $asked || -n $ended ]]; then
+    while judge_lives && [[ -z $save_requested && -z $terminating ]]; do nap 1; done
+    if [[ -n $save_requested || -n $terminating ]]; then
         stop_judge
-        [[ -n $ended ]] || requeue "time is almost over" 0
+        [[ -n $terminating ]] || requeue "time is almost over" 0
         exit 143
     fi
     rm -f "$folder/url"
     tail -n 20 "$logs/judge-0.log" >&2
     ((judge_started <= JUDGE_RESTARTS)) || die 1 "the judge ended and has been started $judge_started times"
-    mourn_judge
+    restart_judge
 done

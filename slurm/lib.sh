@@ -1,11 +1,11 @@
-# Shared by the scripts of this folder; sourced, never run. docs/cluster.md says how they are used.
+# Shared by the scripts of this folder; sourced, never run. Usage: docs/cluster.md.
 # shellcheck shell=bash
 #
-# One attempt of a run is: plan (compose and check the configuration) → judge → training, watched → what next. Slurm's
-# requeue makes attempts follow each other in one job; the run resumes by itself (--resume auto is nemo-magic's default).
+# One attempt of a run: plan (compose and check the configuration) → judge → training, monitored → end or requeue. Slurm's
+# requeue starts the next attempt in the same job; the run resumes by itself (--resume auto is nemo-magic's default).
 set -euo pipefail
 
-SAVED=75 # nemo-magic: asked to end, has saved, goes on with the same command
+SAVED=75 # nemo-magic: saved on request; the same command resumes
 MISCONFIGURED=2
 
 say() { printf '%s %s\n' "$(date +%H:%M:%S)" "$*"; }
@@ -15,7 +15,7 @@ die() { # status, message
 }
 quoted() { printf '%q ' "$@"; }
 
-# --- the site: slurm/site.example.sh says what each setting means
+# --- the site's settings, explained in slurm/site.example.sh
 
 PARTITION='' ACCOUNT='' QOS='' TIME_LIMIT='' SIGNAL_AHEAD=900 SBATCH_EXTRA=()
 JUDGE_PARTITION='' JUDGE_NODES=1 JUDGE_SBATCH_EXTRA=()
@@ -38,31 +38,31 @@ fi
 
 # --- arguments: Hydra's for nemo-magic, and after --judge those of the judge
 
-mode=run words=() judge_words=()
-parse() { # the script's own words
-    local to=words word
+mode=run args=() judge_args=()
+parse() { # the script's arguments
+    local to=args word
     for word in "$@"; do
         case $word in
             --submit | --dry-run) mode=${word#--} ;;
-            --judge) to=judge_words ;;
-            *) if [[ $to == words ]]; then words+=("$word"); else judge_words+=("$word"); fi ;;
+            --judge) to=judge_args ;;
+            *) if [[ $to == args ]]; then args+=("$word"); else judge_args+=("$word"); fi ;;
         esac
     done
-    named "${judge_words[@]}" || judge_words=("${JUDGE_ARGS[@]}" "${judge_words[@]}")
+    names_config "${judge_args[@]}" || judge_args=("${JUDGE_ARGS[@]}" "${judge_args[@]}")
     if [[ $mode == run && -z ${SLURM_JOB_ID:-} ]]; then
         die "$MISCONFIGURED" "this is no Slurm job: bash $0 --submit …, or --dry-run first"
     fi
 }
-named() { [[ " $* " =~ \ (-cn|--config-name)[\ =] ]]; }
+names_config() { [[ " $* " =~ \ (-cn|--config-name)[\ =] ]]; }
 
 nemo_magic=("$PYTHON" -m nemo_magic.cli)
-# Where the judge will be is known once the job runs; until then the configuration is checked with this in its place.
+# The judge's address is known once the job runs; until then the configuration is checked with this placeholder.
 judge_elsewhere=(judge.launch=false 'judge.urls=["http://JUDGE_NODE:PORT"]' judge.token_env=NEMO_MAGIC_JUDGE_TOKEN)
 
 # --- the configuration, as nemo-magic resolves it
 
 resolved='' nodes='' devices='' run_dir=''
-compose() { # nemo-magic's command, its words. Sets the four above; $composer is what the command line begins with
+compose() { # nemo-magic's command and arguments. Sets the four variables above; $composer is the prefix of the command line
     [[ -n $resolved ]] || { resolved=$(mktemp) && trap 'rm -f "$resolved"' EXIT; }
     "${composer[@]}" "${nemo_magic[@]}" "$@" --dry-run >"$resolved" || die "$MISCONFIGURED" "$* cannot be run (see above)"
     nodes=$(value trainer num_nodes) devices=$(value trainer devices) run_dir=$(value exp_manager explicit_log_dir)
@@ -77,7 +77,7 @@ value() { # section, key
 
 # --- submitting
 
-prepare() { # makes ready what submitting needs
+prepare() { # prepares for submitting
     setup
     command -v "$PYTHON" >/dev/null || die "$MISCONFIGURED" "$PYTHON is not here: see PYTHON and setup in $site"
     export NEMO_MAGIC_HOME=$home
@@ -85,7 +85,7 @@ prepare() { # makes ready what submitting needs
 }
 
 options=()
-ask_for() { # nodes, ranks a node, partition. Sets options to what sbatch is told
+ask_for() { # nodes, ranks per node, partition. Sets options to sbatch's options
     options=(--nodes="$1" --ntasks-per-node="$2")
     [[ -z $3 ]] || options+=(--partition="$3")
     [[ -z $ACCOUNT ]] || options+=(--account="$ACCOUNT")
@@ -93,7 +93,7 @@ ask_for() { # nodes, ranks a node, partition. Sets options to what sbatch is tol
     [[ -z $TIME_LIMIT ]] || options+=(--time="$TIME_LIMIT")
 }
 
-send() { # sbatch's words: shown, or submitted. Sets submitted to the job's number
+send() { # sbatch's arguments: printed, or submitted. Sets submitted to the job's number
     if [[ $mode == dry-run ]]; then
         printf '# Would be submitted:\n%s\n\n' "$(quoted sbatch "$@")"
         submitted=JOB
@@ -104,7 +104,7 @@ send() { # sbatch's words: shown, or submitted. Sets submitted to the job's numb
     fi
 }
 
-show() { # nemo-magic's command, its words: the composed configuration, and what it will do
+show() { # nemo-magic's command and arguments: prints the composed configuration and the plan
     printf '# The resolved configuration (nemo-magic %s)\n' "$(quoted "$@")"
     cat "$resolved"
     if [[ $1 == train ]] && "${nemo_magic[@]}" plan --help >/dev/null 2>&1; then
@@ -113,59 +113,59 @@ show() { # nemo-magic's command, its words: the composed configuration, and what
     fi
 }
 
-submit() { # nemo-magic's command, whether the script asks for judge nodes, the script's own words
-    local command=$1 judged=$2 script=$home/slurm/${0##*/} composed=() first kept=() word
+submit() { # nemo-magic's command, whether the script needs judge nodes (yes or no), the script's arguments
+    local command=$1 needs_judge=$2 script=$home/slurm/${0##*/} full_args=() first forwarded=() word
     shift 2
     prepare
-    composed=("$command" "${words[@]}")
-    [[ $command == sft ]] || composed+=("${judge_elsewhere[@]}")
-    compose "${composed[@]}"
+    full_args=("$command" "${args[@]}")
+    [[ $command == sft ]] || full_args+=("${judge_elsewhere[@]}")
+    compose "${full_args[@]}"
     ask_for "$nodes" "$devices" "$PARTITION"
     first=("${options[@]}" "${SBATCH_EXTRA[@]}")
-    # A warm-up has no checkpoints: there is nothing to be warned for.
+    # A warm-up has no checkpoints, so an early signal is of no use.
     [[ $command == sft ]] || first+=(--signal="B:USR1@$SIGNAL_AHEAD")
-    if [[ $judged == yes && -n $JUDGE_FOLDER ]]; then
-        # Somebody else's judge: this job needs no nodes for one.
+    if [[ $needs_judge == yes && -n $JUDGE_FOLDER ]]; then
+        # A shared judge: this job needs no judge nodes.
         script=$(mktemp "${TMPDIR:-/tmp}/${0##*/}.XXXXXX")
-        # shellcheck disable=SC2064 # these two, as they are called now
+        # shellcheck disable=SC2064 # expand these two now
         trap "rm -f '$resolved' '$script'" EXIT
         sed '/^#SBATCH hetjob/,/^set /{/^#SBATCH/d}' "$home/slurm/${0##*/}" >"$script"
         first+=(--export="ALL,JUDGE_FOLDER=$JUDGE_FOLDER")
-    elif [[ $judged == yes ]]; then
+    elif [[ $needs_judge == yes ]]; then
         ask_for "$JUDGE_NODES" 1 "${JUDGE_PARTITION:-$PARTITION}"
         first+=(: "${options[@]}" "${JUDGE_SBATCH_EXTRA[@]}")
     fi
-    for word in "$@"; do [[ $word == --submit || $word == --dry-run ]] || kept+=("$word"); done
-    send "${first[@]}" "$script" "${kept[@]}"
+    for word in "$@"; do [[ $word == --submit || $word == --dry-run ]] || forwarded+=("$word"); done
+    send "${first[@]}" "$script" "${forwarded[@]}"
     if [[ $mode == dry-run ]]; then
         printf '# %s\n' "$script"
         cat "$script"
         echo
-        show "${composed[@]}"
+        show "${full_args[@]}"
     fi
 }
 
-# --- inside the job: what its steps have in common
+# --- inside the job: common parts of its steps
 
 on_nodes=() logs=''
-begin() { # sets step, the beginning of every srun; on_nodes, what picks the training's nodes; job and attempt
-    local known
+begin() { # sets step, the beginning of every srun; on_nodes, the options for the training nodes; job and attempt
+    local output
     setup
     job=${SLURM_HET_JOB_ID:-$SLURM_JOB_ID}
-    # An element's own number, where it is the last one's, is that of the whole array.
+    # In an array's last element SLURM_JOB_ID is the number of the whole array, so name the element explicitly.
     [[ -z ${SLURM_ARRAY_TASK_ID:-} ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
     attempt=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
-    # A job submitted with --export=NONE would hide all this from its steps, and srun does not take over the cores asked for.
+    # With --export=NONE the job's steps would not get these variables, and srun does not inherit the requested cores.
     export SLURM_EXPORT_ENV=ALL
     [[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}"
-    known=$(srun --mpi=list 2>&1) || true
-    [[ $known =~ (^|[[:space:]])$MPI([[:space:]]|$) ]] ||
-        die "$MISCONFIGURED" "MPI=$MPI is not what this Slurm has, see $site: ${known//$'\n'/ }"
+    output=$(srun --mpi=list 2>&1) || true
+    [[ $output =~ (^|[[:space:]])$MPI([[:space:]]|$) ]] ||
+        die "$MISCONFIGURED" "MPI=$MPI is not what this Slurm has, see $site: ${output//$'\n'/ }"
     step=(srun --overlap "${SRUN_EXTRA[@]}")
     guard_step=("${step[@]}")
-    known=$(srun --help 2>&1) || true
-    if [[ $known == *--container-image* ]]; then
+    output=$(srun --help 2>&1) || true
+    if [[ $output == *--container-image* ]]; then
         contain step "$CONTAINER_IMAGE"
         contain guard_step "${GUARD_IMAGE:-$CONTAINER_IMAGE}"
     elif [[ -n $CONTAINER_IMAGE ]]; then
@@ -182,7 +182,7 @@ contain() { # name of an array to add to, image
         --container-workdir="$PWD" --no-container-mount-home)
 }
 
-of_group() { # a Slurm variable, a component's number; the only component's where there is one
+of_group() { # a Slurm variable, a component's number; without components the plain variable
     local name=$1_HET_GROUP_$2
     echo "${!name:-${!1}}"
 }
@@ -191,7 +191,7 @@ hosts_of() { # name of an array to fill, a component's number
     mapfile -t "$1" < <(scontrol show hostnames "$(of_group SLURM_JOB_NODELIST "$2")")
 }
 
-plan() { # nemo-magic's command, its words. Stops where the job is not what the configuration asks for
+plan() { # nemo-magic's command and arguments. Exits if the job's shape differs from the configuration
     local have tasks
     composer=("${one_task[@]}")
     compose "$@"
@@ -208,7 +208,7 @@ trainer.devices=$devices: bash slurm/….sh --submit asks for as many, or sbatch
 # --- the judge
 
 judge_pids=() judge_urls='' judge_started=0
-find_judge() { # where it is, or will be: somebody else's where JUDGE_FOLDER is set, else on this component of the job
+find_judge() { # component. Sets the judge's address: the shared judge's if JUDGE_FOLDER is set, else on that component of the job
     export NEMO_MAGIC_JUDGE_TOKEN
     if [[ -n $JUDGE_FOLDER ]]; then
         wait_until "$JUDGE_READY_WITHIN" "the judge in JUDGE_FOLDER=$JUDGE_FOLDER" test -s "$JUDGE_FOLDER/url"
@@ -216,9 +216,9 @@ find_judge() { # where it is, or will be: somebody else's where JUDGE_FOLDER is 
         say "judge of $JUDGE_FOLDER: $judge_urls"
         return
     fi
-    # In the environment of the job's steps and nowhere else: a command line is for everyone to see.
+    # Only in the environment of the job's steps: command lines are visible to every user.
     [[ -n ${NEMO_MAGIC_JUDGE_TOKEN:-} ]] || NEMO_MAGIC_JUDGE_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
-    # Below the ports that systems give to outgoing connections.
+    # Below the range of ephemeral ports.
     judge_port=$((20000 + SLURM_JOB_ID % 6000))
     local hosts host
     hosts_of hosts "$1"
@@ -226,21 +226,21 @@ find_judge() { # where it is, or will be: somebody else's where JUDGE_FOLDER is 
     judge_urls=$(printf ',"http://%s:'"$judge_port"'"' "${judge_addresses[@]}")
     judge_urls="[${judge_urls:1}]"
     on_judge_nodes=(--mpi=none --nodes="${#hosts[@]}" --ntasks="${#hosts[@]}" --ntasks-per-node=1 --open-mode=append
-        --kill-on-bad-exit=1) # one that ends takes the others with it, and all are started again
+        --kill-on-bad-exit=1) # if one ends, all end and are restarted
     [[ -z ${SLURM_HET_SIZE:-} ]] || on_judge_nodes+=(--het-group="$1")
 }
 judge_addresses=()
 
 launch_judge() {
-    local told=("${judge_words[@]}" "judge.server.host=$JUDGE_HOST" "judge.server.port=$judge_port"
+    local arguments=("${judge_args[@]}" "judge.server.host=$JUDGE_HOST" "judge.server.port=$judge_port"
         judge.token_env=NEMO_MAGIC_JUDGE_TOKEN)
     judge_pids=()
     if [[ -n $GUARD_COMMAND ]]; then
         "${guard_step[@]}" "${on_judge_nodes[@]}" --output="$logs/guard-%t.log" bash -c "$GUARD_COMMAND" 2>>"$logs/judge-srun.log" &
         judge_pids+=($!)
-        told+=("judge.guard_config.model.urls=[http://127.0.0.1:$GUARD_PORT/v1]")
+        arguments+=("judge.guard_config.model.urls=[http://127.0.0.1:$GUARD_PORT/v1]")
     fi
-    "${step[@]}" "${on_judge_nodes[@]}" --output="$logs/judge-%t.log" "${nemo_magic[@]}" judge "${told[@]}" 2>>"$logs/judge-srun.log" &
+    "${step[@]}" "${on_judge_nodes[@]}" --output="$logs/judge-%t.log" "${nemo_magic[@]}" judge "${arguments[@]}" 2>>"$logs/judge-srun.log" &
     judge_pids+=($!)
     judge_started=$((judge_started + 1))
     say "judge at $judge_urls; its log is $logs/judge-0.log"
@@ -262,11 +262,11 @@ judge_lives() {
 
 wait_for_judge() { wait_until "$JUDGE_READY_WITHIN" "the judge's /readyz (see $logs/judge-0.log)" judge_is_ready; }
 
-wait_until() { # seconds, what, command. Ends the attempt when the time is over, or when the judge ends meanwhile
+wait_until() { # seconds, description, command. Ends the attempt on timeout, or if the judge ends meanwhile
     local deadline=$((SECONDS + $1)) what=$2
     shift 2
     until "$@"; do
-        [[ -z $asked && -z $ended ]] || finish "$SAVED"
+        [[ -z $save_requested && -z $terminating ]] || finish "$SAVED"
         if judge_lives && ((SECONDS < deadline)); then
             nap 1
             continue
@@ -284,7 +284,7 @@ stop_judge() {
     judge_pids=()
 }
 
-mourn_judge() { # what needs it waits for it for judge.give_up_after seconds, then saves and ends
+restart_judge() { # the ranks wait for it for judge.give_up_after seconds, then save and end
     stop_judge
     if ((judge_started <= JUDGE_RESTARTS)); then
         say "the judge ended: it is started again ($judge_started of $JUDGE_RESTARTS)"
@@ -294,30 +294,30 @@ mourn_judge() { # what needs it waits for it for judge.give_up_after seconds, th
     fi
 }
 
-# --- signals: USR1 is the time limit's or the pre-emption's warning, TERM is Slurm ending the job by itself
+# --- signals: USR1 warns of the time limit or of pre-emption, TERM means that Slurm ends the job
 
-asked='' ended='' training=''
+save_requested='' terminating='' training=''
 listen() {
-    trap 'asked=1; say "asked to end: the ranks save after the step under way"; pass_on' USR1
-    trap 'ended=1; pass_on' TERM
+    trap 'save_requested=1; say "asked to end: the ranks save after the step under way"; pass_on' USR1
+    trap 'terminating=1; pass_on' TERM
 }
-pass_on() { [[ -z $training ]] || kill -USR1 "$training" 2>/dev/null || true; } # srun tells every rank
-nap() { sleep "$1" & wait $! 2>/dev/null || true; } # unlike a plain sleep, lets a signal be heard at once
+pass_on() { [[ -z $training ]] || kill -USR1 "$training" 2>/dev/null || true; } # srun signals every rank
+nap() { sleep "$1" & wait $! 2>/dev/null || true; } # unlike a plain sleep, signals are handled at once
 
 # --- training
 
-train() { # nemo-magic's command, its words
-    local hosts shown status=0
+train() { # nemo-magic's command and arguments
+    local hosts tail_pid status=0
     hosts_of hosts 0
     export MASTER_ADDR MASTER_PORT NEMO_MAGIC_SAVED=$logs/saved
     MASTER_ADDR=$(node_address "${hosts[0]}")
     MASTER_PORT=$((26000 + (SLURM_JOB_ID * 7 + ${SLURM_RESTART_COUNT:-0}) % 6000))
-    # What torch 2.4 keeps of its collectives, and writes down when one times out; newer releases understand these too.
+    # torch 2.4's flight recorder of collectives, written on a timeout; newer releases accept these variables too.
     export TORCH_NCCL_TRACE_BUFFER_SIZE="${TORCH_NCCL_TRACE_BUFFER_SIZE:-2000}" TORCH_NCCL_DEBUG_INFO_TEMP_FILE=$logs/nccl_trace_rank_
     export TORCH_NCCL_DUMP_ON_TIMEOUT=1 TORCH_NCCL_ASYNC_ERROR_HANDLING=1 TORCH_NCCL_ENABLE_MONITORING=1
     export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
-    # The first rank that fails ends the others, once they had time to say why they fail. One that has saved must not: its
-    # status is noted and becomes 0.
+    # The first rank that fails ends the others, after a pause in which they can log their own errors. A rank that saved must
+    # not end the others: its status is recorded and becomes 0.
     # shellcheck disable=SC2016 # for the inner shell
     local rank='trap : USR1 TERM
         status=0
@@ -330,32 +330,32 @@ train() { # nemo-magic's command, its words
         bash -c "$rank" rank "${nemo_magic[@]}" "$@" 2>"$logs/srun.log" &
     training=$!
     tail --pid="$training" -n +1 -q -F "$logs/rank-0000.log" "$logs/srun.log" 2>/dev/null &
-    shown=$!
-    [[ -z $asked && -z $ended ]] || pass_on
+    tail_pid=$!
+    [[ -z $save_requested && -z $terminating ]] || pass_on
     while kill -0 "$training" 2>/dev/null; do
         nap 1
-        judge_lives || [[ -n $asked || -n $ended ]] || ! kill -0 "$training" 2>/dev/null || mourn_judge
+        judge_lives || [[ -n $save_requested || -n $terminating ]] || ! kill -0 "$training" 2>/dev/null || restart_judge
     done
     wait "$training" || status=$?
     training=''
-    wait "$shown" || true # it shows what was said last
+    wait "$tail_pid" || true # it prints the last lines
     return "$status"
 }
 
-# --- what next
+# --- end or requeue
 
-finish() { # status, and why where nobody has said. Requeues, or ends the job
+finish() { # status, and the reason if it was not printed yet. Requeues, or ends the job
     local status=$1
     stop_judge
-    if [[ -n $ended ]]; then
+    if [[ -n $terminating ]]; then
         say "Slurm ends this job; the run goes on from its last checkpoint when it is started again"
         exit 143
     fi
     [[ ! -e $logs/saved ]] || requeue "saved" 0
     ((status)) || exit 0
-    if [[ -n $asked ]]; then
+    if [[ -n $save_requested ]]; then
         ((SECONDS < 60)) || requeue "asked to end before there was anything to save" 0
-        # Once that is bad luck; every time, it would go on for ever.
+        # Once is bad luck; if it happened every time, the job would requeue for ever.
         say "asked to end within a minute of its start: is SIGNAL_AHEAD=$SIGNAL_AHEAD less than the time limit?"
         fail "$SAVED"
     fi
@@ -364,14 +364,14 @@ finish() { # status, and why where nobody has said. Requeues, or ends the job
     fail "$status"
 }
 
-fail() { # status. Failures are counted from one new checkpoint to the next: a run that gets on may fail again and again
-    local status=$1 counted=$run_dir/failures newest='' failures=0 before='' found
+fail() { # status. A new checkpoint resets the count of failures: a run that progresses may fail repeatedly
+    local status=$1 failure_file=$run_dir/failures newest='' failures=0 before='' checkpoint
     say "the attempt ended with status $status; what its ranks said is in $logs"
-    for found in "$run_dir"/checkpoints/step_*; do [[ ! -d $found ]] || newest=${found##*/}; done
-    if [[ -f $counted ]]; then read -r before failures <"$counted"; fi
+    for checkpoint in "$run_dir"/checkpoints/step_*; do [[ ! -d $checkpoint ]] || newest=${checkpoint##*/}; done
+    if [[ -f $failure_file ]]; then read -r before failures <"$failure_file"; fi
     [[ $before == "at:$newest" ]] || failures=0
     failures=$((failures + 1))
-    echo "at:$newest $failures" >"$counted"
+    echo "at:$newest $failures" >"$failure_file"
     timeout 300 "${one_task[@]}" "${nemo_magic[@]}" postmortem "$run_dir" || true
     if ((failures <= MAX_FAILURES)); then
         requeue "failure $failures of at most $MAX_FAILURES without a new checkpoint" "$status"
@@ -381,10 +381,10 @@ on from ${newest:-the beginning}"
     exit "$status"
 }
 
-requeue() { # why, status where it cannot be
-    local known
-    known=$(scontrol -o show job "$job")
-    if [[ ${known%%$'\n'*} != *JobState=RUNNING* ]]; then # cancelled, or requeued by somebody else: theirs to decide
+requeue() { # reason, exit status if requeueing fails
+    local output
+    output=$(scontrol -o show job "$job")
+    if [[ ${output%%$'\n'*} != *JobState=RUNNING* ]]; then # cancelled, or requeued by someone else: leave it
         say "$1; Slurm ends this job"
         exit 143
     fi
@@ -397,15 +397,15 @@ requeue() { # why, status where it cannot be
     exit $(($2 ? $2 : SAVED))
 }
 
-attempt_with_judge() { # nemo-magic's command. The whole of a job that plays the game
+attempt_with_judge() { # nemo-magic's command. The whole job of a script with a judge
     local command=$1 status=0
     listen
     begin
     [[ -n ${SLURM_HET_SIZE:-} || -n $JUDGE_FOLDER ]] ||
         die "$MISCONFIGURED" "this job has no nodes for a judge, and JUDGE_FOLDER names none: see docs/cluster.md"
-    plan "$command" "${words[@]}" "${judge_elsewhere[@]}"
+    plan "$command" "${args[@]}" "${judge_elsewhere[@]}"
     find_judge 1
     [[ -n $JUDGE_FOLDER ]] || { launch_judge && wait_for_judge; }
-    train "$command" "${words[@]}" judge.launch=false "judge.urls=$judge_urls" judge.token_env=NEMO_MAGIC_JUDGE_TOKEN || status=$?
+    train "$command" "${args[@]}" judge.launch=false "judge.urls=$judge_urls" judge.token_env=NEMO_MAGIC_JUDGE_TOKEN || status=$?
     finish "$status"
 }

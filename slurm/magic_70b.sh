@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Attacker and defender of 70B on eight nodes of eight GPUs, the judge on a node of its own:
+# Trains a 70B attacker and defender on eight nodes of eight GPUs, with the judge on its own node:
 #
 #   sbatch slurm/magic_70b.sh [-cn NAME] [KEY=VALUE …] [--judge -cn NAME KEY=VALUE …]
-#   bash slurm/magic_70b.sh --submit …     the same with partition, account and node counts of slurm/site.sh and the config
-#   bash slurm/magic_70b.sh --dry-run …    shows what that would submit, the resolved configuration and the plan
+#   bash slurm/magic_70b.sh --submit …     the same, with partition and account from slurm/site.sh and node counts from the config
+#   bash slurm/magic_70b.sh --dry-run …    prints what would be submitted, the resolved configuration and the plan
 #
 #SBATCH --job-name=magic_70b
 #SBATCH --nodes=8
@@ -29,5 +29,5 @@ home=${NEMO_MAGIC_HOME:-${SLURM_SUBMIT_DIR:-$(cd "$(dirname "$0")/.." && pwd)}}
 source "$home/slurm/lib.sh"
 
 parse "$@"
-named "${words[@]}" || words=(-cn magic_70b "${words[@]}")
+names_config "${args[@]}" || args=(-cn magic_70b "${args[@]}")
 if [[ $mode == run ]]; then attempt_with_judge train; else submit train yes "$@"; fi

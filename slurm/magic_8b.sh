@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Attacker and defender of 7B to 14B on one node of eight GPUs (--submit -cn magic_14b: on two), the judge on a node of its own:
+# Trains a 7B to 14B attacker and defender on one node of eight GPUs (--submit -cn magic_14b: two), with the judge on its own
+# node:
 #
 #   sbatch slurm/magic_8b.sh [-cn NAME] [KEY=VALUE …] [--judge -cn NAME KEY=VALUE …]
-#   bash slurm/magic_8b.sh --submit …     the same with partition, account and node counts of slurm/site.sh and the config
-#   bash slurm/magic_8b.sh --dry-run …    shows what that would submit, the resolved configuration and the plan
+#   bash slurm/magic_8b.sh --submit …     the same, with partition and account from slurm/site.sh and node counts from the config
+#   bash slurm/magic_8b.sh --dry-run …    prints what would be submitted, the resolved configuration and the plan
 #
 #SBATCH --job-name=magic_8b
 #SBATCH --nodes=1
@@ -29,5 +30,5 @@ home=${NEMO_MAGIC_HOME:-${SLURM_SUBMIT_DIR:-$(cd "$(dirname "$0")/.." && pwd)}}
 source "$home/slurm/lib.sh"
 
 parse "$@"
-named "${words[@]}" || words=(-cn magic_8b "${words[@]}")
+names_config "${args[@]}" || args=(-cn magic_8b "${args[@]}")
 if [[ $mode == run ]]; then attempt_with_judge train; else submit train yes "$@"; fi

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Warm-up of one role, on one node of eight GPUs unless the configuration says otherwise. It needs no judge, and begins anew
-# when it is interrupted:
+# Warm-up (SFT) of one role: one node of eight GPUs unless the configuration says otherwise, and no judge. If it is
+# interrupted, it starts over:
 #
 #   sbatch slurm/sft.sh -cn NAME [KEY=VALUE …]
-#   bash slurm/sft.sh --submit …     the same with partition, account and node counts of slurm/site.sh and the config
-#   bash slurm/sft.sh --dry-run …    shows what that would submit, the resolved configuration and the plan
+#   bash slurm/sft.sh --submit …     the same, with partition and account from slurm/site.sh and node counts from the config
+#   bash slurm/sft.sh --dry-run …    prints what would be submitted, the resolved configuration and the plan
 #
 #SBATCH --job-name=sft
 #SBATCH --nodes=1
@@ -22,15 +22,15 @@ home=${NEMO_MAGIC_HOME:-${SLURM_SUBMIT_DIR:-$(cd "$(dirname "$0")/.." && pwd)}}
 source "$home/slurm/lib.sh"
 
 parse "$@"
-named "${words[@]}" || die "$MISCONFIGURED" "which warm-up? -cn NAME"
+names_config "${args[@]}" || die "$MISCONFIGURED" "which warm-up? -cn NAME"
 if [[ $mode != run ]]; then
     submit sft no "$@"
     exit
 fi
-MAX_FAILURES=0 # there is no checkpoint that a second attempt would go on from
+MAX_FAILURES=0 # there is no checkpoint to resume from
 listen
 begin
-plan sft "${words[@]}"
+plan sft "${args[@]}"
 status=0
-train sft "${words[@]}" || status=$?
+train sft "${args[@]}" || status=$?
 finish "$status"

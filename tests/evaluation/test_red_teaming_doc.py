@@ -39,7 +39,7 @@ def test_every_key_that_the_page_names_exists() -> None:
     named = {key for key in re.findall(r"(?:eval|actors|game)\.[\w.]+\w", DOC) if not key.startswith("eval.tasks")}
     assert named >= {"eval.defence.kind", "eval.baseline", "actors.attacker.sampling_params"}
     assert [key for key in named if not is_known(key)] == []
-    options = set(re.findall(r"`(\w+)`(?:, | \(|:)", DOC[DOC.index("**SmoothLLM**") : DOC.index("## Seen")]))
+    options = set(re.findall(r"`(\w+)`(?:, | \(|:)", DOC[DOC.index("**SmoothLLM**") : DOC.index("## Results")]))
     known = {*SmoothLLMConfig.__dataclass_fields__, *SelfEvalConfig.__dataclass_fields__}
     choices = {*PERTURBATIONS, *VOTES, *CHECKS, "seed"}
     assert options <= known | choices
