@@ -18,7 +18,7 @@ from nemo_magic.config import ConfigError, compose
 from nemo_magic.data.errors import DataError
 from nemo_magic.data.seeds import load_seeds
 from nemo_magic.game.episode import Label
-from nemo_magic.league.participants import LeagueSeeds, Participant, attackers, in_order, weights_of
+from nemo_magic.league.participants import LeagueSeeds, Participant, attackers, in_order, weights_digest
 
 ATTACKERS, DEFENDERS = ["no rewrite", "start", "phase-01"], ["start", "phase-00", "phase-02"]
 
@@ -149,7 +149,7 @@ def test_weights_are_told_apart_by_what_is_in_them(tmp_path: Path) -> None:
     for folder, end in zip(folders, (b"x", b"x", b"y"), strict=True):
         folder.mkdir()
         (folder / "shard").write_bytes(b"\0" * 5_000_000 + end)
-    assert weights_of(folders[0]) == weights_of(folders[1]) != weights_of(folders[2])
+    assert weights_digest(folders[0]) == weights_digest(folders[1]) != weights_digest(folders[2])
 
 
 def test_a_table_without_rewrites_is_refused_with_its_columns(unbroken: Path, tmp_path: Path) -> None:
