@@ -106,6 +106,7 @@ class MagicActor(MegatronGPTActorModel):
         if norm is None:  # Megatron-core's distributed optimizer clips inside its step and returns (done, norm, zeros).
             norm = float(optimizer.step()[1])
             if not math.isfinite(norm):
+                self.weights_version += 1
                 raise FloatingPointError(f"the {self.role}'s gradient norm is {norm}, and its optimizer has used it")
         else:
             norm = float(norm)

@@ -16,7 +16,7 @@ from nemo_magic.actors.weights import load_weights, save_weights
 
 if TYPE_CHECKING:
     from nemo_magic.actors.actor import MagicActor
-    from nemo_magic.actors.builder import TrainablePolicy
+    from nemo_magic.actors.trainable import TrainablePolicy
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from nemo_magic.league.game_folder import GameFolder, Rows
 from nemo_magic.league.games import Games, cross_play_matrix, game_row
 from nemo_magic.league.participants import BARE_SEEDS, LeagueSeeds, Participant, digest, snapshots_of
 from nemo_magic.rollout.attack_prefetch import attack_from_row
-from nemo_magic.rollout.engine import AttackPrompt, RolloutEngine, RolloutSpec, fixed_attacks
+from nemo_magic.rollout.conversation import AttackPrompt, RolloutSpec
+from nemo_magic.rollout.engine import RolloutEngine, fixed_attacks
 from nemo_magic.rollout.reward_manager import RewardManager
 
 if TYPE_CHECKING:

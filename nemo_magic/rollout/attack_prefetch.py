@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nemo_magic.game.episode import Completion, Label, Seed
-from nemo_magic.rollout.engine import AttackPrompt, RolloutSpec
+from nemo_magic.rollout.conversation import AttackPrompt, RolloutSpec
 
 if TYPE_CHECKING:
     from nemo_magic.actors.distributed import World

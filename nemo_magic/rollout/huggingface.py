@@ -28,8 +28,8 @@ class HuggingFacePolicy:
     """The causal language model in the folder ``path`` (config.json, safetensors, tokenizer with a chat template).
 
     ``options``: the role's sampling, lengths and ``hf`` (dtype, device). ``batch_size``: chats decoded at once.
-    ``accelerator``: ``gpu`` or ``cpu``, where ``hf.device`` is null. ``speaks``: False reads the tokenizer alone, for
-    ranks that only ``fit``.
+    ``accelerator``: ``gpu`` or ``cpu``, where ``hf.device`` is null. ``generates``: False reads the tokenizer alone,
+    for ranks that only truncate.
 
     Raises:
         FileNotFoundError: there is no config.json at ``path``.
@@ -38,7 +38,7 @@ class HuggingFacePolicy:
     """
 
     def __init__(
-        self, path: str | Path, options: ActorConfig, batch_size: int, accelerator: str = "cpu", speaks: bool = True
+        self, path: str | Path, options: ActorConfig, batch_size: int, accelerator: str = "cpu", generates: bool = True
     ) -> None:
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -50,7 +50,7 @@ class HuggingFacePolicy:
         self._room = self._lengths.prompt_room(positions)
         self._prompt_ids = lru_cache(maxsize=4096)(self._chat.prompt_ids)
         self._model: Any = None
-        if speaks:
+        if generates:
             device = options.hf.device or ("cuda" if accelerator == "gpu" else "cpu")
             spread = {"device_map": "auto"} if device == "auto" else {}
             self._model = AutoModelForCausalLM.from_pretrained(path, torch_dtype=options.hf.dtype, **spread).eval()
