@@ -83,7 +83,7 @@ class CrossPlayRunner:
         self._store = store
         self._log = log
         self._greedy = frozenset() if cfg.game.crossplay.sample_defender else frozenset({Role.DEFENDER})
-        # By place, not by number: ranks share the seeds of either label evenly.
+        # By place, not by group: in a run's numbers the labels may alternate, and one rank would have all attacks.
         self._ranks = {group: i % pair.world.dp_size for i, (group, _) in enumerate(seeds.numbered)}
 
     def play(self, attackers: Sequence[Participant], defenders: Sequence[Participant]) -> dict[tuple[str, str], Games]:
