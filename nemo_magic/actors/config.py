@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, ClassVar
 
 from nemo_magic.model_config import ModelConfig
-from nemo_magic.net.limits import RateLimit
+from nemo_magic.net.endpoint import GenerationEndpointConfig
 
 
 @dataclass
@@ -74,59 +72,23 @@ _OMITTABLE = ("temperature", "top_p", "max_tokens", "seed", "n")
 
 
 @dataclass
-class RemoteConfig:
+class RemoteConfig(GenerationEndpointConfig):
     """An OpenAI-compatible chat endpoint that plays a role; without ``urls`` the role is a local model.
 
-    ``urls``: replicas of one model, base urls as OpenAI clients take them, ending in ``/v1``. ``model``: its name
-    there. ``token_env``: environment variable holding the bearer token; the token itself is in no file. ``extra_body``:
-    further keys of each request, e.g. ``{top_k: 20}``; null leaves out one of temperature, top_p, max_tokens, seed and
-    n, for servers that refuse it.
-
-    Patience is the judge's, all times in seconds. Every client has ``max_concurrency`` requests under way, each with
-    ``request_timeout`` from first byte to last. While nothing answers it tries again after ``backoff_initial``, doubled
-    each time up to ``backoff_max`` and jittered, until ``give_up_after`` passed without any success. What is no chat
-    completion is asked for ``protocol_retries`` more times. ``rate_limit``: ceilings a minute, of all ranks together.
+    The keys are those of GenerationEndpointConfig. In ``extra_body`` null leaves out one of temperature, top_p,
+    max_tokens, seed and n, for servers that refuse it. ``rate_limit`` holds for all ranks together.
     """
 
-    urls: list[str] = field(default_factory=list)
-    model: str | None = None
-    token_env: str | None = None
+    KEY: ClassVar[str] = "remote"
+
     max_concurrency: int = 32
     request_timeout: float = 600.0
     give_up_after: float = 1800.0
-    protocol_retries: int = 3
-    backoff_initial: float = 0.2
     backoff_max: float = 30.0
-    extra_body: dict[str, Any] = field(default_factory=dict)
-    rate_limit: RateLimit = field(default_factory=RateLimit)
 
     def __post_init__(self) -> None:
-        for url in self.urls:
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.netloc or not parts.path.strip("/"):
-                raise ValueError(f"remote.urls={url!r} must be a base url such as http://host:8000/v1")
-            if parts.path.rstrip("/").endswith("/completions"):
-                raise ValueError(f"remote.urls={url!r} must end before /chat/completions, which is added")
-        if self.max_concurrency < 1:
-            raise ValueError(f"remote.max_concurrency={self.max_concurrency} must be at least 1")
-        for key in ("request_timeout", "give_up_after", "backoff_initial", "backoff_max"):
-            if not getattr(self, key) > 0:
-                raise ValueError(f"remote.{key}={getattr(self, key)} must be greater than 0")
-        if self.protocol_retries < 0:
-            raise ValueError(f"remote.protocol_retries={self.protocol_retries} must be at least 0")
-        for name, value in self.extra_body.items():
-            if name in _FIXED or (name in _OMITTABLE and value is not None):
-                can = "may only be null, which leaves it out" if name in _OMITTABLE else "cannot be set here"
-                raise ValueError(f"remote.extra_body.{name}={value!r} {can}: it follows from the role's own settings")
-
-    def token(self) -> str | None:
-        """The bearer token, or None where none is wanted. Raises ValueError if its variable is unset or empty."""
-        if self.token_env is None:
-            return None
-        token = os.environ.get(self.token_env, "")
-        if not token:
-            raise ValueError(f"remote.token_env={self.token_env}: this environment variable is unset or empty")
-        return token
+        super().__post_init__()
+        self._check_extra_body(_FIXED, _OMITTABLE, "the role's own settings")
 
 
 HF_DTYPES = ("auto", "float32", "bfloat16", "float16")

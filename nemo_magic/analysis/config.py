@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, ClassVar
+
+from nemo_magic.net.endpoint import OpenAIEndpointConfig
 
 TOKENIZERS = ("13a", "intl", "zh", "char", "none")
 """Those of sacrebleu that need nothing from a network."""
@@ -61,59 +61,29 @@ class SelfBleuConfig:
 
 
 @dataclass
-class EmbeddingConfig:
+class EmbeddingConfig(OpenAIEndpointConfig):
     """An OpenAI-compatible server that embeds texts; without ``urls`` nothing is embedded.
 
-    ``urls``: replicas of one model, base urls as OpenAI clients take them, ending in ``/v1``. ``model``: its name
-    there; ``revision``: of its weights, which no server tells. ``token_env``: environment variable holding the bearer
-    token. ``max_texts``: attacks of a stretch of steps that are embedded. ``batch_size`` texts go into a request.
-    Patience is the judge's, all times in seconds: while nothing answers it is tried again after ``backoff_initial``,
-    doubled each time up to ``backoff_max`` and jittered, until ``give_up_after`` passed without any success.
+    The keys of OpenAIEndpointConfig and these: ``revision`` of the model's weights, which no server tells.
+    ``max_texts``: attacks of a stretch of steps that are embedded. ``batch_size`` texts go into a request.
     """
 
-    urls: list[str] = field(default_factory=list)
-    model: str | None = None
+    KEY: ClassVar[str] = "analysis.embedding"
+    ROUTES: ClassVar[tuple[str, ...]] = ("/embeddings",)
+
+    max_concurrency: int = 4
+    give_up_after: float = 120.0
     revision: str = "unpinned"
-    token_env: str | None = None
     max_texts: int = 64
     batch_size: int = 32
-    max_concurrency: int = 4
-    request_timeout: float = 60.0
-    give_up_after: float = 120.0
-    protocol_retries: int = 3
-    backoff_initial: float = 0.2
-    backoff_max: float = 10.0
 
     def __post_init__(self) -> None:
-        for url in self.urls:
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.netloc or not parts.path.strip("/"):
-                raise ValueError(f"analysis.embedding.urls={url!r} must be a base url such as http://host:8000/v1")
-            if parts.path.rstrip("/").endswith("/embeddings"):
-                raise ValueError(f"analysis.embedding.urls={url!r} must end before /embeddings, which is added")
+        super().__post_init__()
         if self.urls and not self.model:
-            raise ValueError(
-                f"analysis.embedding.urls={list(self.urls)}: analysis.embedding.model has to be given, its name there"
-            )
+            raise ValueError(f"{self.KEY}.urls={list(self.urls)}: {self.KEY}.model has to be given, its name there")
         if self.max_texts < 2:
-            raise ValueError(f"analysis.embedding.max_texts={self.max_texts} must be at least 2: pairs are compared")
-        for key in ("batch_size", "max_concurrency"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"analysis.embedding.{key}={getattr(self, key)} must be at least 1")
-        for key in ("request_timeout", "give_up_after", "backoff_initial", "backoff_max"):
-            if not getattr(self, key) > 0:
-                raise ValueError(f"analysis.embedding.{key}={getattr(self, key)} must be greater than 0")
-        if self.protocol_retries < 0:
-            raise ValueError(f"analysis.embedding.protocol_retries={self.protocol_retries} must be at least 0")
-
-    def token(self) -> str | None:
-        """The bearer token, or None where none is wanted. Raises ValueError if its variable is unset or empty."""
-        if self.token_env is None:
-            return None
-        token = os.environ.get(self.token_env, "")
-        if not token:
-            raise ValueError(f"analysis.embedding.token_env={self.token_env}: this variable is unset or empty")
-        return token
+            raise ValueError(f"{self.KEY}.max_texts={self.max_texts} must be at least 2: pairs are compared")
+        self._check_at_least_1("batch_size")
 
 
 @dataclass

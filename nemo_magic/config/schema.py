@@ -16,7 +16,7 @@ from nemo_magic.config.serving import ServeConfig
 from nemo_magic.data.seeds import DataConfig
 from nemo_magic.evaluation.config import EvalConfig
 from nemo_magic.game.alarms import AlarmsConfig
-from nemo_magic.game.episode import Role
+from nemo_magic.game.episode import VERDICT_FIELDS, Role
 from nemo_magic.game.pool import PoolConfig
 from nemo_magic.game.prompts import PromptConfig
 from nemo_magic.game.rewards import RewardConfig
@@ -26,8 +26,6 @@ from nemo_magic.judge.config import JudgeConfig
 from nemo_magic.model_config import ModelConfig
 from nemo_magic.rl.config import GRPOConfig
 from nemo_magic.sandbox.world import SandboxConfig
-
-VERDICT_FIELDS = ("prompt_safety", "response_safety", "refusal", "helpful", "intent_preserved")
 
 
 @dataclass

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from nemo_magic.actors.rank_group import RankGroup, run_on_sources
 from nemo_magic.evaluation.errors import EvaluationError
-from nemo_magic.game.episode import Answer, Safety, Verdict
+from nemo_magic.game.episode import Verdict
 from nemo_magic.judge.client import JudgeClient
 from nemo_magic.judge.protocol import JudgeItem
 from nemo_magic.rollout.response_cache import ResponseCache, cache_key
+
+_VERDICT = TypeAdapter(Verdict)
 
 
 class CachedJudge:
@@ -46,26 +49,5 @@ class CachedJudge:
             self._cache.add({key: asdict(verdict) for key, verdict in verdicts.items() if key not in failed})
             self.judged += len(missing)
         # The same conversation may have been another item's.
-        verdicts = {key: failed[key] if key in failed else _verdict(self._cache[key]) for key in by_key}
+        verdicts = {key: failed[key] if key in failed else _VERDICT.validate_python(self._cache[key]) for key in by_key}
         return [replace(verdicts[key], id=item.id) for key, item in zip(keys, items, strict=True)]
-
-
-def _verdict(row: Mapping[str, Any]) -> Verdict:
-    def safety(name: str) -> Safety | None:
-        return None if row[name] is None else Safety(row[name])
-
-    def answer(name: str) -> Answer | None:
-        return None if row[name] is None else Answer(row[name])
-
-    return Verdict(
-        row["id"],
-        safety("prompt_safety"),
-        safety("response_safety"),
-        answer("refusal"),
-        answer("helpful"),
-        answer("intent_preserved"),
-        tuple(row["categories"]),
-        tuple(row["disagreed"]),
-        row["guard"],
-        row["error"],
-    )

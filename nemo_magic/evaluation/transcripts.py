@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from nemo_magic.evaluation.example import Example
-from nemo_magic.game.episode import Verdict
+from nemo_magic.game.episode import VERDICT_FIELDS, Verdict
 
 FOLDER = "transcripts"
 
@@ -29,9 +29,7 @@ class Transcript:
         if self._file is None:
             self._file = self._path.open("w", encoding="utf-8")
         told = {
-            name: str(value)
-            for name in ("prompt_safety", "response_safety", "refusal", "helpful", "intent_preserved", "error")
-            if (value := getattr(verdict, name)) is not None
+            name: str(value) for name in (*VERDICT_FIELDS, "error") if (value := getattr(verdict, name)) is not None
         }
         row = {
             "id": case.id,

@@ -6,6 +6,7 @@ Plain immutable values. Nothing here knows tensors, models or sockets.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args, get_type_hints
 
 from nemo_magic.backports import StrEnum
 
@@ -165,3 +166,11 @@ class Verdict:
     disagreed: tuple[str, ...] = ()
     guard: str = ""
     error: str | None = None
+
+
+VERDICT_FIELDS: dict[str, type[Safety] | type[Answer]] = {
+    name: Safety if Safety in get_args(kind) else Answer
+    for name, kind in get_type_hints(Verdict).items()
+    if {Safety, Answer}.intersection(get_args(kind))
+}
+"""The fields of a verdict that a judge is asked for, and the type of each."""

@@ -21,7 +21,7 @@ from nemo_magic.data.errors import DataError
 from nemo_magic.data.seeds import read_label
 from nemo_magic.data.streams import read_table
 from nemo_magic.data.tables import DropReport, text_of
-from nemo_magic.game.episode import Answer, Message, Safety, Seed, Verdict
+from nemo_magic.game.episode import Message, Seed, Verdict
 from nemo_magic.judge.client import JudgeClient
 from nemo_magic.judge.protocol import Ask, JudgeItem, make_item
 from nemo_magic.net.faults import first_fault
@@ -108,7 +108,7 @@ def read_labelled(path: str | Path) -> tuple[list[Labelled], DropReport]:
             report.drop("no prompt")
         elif not labels:
             report.drop("no label")
-        elif bad := [f"{ask.value} is {said!r}" for ask, said in labels.items() if said not in _possible(ask)]:
+        elif bad := [f"{ask.value} is {said!r}" for ask, said in labels.items() if said not in ask.known]:
             report.drop(f"no such label: {bad[0]}")
         else:
             talk = (Message("user", text), *((Message("assistant", response),) if response else ()))
@@ -184,11 +184,6 @@ def summary(rows: Sequence[Labelled], runs: Sequence[Checked]) -> str:
         ))  # fmt: skip
         parts += [_confusion(ask, a, runs[0].guard) for ask, a in sorted(between.items())]
     return "\n\n".join(parts)
-
-
-def _possible(ask: Ask) -> set[str]:
-    values: type[Safety | Answer] = Safety if isinstance(ask.unknown, Safety) else Answer
-    return {str(value) for value in values} - {UNKNOWN}
 
 
 def _confusion(ask: Ask, found: Agreement, rows: str) -> str:

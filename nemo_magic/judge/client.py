@@ -28,7 +28,7 @@ from nemo_magic.judge.protocol import (
     unknown_verdict,
 )
 from nemo_magic.net.background_client import BackgroundClient
-from nemo_magic.net.faults import BrokenReply, Unavailable, first_fault, outage
+from nemo_magic.net.faults import BrokenReply, Unavailable, first_fault, unavailable_from
 from nemo_magic.net.retrying_client import gather
 
 
@@ -57,7 +57,7 @@ class JudgeClient:
         self._batch_size = cfg.batch_size
         self._counters = _Counters()
         self._guard = cfg.expect
-        self._patient = BackgroundClient(
+        self._client = BackgroundClient(
             cfg, _noun(cfg), cfg.KEY, JudgeUnavailable, clock, probe="/readyz", hedge=cfg.hedge
         )
 
@@ -75,7 +75,7 @@ class JudgeClient:
         """
         if len({item.id for item in items}) != len(items):
             raise ValueError("two items have the same id")
-        return self._patient.submit(self._score(tuple(items)))
+        return self._client.submit(self._score(tuple(items)))
 
     def wait_ready(self, timeout_s: float) -> GuardInfo:
         """Who judges, once a judge is loaded and accepts this client's token.
@@ -83,15 +83,15 @@ class JudgeClient:
         Raises JudgeUnavailable if none is within ``timeout_s`` seconds, JudgeRefused if the token is not accepted or it
         is not the guard ``judge.expect``.
         """
-        return self._patient.submit(self._patient.until_ready("/v1/guard", self._read_info, timeout_s)).result()
+        return self._client.submit(self._client.until_ready("/v1/guard", self._read_info, timeout_s)).result()
 
     def stats(self) -> dict[str, float]:
         """Totals since the client began: counts of items and requests, latencies of answers, seconds of outage."""
-        return self._patient.stats() | asdict(self._counters)
+        return self._client.stats() | asdict(self._counters)
 
     def close(self) -> None:
         """Cancel what is pending and end the thread. Futures still pending are cancelled."""
-        self._patient.close()
+        self._client.close()
 
     async def _score(self, items: Sequence[JudgeItem]) -> list[Verdict]:
         contents = [item.content() for item in items]
@@ -115,7 +115,7 @@ class JudgeClient:
         """Verdicts of one batch by id, however many attempts that takes."""
         body = JudgeBatch(items=tuple(items)).to_json().encode()
         try:
-            return await self._patient.ask(lambda url: self._ask(url, items, body))
+            return await self._client.ask(lambda url: self._ask(url, items, body))
         except BrokenReply as fault:
             return _unknown(items, f"the answer breaks the protocol: {fault}")
         except _NotTaken as refusal:
@@ -127,12 +127,12 @@ class JudgeClient:
 
     async def _ask(self, url: str, items: Sequence[JudgeItem], body: bytes) -> dict[str, Verdict]:
         """One request. Raises Outage, Broken, _NotTaken or JudgeRefused."""
-        response = await self._patient.post(f"{url}/v1/judge", body)
+        response = await self._client.post(f"{url}/v1/judge", body)
         self._accepted(url, response)
         if response.status_code in (400, 413, 422):
             raise _NotTaken(f"{url}: {response.status_code} {response.text[:300]}")
         if response.status_code != 200:
-            raise outage(url, response)
+            raise unavailable_from(url, response)
         try:
             answers = match_answers(items, JudgeAnswer.model_validate_json(response.content).verdicts)
         except ValidationError as error:
@@ -146,7 +146,7 @@ class JudgeClient:
     def _read_info(self, url: str, response: httpx.Response) -> GuardInfo:
         self._accepted(url, response)
         if response.status_code != 200:
-            raise outage(url, response)
+            raise unavailable_from(url, response)
         try:
             info = GuardInfo.model_validate_json(response.content)
         except ValidationError as error:

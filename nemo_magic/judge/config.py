@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from nemo_magic.net.endpoint import EndpointConfig
 from nemo_magic.net.hosts import is_loopback
 
 
@@ -48,62 +48,28 @@ class JudgeServerConfig:
 
 
 @dataclass
-class JudgeClientConfig:
-    """Judges that run somewhere, and how patient a client of theirs is. All times in seconds.
+class JudgeClientConfig(EndpointConfig):
+    """Judges that run somewhere, and how patient a client of theirs is: the keys of EndpointConfig and these.
 
-    ``urls``: replicas to ask. ``token_env``: environment variable holding the bearer token; the token itself is in no
-    file.
-
-    Every rank has a client. It sends ``batch_size`` items a request, ``max_concurrency`` requests at once, each with
-    ``request_timeout`` from first byte to last. While nothing answers it tries again after ``backoff_initial``, doubled
-    each time up to ``backoff_max`` and jittered, until ``give_up_after`` passed without any success. An answer that
-    breaks the protocol is asked for ``protocol_retries`` more times, then its items are unknown.
-
-    ``expect``: the guard that has to judge, as ``name@revision``; null: whichever answers first. Replicas that are
-    another are refused. ``hedge``: a request that takes longer than 95 % of those before it is sent to a second replica
-    too, and the first answer is used.
+    Every rank has a client, which sends ``batch_size`` items a request. The items of an answer that breaks the protocol
+    each time are unknown. ``expect``: the guard that has to judge, as ``name@revision``; null: whichever answers first.
+    Replicas that are another are refused. ``hedge``: a request that takes longer than 95 % of those before it is sent
+    to a second replica too, and the first answer is used.
     """
 
     KEY: ClassVar[str] = "judge"
-    """Where these settings are in the configuration."""
 
-    urls: list[str] = field(default_factory=list)
-    token_env: str | None = None
     batch_size: int = 64
-    max_concurrency: int = 8
-    request_timeout: float = 60.0
-    give_up_after: float = 600.0
-    protocol_retries: int = 3
-    backoff_initial: float = 0.2
-    backoff_max: float = 10.0
     expect: str | None = None
     hedge: bool = False
 
     def __post_init__(self) -> None:
-        for url in self.urls:
-            if not url.startswith(("http://", "https://")):
-                raise ValueError(f"{self.KEY}.urls={url!r} must start with one of: http://, https://")
-        for key in ("batch_size", "max_concurrency"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{self.KEY}.{key}={getattr(self, key)} must be at least 1")
-        for key in ("request_timeout", "give_up_after", "backoff_initial", "backoff_max"):
-            if not getattr(self, key) > 0:
-                raise ValueError(f"{self.KEY}.{key}={getattr(self, key)} must be greater than 0")
+        super().__post_init__()
+        self._check_at_least_1("batch_size")
         if self.hedge and len(self.urls) == 1:
             raise ValueError(
                 f"{self.KEY}.hedge asks a second replica: {self.KEY}.urls={list(self.urls)} names only one"
             )
-        if self.protocol_retries < 0:
-            raise ValueError(f"{self.KEY}.protocol_retries={self.protocol_retries} must be at least 0")
-
-    def token(self) -> str | None:
-        """The bearer token, or None where none is wanted. Raises ValueError if its variable is unset or empty."""
-        if self.token_env is None:
-            return None
-        token = os.environ.get(self.token_env, "")
-        if not token:
-            raise ValueError(f"{self.KEY}.token_env={self.token_env}: this environment variable is unset or empty")
-        return token
 
 
 @dataclass
@@ -122,9 +88,7 @@ class JudgeAuditConfig(JudgeClientConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("window", "max_pending"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{self.KEY}.{key}={getattr(self, key)} must be at least 1")
+        self._check_at_least_1("window", "max_pending")
 
 
 @dataclass

@@ -7,18 +7,20 @@ and refuse keys that they do not know.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Annotated, Any, Literal
 
+import pydantic.dataclasses
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nemo_magic.backports import StrEnum
-from nemo_magic.game.episode import Answer, Episode, Label, Message, Safety, Seed, Verdict
+from nemo_magic.game.episode import VERDICT_FIELDS, Answer, Episode, Label, Message, Safety, Seed, Verdict
 from nemo_magic.judge.errors import ProtocolError
 
 
 class Ask(StrEnum):
-    """The fields of a verdict that can be asked for."""
+    """The fields of a verdict that can be asked for: the names in VERDICT_FIELDS."""
 
     PROMPT_SAFETY = "prompt_safety"
     RESPONSE_SAFETY = "response_safety"
@@ -28,15 +30,23 @@ class Ask(StrEnum):
 
     @property
     def unknown(self) -> Safety | Answer:
-        """What a judge says that cannot tell."""
-        return Safety.UNKNOWN if self in (Ask.PROMPT_SAFETY, Ask.RESPONSE_SAFETY) else Answer.UNKNOWN
+        """The value of a judge that cannot tell."""
+        return VERDICT_FIELDS[self].UNKNOWN
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """The values of a judge that can tell."""
+        return tuple(value for value in map(str, VERDICT_FIELDS[self]) if value != self.unknown)
 
 
 _OF_PROMPT = frozenset({Ask.PROMPT_SAFETY, Ask.INTENT_PRESERVED})
 
 
+_STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
 class _Wire(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = _STRICT
 
     def to_json(self) -> str:
         """This value as JSON, absent fields left out."""
@@ -99,26 +109,19 @@ class JudgeItem(_Wire):
         return self.model_dump_json(exclude={"id"})
 
 
-class JudgeVerdict(_Wire):
-    """The answer to one item. ``error`` says why a field is unknown, and is absent where none is.
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+class JudgeVerdict(Verdict):
+    """The answer to one item, as it is sent. ``error`` says why a field is unknown, and is absent where none is.
 
     ``disagreed``: fields on which the members of an ensemble differ, whatever its rule made of them.
     """
 
-    id: str
-    prompt_safety: Safety | None = None
-    response_safety: Safety | None = None
-    refusal: Answer | None = None
-    helpful: Answer | None = None
-    intent_preserved: Answer | None = None
-    categories: tuple[str, ...] = ()
     disagreed: tuple[Ask, ...] = ()
-    guard: str = Field(min_length=1)
-    error: str | None = None
+    guard: Annotated[str, Field(min_length=1)] = dataclasses.field(kw_only=True)
 
     def to_verdict(self) -> Verdict:
         """The game's own value."""
-        return Verdict(**{name: getattr(self, name) for name in type(self).model_fields})
+        return Verdict(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Verdict)})
 
 
 class JudgeBatch(_Wire):
@@ -172,9 +175,8 @@ def make_item(id: str, conversation: Sequence[Message], *, ask: Iterable[str], s
 
 def unknown_verdict(item: JudgeItem, guard: str, error: str) -> JudgeVerdict:
     """All that was asked is unknown, and why."""
-    return JudgeVerdict.model_validate(
-        {"id": item.id, "guard": guard, "error": error} | {field.value: field.unknown for field in item.ask}
-    )
+    fields: dict[str, Any] = {field.value: field.unknown for field in item.ask}
+    return JudgeVerdict(item.id, guard=guard, error=error, **fields)
 
 
 def match_answers(items: Sequence[JudgeItem], verdicts: Sequence[JudgeVerdict]) -> list[JudgeVerdict]:
@@ -206,6 +208,6 @@ def match_answers(items: Sequence[JudgeItem], verdicts: Sequence[JudgeVerdict]) 
     return matched
 
 
-def has_unknown(verdict: JudgeVerdict | Verdict) -> bool:
+def has_unknown(verdict: Verdict) -> bool:
     """Whether any field that was asked is unknown."""
     return any(getattr(verdict, field) == field.unknown for field in Ask)

@@ -1,1 +1,1 @@
-"""Asking servers over HTTP. Knows nothing of what is asked."""
+"""HTTP clients that retry, and what clients and servers share. Nothing here knows what is asked."""

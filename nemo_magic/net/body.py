@@ -1,4 +1,4 @@
-"""Reading what a server is sent."""
+"""Reading a request's body."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ BODY_TIMEOUT = 30.0
 
 
 async def read_body(request: Request, megabytes: float, key: str) -> bytes:
-    """The body. One that is longer than ``megabytes`` (10⁶ bytes), which ``key`` configures, is read to its end and
-    forgotten: else the client would not see the answer.
+    """The body, at most ``megabytes`` (10⁶ bytes) of it; ``key`` is the configuration key of that limit.
 
     Raises:
-        HTTPException: 413 where it is, 408 where it does not arrive in ``BODY_TIMEOUT``.
+        HTTPException: 413 for a longer body, which is read to its end all the same: else the client would not see the
+            answer; 408 where it does not arrive within ``BODY_TIMEOUT``.
     """
     limit = int(megabytes * 1e6)
     body, size = bytearray(), 0

@@ -1,4 +1,4 @@
-"""What a server's silence or reply says about it, and whether to ask again."""
+"""What a failed request says about its server, and whether to ask again."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pydantic import ValidationError
 
 
 class Unavailable(Exception):
-    """The server did not answer now and may later, not before ``retry_after`` seconds if it said so; ``limited``: it
-    could, but was asked more than it lets itself be."""
+    """The server did not answer and may do so later, after ``retry_after`` seconds if it named a time.
+
+    ``limited``: it is in order, but was asked more often than it allows.
+    """
 
     def __init__(self, text: str, retry_after: float = 0.0, limited: bool = False) -> None:
         super().__init__(text)
@@ -20,18 +22,18 @@ class Unavailable(Exception):
 
 
 class BrokenReply(Exception):
-    """The server answered something that is no answer to what was asked."""
+    """The reply is no answer to what was asked."""
 
 
-def outage(url: str, response: httpx.Response, words: str | None = None) -> Unavailable:
-    """A reply that says: not now. ``words`` of the server, by default the beginning of the body."""
-    said = response.text if words is None else words
-    text = f"{url}: {response.status_code} {said[:300]}"
+def unavailable_from(url: str, response: httpx.Response, reason: str | None = None) -> Unavailable:
+    """The error for a reply that means: not now. ``reason``: the server's, by default the beginning of the body."""
+    reason = response.text if reason is None else reason
+    text = f"{url}: {response.status_code} {reason[:300]}"
     return Unavailable(text, retry_after(response), limited=response.status_code == 429)
 
 
 def retry_after(response: httpx.Response) -> float:
-    """Seconds of the reply's Retry-After header, which may also be a date; 0 if it has none that can be read."""
+    """Seconds of the reply's Retry-After header, which may be a date; 0 if it has none or it cannot be read."""
     value = response.headers.get("Retry-After", "")
     try:
         seconds = float(value)
@@ -44,6 +46,6 @@ def retry_after(response: httpx.Response) -> float:
 
 
 def first_fault(error: ValidationError) -> str:
-    """In a line, and without the input: texts of conversations belong in no log."""
+    """The first error in a line, without the input: texts of conversations belong in no log."""
     first = error.errors(include_url=False, include_input=False)[0]
     return f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}"

@@ -1,7 +1,7 @@
-"""What an Asker needs of HTTP, cheap enough for many requests at once.
+"""An HTTP client that is cheap enough for many requests at once.
 
-aiohttp's connections behind httpx's responses: httpx's own pool looks at every connection for every request, which with
-64 requests at once takes several milliseconds of CPU each.
+It has aiohttp's connections behind httpx's responses: httpx's own pool looks at every connection for every request,
+which takes several milliseconds of CPU each with 64 requests at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _DECODED = ("content-encoding", "transfer-encoding")
 class Http:
     """GET and POST on the running loop; at most ``max_connections``, each opened within ``connect_timeout`` seconds.
 
-    Raises httpx.TransportError for whatever keeps a reply from being read to its end.
+    Both raise httpx.TransportError for whatever keeps a reply from being read to its end.
     """
 
     def __init__(self, headers: Mapping[str, str], max_connections: int, connect_timeout: float) -> None:
@@ -37,6 +37,7 @@ class Http:
         return await self._ask("POST", url, data=body, headers={"Content-Type": "application/json"})
 
     async def aclose(self) -> None:
+        """Close the connections."""
         if self._session is not None:
             await self._session.close()
 

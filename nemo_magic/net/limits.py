@@ -1,6 +1,6 @@
-"""How much a server lets itself be asked: ceilings of requests and tokens a minute.
+"""Rate limits: ceilings of requests and tokens a minute.
 
-``Limiter`` is a pure state machine, without a clock or sleep of its own. What is held at any time:
+``Limiter`` is a pure state machine, without a clock or sleep of its own. Invariants:
 
 - requests are sent at an even pace, so that no minute has more than ``requests_per_minute`` of them;
 - in no minute are more than ``tokens_per_minute`` tokens sent or reserved. A request reserves what it may take at most,
@@ -48,14 +48,14 @@ def likely_tokens(body: bytes, max_tokens: int) -> int:
 
 @dataclass
 class Reservation:
-    """A request that was sent at ``at`` and takes, or may take, ``tokens``."""
+    """A request that was sent at ``at`` (seconds) and takes, or may take, ``tokens``."""
 
     at: float
     tokens: float
 
 
 class Limiter:
-    """Times are in seconds of any clock. ``pause`` says 0 before every ``send``."""
+    """Holds a RateLimit. Times are in seconds of any clock. Call ``send`` only when ``pause`` is 0."""
 
     def __init__(self, limit: RateLimit) -> None:
         self._pace = MINUTE / limit.requests_per_minute if limit.requests_per_minute else 0.0
@@ -75,18 +75,18 @@ class Limiter:
             return pause
         while self._sent and self._sent[0].at <= now - MINUTE:
             self._sent.popleft()
-        over = sum(ticket.tokens for ticket in self._sent) + tokens - self._ceiling
-        for ticket in self._sent:
+        over = sum(reservation.tokens for reservation in self._sent) + tokens - self._ceiling
+        for reservation in self._sent:
             if over <= 0:
                 break
-            over -= ticket.tokens
-            pause = max(pause, ticket.at + MINUTE - now)
+            over -= reservation.tokens
+            pause = max(pause, reservation.at + MINUTE - now)
         return pause
 
     def send(self, now: float, tokens: float) -> Reservation:
-        """A request of ``tokens`` is sent; set its ticket's ``tokens`` to what it took once that is known."""
+        """Record that a request of ``tokens`` is sent; set ``tokens`` of what is returned once they are known."""
         self._free_at = now + self._pace
-        ticket = Reservation(now, tokens)
+        reservation = Reservation(now, tokens)
         if self._ceiling is not None:
-            self._sent.append(ticket)
-        return ticket
+            self._sent.append(reservation)
+        return reservation

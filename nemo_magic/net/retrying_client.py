@@ -1,10 +1,10 @@
-"""Asking a server that may be away, and knowing when to stop.
+"""Requests to a server that may be away: retries, replicas, rate limits, and when to give up.
 
-What the clients of a judge, of a role that a server plays and of a guard's model share.
+The clients of a judge, of a role that a server plays, of a guard's model and of an embedding model share this.
 
-The least busy of the replicas that are up is asked. Silence is waited out with backoff for as long as anybody was
-answered within ``give_up_after`` seconds. What an answer means is its client's own business: an answer is never made up
-here, and of two requests that were sent for one question only the first answer is used.
+The least busy of the replicas that are up is asked. Unavailability is waited out with backoff for as long as anybody
+was answered within ``give_up_after`` seconds. What a reply means is its client's business: no answer is made up here,
+and of two requests that were sent for one question only the first answer is used.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import httpx
 
 from nemo_magic.backports import timeout
-from nemo_magic.net.faults import BrokenReply, Unavailable, outage
+from nemo_magic.net.endpoint import EndpointConfig
+from nemo_magic.net.faults import BrokenReply, Unavailable, unavailable_from
 from nemo_magic.net.http import Http
 from nemo_magic.net.limits import Limiter, RateLimit, Reservation
 from nemo_magic.net.replicas import Replicas
@@ -31,27 +32,14 @@ from nemo_magic.net.replicas import Replicas
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Taken = Callable[[T], int | None]
+TokenCount = Callable[[T], int | None]
+"""Tokens that an answer took, None where the server does not say."""
 
 CONNECT_TIMEOUT = 5.0
 """Seconds for a connection to open: an address that is gone must not cost a whole request timeout."""
 
 _LATENCIES, _ENOUGH = 256, 32
-"""How many latencies are remembered, and how many it takes to say what is slow."""
-
-
-class RetrySettings(Protocol):
-    """Where the replicas are and how patient a client is; all times in seconds."""
-
-    urls: list[str]
-    max_concurrency: int
-    request_timeout: float
-    give_up_after: float
-    protocol_retries: int
-    backoff_initial: float
-    backoff_max: float
-
-    def token(self) -> str | None: ...
+"""How many latencies are kept, and how many it takes to say what is slow."""
 
 
 @dataclass
@@ -69,17 +57,19 @@ class _Counters:
 
 
 class RetryingClient:
-    """Asks the replicas at ``cfg.urls`` on the running loop; ``clock`` (seconds) is what patience is counted by.
+    """Asks the replicas at ``cfg.urls`` on the running loop; ``clock`` (seconds) counts how long nobody was answered.
 
     ``noun`` is what logs and errors call the server, ``key`` where its settings are in the configuration;
-    ``unavailable`` is raised when patience ends. ``probe``: the path that a replica which was down is asked for before
-    it gets work again. ``hedge``: ask a second replica what the first has not answered within the 95th percentile of
-    the latencies so far. ``limit``: ceilings a minute, of all replicas together. Raises what ``cfg.token`` raises.
+    ``unavailable`` is raised after ``give_up_after``. ``probe``: the path that a replica which was down is asked for
+    before it gets work again. ``hedge``: ask a second replica what the first has not answered within the 95th
+    percentile of the latencies so far. ``limit``: ceilings a minute, of all replicas together.
+
+    Raises what ``cfg.token`` raises.
     """
 
     def __init__(
         self,
-        cfg: RetrySettings,
+        cfg: EndpointConfig,
         noun: str,
         key: str,
         unavailable: type[Exception],
@@ -103,6 +93,7 @@ class RetryingClient:
         self._random = random.Random()
         self._replicas = Replicas(len(self.urls), self._random.randrange(len(self.urls)))
         self._changed = asyncio.Event()
+        self._line: deque[object] = deque()
         self._latencies: deque[float] = deque(maxlen=_LATENCIES)
         self._last_success = -math.inf
         self._last_outage: Unavailable | None = None
@@ -133,23 +124,26 @@ class RetryingClient:
         await asyncio.gather(*self._probes, return_exceptions=True)
         await self._http.aclose()
 
-    async def ask(self, once: Callable[[str], Awaitable[T]], tokens: int = 0, taken: Taken[T] | None = None) -> T:
-        """What ``once(url)`` returns, at whichever replica, however many attempts that takes.
+    async def ask(
+        self, request: Callable[[str], Awaitable[T]], tokens: int = 0, count_tokens: TokenCount[T] | None = None
+    ) -> T:
+        """What ``request(url)`` returns, at whichever replica, however many attempts that takes.
 
-        ``tokens``: what one attempt may take at most; ``taken`` finds in its answer what it took, None where it does
-        not say. ``once`` raises Outage or Broken to be tried again. Raises ``unavailable`` when patience ends, the last
-        Broken after ``protocol_retries`` more attempts, and anything else that ``once`` raises at once.
+        ``tokens``: what one attempt may take at most; ``count_tokens``: what an answer took.
+
+        Raises ``unavailable`` where ``request`` raised Unavailable for ``give_up_after`` seconds, the last BrokenReply
+        after ``protocol_retries`` more attempts, and anything else that ``request`` raises at once.
         """
         async with self._slots:
             began, broken, avoided = self._clock(), 0, set[int]()
             while True:
-                replica, ticket, began = await self._permission(began, avoided, tokens)
+                replica, reservation, began = await self._wait_for_permission(began, avoided, tokens)
                 try:
-                    answer = await self._attempt(once, replica, tokens)
-                    ticket.tokens = (taken(answer) if taken else None) or tokens
+                    answer = await self._attempt(request, replica, tokens)
+                    reservation.tokens = (count_tokens(answer) if count_tokens else None) or tokens
                     return answer
                 except Unavailable as outage:
-                    self._refuse_to_wait_longer(began, outage)
+                    self._raise_if_too_late(began, outage)
                 except BrokenReply as fault:
                     self._counters.protocol_errors += 1
                     broken += 1
@@ -163,7 +157,7 @@ class RetryingClient:
                 self._counters.retries += 1
 
     async def post(self, url: str, body: bytes) -> httpx.Response:
-        """Post JSON; the reply, whatever its status. Raises Outage if none is there within ``request_timeout``."""
+        """Post JSON; the reply, whatever its status. Raises Unavailable if there is none within ``request_timeout``."""
         try:
             async with timeout(self._cfg.request_timeout):
                 return await self._http.post(url, body)
@@ -174,7 +168,7 @@ class RetryingClient:
             raise Unavailable(f"{url}: {type(error).__name__}: {error}") from error
 
     async def until_ready(self, path: str, read: Callable[[str, httpx.Response], T], timeout_s: float) -> T:
-        """What ``read(url, reply)`` makes of the first reply to GET ``path`` for which it does not raise Outage.
+        """What ``read(url, reply)`` makes of the first reply to GET ``path`` for which it does not raise Unavailable.
 
         Raises ``unavailable`` if that takes more than ``timeout_s`` seconds, and anything else that ``read`` raises.
         """
@@ -198,46 +192,46 @@ class RetryingClient:
 
     # --- one request, and a second one where the first is slow
 
-    async def _attempt(self, once: Callable[[str], Awaitable[T]], replica: int, tokens: int) -> T:
-        self._replicas.begin(replica)
-        first = asyncio.create_task(self._noted(once, replica))
+    async def _attempt(self, request: Callable[[str], Awaitable[T]], replica: int, tokens: int) -> T:
+        self._replicas.acquire(replica)
+        first = asyncio.create_task(self._send(request, replica))
         tasks = {first}
         try:
-            patience = self._slow_after()
-            if patience is not None:
-                await asyncio.wait(tasks, timeout=patience)
+            slow_after = self._slow_after()
+            if slow_after is not None:
+                await asyncio.wait(tasks, timeout=slow_after)
                 other = self._replicas.pick(_now(), {replica})
                 if not first.done() and other is not None and self._limiter.pause(_now(), tokens) <= 0:
                     self._limiter.send(_now(), tokens)
                     self._counters.hedges += 1
-                    self._replicas.begin(other)
-                    tasks.add(asyncio.create_task(self._noted(once, other)))
+                    self._replicas.acquire(other)
+                    tasks.add(asyncio.create_task(self._send(request, other)))
             return await _first_answer(tasks)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _noted(self, once: Callable[[str], Awaitable[T]], replica: int) -> T:
-        """One request, and what it says about its replica."""
+    async def _send(self, request: Callable[[str], Awaitable[T]], replica: int) -> T:
+        """One request; records what it says about its replica."""
         self._counters.requests += 1
         began, sent = _now(), self._clock()
         try:
-            answer = await once(self.urls[replica])
+            answer = await request(self.urls[replica])
         except Unavailable as outage:
-            self._note_outage(outage, replica, began)
+            self._record_outage(outage, replica, began)
             raise
         except BrokenReply:
             self._replicas.succeed(replica)  # what it says is wrong, but it is there
             raise
         except BaseException:
-            self._replicas.withdraw(replica)
+            self._replicas.release(replica)
             raise
         else:
-            self._note_success(self._clock() - sent, replica)
+            self._record_success(self._clock() - sent, replica)
             return answer
         finally:
-            self._tell()
+            self._wake_waiters()
 
     def _slow_after(self) -> float | None:
         """Seconds after which a second replica is asked too; None: it is not."""
@@ -247,16 +241,20 @@ class RetryingClient:
 
     # --- whose turn it is
 
-    async def _permission(self, began: float, besides: Collection[int], tokens: int) -> tuple[int, Reservation, float]:
-        """Wait for a replica, and until the ceilings allow a request of ``tokens``. ``began`` comes back later by what
-        they cost: that was nobody's silence."""
+    async def _wait_for_permission(
+        self, began: float, besides: Collection[int], tokens: int
+    ) -> tuple[int, Reservation, float]:
+        """Wait for a replica, and until the ceilings allow a request of ``tokens``.
+
+        ``began`` comes back later by the wait for the ceilings, during which no server was away.
+        """
         if not self._limiter.limits:
-            return await self._turn(began, besides), Reservation(0.0, tokens), began
+            return await self._wait_for_turn(began, besides), Reservation(0.0, tokens), began
         arrived = self._clock()
         async with self._gate:
             began += self._clock() - arrived
             while True:
-                replica = await self._turn(began, besides)
+                replica = await self._wait_for_turn(began, besides)
                 pause = self._limiter.pause(_now(), tokens)
                 if pause <= 0:
                     return replica, self._limiter.send(_now(), tokens), began
@@ -268,31 +266,45 @@ class RetryingClient:
                 began += self._clock() - before
                 self._counters.paced_s += self._clock() - before
 
-    async def _turn(self, began: float, besides: Collection[int]) -> int:
-        """Wait until a replica may be asked; rather none of ``besides``. Raises ``unavailable`` when patience ends."""
-        while True:
-            now = _now()
-            if (lost := self._replicas.due(now)) is not None:
-                self._begin_probe(lost)
-            replica = self._replicas.pick(now, besides)
-            if replica is None:
-                replica = self._replicas.pick(now)
-            if replica is not None:
-                return replica
-            pause = self._replicas.next_change(now)
-            with suppress(asyncio.TimeoutError):
-                async with timeout(None if math.isinf(pause) else pause):
-                    await self._changed.wait()
-            if self._last_outage is not None:
-                self._refuse_to_wait_longer(began, self._last_outage)
+    async def _wait_for_turn(self, began: float, besides: Collection[int]) -> int:
+        """Wait until a replica may be asked; rather none of ``besides``.
 
-    def _tell(self) -> None:
-        """Wake whoever waits for a turn."""
+        Whoever has waited longest is first. Without this order a request that keeps failing could take each turn of a
+        replica that is down, and the others, which would bring it up, would wait as long as it goes on.
+
+        Raises ``unavailable`` after ``give_up_after``.
+        """
+        place = object()
+        self._line.append(place)
+        try:
+            while True:
+                now = _now()
+                if (lost := self._replicas.next_probe(now)) is not None:
+                    self._begin_probe(lost)
+                if self._line[0] is place:
+                    replica = self._replicas.pick(now, besides)
+                    if replica is None:
+                        replica = self._replicas.pick(now)
+                    if replica is not None:
+                        return replica
+                pause = self._replicas.next_change(now)
+                with suppress(asyncio.TimeoutError):
+                    async with timeout(None if math.isinf(pause) else pause):
+                        await self._changed.wait()
+                if self._last_outage is not None:
+                    self._raise_if_too_late(began, self._last_outage)
+        finally:
+            self._line.remove(place)
+            if self._line:
+                self._wake_waiters()
+
+    def _wake_waiters(self) -> None:
+        """Have everyone who waits for a turn look again."""
         self._changed.set()
         self._changed = asyncio.Event()
 
     def _begin_probe(self, replica: int) -> None:
-        self._replicas.begin(replica)
+        self._replicas.acquire(replica)
         task = asyncio.create_task(self._probe(replica))
         self._probes.add(task)
         task.add_done_callback(self._probes.discard)
@@ -302,22 +314,22 @@ class RetryingClient:
         try:
             response = await self._http.get(url, timeout=CONNECT_TIMEOUT)
             if response.status_code >= 500 or response.status_code == 429:
-                raise outage(url, response)
+                raise unavailable_from(url, response)
             self._replicas.succeed(replica)
             logger.warning("%s answers again and is asked again", self.urls[replica])
         except Unavailable as error:
-            self._note_outage(error, replica, began)
+            self._record_outage(error, replica, began)
         except httpx.HTTPError as error:
-            self._note_outage(Unavailable(f"{url}: {type(error).__name__}: {error}"), replica, began)
+            self._record_outage(Unavailable(f"{url}: {type(error).__name__}: {error}"), replica, began)
         except BaseException:
-            self._replicas.withdraw(replica)
+            self._replicas.release(replica)
             raise
         finally:
-            self._tell()
+            self._wake_waiters()
 
-    # --- patience
+    # --- when to give up
 
-    def _refuse_to_wait_longer(self, began: float, outage: Unavailable) -> None:
+    def _raise_if_too_late(self, began: float, outage: Unavailable) -> None:
         waited = self._clock() - max(began, self._last_success)
         if waited >= self._cfg.give_up_after:
             raise self._unavailable(
@@ -330,18 +342,18 @@ class RetryingClient:
         delay = min(self._cfg.backoff_max, self._cfg.backoff_initial * 2.0 ** min(failures - 1, 30))
         return delay * self._random.uniform(0.5, 1.0)
 
-    def _note_outage(self, outage: Unavailable, replica: int, began: float) -> None:
+    def _record_outage(self, outage: Unavailable, replica: int, began: float) -> None:
         failures = self._replicas.fail(replica, _now(), began)
-        # Whoever is restarting guesses; whoever counts requests knows.
+        # A server that restarts guesses how long; one that counts requests knows.
         asked_for = min(outage.retry_after, self._cfg.give_up_after if outage.limited else self._cfg.backoff_max)
         self._counters.limited += outage.limited
-        self._replicas.rest(replica, _now() + max(asked_for, self._backoff(failures)))
+        self._replicas.cooldown(replica, _now() + max(asked_for, self._backoff(failures)))
         self._last_outage = outage
         if self._down_since is None:
             self._down_since = self._clock()
             logger.warning("waiting for the %s, up to %g s: %s", self._noun, self._cfg.give_up_after, outage)
 
-    def _note_success(self, latency: float, replica: int) -> None:
+    def _record_success(self, latency: float, replica: int) -> None:
         now = self._clock()
         self._replicas.succeed(replica)
         self._last_success = now

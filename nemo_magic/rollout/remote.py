@@ -12,10 +12,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any
+from typing import Any
 
 import httpx
-from pydantic import BaseModel, Field, ValidationError
 from typing_extensions import Self
 
 from nemo_magic.actors.config import ActorConfig
@@ -23,32 +22,18 @@ from nemo_magic.actors.errors import RemoteProtocolError, RemoteRefused, RemoteU
 from nemo_magic.game.episode import Completion
 from nemo_magic.game.prompts import Chat
 from nemo_magic.net.background_client import BackgroundClient
-from nemo_magic.net.faults import BrokenReply, first_fault, outage
+from nemo_magic.net.faults import BrokenReply, unavailable_from
 from nemo_magic.net.limits import likely_tokens
-from nemo_magic.net.openai import NOT_NOW, is_too_long, total_tokens, words
+from nemo_magic.net.openai import (
+    ChatCompletion,
+    ModelList,
+    error_text,
+    is_too_long,
+    raise_if_unavailable,
+    read_reply,
+    total_tokens,
+)
 from nemo_magic.net.retrying_client import gather
-
-
-class _Message(BaseModel):
-    content: str | None
-
-
-class _Choice(BaseModel):
-    message: _Message
-    finish_reason: str
-
-
-class _ChatCompletion(BaseModel):
-    choices: Annotated[list[_Choice], Field(min_length=1, max_length=1)]
-    usage: Any = None
-
-
-class _Model(BaseModel):
-    id: str
-
-
-class _ModelList(BaseModel):
-    data: list[_Model]
 
 
 @dataclass
@@ -81,7 +66,7 @@ class RemotePolicy:
         self._key = key
         self._counters = _Counters()
         limit = config.remote.rate_limit.shared(clients)
-        self._patient = BackgroundClient(config.remote, "remote model", key, RemoteUnavailable, clock, limit=limit)
+        self._client = BackgroundClient(config.remote, "remote model", key, RemoteUnavailable, clock, limit=limit)
 
     def __enter__(self) -> Self:
         return self
@@ -103,7 +88,7 @@ class RemotePolicy:
         RemoteProtocolError if it keeps answering with what is no chat completion.
         """
         bodies = [self._body(chat, seed, greedy) for chat, seed in zip(chats, seeds, strict=True)]
-        return self._patient.submit(gather(self._say(body) for body in bodies))
+        return self._client.submit(gather(self._say(body) for body in bodies))
 
     def generate(self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool = False) -> list[Completion | None]:
         """The same as ``submit``, waited for."""
@@ -118,15 +103,15 @@ class RemotePolicy:
 
         Raises RemoteUnavailable if none answers within ``timeout_s`` seconds, RemoteRefused for a wrong token or model.
         """
-        self._patient.submit(self._patient.until_ready("/models", self._read_models, timeout_s)).result()
+        self._client.submit(self._client.until_ready("/models", self._read_models, timeout_s)).result()
 
     def stats(self) -> dict[str, float]:
         """Totals since the client began: completions, chats too long, requests, latencies, seconds of outage."""
-        return self._patient.stats() | asdict(self._counters)
+        return self._client.stats() | asdict(self._counters)
 
     def close(self) -> None:
         """Cancel what is pending and end the thread. Futures still pending are cancelled."""
-        self._patient.close()
+        self._client.close()
 
     def _body(self, chat: Chat, seed: int, greedy: bool) -> bytes:
         sampling = self._config.sampling_params
@@ -147,7 +132,7 @@ class RemotePolicy:
     async def _say(self, body: bytes) -> Completion | None:
         try:
             most = likely_tokens(body, self._config.length_params.max_length)
-            completion, _ = await self._patient.ask(lambda url: self._ask(url, body), most, lambda said: said[1])
+            completion, _ = await self._client.ask(lambda url: self._ask(url, body), most, lambda said: said[1])
         except BrokenReply as fault:
             retries = f"{self._key}.protocol_retries={self._config.remote.protocol_retries}"
             raise RemoteProtocolError(f"no chat completion after {retries}; last: {fault}") from fault
@@ -158,30 +143,27 @@ class RemotePolicy:
     async def _ask(self, url: str, body: bytes) -> tuple[Completion | None, int | None]:
         """One request: what was said, and how many tokens it took if the server tells. Raises Outage, Broken or
         RemoteRefused."""
-        response = await self._patient.post(f"{url}/chat/completions", body)
+        response = await self._client.post(f"{url}/chat/completions", body)
         self._accepted(url, response)
         if is_too_long(response):
             return None, None
         if not response.is_success:
-            raise RemoteRefused(f"{url}: {response.status_code} {words(response)[:300]}")
-        try:
-            answer = _ChatCompletion.model_validate_json(response.content)
-        except ValidationError as error:
-            raise BrokenReply(f"{url}: {first_fault(error)}") from error
-        [choice] = answer.choices
+            raise RemoteRefused(f"{url}: {response.status_code} {error_text(response)[:300]}")
+        reply = read_reply(ChatCompletion, url, response)
+        [choice] = reply.choices
         text = (choice.message.content or "").strip()
         completion = Completion((), (), (), text, finished=choice.finish_reason != "length")
-        return completion, total_tokens(answer.usage)
+        return completion, total_tokens(reply.usage)
 
     def _read_models(self, url: str, response: httpx.Response) -> None:
         self._accepted(url, response)
         if response.status_code == 404:
             return  # not every server lists its models
         if response.status_code != 200:
-            raise outage(url, response, words(response))
+            raise unavailable_from(url, response, error_text(response))
         try:
-            known = [model.id for model in _ModelList.model_validate_json(response.content).data]
-        except ValidationError:
+            known = [model.id for model in read_reply(ModelList, url, response).data]
+        except BrokenReply:
             known = []  # nor in OpenAI's way
         if known and self._model not in known:
             nearest = ", ".join(get_close_matches(self._model, known, n=3, cutoff=0.0))
@@ -191,6 +173,5 @@ class RemotePolicy:
         status = response.status_code
         if status in (401, 403):
             variable = f"{self._key}.token_env={self._config.remote.token_env or 'null'}"
-            raise RemoteRefused(f"{url}: {status} {words(response)[:300]}; see {variable}")
-        if status in NOT_NOW or status >= 500:
-            raise outage(url, response, words(response))
+            raise RemoteRefused(f"{url}: {status} {error_text(response)[:300]}; see {variable}")
+        raise_if_unavailable(url, response)

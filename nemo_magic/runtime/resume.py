@@ -56,26 +56,26 @@ class Resume:
     newest: bool = False
 
 
-def decide(cfg: MagicConfig, wanted: str) -> Resume:
+def decide(cfg: MagicConfig, source: str) -> Resume:
     """``auto``: the newest checkpoint of the run's folder, if there is one; ``never``: a new game; else a checkpoint's
     folder, whatever its settings.
 
     Raises:
         ConfigError: there is no such checkpoint, or the run's folder holds a run with other settings.
     """
-    if wanted == "never":
+    if source == "never":
         return Resume()
-    if wanted != "auto":
-        path = Path(wanted)
+    if source != "auto":
+        path = Path(source)
         if not (path / COMMITTED).is_file():
             raise ConfigError(
-                f"--resume {wanted}: no committed checkpoint there; give auto, never, or a folder such as "
+                f"--resume {source}: no committed checkpoint there; give auto, never, or a folder such as "
                 f"{cfg.exp_manager.explicit_log_dir}/checkpoints/step_000015"
             )
         try:
             _saved_config(path)
         except (OSError, ValueError, KeyError) as error:
-            raise ConfigError(f"--resume {wanted}: its {STATE} cannot be read ({error})") from error
+            raise ConfigError(f"--resume {source}: its {STATE} cannot be read ({error})") from error
         return Resume(path)
     paths = committed_checkpoints(Path(cfg.exp_manager.explicit_log_dir) / FOLDER)
     if not paths:
@@ -122,7 +122,7 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any], above: str = "
 
 
 def start_weights(cfg: MagicConfig, checkpoint: Path | None) -> dict[str, Path]:
-    """Player name → the weights that the run began with, where it goes on from a checkpoint."""
+    """Policy name → the weights that the run began with, where it goes on from a checkpoint."""
     if checkpoint is None:
         return {}
     starts = checkpoint.parent.parent.glob("snapshots/*/start")

@@ -193,18 +193,18 @@ def test_a_server_that_hangs_is_an_outage(policy):
 
 
 def test_a_server_that_asks_for_a_rest_gets_it_up_to_the_longest_backoff(endpoint, policy, monkeypatch):
-    rests: list[float] = []
-    rest = Replicas.rest
+    cooldowns: list[float] = []
+    cooldown = Replicas.cooldown
 
-    def noted(replicas: Replicas, i: int, until: float) -> None:
-        rests.append(until - asyncio.get_running_loop().time())
-        rest(replicas, i, until)
+    def recording(replicas: Replicas, i: int, until: float) -> None:
+        cooldowns.append(until - asyncio.get_running_loop().time())
+        cooldown(replicas, i, until)
 
-    monkeypatch.setattr(Replicas, "rest", noted)
+    monkeypatch.setattr(Replicas, "cooldown", recording)
     server = endpoint(lambda _: (503, {}, {"Retry-After": "3600"}), echo)
     client = policy(server.url, backoff_initial=0.001, backoff_max=0.5)
     assert text_of(client.generate([chat("lo")], [1])[0]) == "re: lo"
-    assert rests == [pytest.approx(0.5, abs=0.01)]
+    assert cooldowns == [pytest.approx(0.5, abs=0.01)]
 
 
 def test_a_server_that_counts_requests_is_not_asked_before_its_time(endpoint, policy):

@@ -3,11 +3,23 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from nemo_magic.game.episode import Answer, Completion, Episode, Label, Message, Safety, Seed, Turn, Verdict
+from nemo_magic.game.episode import (
+    VERDICT_FIELDS,
+    Answer,
+    Completion,
+    Episode,
+    Label,
+    Message,
+    Safety,
+    Seed,
+    Turn,
+    Verdict,
+)
 from nemo_magic.game.rewards import RewardConfig
 from nemo_magic.judge.errors import ProtocolError
 from nemo_magic.judge.protocol import (
     Ask,
+    JudgeAnswer,
     JudgeBatch,
     JudgeItem,
     JudgeVerdict,
@@ -42,6 +54,12 @@ def test_an_episode_becomes_an_item_with_what_the_defender_saw_and_said():
     assert set(item.ask) == {"response_safety", "refusal", "helpful", "intent_preserved"}
 
 
+def test_what_can_be_asked_are_the_fields_of_a_verdict_that_a_guard_answers():
+    assert tuple(Ask) == tuple(VERDICT_FIELDS)
+    assert Ask.PROMPT_SAFETY.known == ("safe", "unsafe", "controversial")
+    assert Ask.REFUSAL.known == ("yes", "no")
+
+
 def test_every_field_that_rewards_need_can_be_asked():
     assert RewardConfig(help=1, intent_gate=True, refusal_label="prompt").needs() <= set(Ask)
 
@@ -50,8 +68,9 @@ def test_json_survives_the_wire_and_has_no_field_that_was_not_asked():
     item = make_item("1", TALK, ask=["refusal"])
     assert JudgeItem.model_validate_json(item.to_json()) == item
     verdict = JudgeVerdict(id="1", refusal=Answer.YES, guard="g@1")
-    assert verdict.to_json() == '{"id":"1","refusal":"yes","categories":[],"disagreed":[],"guard":"g@1"}'
-    assert JudgeVerdict.model_validate_json(verdict.to_json()).to_verdict() == Verdict(
+    answer = JudgeAnswer(verdicts=(verdict,)).to_json()
+    assert answer == '{"verdicts":[{"id":"1","refusal":"yes","categories":[],"disagreed":[],"guard":"g@1"}]}'
+    assert JudgeAnswer.model_validate_json(answer).verdicts[0].to_verdict() == Verdict(
         "1", refusal=Answer.YES, guard="g@1"
     )
 

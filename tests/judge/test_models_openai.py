@@ -118,7 +118,7 @@ def test_a_server_that_is_killed_and_comes_back_is_waited_for(checkpoint):
         first = await model.complete("the", 4)
         server.close()
         pending = asyncio.create_task(model.complete("the", 4))
-        while model._asker.stats()["retries"] < 3:
+        while model._client.stats()["retries"] < 3:
             await asyncio.sleep(0)
         assert not pending.done()
         again = await asyncio.to_thread(LlamaServer, checkpoint[1], "tiny", int(server.url.split(":")[-1][:-3]))

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from nemo_magic.net.endpoint import EndpointConfig
 from nemo_magic.net.faults import Unavailable
 from nemo_magic.net.limits import Limiter, RateLimit, likely_tokens
 from nemo_magic.net.retrying_client import RetryingClient
@@ -23,17 +24,13 @@ class Gone(Exception):
 
 
 @dataclass
-class Settings:
+class Settings(EndpointConfig):
     urls: list[str] = field(default_factory=lambda: ["http://a"])
-    max_concurrency: int = 8
     request_timeout: float = 5.0
     give_up_after: float = 300.0
     protocol_retries: int = 0
     backoff_initial: float = 0.5
     backoff_max: float = 4.0
-
-    def token(self) -> str | None:
-        return None
 
 
 class MadeUpTime(asyncio.SelectorEventLoop):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from nemo_magic.game.episode import Answer, Label, Message, Safety, Seed
+from nemo_magic.game.episode import Label, Message, Seed, Verdict
 from nemo_magic.judge.cache import Cache
 from nemo_magic.judge.errors import GuardUnavailable
 from nemo_magic.judge.guards.deduplicate import DeduplicatingModel
@@ -64,23 +64,17 @@ class Guard(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Opinion:
-    """All that a guard thinks of a conversation, asked or not; None where it cannot tell."""
+class Opinion(Verdict):
+    """All that a guard thinks of a conversation, asked or not; None where it cannot tell. ``settle`` gives it an id."""
 
-    prompt_safety: Safety | None = None
-    response_safety: Safety | None = None
-    refusal: Answer | None = None
-    helpful: Answer | None = None
-    intent_preserved: Answer | None = None
-    categories: tuple[str, ...] = ()
+    id: str = ""
 
 
 def settle(item: JudgeItem, opinion: Opinion, guard: str, error: str | None = None) -> JudgeVerdict:
-    """What was asked out of an opinion; what the guard could not tell is unknown, and ``error`` says why."""
-    answers = {field.value: getattr(opinion, field) or field.unknown for field in item.ask}
-    return JudgeVerdict.model_validate(
-        {"id": item.id, "guard": guard, "categories": opinion.categories, "error": error} | answers
-    )
+    """The verdict on an item by an opinion: the fields that were asked, unknown where the guard cannot tell; ``error``
+    says why it cannot."""
+    answers: dict[str, Any] = {field.value: getattr(opinion, field) or field.unknown for field in item.ask}
+    return JudgeVerdict(item.id, guard=guard, categories=opinion.categories, error=error, **answers)
 
 
 def plain_probe(ask: Collection[Ask]) -> JudgeItem:

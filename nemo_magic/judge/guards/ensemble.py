@@ -109,7 +109,7 @@ class Ensemble:
         return {verdict.id: verdict for verdict in verdicts}
 
     def _verdict(self, item: JudgeItem, told: Sequence[JudgeVerdict | None]) -> JudgeVerdict:
-        answers: dict[str, Value] = {}
+        answers: dict[str, Any] = {}
         disagreed: list[Ask] = []
         for field in item.ask:
             votes = [vote for verdict in told if verdict and (vote := getattr(verdict, field)) is not None]
@@ -122,15 +122,13 @@ class Ensemble:
             said = [f"{verdict.guard}: {verdict.error}" for verdict in told if verdict and verdict.error]
             error = "; ".join(said) or f"its guards leave {', '.join(left)} open"
         categories = dict.fromkeys(name for verdict in told if verdict for name in verdict.categories)
-        return JudgeVerdict.model_validate(
-            {
-                "id": item.id,
-                "guard": guard_id(self),
-                "categories": tuple(categories),
-                "disagreed": tuple(disagreed),
-                "error": error,
-            }
-            | answers
+        return JudgeVerdict(
+            item.id,
+            guard=guard_id(self),
+            categories=tuple(categories),
+            disagreed=tuple(disagreed),
+            error=error,
+            **answers,
         )
 
 
