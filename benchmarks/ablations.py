@@ -20,14 +20,14 @@ from arms import kept, last_defender
 from experiment_results import YARDSTICK
 from figures import table
 
-from nemo_magic.actors.snapshots import Snapshot
+from nemo_magic.actors.snapshots import SnapshotCache
 from nemo_magic.config import MagicConfig, compose
 from nemo_magic.data.seeds import load_seeds
 from nemo_magic.fsync_io import write_durably
 from nemo_magic.game.episode import Role, Seed
 from nemo_magic.game.metrics import rollout_metrics
 from nemo_magic.judge.local import launch_local
-from nemo_magic.league.participants import START, digest, weights_of
+from nemo_magic.league.participants import START, digest, weights_digest
 
 if TYPE_CHECKING:
     from nemo_magic.rollout.conversation import AttackPrompt
@@ -70,7 +70,7 @@ def yardstick(runs: Sequence[Path], full: Sequence[Path], overrides: Sequence[st
         attackers = {START: full[0] / "snapshots" / Role.ATTACKER / START}
         attackers |= {f"{run.name}/{path.name}": path for run in full for path in kept(run, Role.ATTACKER)}
         openings = dict(attacks(cfg, cast, seeds, attackers))
-        known = {name: weights_of(path) for name, path in attackers.items()}
+        known = {name: weights_digest(path) for name, path in attackers.items()}
         for run in runs:
             weights = settings(run)["actors"]["defender"]["restore_from_path"]
             if weights not in begun:
@@ -79,7 +79,7 @@ def yardstick(runs: Sequence[Path], full: Sequence[Path], overrides: Sequence[st
                 )
                 found.before[run.name] = measured(cfg, cast, reward_manager, openings, run, first)
             begun.add(weights)
-            key = digest(known, weights_of(last_defender(run)), ATTACKS_PER_SEED, list(YARDSTICK), overrides)
+            key = digest(known, weights_digest(last_defender(run)), ATTACKS_PER_SEED, list(YARDSTICK), overrides)
             there = _kept(run)
             if key not in there:
                 there[key] = measured(cfg, cast, reward_manager, openings, run, last_defender(run))
@@ -92,13 +92,12 @@ def attacks(
     cfg: MagicConfig, cast: PolicyPair, seeds: Sequence[tuple[int, Seed]], attackers: Mapping[str, Path]
 ) -> Iterator[tuple[str, list[AttackPrompt]]]:
     """Name → sampled openings of every attacker; and the seeds as they are."""
-    from nemo_magic.league.run_cross_play import playing_as
     from nemo_magic.rollout.conversation import RolloutSpec
     from nemo_magic.rollout.engine import fixed_attacks
 
     jobs = [RolloutSpec(seed, g, i) for g, seed in seeds for i in range(ATTACKS_PER_SEED)]
     for name, folder in attackers.items():
-        with playing_as(cast, Role.ATTACKER, Snapshot(name, folder)):
+        with SnapshotCache().use_snapshot(cast.trainable[Role.ATTACKER], folder):
             yield name, plays(cfg, cast).attack(jobs, "ablations", 0)
     yield NOBODY, fixed_attacks(lambda seed: seed.text, seeds)
 
@@ -147,7 +146,6 @@ def measured(
 def defending(cfg: MagicConfig, cast: PolicyPair, run: Path, weights: Path) -> Iterator[RolloutEngine]:
     """An arena in which somebody with these weights defends, as ``run`` lets its own defender."""
     from nemo_magic.actors.generation import NativeGenerator
-    from nemo_magic.league.run_cross_play import playing_as
     from nemo_magic.rollout.policy import LocalPolicy
 
     own = settings(run)
@@ -155,8 +153,8 @@ def defending(cfg: MagicConfig, cast: PolicyPair, run: Path, weights: Path) -> I
         cfg.actors.defender.length_params, max_length=own["actors"]["defender"]["length_params"]["max_length"]
     )
     options = replace(cfg.actors.defender, length_params=lengths)
-    policy = LocalPolicy(cast.players[Role.DEFENDER].actor, NativeGenerator(cfg.generation), options)
-    with playing_as(cast, Role.DEFENDER, Snapshot(run.name, weights)):
+    policy = LocalPolicy(cast.trainable[Role.DEFENDER].actor, NativeGenerator(cfg.generation), options)
+    with SnapshotCache().use_snapshot(cast.trainable[Role.DEFENDER], weights):
         yield plays(cfg, replace(cast, policies=cast.policies | {Role.DEFENDER: policy}), own["game"]["defender_cot"])
 
 

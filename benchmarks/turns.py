@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from nemo_magic.actors.snapshots import Snapshot
+from nemo_magic.actors.snapshots import Snapshot, SnapshotCache
 from nemo_magic.config import MagicConfig, compose
 from nemo_magic.data.seeds import load_seeds
 from nemo_magic.game.episode import Label, Role
@@ -68,7 +68,6 @@ def habits(world: SandboxWorld, scored: Sequence[Scored]) -> Ratios:
 
 def measure(cfg: MagicConfig, pair: PolicyPair, reward_manager: RewardManager, runs: Sequence[Path]) -> None:
     """Play and print the table, a row as soon as it is measured."""
-    from nemo_magic.league.run_cross_play import playing_as
     from nemo_magic.rollout.conversation import RolloutSpec
     from nemo_magic.rollout.engine import RolloutEngine
     from nemo_magic.runtime.timers import Timers
@@ -83,10 +82,10 @@ def measure(cfg: MagicConfig, pair: PolicyPair, reward_manager: RewardManager, r
         rollouts = RolloutEngine(
             pair.policies, cfg.game.prompts, Timers(), seed=cfg.seed, group_size=1, max_turns=turns
         )
-        with playing_as(pair, Role.ATTACKER, attacker):
+        with SnapshotCache().use_snapshot(pair.trainable[Role.ATTACKER], attacker.folder):
             openings, rows = rollouts.attack(jobs, "turns", 0), []
             for defender in columns:
-                with playing_as(pair, Role.DEFENDER, defender):
+                with SnapshotCache().use_snapshot(pair.trainable[Role.DEFENDER], defender.folder):
                     rows.append(reward_manager.collect(reward_manager.submit(rollouts.play(openings, "turns", 0))))
         figures = [rollout_metrics(row).means() for row in rows]
         kept = habits(world, rows[0]).means()

@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command == "sweep-table":
             return sweep_table.run(args)
         if args.command == "cross-play":
-            return _play_or_learn(args, cross_play.configured(args), argv)
+            return _play_or_learn(args, cross_play.load_config(args), argv)
         if args.command == "report":
             return report.run(args)
         if args.command == "seeds-export":
@@ -249,7 +249,7 @@ def _one_rank(args: argparse.Namespace, cfg: MagicConfig, resume: Resume) -> Non
 
         run_sft(cfg)
     elif args.command == "cross-play":
-        cross_play.play(args, cfg)
+        cross_play.run(args, cfg)
     elif args.command == "evaluate":
         _evaluate(cfg)
     elif args.command == "serve":

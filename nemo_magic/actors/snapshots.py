@@ -1,4 +1,4 @@
-"""Past selves of an actor: kept on disk, played with for a while."""
+"""Snapshots of an actor's weights: saved, and used for a while in the place of its own."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from nemo_magic.actors.weights import load_weights, save_weights
 
 if TYPE_CHECKING:
     from nemo_magic.actors.actor import MagicActor
+    from nemo_magic.actors.trainable import TrainablePolicy
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ def save_snapshot(actor: MagicActor, folder: Path) -> Snapshot:
 
 
 class SnapshotCache:
-    """Snapshots that stay in this rank's host memory after they were used, ``max_bytes`` of them at most; who was not
-    used for longest goes first."""
+    """Lets actors use snapshots, and keeps ``max_bytes`` of those that were used in this rank's host memory; the least
+    recently used goes first. Without ``max_bytes`` every use loads from disk."""
 
     def __init__(self, max_bytes: float = 0) -> None:
         self._max_bytes = max_bytes
@@ -45,31 +46,39 @@ class SnapshotCache:
         self._kept.forget(snapshot.folder)
 
     @contextmanager
-    def use_snapshot(self, actor: MagicActor, snapshot: Snapshot) -> Iterator[None]:
-        """Within the context the actor has the snapshot's weights; afterwards its own. Generators notice both."""
-        own = retrieve_model_state_dict_in_cpu(actor, megatron_amp_O2=actor.megatron_amp_O2)
-        kept = self._kept.get(snapshot.folder)
-        if kept is None:
-            load_weights(actor, snapshot.folder)
-            self._keep(actor, snapshot.folder)
-        else:
-            _put(actor, kept)
+    def use_snapshot(self, policy: TrainablePolicy | None, folder: Path | None) -> Iterator[None]:
+        """Within the context ``policy`` has the weights of the snapshot in ``folder``; afterwards its own. Generators
+        notice both.
+
+        Without a folder nothing changes, and the policy may be None: a server may play the role.
+        """
+        if folder is None:
+            yield
+            return
+        assert policy is not None, f"{folder} is of a role that a server plays"
+        actor = policy.actor
+        own = _host_state(actor)
+        self._load(actor, folder)
         try:
             yield
         finally:
             _put(actor, own)
 
-    def _keep(self, actor: MagicActor, folder: Path) -> None:
+    def _load(self, actor: MagicActor, folder: Path) -> None:
+        state = self._kept.get(folder)
+        if state is not None:
+            _put(actor, state)
+            return
+        load_weights(actor, folder)
         if self._max_bytes > 0:
-            state = retrieve_model_state_dict_in_cpu(actor, megatron_amp_O2=actor.megatron_amp_O2)
+            state = _host_state(actor)
             self._kept.keep(folder, state, _size(state))
 
 
-@contextmanager
-def use_snapshot(actor: MagicActor, snapshot: Snapshot) -> Iterator[None]:
-    """Within the context the actor has the snapshot's weights, from disk; afterwards its own again."""
-    with SnapshotCache().use_snapshot(actor, snapshot):
-        yield
+def _host_state(actor: MagicActor) -> Mapping[str, Any]:
+    """The actor's weights in host memory."""
+    state: Mapping[str, Any] = retrieve_model_state_dict_in_cpu(actor, megatron_amp_O2=actor.megatron_amp_O2)
+    return state
 
 
 def _put(actor: MagicActor, state: Mapping[str, Any]) -> None:

@@ -1,9 +1,13 @@
-"""``nemo-magic cross-play RUN``: its words, its configuration, and the work of a rank. Imports torch in a rank only."""
+"""``nemo-magic cross-play RUN``: every attacker of a run, and others, against every defender of it.
+
+Games are kept in ``RUN/cross-play``, and played once. Only a rank imports torch.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +19,18 @@ from nemo_magic.config.save_resolved import CONFIG_FILE
 from nemo_magic.fsync_io import write_durably
 from nemo_magic.league.participants import START, LeagueSeeds, attackers, defenders
 
-RESULT, TABLE = "league.json", "league.txt"
+FOLDER, RESULT, TABLE = "cross-play", "league.json", "league.txt"
 
 
 def add_parser(commands: Any) -> None:
-    """``nemo-magic cross-play``."""
+    """Add ``nemo-magic cross-play`` and its arguments."""
     about = "play every attacker a run kept against every defender it kept, and say what the game has come to"
     parser = commands.add_parser(
         "cross-play",
         help=about,
         description=about,
         usage="nemo-magic cross-play RUN [--attacker [NAME=]PATH ...] [key=value ...]",
-        epilog="Overrides are laid over the run's own configuration: game.crossplay.num_seeds=200, trainer.devices=1.",
+        epilog="Overrides change the run's own configuration: game.crossplay.num_seeds=200, trainer.devices=1.",
         allow_abbrev=False,
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="a run's folder")
@@ -41,8 +45,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--confidence", type=float, default=0.95, metavar="SHARE", help="of the intervals (0.95)")
 
 
-def configured(args: argparse.Namespace) -> MagicConfig:
-    """The run's configuration, overrides laid over it, writing to where the run is now.
+def load_config(args: argparse.Namespace) -> MagicConfig:
+    """The run's configuration with the overrides, writing to where the run is now.
 
     Raises:
         ConfigError: there is no run, or it cannot be played.
@@ -64,11 +68,16 @@ def configured(args: argparse.Namespace) -> MagicConfig:
     return replace(cfg, exp_manager=replace(cfg.exp_manager, explicit_log_dir=str(run)))
 
 
-def play(args: argparse.Namespace, cfg: MagicConfig) -> None:
-    """The work of one rank: play what is missing; rank 0 writes and prints the standings."""
+def run(args: argparse.Namespace, cfg: MagicConfig) -> None:
+    """The work of one rank: play the missing games; rank 0 writes and prints the report.
+
+    Raises:
+        JudgeFailed, RemoteError: on every rank; the games that were played are kept.
+    """
     from nemo_magic.actors.distributed import DeviceMemory
     from nemo_magic.data.seeds import load_seeds
-    from nemo_magic.league.cross_play import FOLDER, CrossPlayRunner
+    from nemo_magic.league.cross_play import CrossPlayRunner
+    from nemo_magic.league.game_folder import GameFolder
     from nemo_magic.league.league_report import LeagueAxes, LeagueReportSettings, league_report
     from nemo_magic.league.league_table import print_league_report
     from nemo_magic.rollout.engine import build_rollout_engine
@@ -76,26 +85,25 @@ def play(args: argparse.Namespace, cfg: MagicConfig) -> None:
     from nemo_magic.runtime.timers import Timers
     from nemo_magic.training.policies import build_policies
 
-    run: Path = args.run
-    folder = run / FOLDER
-    starts = {path.parent.parent.name: path.parent for path in run.glob(f"snapshots/*/{START}/metadata.json")}
-    rows, columns = attackers(cfg, run, args.attacker), defenders(cfg, run)
+    folder = args.run / FOLDER
+    starts = {path.parent.parent.name: path.parent for path in args.run.glob(f"snapshots/*/{START}/metadata.json")}
+    rows, columns = attackers(cfg, args.run, args.attacker), defenders(cfg, args.run)
     seeds = LeagueSeeds.of(load_seeds(cfg.data), cfg.game.crossplay.num_seeds)
-    with build_policies(cfg, starts) as pair:
+    with (
+        build_policies(cfg, starts) as pair,
+        closing(RewardManager(pair.world, cfg.judge, cfg.rewards, cfg.game.extra_verdict_fields)) as reward_manager,
+    ):
         world = pair.world
 
-        def say(text: str) -> None:
+        def log(text: str) -> None:
             if world.is_main:
                 print(text, flush=True)
 
-        referee = RewardManager(world, cfg.judge, cfg.rewards, cfg.game.extra_verdict_fields)
-        try:
-            referee.wait_ready(cfg.judge.give_up_after)
-            say(f"{len(rows)} attackers × {len(columns)} defenders on {seeds}, judged by {referee.guard}")
-            arena = build_rollout_engine(cfg, pair.policies, Timers(DeviceMemory()))
-            played = CrossPlayRunner(cfg, pair, arena, referee, seeds, folder, say).play(rows, columns)
-        finally:
-            referee.close()
+        reward_manager.wait_ready(cfg.judge.give_up_after)
+        log(f"{len(rows)} attackers × {len(columns)} defenders on {seeds}, judged by {reward_manager.guard}")
+        rollouts = build_rollout_engine(cfg, pair.policies, Timers(DeviceMemory()))
+        store = GameFolder(folder, world)
+        games = CrossPlayRunner(cfg, pair, rollouts, reward_manager, seeds, store, log).play(rows, columns)
         if world.is_main:
             axes = LeagueAxes(
                 [one.name for one in rows],
@@ -104,10 +112,10 @@ def play(args: argparse.Namespace, cfg: MagicConfig) -> None:
                 newest=rows[len(rows) - len(args.attacker) - 1].name,
             )
             settings = LeagueReportSettings(cfg.data.harmful_share, args.replicates, args.confidence, cfg.seed)
-            found = {"judge": referee.guard, **league_report(axes, played, settings)}
-            write_durably(folder / RESULT, json.dumps(found, indent=1) + "\n")
+            report = {"judge": reward_manager.guard, **league_report(axes, games, settings)}
+            write_durably(folder / RESULT, json.dumps(report, indent=1) + "\n")
             with (folder / TABLE).open("w", encoding="utf-8") as file:
-                print_league_report(found, Console(file=file, width=200))
-            print_league_report(found, Console())
+                print_league_report(report, Console(file=file, width=200))
+            print_league_report(report, Console())
             print(f"\n{folder / RESULT}")
         world.barrier()

@@ -1,13 +1,11 @@
-"""Cross-play: every saved attacker against every saved defender, and what the matrix says about the game."""
+"""The payoff matrix of a cross-play: saved attackers against saved defenders, and what each side could still gain."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-
-Row = Sequence[float]
 
 NO_REWRITE = "no rewrite"
 """The row of the bare seeds, where a matrix has one: nobody's attack, and so not the first attacker."""
@@ -15,11 +13,9 @@ NO_REWRITE = "no rewrite"
 
 @dataclass(frozen=True, slots=True)
 class BestResponseGap:
-    """What each side could still gain by switching to the best other checkpoint of the matrix (ASR, 0 to 1).
+    """What each side could still gain against the other's strategy by its best pure response within a matrix; both ≥ 0.
 
-    ``total`` is the pair's exploitability within the matrix (NashConv of the restricted game): 0 exactly when
-    neither side has a better answer among the saved checkpoints. It is a lower bound of the true gap: attackers
-    that were never saved, or never found, are not in the matrix.
+    It is a lower bound of the true gap: attackers that were never saved, or never found, are not in the matrix.
     """
 
     attacker: float
@@ -27,7 +23,29 @@ class BestResponseGap:
 
     @property
     def total(self) -> float:
+        """NashConv of the restricted game: 0 exactly in an equilibrium of the matrix."""
         return self.attacker + self.defender
+
+
+def best_response_gap(
+    payoff: Iterable[Iterable[float]], attacker: Iterable[float], defender: Iterable[float]
+) -> BestResponseGap:
+    """How far two mixtures are from being best responses to each other.
+
+    With A the ``payoff`` (attackers × defenders, the attacker wants it high) and mixtures x and y, the attacker could
+    gain ``max_i (A y)_i - x'A y`` and the defender ``x'A y - min_j (x'A)_j``.
+
+    Raises:
+        ValueError: a mixture has not one share per row or column.
+    """
+    matrix, x, y = [list(map(float, row)) for row in payoff], list(map(float, attacker)), list(map(float, defender))
+    columns = list(zip(*matrix, strict=True))
+    for name, mixture, size in (("attacker", x, len(matrix)), ("defender", y, len(columns))):
+        if len(mixture) != size:
+            raise ValueError(f"the {name}'s mixture has {len(mixture)} shares, the game {size}")
+    of_attackers = [_dot(row, y) for row in matrix]
+    value = _dot(of_attackers, x)
+    return BestResponseGap(max(of_attackers) - value, value - min(_dot(column, x) for column in columns))
 
 
 @dataclass(frozen=True)
@@ -35,7 +53,7 @@ class CrossPlay:
     """Attack success rates, ``asr[i][j]`` in 0..1 for attacker ``i`` (a row) against defender ``j`` (a column).
 
     Names are in order of training, the initial model first. ``num_seeds`` is how many harmful seeds each cell was
-    measured on (0: not said). ``over_refusal`` and ``useful``, where given, hold one share per defender, on benign
+    measured on (0: not known). ``over_refusal`` and ``useful``, where given, hold one share per defender, on benign
     seeds. Raises ValueError when the shape or a value does not fit.
     """
 
@@ -65,17 +83,9 @@ class CrossPlay:
         """The highest ASR any attacker of the matrix reaches against ``defender`` (an index; the last by default)."""
         return max(row[defender] for row in self.asr)
 
-    def best_response_gap(self, attacker: int = -1, defender: int = -1) -> BestResponseGap:
-        """How far the pair is from mutual best responses within the matrix; the last of each by default.
-
-        With A the ASR matrix, the attacker could gain ``max_i A[i, j] - A[i*, j]`` and the defender
-        ``A[i*, j*] - min_j A[i*, j]``.
-        """
-        played = self.asr[attacker][defender]
-        return BestResponseGap(
-            attacker=self.worst_case(defender) - played,
-            defender=played - min(self.asr[attacker]),
-        )
+    def best_response_gap(self) -> BestResponseGap:
+        """How far the last pair is from mutual best responses within the matrix (ASR, 0 to 1)."""
+        return best_response_gap(self.asr, one_hot(len(self.attackers), -1), one_hot(len(self.defenders), -1))
 
     def last_defender_best(self, tolerance: float = 0.0) -> bool:
         """Whether no attacker does worse against another defender than against the last (ties count as best)."""
@@ -92,32 +102,23 @@ class CrossPlay:
             raise ValueError(f"no attacker comes after number {first} of {len(self.attackers)}")
         return max(later) - self.asr[first][defender]
 
-    def table(self) -> str:
-        """The matrix as aligned plain text, ASR in percent; rows are attackers, columns defenders."""
-        header = ["attacker \\ defender", *self.defenders]
-        lines = [header, *([name, *_percent(row)] for name, row in zip(self.attackers, self.asr, strict=True))]
-        lines += [[name, *_percent(row)] for name, row in self.benign_rows()]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-        return "\n".join(
-            "  ".join(
-                cell.rjust(width) if column else cell.ljust(width)
-                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in lines
-        )
-
     def benign_rows(self) -> list[tuple[str, list[float]]]:
         """The per-defender figures on benign seeds that were measured, named for a reader."""
         named = [("over-refusal (benign)", self.over_refusal), ("useful (benign)", self.useful)]
         return [(name, row) for name, row in named if row]
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2) + "\n"
+    def save(self, path: str | Path) -> None:
+        """Write the matrix to ``path`` as one JSON object."""
+        Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def from_json(cls, text: str) -> CrossPlay:
-        """Read ``to_json``'s text back. Raises ValueError on a missing or unknown key, or values that do not fit."""
-        values = json.loads(text)
+    def load(cls, path: str | Path) -> CrossPlay:
+        """Read back what ``save`` wrote.
+
+        Raises:
+            ValueError: a key is missing or unknown, or the values do not fit.
+        """
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError(f"a cross-play file holds one JSON object, found {type(values).__name__}")
         try:
@@ -125,13 +126,11 @@ class CrossPlay:
         except TypeError as error:
             raise ValueError(f"not a cross-play file: {error}") from error
 
-    def save(self, path: str | Path) -> None:
-        Path(path).write_text(self.to_json(), encoding="utf-8")
 
-    @classmethod
-    def load(cls, path: str | Path) -> CrossPlay:
-        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+def one_hot(size: int, index: int) -> list[float]:
+    """A pure strategy as a mixture of ``size`` shares; a negative ``index`` counts from the end."""
+    return [float(i == index % size) for i in range(size)]
 
 
-def _percent(row: Row) -> list[str]:
-    return [f"{100 * value:.1f}" for value in row]
+def _dot(values: Sequence[float], weights: Sequence[float]) -> float:
+    return sum(value * weight for value, weight in zip(values, weights, strict=True))

@@ -1,41 +1,68 @@
-"""Every attacker of a run, and others, against every defender of it: games played once, and kept on disk.
+"""Cross-play: every attacker against every defender on the same seeds (Figure 3 of the paper).
 
-``<run>/cross-play/attacks/<key>.json`` has the openings of one attacker, ``pairs/<key>.json`` the judged games of one
-pair. A key is a digest of all that the content depends on, so that what is there need not be played again, after a kill
-or with more entrants, and what was played otherwise is not taken for it.
+``cross_play`` plays the snapshots of a run against each other at its end, and keeps the matrix. ``nemo-magic
+cross-play`` plays those it finds on disk, and others, and keeps the games.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from nemo_magic.actors.snapshots import Snapshot, use_snapshot
+from nemo_magic.actors.snapshots import Snapshot, SnapshotCache
 from nemo_magic.config import MagicConfig
-from nemo_magic.fsync_io import write_durably
-from nemo_magic.game.episode import Answer, Label, Role
-from nemo_magic.game.metrics import Scored, attack_succeeded
-from nemo_magic.game.payoff import NO_REWRITE
-from nemo_magic.league.participants import LeagueSeeds, Participant, digest
+from nemo_magic.game.episode import Role, Seed
+from nemo_magic.game.payoff import NO_REWRITE, CrossPlay
+from nemo_magic.league.game_folder import GameFolder, Rows
+from nemo_magic.league.games import Games, cross_play_matrix, game_row
+from nemo_magic.league.participants import BARE_SEEDS, LeagueSeeds, Participant, digest, snapshots_of
 from nemo_magic.rollout.attack_prefetch import attack_from_row
-from nemo_magic.rollout.conversation import AttackPrompt
+from nemo_magic.rollout.conversation import AttackPrompt, RolloutSpec
 from nemo_magic.rollout.engine import RolloutEngine, fixed_attacks
 from nemo_magic.rollout.reward_manager import RewardManager
-from nemo_magic.training.policies import PolicyPair
 
-FOLDER = "cross-play"
+if TYPE_CHECKING:
+    from nemo_magic.training.policies import PolicyPair
 
-Games = list[dict[str, Any]]
-"""A pair's games. ``seed``: its number; ``label``; ``success`` (harmful seeds), ``refused``, ``useful`` (benign seeds):
-True, False, or None where no verdict tells; ``loss``: what the defender was paid, negated, or None."""
+
+def cross_play(
+    pair: PolicyPair,
+    rollouts: RolloutEngine,
+    reward_manager: RewardManager,
+    snapshots: Mapping[str, Sequence[Snapshot]],
+    seeds: Sequence[tuple[int, Seed]],
+    cfg: MagicConfig,
+) -> CrossPlay:
+    """The matrix of a run's own snapshots, and of the bare seeds; all ranks take part and have it.
+
+    ``snapshots``: player → its snapshots, oldest first; ``seeds``: the test split's, as ``(group, seed)``.
+
+    Raises:
+        ValueError: there is no harmful test seed, or no verdict on the games of a pair.
+        JudgeFailed, RemoteError: on every rank.
+    """
+    attackers = [BARE_SEEDS, *snapshots_of(snapshots, Role.ATTACKER)]
+    defenders = snapshots_of(snapshots, Role.DEFENDER)
+    league_seeds = LeagueSeeds.of_run(seeds, cfg.game.crossplay.num_seeds)
+    runner = CrossPlayRunner(cfg, pair, rollouts, reward_manager, league_seeds, {}, lambda _: None)
+    games = runner.play(attackers, defenders)
+    return cross_play_matrix(
+        [one.name for one in attackers], [one.name for one in defenders], games, league_seeds.attacks_per_pair
+    )
 
 
 class CrossPlayRunner:
-    """Plays what is not on disk yet. All methods are for all ranks."""
+    """Plays the games that ``store`` does not have yet. All methods are for all ranks.
+
+    Attackers sample as in training, and all defenders answer the same openings; defenders answer at temperature 0
+    unless ``game.crossplay.sample_defender``, so that one column differs from another by the defender only.
+
+    ``store``: rows by key, a folder or (for this process only) a dict. A key is a digest of all that the rows depend
+    on, so that no other games are ever taken for them.
+    """
 
     def __init__(
         self,
@@ -44,8 +71,8 @@ class CrossPlayRunner:
         rollouts: RolloutEngine,
         reward_manager: RewardManager,
         seeds: LeagueSeeds,
-        folder: Path,
-        say: Callable[[str], None],
+        store: GameFolder | dict[str, Rows],
+        log: Callable[[str], None],
     ) -> None:
         self._cfg = cfg
         self._pair = pair
@@ -53,130 +80,92 @@ class CrossPlayRunner:
         self._rollouts = rollouts
         self._reward_manager = reward_manager
         self._seeds = seeds
-        self._folder = folder
-        self._say = say
+        self._store = store
+        self._log = log
         self._greedy = frozenset() if cfg.game.crossplay.sample_defender else frozenset({Role.DEFENDER})
+        # By place, not by group: in a run's numbers the labels may alternate, and one rank would have all attacks.
+        self._ranks = {group: i % pair.world.dp_size for i, (group, _) in enumerate(seeds.numbered)}
 
     def play(self, attackers: Sequence[Participant], defenders: Sequence[Participant]) -> dict[tuple[str, str], Games]:
-        """(attacker, defender) → their games, on rank 0; nothing on others.
+        """(attacker, defender) → their games.
 
         Raises:
-            JudgeFailed, RemoteError: what was played until then is kept.
+            JudgeFailed, RemoteError: on every rank; the store keeps what was played until then.
         """
-        if self._world.is_main:
-            for name in ("attacks", "pairs"):
-                (self._folder / name).mkdir(parents=True, exist_ok=True)
-        self._world.barrier()
-        there = self._seen("pairs")
-        missing = {
-            defender.name: [one for one in attackers if self._pair_key(one, defender) not in there]
-            for defender in defenders
-        }
-        wanted = {one.name for waiting in missing.values() for one in waiting}
-        openings = {one.name: self._openings(one) for one in attackers if one.name in wanted}
+        keys = {(a.name, d.name): f"pairs/{self._pair_key(a, d)}" for a in attackers for d in defenders}
+        missing = {d.name: [a for a in attackers if keys[a.name, d.name] not in self._store] for d in defenders}
+        needed = {attacker.name for waiting in missing.values() for attacker in waiting}
+        openings = {attacker.name: self._openings(attacker) for attacker in attackers if attacker.name in needed}
         for number, defender in enumerate(defenders, start=1):
             waiting = missing[defender.name]
-            self._say(f"defender {number} of {len(defenders)}, {defender.name}: {len(waiting)} attackers to meet")
-            with self._as(Role.DEFENDER, defender if waiting else None):
+            self._log(f"defender {number} of {len(defenders)}, {defender.name}: {len(waiting)} attackers to meet")
+            with self._use(Role.DEFENDER, defender.weights if waiting else None):
                 for attacker in waiting:
                     # After its opening an attacker is needed for further turns only.
-                    with self._as(Role.ATTACKER, attacker if self._cfg.game.max_turns > 1 else None):
-                        games = self._judged(openings[attacker.name])
-                    self._keep("pairs", self._pair_key(attacker, defender), games)
-        if not self._world.is_main:
-            return {}
-        return {(a.name, d.name): self._read("pairs", self._pair_key(a, d)) for a in attackers for d in defenders}
+                    with self._use(Role.ATTACKER, attacker.weights if self._cfg.game.max_turns > 1 else None):
+                        self._store[keys[attacker.name, defender.name]] = self._play_pair(openings[attacker.name])
+        return {pair: self._store[key] for pair, key in keys.items()}
 
     def _openings(self, attacker: Participant) -> list[AttackPrompt]:
-        """This rank's share of an attacker's openings, from disk if they are there."""
-        key = self._attack_key(attacker)
-        if key not in self._seen("attacks"):
-            self._say(f"attacker {attacker.name} writes")
-            with self._as(Role.ATTACKER, attacker):
-                attacks = self._written(attacker)
-            rows = [asdict(attack) for part in self._world.gather_data_parallel(attacks) for attack in part]
-            self._keep("attacks", key, rows)
-        mine = [row for row in self._read("attacks", key) if self._is_mine(row["job"]["group"])]
-        return [attack_from_row(row) for row in mine]
+        """This rank's share of an attacker's openings."""
+        key = f"attacks/{self._attack_key(attacker)}"
+        if key not in self._store:
+            self._log(f"attacker {attacker.name} writes")
+            with self._use(Role.ATTACKER, attacker.weights):
+                attacks = self._write_openings(attacker)
+            self._store[key] = [asdict(attack) for part in self._world.gather_data_parallel(attacks) for attack in part]
+        return [attack_from_row(row) for row in self._store[key] if self._is_mine(row["job"]["group"])]
 
-    def _written(self, attacker: Participant) -> list[AttackPrompt]:
-        jobs = [job for job in self._seeds.jobs() if self._is_mine(job.group)]
+    def _write_openings(self, attacker: Participant) -> list[AttackPrompt]:
+        seeds = [(group, seed) for group, seed in self._seeds.numbered if self._is_mine(group)]
         if attacker.rewrites is not None:
-            seeds = {job.group: job.seed for job in jobs}
             return [
-                attack
-                for group, seed in seeds.items()
+                AttackPrompt(RolloutSpec(seed, group, sample), rewrite, True, None)
+                for group, seed in seeds
                 for sample, rewrite in enumerate(attacker.rewrites.get(seed.text, ()))
-                for attack in fixed_attacks(lambda _, rewrite=rewrite: rewrite, [(group, seed)], sample)  # type: ignore[misc]
             ]
         if attacker.name == NO_REWRITE:
-            return fixed_attacks(lambda seed: seed.text, [(job.group, job.seed) for job in jobs if job.sample == 0])
-        return self._rollouts.attack(jobs, "crossplay", 0)
+            return fixed_attacks(lambda seed: seed.text, seeds)
+        specs = [spec for spec in self._seeds.rollout_specs() if self._is_mine(spec.group)]
+        return self._rollouts.attack(specs, "crossplay", 0)
 
-    def _judged(self, attacks: Sequence[AttackPrompt]) -> Games:
-        episodes = self._rollouts.play(attacks, "crossplay", 0, self._greedy)
+    def _play_pair(self, openings: Sequence[AttackPrompt]) -> Games:
+        """The judged games of all ranks from this rank's ``openings`` and theirs."""
+        episodes = self._rollouts.play(openings, "crossplay", 0, self._greedy)
         scored = self._reward_manager.collect(self._reward_manager.submit(episodes))
-        return [_game(one) for part in self._world.gather_data_parallel(scored) for one in part]
+        return [game_row(one) for part in self._world.gather_data_parallel(scored) for one in part]
 
-    @contextmanager
-    def _as(self, role: Role, participant: Participant | None) -> Iterator[None]:
-        if participant is None or participant.weights is None:
-            yield
-        else:
-            with use_snapshot(self._pair.trainable[role].actor, Snapshot(participant.name, participant.weights)):
-                yield
+    def _use(self, role: Role, weights: Path | None) -> AbstractContextManager[None]:
+        return SnapshotCache().use_snapshot(self._pair.trainable.get(role), weights)
 
     def _is_mine(self, group: int) -> bool:
-        return group % self._world.dp_size == self._world.dp_rank
-
-    # --- what is on disk
+        return self._ranks[group] == self._world.dp_rank
 
     def _attack_key(self, attacker: Participant) -> str:
         cfg, role = self._cfg, self._cfg.actors.attacker
-        said = [asdict(role.sampling_params), asdict(role.length_params), asdict(cfg.game.prompts), cfg.game.max_turns]
-        planned = [[job.group, job.sample, job.seed.id, job.seed.text, job.seed.label] for job in self._seeds.jobs()]
-        return digest(attacker.identity, cfg.seed, planned, said, asdict(cfg.model.tokenizer))
+        sampling = [
+            asdict(role.sampling_params),
+            asdict(role.length_params),
+            asdict(cfg.game.prompts),
+            cfg.game.max_turns,
+        ]
+        specs = [
+            [spec.group, spec.sample, spec.seed.id, spec.seed.text, spec.seed.label]
+            for spec in self._seeds.rollout_specs()
+        ]
+        return digest(attacker.identity, cfg.seed, specs, sampling, asdict(cfg.model.tokenizer))
 
     def _pair_key(self, attacker: Participant, defender: Participant) -> str:
         cfg, role = self._cfg, self._cfg.actors.defender
-        said = [asdict(role.sampling_params), asdict(role.length_params), cfg.game.defender_cot, sorted(self._greedy)]
-        judged = [
+        sampling = [
+            asdict(role.sampling_params),
+            asdict(role.length_params),
+            cfg.game.defender_cot,
+            sorted(self._greedy),
+        ]
+        judge = [
             self._reward_manager.guard,
             cfg.judge.guard_config,
             sorted(cfg.rewards.needs() | set(cfg.game.extra_verdict_fields)),
         ]
-        return digest(self._attack_key(attacker), defender.identity, said, judged, asdict(cfg.rewards))
-
-    def _seen(self, kind: str) -> set[str]:
-        """Keys that are on disk, as rank 0 sees it."""
-        here = {path.stem for path in (self._folder / kind).glob("*.json")} if self._world.is_main else set()
-        return self._world.all_gather(here)[0]
-
-    def _keep(self, kind: str, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        if self._world.is_main:
-            path = self._folder / kind / f"{key}.json"
-            partial = path.with_suffix(".partial")
-            write_durably(partial, json.dumps(rows))
-            partial.replace(path)
-        self._world.barrier()
-
-    def _read(self, kind: str, key: str) -> Any:
-        return json.loads((self._folder / kind / f"{key}.json").read_text(encoding="utf-8"))
-
-
-def _game(scored: Scored) -> dict[str, Any]:
-    seed, verdict, paid = scored.episode.seed, scored.verdict, scored.rewards
-    told = verdict is not None and verdict.error is None
-    harmful = seed.label is Label.HARMFUL
-    return {
-        "seed": scored.episode.group,
-        "label": str(seed.label),
-        "success": attack_succeeded(verdict) if harmful and verdict is not None else None,
-        "refused": _yes(verdict.refusal) if told and verdict is not None and not harmful else None,
-        "useful": _yes(verdict.helpful) if told and verdict is not None and not harmful else None,
-        "loss": -sum(paid[Role.DEFENDER].values()) if paid is not None and Role.DEFENDER in paid else None,
-    }
-
-
-def _yes(answer: Answer | None) -> bool | None:
-    return None if answer in (None, Answer.UNKNOWN) else answer is Answer.YES
+        return digest(self._attack_key(attacker), defender.identity, sampling, judge, asdict(cfg.rewards))

@@ -1,34 +1,31 @@
-"""What a league's games say: matrices, equilibrium, exploitability, ratings, and what was forgotten."""
+"""The report of a league: matrices, equilibrium, exploitability, ratings and forgetting, as JSON holds them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from nemo_magic.game.episode import Label
+from nemo_magic.game.payoff import best_response_gap, one_hot
 from nemo_magic.league.equilibrium import (
     IntervalEstimate,
     Matrix,
     Outcomes,
-    best_response_gap,
+    complete_matrices,
     equilibrium,
     exploitability,
-    forgotten,
     interval,
-    ratings,
-    whole,
 )
-
-Games = Sequence[Mapping[str, Any]]
-"""Judged games of a pair: ``seed`` (its number), ``label``, and figures that are True, False, a number, or None."""
+from nemo_magic.league.games import Games, GamesByPair, outcomes, share_matrix
+from nemo_magic.league.ratings import fit_ratings, forgetting
 
 
 @dataclass(frozen=True)
 class LeagueAxes:
-    """Who plays, in the order of the game. ``old``: attackers that the last defender could have learned from;
+    """Who plays, in the order of training. ``old``: attackers that the last defender could have learned from;
     ``newest``: the last attacker of the run."""
 
     attackers: Sequence[str]
@@ -48,116 +45,81 @@ class LeagueReportSettings:
     seed: int = 0
 
 
-def league_report(
-    axes: LeagueAxes, played: Mapping[tuple[str, str], Games], settings: LeagueReportSettings
-) -> dict[str, Any]:
+def league_report(axes: LeagueAxes, games: GamesByPair, settings: LeagueReportSettings) -> dict[str, Any]:
     """Everything about the league, as JSON holds it.
 
-    ``asr`` is of harmful seeds; ``payoff`` is what a defender is paid, negated, over both labels, so that the attacker
+    ``asr`` is of harmful seeds; ``payoff`` is the defender's reward, negated, over both labels, so that the attacker
     wants it high. Both are zero-sum games.
 
     Raises:
         ValueError: a pair has no judged game.
     """
-    numbers = 1 + max(game["seed"] for games in played.values() for game in games)
-    found: dict[str, Any] = {
-        "attackers": list(axes.attackers),
-        "defenders": list(axes.defenders),
-        "games": {key: _counted(games) for key, games in _rows(axes, played)},
-        "settings": asdict(settings),
-    }
-    shares = {str(Label.HARMFUL): settings.harmful_share, str(Label.BENIGN): 1 - settings.harmful_share}
-    for name, figure, weigh in (("asr", "success", False), ("payoff", "loss", True)):
-        outcomes = _outcomes(axes, played, figure, numbers, shares if weigh else None)
-        found[name] = _game(axes, outcomes, settings)
-    asr = _outcomes(axes, played, "success", numbers, None)
-    strengths = ratings(asr.means(), asr.counts.sum(axis=2))
-    found["ratings"] = {
-        "attackers": dict(zip(axes.attackers, strengths.attackers.round(1).tolist(), strict=True)),
-        "defenders": dict(zip(axes.defenders, strengths.defenders.round(1).tolist(), strict=True)),
-        "misfit": strengths.misfit,
-    }
-    circles = forgotten(
+    attackers, defenders = axes.attackers, axes.defenders
+    label_shares = {str(Label.HARMFUL): settings.harmful_share, str(Label.BENIGN): 1 - settings.harmful_share}
+    asr = outcomes(attackers, defenders, games, "success")
+    payoff = outcomes(attackers, defenders, games, "loss", label_shares)
+    strengths = fit_ratings(asr.means(), asr.counts.sum(axis=2))
+    forgotten = forgetting(
         asr.means(),
-        asr.resampled(settings.replicates, settings.seed),
-        [axes.attackers.index(name) for name in axes.old],
+        asr.resample(settings.replicates, settings.seed),
+        [attackers.index(name) for name in axes.old],
         confidence=settings.confidence,
     )
-    found["forgotten"] = [
-        asdict(one) | {"attacker": axes.attackers[one.attacker], "held_by": axes.defenders[one.held_by]}
-        for one in circles
-    ]
-    for name, figure in (("over_refusal", "refused"), ("useful", "useful")):
-        found[name] = [[_share(played[a, d], figure) for d in axes.defenders] for a in axes.attackers]
-    return found
+    return {
+        "attackers": list(attackers),
+        "defenders": list(defenders),
+        "games": {name: _count_games(games[name, defenders[-1]]) for name in attackers},
+        "settings": asdict(settings),
+        "asr": _zero_sum_game(axes, asr, settings),
+        "payoff": _zero_sum_game(axes, payoff, settings),
+        "ratings": {
+            "attackers": dict(zip(attackers, strengths.attackers.round(1).tolist(), strict=True)),
+            "defenders": dict(zip(defenders, strengths.defenders.round(1).tolist(), strict=True)),
+            "misfit": strengths.misfit,
+        },
+        "forgotten": [
+            asdict(one) | {"attacker": attackers[one.attacker], "held_by": defenders[one.held_by]} for one in forgotten
+        ],
+        "over_refusal": share_matrix(attackers, defenders, games, "refused"),
+        "useful": share_matrix(attackers, defenders, games, "useful"),
+    }
 
 
-def _game(axes: LeagueAxes, outcomes: Outcomes, settings: LeagueReportSettings) -> dict[str, Any]:
+def _zero_sum_game(axes: LeagueAxes, results: Outcomes, settings: LeagueReportSettings) -> dict[str, Any]:
     """One zero-sum game: its matrix, equilibrium, and how the last pair and the last defender stand in it."""
-    matrix = outcomes.means()
-    replicates = outcomes.resampled(settings.replicates, settings.seed)
+    matrix = results.means()
+    replicates = results.resample(settings.replicates, settings.seed)
     low, high = interval(replicates, settings.confidence)
-    solved = equilibrium(matrix)
-    newest = axes.attackers.index(axes.newest)
+    solution = equilibrium(matrix)
 
-    known = whole(replicates)
-    values, worst = np.array([equilibrium(one).value for one in known]), known[:, :, -1].max(axis=1)
+    complete = complete_matrices(replicates)
+    values, worst = np.array([equilibrium(one).value for one in complete]), complete[:, :, -1].max(axis=1)
 
     def with_interval(value: float, resampled: Matrix) -> dict[str, float]:
         return asdict(IntervalEstimate.of(value, resampled, settings.confidence))
 
-    last = best_response_gap(
-        matrix, np.eye(len(axes.attackers))[newest], np.eye(len(axes.defenders))[len(axes.defenders) - 1]
-    )
+    newest = one_hot(len(axes.attackers), axes.attackers.index(axes.newest))
+    gap = best_response_gap(matrix, newest, one_hot(len(axes.defenders), -1))
     return {
         "matrix": matrix.tolist(),
         "low": low.tolist(),
         "high": high.tolist(),
-        "value": with_interval(solved.value, values),
+        "value": with_interval(solution.value, values),
         "equilibrium": {
-            "attackers": _mixture(axes.attackers, solved.attacker),
-            "defenders": _mixture(axes.defenders, solved.defender),
+            "attackers": _mixture(axes.attackers, solution.attacker),
+            "defenders": _mixture(axes.defenders, solution.defender),
         },
         "last_defender": {
             "worst_attacker": axes.attackers[int(matrix[:, -1].argmax())],
             "worst": with_interval(float(matrix[:, -1].max()), worst),
             "exploitability": with_interval(exploitability(matrix), worst - values),
         },
-        "last_pair_gap": {"attacker": last.attacker, "defender": last.defender, "total": last.total},
+        "last_pair_gap": {"attacker": gap.attacker, "defender": gap.defender, "total": gap.total},
     }
 
 
-def _outcomes(
-    axes: LeagueAxes,
-    played: Mapping[tuple[str, str], Games],
-    figure: str,
-    numbers: int,
-    shares: Mapping[str, float] | None,
-) -> Outcomes:
-    """Sums and counts by pair and seed; with ``shares``, the games of a label together count as much as its share."""
-    sums = np.zeros((len(axes.attackers), len(axes.defenders), numbers))
-    counts, benign = np.zeros_like(sums), np.zeros(numbers, dtype=int)
-    for i, attacker in enumerate(axes.attackers):
-        for j, defender in enumerate(axes.defenders):
-            told = [game for game in played[attacker, defender] if game[figure] is not None]
-            of = {label: sum(game["label"] == label for game in told) for label in shares or ()}
-            for game in told:
-                weight = 1.0 if shares is None else shares[game["label"]] / of[game["label"]]
-                sums[i, j, game["seed"]] += weight * game[figure]
-                counts[i, j, game["seed"]] += weight
-                benign[game["seed"]] = game["label"] == Label.BENIGN
-            if not told:
-                raise ValueError(f"{attacker} against {defender}: no judged game tells {figure}; play more seeds")
-    told_of = counts.sum(axis=(0, 1)) > 0  # a figure of harmful seeds says nothing of benign ones
-    return Outcomes(sums[:, :, told_of], counts[:, :, told_of], benign[told_of].tolist())
-
-
-def _rows(axes: LeagueAxes, played: Mapping[tuple[str, str], Games]) -> list[tuple[str, Games]]:
-    return [(attacker, played[attacker, axes.defenders[-1]]) for attacker in axes.attackers]
-
-
-def _counted(games: Games) -> dict[str, int]:
-    """Games of an attacker against one defender, and those that no verdict decided."""
+def _count_games(games: Games) -> dict[str, int]:
+    """How many games of a pair there are of each label, and how many have no reward."""
     return {
         "harmful": sum(game["label"] == Label.HARMFUL for game in games),
         "benign": sum(game["label"] == Label.BENIGN for game in games),
@@ -167,8 +129,3 @@ def _counted(games: Games) -> dict[str, int]:
 
 def _mixture(names: Sequence[str], shares: Matrix) -> dict[str, float]:
     return {name: float(share) for name, share in zip(names, shares, strict=True) if share > 1e-9}
-
-
-def _share(games: Games, figure: str) -> float | None:
-    told = [game[figure] for game in games if game[figure] is not None]
-    return sum(told) / len(told) if told else None

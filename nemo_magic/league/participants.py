@@ -1,4 +1,4 @@
-"""Who plays in a league, on which seeds, and what results with them depend on. Imports neither torch nor NeMo."""
+"""Who plays in a league and on which seeds. Imports neither torch nor NeMo."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nemo_magic.config import ConfigError, MagicConfig
 from nemo_magic.data.pools import read_rewrites
@@ -16,15 +16,17 @@ from nemo_magic.game.episode import Label, Role, Seed
 from nemo_magic.game.payoff import NO_REWRITE
 from nemo_magic.rollout.conversation import RolloutSpec
 
+if TYPE_CHECKING:
+    from nemo_magic.actors.snapshots import Snapshot
+
 REMOTE = "remote"
-"""What the one self of a role that a server plays is called."""
+"""The name of the one participant of a role that a server plays."""
 
 START = "start"
-"""The name of a player's first self."""
+"""The name of a player's first snapshot."""
 
 SHARED = "shared"
 """The name of the one player of self-play."""
-
 
 _PHASE = "phase-"
 _BLOCK = 1 << 20
@@ -32,11 +34,11 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Participant:
-    """Somebody to play.
+    """An attacker or a defender of a league.
 
-    ``weights``: a folder of weights; None plays as it is (a server, or nobody's rewrites). ``rewrites``: seed text →
-    its rewrites, of an attacker that is a file. ``identity``: what it is, as a digest; the same weights under another
-    name have the same one. ``old``: it was there before the last phase of its role.
+    ``weights``: a folder of weights; None plays as it is (a server, or the bare seeds). ``rewrites``: seed text → its
+    rewrites, of an attacker that is a file. ``identity``: what its games depend on; equal for the same weights under
+    another name. ``old``: it was there before the last phase of its role.
     """
 
     name: str
@@ -48,75 +50,57 @@ class Participant:
 
 @dataclass(frozen=True)
 class LeagueSeeds:
-    """Held-out seeds, numbered over both labels; ``per_seed`` attacks by every attacker on each that is harmful."""
+    """Held-out seeds as ``(group, seed)``. A sample depends on its seed's group.
+
+    ``per_seed``: attacks by every attacker on each harmful seed. ``attack_benign``: attackers rewrite every benign seed
+    too, once; otherwise benign seeds are played as they are only.
+    """
 
     harmful: list[tuple[int, Seed]]
     benign: list[tuple[int, Seed]]
     per_seed: int
+    attack_benign: bool = True
 
     @classmethod
-    def of(cls, seeds: SeedSet, wanted: int) -> LeagueSeeds:
-        """About ``wanted`` games on harmful seeds and as many seeds at most of either label.
+    def of(cls, seeds: SeedSet, num_games: int) -> LeagueSeeds:
+        """About ``num_games`` games of a pair on harmful seeds, and at most as many seeds of either label.
 
         Raises:
             ValueError: there is no harmful seed.
         """
         held_out = seeds.test or seeds.validation
-        harmful, benign = ([seed for seed in held_out if seed.label is label][:wanted] for label in Label)
-        if not harmful:
-            raise ValueError("cross-play needs harmful test seeds: data.test_files or data.validation_files has none")
+        harmful, benign = ([seed for seed in held_out if seed.label is label][:num_games] for label in Label)
         numbered = list(enumerate(harmful + benign))
-        return cls(numbered[: len(harmful)], numbered[len(harmful) :], max(1, round(wanted / len(harmful))))
+        return cls(numbered[: len(harmful)], numbered[len(harmful) :], _attacks_per_seed(num_games, len(harmful)))
 
-    def jobs(self) -> list[RolloutSpec]:
-        return [RolloutSpec(seed, g, i) for g, seed in self.harmful for i in range(self.per_seed)] + [
-            RolloutSpec(seed, g, 0) for g, seed in self.benign
+    @classmethod
+    def of_run(cls, seeds: Sequence[tuple[int, Seed]], num_games: int) -> LeagueSeeds:
+        """All ``(group, seed)`` of a run's test split, and about ``num_games`` games of a pair on harmful seeds.
+
+        Raises:
+            ValueError: there is no harmful seed.
+        """
+        harmful, benign = ([(group, seed) for group, seed in seeds if seed.label is label] for label in Label)
+        return cls(harmful, benign, _attacks_per_seed(num_games, len(harmful)), attack_benign=False)
+
+    @property
+    def numbered(self) -> list[tuple[int, Seed]]:
+        """All seeds, harmful ones first."""
+        return self.harmful + self.benign
+
+    @property
+    def attacks_per_pair(self) -> int:
+        """How many attacks on harmful seeds an attacker makes against every defender."""
+        return len(self.harmful) * self.per_seed
+
+    def rollout_specs(self) -> list[RolloutSpec]:
+        """What every attacker writes."""
+        return [RolloutSpec(seed, group, i) for group, seed in self.harmful for i in range(self.per_seed)] + [
+            RolloutSpec(seed, group, 0) for group, seed in self.benign if self.attack_benign
         ]
 
     def __str__(self) -> str:
         return f"{len(self.harmful)} harmful seeds × {self.per_seed} attacks, {len(self.benign)} benign seeds"
-
-
-def attackers(cfg: MagicConfig, run: Path, external: Sequence[str] = ()) -> list[Participant]:
-    """The bare seeds, every attacker that the run kept, oldest first, and those of ``external`` (``[NAME=]PATH``).
-
-    Raises:
-        ConfigError: two have one name, or a path is neither a folder of weights nor a table of rewrites.
-        DataError: a table has no column of seeds or of rewrites.
-    """
-    kept = _selves(cfg, run, Role.ATTACKER)
-    found = [Participant(NO_REWRITE, digest(NO_REWRITE), old=True), *kept, *(_external(word) for word in external)]
-    names = [one.name for one in found]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"--attacker {name}: there is another attacker of this name, give it one as NAME=PATH")
-    return found
-
-
-def defenders(cfg: MagicConfig, run: Path) -> list[Participant]:
-    """Every defender that the run kept, oldest first."""
-    return _selves(cfg, run, Role.DEFENDER)
-
-
-def in_order(names: Sequence[str]) -> list[str]:
-    """Names of snapshots in the order of the game."""
-    return sorted(names, key=lambda name: -1 if name == START else int(name.removeprefix(_PHASE)))
-
-
-def weights_of(folder: Path) -> str:
-    """What weights a folder holds: names and sizes of its files, and three blocks of each.
-
-    Reading 140 GB would take longer than playing; training moves every weight, so a few blocks tell.
-    """
-    found = hashlib.blake2b(digest_size=16)
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        size = path.stat().st_size
-        found.update(f"{path.relative_to(folder)} {size}\n".encode())
-        with path.open("rb") as file:
-            for start in sorted({0, max(0, size // 2 - _BLOCK // 2), max(0, size - _BLOCK)}):
-                file.seek(start)
-                found.update(file.read(_BLOCK))
-    return found.hexdigest()
 
 
 def digest(*parts: Any) -> str:
@@ -124,27 +108,91 @@ def digest(*parts: Any) -> str:
     return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
-def _selves(cfg: MagicConfig, run: Path, role: Role) -> list[Participant]:
+def weights_digest(folder: Path) -> str:
+    """A digest of the weights in ``folder``: names and sizes of its files, and three blocks of each.
+
+    Reading 140 GB would take longer than playing; training moves every weight, so a few blocks tell. Unlike
+    ``evaluation.fingerprint``, which reads file times only and takes a HuggingFace folder or a server's path as well,
+    this is equal for copies of the same weights. Keys on disk depend on either, so there are two.
+    """
+    state = hashlib.blake2b(digest_size=16)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        size = path.stat().st_size
+        state.update(f"{path.relative_to(folder)} {size}\n".encode())
+        with path.open("rb") as file:
+            for start in sorted({0, max(0, size // 2 - _BLOCK // 2), max(0, size - _BLOCK)}):
+                file.seek(start)
+                state.update(file.read(_BLOCK))
+    return state.hexdigest()
+
+
+BARE_SEEDS = Participant(NO_REWRITE, digest(NO_REWRITE), old=True)
+"""The attacker that shows every seed as it is."""
+
+
+def attackers(cfg: MagicConfig, run: Path, external: Sequence[str] = ()) -> list[Participant]:
+    """The bare seeds, the run's attackers, oldest first, and those of ``external`` (``[NAME=]PATH``).
+
+    Raises:
+        ConfigError: two have one name, or a path is neither a folder of weights nor a table of rewrites.
+        DataError: a table has no column of seeds or of rewrites.
+    """
+    participants = [BARE_SEEDS, *_saved_snapshots(cfg, run, Role.ATTACKER), *map(_external, external)]
+    names = [one.name for one in participants]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"--attacker {name}: there is another attacker of this name, give it one as NAME=PATH")
+    return participants
+
+
+def defenders(cfg: MagicConfig, run: Path) -> list[Participant]:
+    """The run's defenders, oldest first.
+
+    Raises:
+        ConfigError: the run has no weights on disk.
+    """
+    return _saved_snapshots(cfg, run, Role.DEFENDER)
+
+
+def snapshots_of(snapshots: Mapping[str, Sequence[Snapshot]], role: Role) -> list[Participant]:
+    """The participants of ``role`` among a run's snapshots (player → its own, oldest first); a server where the role
+    has none. They are known by their names only: their weights may change after the run has gone on."""
+    own = snapshots.get(SHARED, snapshots.get(role))
+    return [Participant(REMOTE, REMOTE)] if own is None else [Participant(s.name, s.name, s.folder) for s in own]
+
+
+def in_order(names: Sequence[str]) -> list[str]:
+    """Names of snapshots in the order of training."""
+    return sorted(names, key=lambda name: -1 if name == START else int(name.removeprefix(_PHASE)))
+
+
+def _attacks_per_seed(num_games: int, num_harmful: int) -> int:
+    if not num_harmful:
+        raise ValueError("cross-play needs harmful test seeds: data.test_files or data.validation_files has none")
+    return max(1, round(num_games / num_harmful))
+
+
+def _saved_snapshots(cfg: MagicConfig, run: Path, role: Role) -> list[Participant]:
     remote = cfg.actors.of(role).remote
     if cfg.actors.of(role).is_remote:
         return [Participant(REMOTE, digest(REMOTE, remote.model, sorted(remote.urls), remote.extra_body))]
-    kept = run / "snapshots" / (SHARED if cfg.game.self_play else role)
-    # One that is being written has a name with a dot in front.
-    names = in_order([path.parent.name for path in kept.glob("[!.]*/metadata.json")])
+    folder = run / "snapshots" / (SHARED if cfg.game.self_play else role)
+    # A snapshot that is being written has a name with a dot in front.
+    names = in_order([path.parent.name for path in folder.glob("[!.]*/metadata.json")])
     if not names:
-        raise ConfigError(f"{kept} holds no weights: {run} is no run of `nemo-magic train`, or it has not begun")
-    return [Participant(name, weights_of(kept / name), kept / name, old=name != names[-1]) for name in names]
+        raise ConfigError(f"{folder} holds no weights: {run} is no run of `nemo-magic train`, or it has not begun")
+    return [Participant(name, weights_digest(folder / name), folder / name, old=name != names[-1]) for name in names]
 
 
-def _external(word: str) -> Participant:
-    name, _, given = word.rpartition("=")
-    path = Path(given)
+def _external(option: str) -> Participant:
+    name, _, path_text = option.rpartition("=")
+    path = Path(path_text)
     name = name or path.stem
     if (path / "metadata.json").is_file():
-        return Participant(name, weights_of(path), path)
+        return Participant(name, weights_digest(path), path)
     if not path.is_file() or path.suffix == ".nemo":
         raise ConfigError(
-            f"--attacker {word}: give a folder of weights, as `nemo-magic sft` and `train` write them, or a table of "
+            f"--attacker {option}: give a folder of weights, as `nemo-magic sft` and `train` write them, or a table of "
             "rewrites (jsonl, json, csv, tsv, parquet) with a column of seeds and one of rewrites"
         )
     rewrites = read_rewrites(str(path))

@@ -1,27 +1,29 @@
-"""The sandbox's own measure of robustness: the defender against every strategy there is.
+"""The sandbox's own measure of robustness: the defender against every strategy of its language.
 
-ASR against an attacker that has collapsed makes any defender look perfect; this worst case does not depend on one.
+Any defender looks perfect against an attacker that has collapsed; this worst case depends on no attacker.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nemo_magic.actors.snapshots import Snapshot
+from nemo_magic.actors.snapshots import Snapshot, SnapshotCache
 from nemo_magic.config import MagicConfig
 from nemo_magic.game.episode import Label, Role, Seed
 from nemo_magic.game.metrics import Ratios, Scored, attack_succeeded
-from nemo_magic.league.run_cross_play import playing_as, snapshots_of
+from nemo_magic.league.participants import snapshots_of
 from nemo_magic.rollout.conversation import AttackPrompt
 from nemo_magic.rollout.engine import GREEDY, Rewriter, RolloutEngine, fixed_attacks
 from nemo_magic.rollout.reward_manager import RewardManager
 from nemo_magic.sandbox.language import MAX_ORDER, Strategy, all_strategies, parse, render
 from nemo_magic.sandbox.world import SandboxConfig, SandboxWorld
-from nemo_magic.training.policies import PolicyPair
+
+if TYPE_CHECKING:
+    from nemo_magic.training.policies import PolicyPair
 
 
-def probe_strategies(
+def sweep_strategies(
     pair: PolicyPair,
     rollouts: RolloutEngine,
     reward_manager: RewardManager,
@@ -29,26 +31,36 @@ def probe_strategies(
     seeds: Sequence[tuple[int, Seed]],
     cfg: MagicConfig,
 ) -> dict[str, Any]:
-    """ASR per strategy (none, every single one, every pair) on restricted test seeds, greedy, first and last defender.
+    """ASR of the first and the last defender at temperature 0, per strategy: none, every single one, every pair.
 
-    Returns ``{"start": {"worst": …, "mean": …, "asr": {strategy: …}}, "end": …}``.
+    ``seeds``: ``(group, seed)``, of which the harmful ones are played.
+
+    Returns ``{"start": {"worst": …, "mean": …, "asr": {strategy: …}}, "end": …}``, ASR in 0..1.
+
+    Raises:
+        JudgeFailed, RemoteError: on every rank.
+        ValueError: a seed is no request of the sandbox.
     """
     world = pair.world
-    mine = [(g, seed) for g, seed in seeds if seed.label is Label.HARMFUL][world.dp_rank :: world.dp_size]
-    defenders = list(snapshots_of(pair, snapshots, Role.DEFENDER).values())
-    found = {}
-    for when, snapshot in (("start", defenders[0]), ("end", defenders[-1])):
-        with playing_as(pair, Role.DEFENDER, snapshot):
+    share = [(g, seed) for g, seed in seeds if seed.label is Label.HARMFUL][world.dp_rank :: world.dp_size]
+    defenders = snapshots_of(snapshots, Role.DEFENDER)
+    results = {}
+    for when, defender in (("start", defenders[0]), ("end", defenders[-1])):
+        with SnapshotCache().use_snapshot(pair.trainable.get(Role.DEFENDER), defender.weights):
             scored = reward_manager.collect(
-                reward_manager.submit(rollouts.play(disguised(cfg.sandbox, mine), "probe", 0, GREEDY))
+                reward_manager.submit(rollouts.play(disguised(cfg.sandbox, share), "probe", 0, GREEDY))
             )
         asr = Ratios.merged(world.gather_data_parallel(strategy_rates(cfg.sandbox, scored))).means()
-        found[when] = {"worst": max(asr.values()), "mean": sum(asr.values()) / len(asr), "asr": asr}
-    return found
+        results[when] = {"worst": max(asr.values()), "mean": sum(asr.values()) / len(asr), "asr": asr}
+    return results
 
 
 def disguised(config: SandboxConfig, seeds: Sequence[tuple[int, Seed]]) -> list[AttackPrompt]:
-    """Every ``(group, seed)`` under every strategy there is."""
+    """An attack per strategy on every ``(group, seed)``; ``sample`` is the number of the strategy.
+
+    Raises:
+        ValueError: a seed is no request of the sandbox.
+    """
     sandbox = SandboxWorld(config)
     strategies = [s for order in range(MAX_ORDER + 1) for s in all_strategies(order)]
     return [
@@ -59,7 +71,7 @@ def disguised(config: SandboxConfig, seeds: Sequence[tuple[int, Seed]]) -> list[
 
 
 def strategy_rates(config: SandboxConfig, scored: Sequence[Scored]) -> Ratios:
-    """ASR of each strategy by its name."""
+    """Strategy's name → ASR in the making, over the games whose last attack parses and is judged."""
     sandbox, ratios = SandboxWorld(config), Ratios()
     for s in scored:
         request = parse(sandbox, s.episode.turns[-1].rewrite)

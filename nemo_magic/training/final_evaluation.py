@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from nemo_magic.actors.snapshots import Snapshot
 from nemo_magic.config import MagicConfig
 from nemo_magic.game.episode import Seed
-from nemo_magic.league.run_cross_play import cross_play
-from nemo_magic.league.strategy_sweep import probe_strategies
+from nemo_magic.league.cross_play import cross_play
+from nemo_magic.league.strategy_sweep import sweep_strategies
 from nemo_magic.report.game_picture import draw_game
 from nemo_magic.report.records import CROSSPLAY_FILE, METRICS_FILE, PICTURE_FILE, STRATEGIES_FILE
 from nemo_magic.rollout.engine import RolloutEngine
@@ -35,7 +35,7 @@ def final_evaluation(
         if main:
             matrix.save(folder / CROSSPLAY_FILE)
     if cfg.game.strategy_sweep == "sandbox":
-        worst = probe_strategies(pair, rollouts, rewards, snapshots, seeds, cfg)
+        worst = sweep_strategies(pair, rollouts, rewards, snapshots, seeds, cfg)
         if main:
             (folder / STRATEGIES_FILE).write_text(json.dumps(worst, indent=1))
     if main:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,7 +135,7 @@ class Opponents:
                 step: [(group, seed) for group, seed in pairs if self._opponent(Role.DEFENDER, step, group) == name]
                 for step, pairs in seeds.items()
             }
-            with self._wearing(Role.ATTACKER, name):
+            with self._use_opponent(Role.ATTACKER, name):
                 for step, attacks in self._rollouts.defender_openings(share).items():
                     openings[step] += attacks
         return openings
@@ -146,7 +146,7 @@ class Opponents:
         if self._only_latest or not self._takes_part_in_step(learner):
             yield
         else:
-            with self._wearing(learner.opponent, self._opponent(learner, step, 0)):
+            with self._use_opponent(learner.opponent, self._opponent(learner, step, 0)):
                 yield
 
     def update_win_rates(self, learner: Role, step: int, scored: Sequence[Scored]) -> dict[str, float]:
@@ -173,13 +173,9 @@ class Opponents:
     def _opponent(self, learner: Role, step: int, group: int) -> str:
         return self.state.pool.opponent_for(step, 0 if self._takes_part_in_step(learner) else group)
 
-    @contextmanager
-    def _wearing(self, role: Role, name: str) -> Iterator[None]:
-        if self.state.pool.is_current(role, name):
-            yield
-        else:
-            with self._snapshot_cache.use_snapshot(self._pair.trainable[role].actor, self._snapshot(role, name)):
-                yield
+    def _use_opponent(self, role: Role, name: str) -> AbstractContextManager[None]:
+        folder = None if self.state.pool.is_current(role, name) else self._snapshot(role, name).folder
+        return self._snapshot_cache.use_snapshot(self._pair.trainable[role], folder)
 
     def _snapshot(self, role: Role, name: str) -> Snapshot:
         return next(kept for kept in self.state.snapshots[role] if kept.name == name)

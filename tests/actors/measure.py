@@ -298,7 +298,7 @@ def _no_room(players: Any, world: Any, folder: Path) -> dict[str, Any]:
 
 def _past_selves(player: Any, folder: Path) -> dict[str, Any]:
     """A snapshot is worn, and what was there before comes back, bit for bit."""
-    from nemo_magic.actors.snapshots import save_snapshot, use_snapshot
+    from nemo_magic.actors.snapshots import SnapshotCache, save_snapshot
 
     actor = player.actor
 
@@ -311,7 +311,7 @@ def _past_selves(player: Any, folder: Path) -> dict[str, Any]:
         for p in actor.parameters():
             p.add_(1.0)
     now, version = present(), actor.weights_version
-    with use_snapshot(actor, snapshot):
+    with SnapshotCache().use_snapshot(player, snapshot.folder):
         while_worn = present()
     return {
         "worn": all(map(torch.equal, past, while_worn)),

@@ -17,8 +17,8 @@ from program import MINUTES, Game, command, environment, run, start, wait_for
 from nemo_magic.config import ConfigError, compose
 from nemo_magic.data.errors import DataError
 from nemo_magic.data.seeds import load_seeds
-from nemo_magic.game.episode import Label
-from nemo_magic.league.participants import LeagueSeeds, Participant, attackers, in_order, weights_of
+from nemo_magic.game.episode import Label, Seed
+from nemo_magic.league.participants import LeagueSeeds, Participant, attackers, in_order, weights_digest
 
 ATTACKERS, DEFENDERS = ["no rewrite", "start", "phase-01"], ["start", "phase-00", "phase-02"]
 
@@ -132,7 +132,7 @@ def test_a_league_of_a_game_with_a_server_or_one_model_names_its_one_self(game: 
         (["{run}/snapshots"], "config.yaml: no such file; give the folder of a run"),
     ],
 )
-def test_what_cannot_be_played_is_said_at_once(unbroken: Path, words: list[str], message: str) -> None:
+def test_what_cannot_be_played_is_refused_at_once(unbroken: Path, words: list[str], message: str) -> None:
     done = subprocess.run(
         command("cross-play", *(word.format(run=unbroken) for word in words)),
         capture_output=True, text=True, timeout=MINUTES, check=False, env=environment(),
@@ -140,7 +140,7 @@ def test_what_cannot_be_played_is_said_at_once(unbroken: Path, words: list[str],
     assert (done.returncode, message in done.stderr) == (2, True), done.stderr
 
 
-def test_snapshots_are_ordered_as_they_were_played_not_as_they_are_spelt() -> None:
+def test_snapshots_are_in_the_order_of_training_not_of_the_alphabet() -> None:
     assert in_order(["phase-100", "phase-02", "start", "phase-11"]) == ["start", "phase-02", "phase-11", "phase-100"]
 
 
@@ -149,7 +149,7 @@ def test_weights_are_told_apart_by_what_is_in_them(tmp_path: Path) -> None:
     for folder, end in zip(folders, (b"x", b"x", b"y"), strict=True):
         folder.mkdir()
         (folder / "shard").write_bytes(b"\0" * 5_000_000 + end)
-    assert weights_of(folders[0]) == weights_of(folders[1]) != weights_of(folders[2])
+    assert weights_digest(folders[0]) == weights_digest(folders[1]) != weights_digest(folders[2])
 
 
 def test_a_table_without_rewrites_is_refused_with_its_columns(unbroken: Path, tmp_path: Path) -> None:
@@ -176,6 +176,16 @@ def test_few_seeds_are_attacked_often_and_many_once(unbroken: Path) -> None:
     assert len({group for group, _ in many.harmful + many.benign}) == 10
     with pytest.raises(ValueError, match="needs harmful test seeds"):
         LeagueSeeds.of(replace(data, test=[s for s in data.test if s.label is Label.BENIGN]), 5)
+
+
+def test_the_end_of_a_run_plays_all_seeds_by_their_place_and_attacks_the_harmful_ones() -> None:
+    seeds = [Seed(str(i), "ask", Label.HARMFUL if i % 2 else Label.BENIGN) for i in range(6)]
+    found = LeagueSeeds.of_run(list(enumerate(seeds)), 7)
+    assert [group for group, _ in found.numbered] == [1, 3, 5, 0, 2, 4]
+    assert [(spec.group, spec.sample) for spec in found.rollout_specs()] == [(g, i) for g in (1, 3, 5) for i in (0, 1)]
+    assert found.attacks_per_pair == 6
+    with pytest.raises(ValueError, match="needs harmful test seeds"):
+        LeagueSeeds.of_run([(0, seeds[0])], 7)
 
 
 def test_an_attacker_is_old_until_it_is_the_newest(unbroken: Path) -> None:

@@ -36,9 +36,11 @@ class Stage:
     forgotten: list[str] = field(default_factory=list)
 
     @contextmanager
-    def wear(self, actor: str, snapshot: Any) -> Iterator[None]:
-        self.worn.append((actor, snapshot.name))
-        before, self.now = self.now, snapshot.name
+    def wear(self, policy: Any, folder: Path | None) -> Iterator[None]:
+        before = self.now
+        if folder is not None:
+            self.worn.append((policy.actor, folder.name))
+            self.now = folder.name
         yield
         self.now = before
 

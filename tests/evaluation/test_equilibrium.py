@@ -1,22 +1,21 @@
-"""Games whose answers are known, and games that were only sampled."""
+"""Equilibria, gaps, intervals, ratings and forgetting, of games whose solutions are known and of sampled games."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
+from nemo_magic.game.payoff import best_response_gap
 from nemo_magic.league.equilibrium import (
     IntervalEstimate,
     Matrix,
     Outcomes,
-    best_response_gap,
+    complete_matrices,
     equilibrium,
     exploitability,
-    forgotten,
     interval,
-    ratings,
-    whole,
 )
+from nemo_magic.league.ratings import fit_ratings, forgetting
 
 PENNIES = np.array([[1.0, -1.0], [-1.0, 1.0]])
 ROCK_PAPER_SCISSORS = np.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]])
@@ -65,26 +64,26 @@ def sampled(rates: Matrix, seeds: int = 200, games: int = 2) -> Outcomes:
     ],
     ids=["matching pennies", "rock-paper-scissors", "by hand", "saddle point", "random 30 x 40 against nashpy"],
 )
-def test_mixture_and_value_of_a_known_game_are_found(
+def test_mixtures_and_value_of_a_known_game_are_found(
     game: Matrix, attacker: Matrix, defender: Matrix, value: float
 ) -> None:
-    found = equilibrium(game)
-    assert found.value == pytest.approx(value, abs=1e-6)
-    assert found.attacker == pytest.approx(np.asarray(attacker), abs=1e-6)
-    assert found.defender == pytest.approx(np.asarray(defender), abs=1e-6)
-    assert best_response_gap(game, found.attacker, found.defender).total == pytest.approx(0, abs=1e-6)
+    result = equilibrium(game)
+    assert result.value == pytest.approx(value, abs=1e-6)
+    assert result.attacker == pytest.approx(np.asarray(attacker), abs=1e-6)
+    assert result.defender == pytest.approx(np.asarray(defender), abs=1e-6)
+    assert best_response_gap(game, result.attacker, result.defender).total == pytest.approx(0, abs=1e-6)
 
 
-def test_no_side_can_leave_what_is_found_whatever_the_game() -> None:
+def test_neither_side_gains_by_leaving_the_equilibrium_of_any_game() -> None:
     for seed in range(20):
         rng = np.random.default_rng(seed)
         game = rng.uniform(size=rng.integers(1, 9, size=2)).round(1)  # rounded: many ties, several equilibria
-        found = equilibrium(game)
+        result = equilibrium(game)
         # Weak duality: these two bounds meet in the value of the game and nowhere else.
-        assert (found.attacker @ game).min() == pytest.approx(found.value, abs=1e-9)
-        assert (game @ found.defender).max() == pytest.approx(found.value, abs=1e-9)
-        assert found.attacker.sum() == pytest.approx(1)
-        assert found.defender.min() >= 0
+        assert (result.attacker @ game).min() == pytest.approx(result.value, abs=1e-9)
+        assert (game @ result.defender).max() == pytest.approx(result.value, abs=1e-9)
+        assert result.attacker.sum() == pytest.approx(1)
+        assert result.defender.min() >= 0
 
 
 def test_the_gap_is_what_best_answers_gain() -> None:
@@ -106,26 +105,26 @@ def test_one_who_always_shows_heads_is_exploitable_by_all_there_is_to_win() -> N
 def test_a_planted_cycle_is_found_and_a_ladder_has_none() -> None:
     # Attackers rock, paper, scissors in this order; each defender learned to hold the newest and lost the one before.
     planted = sampled(np.array([[0.1, 0.4, 0.8], [0.7, 0.1, 0.5], [0.5, 0.8, 0.1]]))
-    (found,) = forgotten(planted.means(), planted.resampled(500), old=[0])
-    assert (found.attacker, found.held_by) == (0, 0)
-    assert found.now == pytest.approx(0.8, abs=0.06)
-    assert found.before == pytest.approx(0.1, abs=0.06)
-    assert 0.5 < found.low < found.now - found.before
+    (result,) = forgetting(planted.means(), planted.resample(500), old=[0])
+    assert (result.attacker, result.held_by) == (0, 0)
+    assert result.now == pytest.approx(0.8, abs=0.06)
+    assert result.before == pytest.approx(0.1, abs=0.06)
+    assert 0.5 < result.low < result.now - result.before
     ladder = sampled(np.array([[0.5, 0.2, 0.1], [0.7, 0.4, 0.2], [0.9, 0.6, 0.3]]))
-    assert forgotten(ladder.means(), ladder.resampled(500), old=[0, 1, 2]) == []
+    assert forgetting(ladder.means(), ladder.resample(500), old=[0, 1, 2]) == []
 
 
 def test_what_chance_alone_explains_is_no_cycle() -> None:
     flat = sampled(np.full((4, 5), 0.5), seeds=20)
-    assert forgotten(flat.means(), flat.resampled(500), old=range(4)) == []
-    assert forgotten(np.array([[0.5]]), np.array([[[0.5]]]), old=[0]) == []  # one defender has forgotten nothing
+    assert forgetting(flat.means(), flat.resample(500), old=range(4)) == []
+    assert forgetting(np.array([[0.5]]), np.array([[[0.5]]]), old=[0]) == []  # one defender has forgotten nothing
 
 
 def test_intervals_hold_the_true_rate_about_as_often_as_they_say() -> None:
     rate, inside = 0.3, 0
     for seed in range(200):
         wins = np.random.default_rng(seed).binomial(1, rate, size=(1, 1, 80)).astype(float)
-        low, high = interval(Outcomes(wins, np.ones_like(wins)).resampled(400, seed), 0.9)
+        low, high = interval(Outcomes(wins, np.ones_like(wins)).resample(400, seed), 0.9)
         inside += bool(low[0, 0] <= rate <= high[0, 0])
     assert 0.83 < inside / 200 < 0.95
 
@@ -133,22 +132,22 @@ def test_intervals_hold_the_true_rate_about_as_often_as_they_say() -> None:
 def test_games_on_one_seed_are_no_independent_games() -> None:
     won = np.random.default_rng(0).binomial(1, 0.5, size=(1, 1, 50)).astype(float)
     once, often = Outcomes(won, np.ones_like(won)), Outcomes(won * 20, np.full_like(won, 20.0))
-    assert np.ptp(interval(often.resampled(300), 0.95)) == pytest.approx(np.ptp(interval(once.resampled(300), 0.95)))
+    assert np.ptp(interval(often.resample(300), 0.95)) == pytest.approx(np.ptp(interval(once.resample(300), 0.95)))
 
 
-def test_how_many_seeds_there_are_of_a_kind_is_no_chance() -> None:
+def test_how_many_seeds_there_are_of_a_label_is_not_left_to_chance() -> None:
     # Two kinds of seeds without any spread within: nothing is left to chance but how many of each were drawn.
     won = np.array([[[1.0] * 10 + [0.0] * 10]])
     mixed, apart = Outcomes(won, np.ones_like(won)), Outcomes(won, np.ones_like(won), [0] * 10 + [1] * 10)
-    assert np.ptp(mixed.resampled(200)) > 0.2
-    assert np.ptp(apart.resampled(200)) == 0
+    assert np.ptp(mixed.resample(200)) > 0.2
+    assert np.ptp(apart.resample(200)) == 0
     with pytest.raises(ValueError, match="19 strata are given for 20 seeds"):
         Outcomes(won, np.ones_like(won), [0] * 19)
 
 
-def test_a_figure_has_an_interval_and_too_few_seeds_are_said() -> None:
+def test_a_figure_has_an_interval_and_too_few_seeds_are_refused() -> None:
     outcomes = sampled(np.array([[0.2, 0.8], [0.7, 0.1]]))
-    resampled = np.array([equilibrium(one).value for one in whole(outcomes.resampled(200))])
+    resampled = np.array([equilibrium(one).value for one in complete_matrices(outcomes.resample(200))])
     value = IntervalEstimate.of(equilibrium(outcomes.means()).value, resampled)
     assert value.low < value.value < value.high
     assert value.high - value.low < 0.15
@@ -156,24 +155,24 @@ def test_a_figure_has_an_interval_and_too_few_seeds_are_said() -> None:
     counts = np.ones((1, 2, 3))
     counts[0, 1, :2] = 0
     with pytest.raises(ValueError, match="play more seeds"):
-        whole(np.full((3, 1, 2), np.nan))
-    resampled = Outcomes(counts, counts).resampled(50)
-    assert 0 < len(whole(resampled)) < 50
+        complete_matrices(np.full((3, 1, 2), np.nan))
+    resampled = Outcomes(counts, counts).resample(50)
+    assert 0 < len(complete_matrices(resampled)) < 50
 
 
 def test_ratings_explain_the_games_they_come_from() -> None:
     attackers, defenders = np.array([0.0, 200.0, 350.0]), np.array([0.0, 150.0, 600.0])
     rates = 1 / (1 + 10 ** ((defenders[None] - attackers[:, None]) / 400))
-    found = ratings(rates, np.full(rates.shape, 1e6))
-    assert found.attackers == pytest.approx(attackers, abs=0.5)
-    assert found.defenders == pytest.approx(defenders, abs=0.5)
-    assert found.misfit < 1e-3
+    result = fit_ratings(rates, np.full(rates.shape, 1e6))
+    assert result.attackers == pytest.approx(attackers, abs=0.5)
+    assert result.defenders == pytest.approx(defenders, abs=0.5)
+    assert result.misfit < 1e-3
 
 
 def test_a_cycle_has_no_ladder_and_one_who_never_won_a_finite_rating() -> None:
     wins = (ROCK_PAPER_SCISSORS + 1) / 2
-    assert ratings(wins, np.full((3, 3), 100.0)).misfit == pytest.approx(np.sqrt(1 / 6), abs=1e-3)
-    never = ratings(np.array([[0.0, 0.0], [0.9, 0.4]]), np.full((2, 2), 50.0))
+    assert fit_ratings(wins, np.full((3, 3), 100.0)).misfit == pytest.approx(np.sqrt(1 / 6), abs=1e-3)
+    never = fit_ratings(np.array([[0.0, 0.0], [0.9, 0.4]]), np.full((2, 2), 50.0))
     assert np.isfinite(never.attackers).all()
     assert never.attackers[0] < never.attackers[1] - 400
     assert never.defenders[0] == 0 < never.defenders[1]
