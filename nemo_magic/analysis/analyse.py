@@ -16,15 +16,15 @@ from nemo_magic.analysis.attacks import AttackRecord, attacks_of
 from nemo_magic.analysis.config import AnalysisConfig
 from nemo_magic.analysis.embedding import Embedder
 from nemo_magic.analysis.errors import AnalysisError
-from nemo_magic.analysis.figures import Labelled, Measures, agreement, by_phase, by_steps, by_strategy, figures
+from nemo_magic.analysis.figures import LabelledAttack, Measures, agreement, by_phase, by_steps, by_strategy, figures
 from nemo_magic.analysis.labels import (
     UNKNOWN,
     Labeller,
     LabelRequest,
     StrategyLabel,
-    decoded,
+    decode_label,
+    label_of_column,
     labelling_model,
-    of_column,
 )
 from nemo_magic.analysis.pool import PoolStrategies, find_pool, pool_strategies
 from nemo_magic.data.errors import DataError
@@ -74,8 +74,10 @@ class Analyst:
         attacks = attacks_of(chosen.rows, run.phases.all)
         pool, no_pool = self._read_pool()
         labels, by, check = self._labels(run.path, attacks, pool)
-        some = [Labelled(attack, label) for attack, label in zip(attacks, labels, strict=True)]
-        embedder = Embedder(settings.embedding, self._journal(run.path, _VECTORS)) if settings.embedding.urls else None
+        some = [LabelledAttack(attack, label) for attack, label in zip(attacks, labels, strict=True)]
+        embedder = (
+            Embedder(settings.embedding, self._open_cache(run.path, _VECTORS)) if settings.embedding.urls else None
+        )
         measures = Measures(
             settings.self_bleu,
             None if pool is None else pool.combinations,
@@ -83,7 +85,7 @@ class Analyst:
             settings.embedding.max_texts,
         )
         strategies = by_strategy(some, None if pool is None else pool.combinations)
-        found = {
+        result = {
             "conversations": len(chosen.rows),
             "rule": chosen.rule,
             "attacks": len(attacks),
@@ -104,35 +106,39 @@ class Analyst:
         }  # fmt: skip
         folder = run.path / ATTACKS_DIR
         folder.mkdir(exist_ok=True)
-        places = (
+        rows = (
             {"step": attack.step, "group": attack.group, "sample": sample, "strategy": label.name}
             for attack, label in zip(attacks, labels, strict=True)
             for sample in attack.samples
             if label.name != UNKNOWN
         )
-        _write(run.path / ATTACK_LABELS_FILE, "".join(json.dumps(place, ensure_ascii=False) + "\n" for place in places))
+        _write(run.path / ATTACK_LABELS_FILE, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         _write(run.path / ATTACK_TABLE_FILE, _csv(strategies))
-        _write(run.path / ATTACKS_FILE, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
-        return found
+        _write(run.path / ATTACKS_FILE, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
+        return result
 
     def _labels(
         self, run: Path, attacks: Sequence[AttackRecord], pool: PoolStrategies | None
     ) -> tuple[list[StrategyLabel], str | None, dict[str, Any] | None]:
         """A label for each attack, who gave them (nobody: None), and how far they agree with the pool's, if asked."""
         if self._world is not None:
-            labels = [decoded(self._world, attack.messages[-1]) for attack in attacks]
+            labels = [decode_label(self._world, attack.messages[-1]) for attack in attacks]
             return labels, "the sandbox, exactly", None
         config = self._settings.labels
         if self._rubric is None or not config.model:
             problem = "nobody was asked (analysis.labels.model)"
             return [StrategyLabel(UNKNOWN, None, problem)] * len(attacks), None, None
-        labeller = Labeller(config, self._rubric, labelling_model(config), self._journal(run, _ANSWERS), self._say)
+        labeller = Labeller(config, self._rubric, labelling_model(config), self._open_cache(run, _ANSWERS), self._say)
         known = [] if pool is None else spread(pool.readable, config.check) if config.check else []
-        asked = [LabelRequest(attack.seed, attack.messages) for attack in attacks]
-        labels = labeller.label([*asked, *(LabelRequest(row.seed.text, (row.rewrite,)) for row, _ in known)])
-        self._say(f"{len(attacks)} attacks labelled by {labeller.name}; newly asked: {labeller.asked}")
-        said = labels[len(attacks) :]
-        return labels[: len(attacks)], labeller.name, agreement([parts for _, parts in known], said) if known else None
+        requests = [LabelRequest(attack.seed, attack.messages) for attack in attacks]
+        labels = labeller.label([*requests, *(LabelRequest(row.seed.text, (row.rewrite,)) for row, _ in known)])
+        self._say(f"{len(attacks)} attacks labelled by {labeller.name}; newly asked: {labeller.new_questions}")
+        pool_labels = labels[len(attacks) :]
+        return (
+            labels[: len(attacks)],
+            labeller.name,
+            agreement([parts for _, parts in known], pool_labels) if known else None,
+        )
 
     def _read_pool(self) -> tuple[PoolStrategies | None, str]:
         """The pool, or why there is none to be new against."""
@@ -140,7 +146,7 @@ class Analyst:
             return None, "no attack pool is known: give analysis.pool"
         label: Callable[[AttackRow], StrategyLabel | None]
         if self._world is not None:
-            label = partial(_decoded_row, self._world)
+            label = partial(_decode_row, self._world)
         elif self._rubric is not None:
             label = partial(_row_of_ids, self._rubric)
         else:
@@ -156,19 +162,19 @@ class Analyst:
             return None, f"{self._path}: no row says its strategy as ids joined by _, or by a strategy's name"
         return self._pool, ""
 
-    def _journal(self, run: Path, folder: str) -> ResponseCache:
+    def _open_cache(self, run: Path, folder: str) -> ResponseCache:
         try:
             return ResponseCache(run / folder, 0)
         except ValueError as error:  # a line that nobody wrote
             raise AnalysisError(str(error)) from error
 
 
-def _decoded_row(world: SandboxWorld, row: AttackRow) -> StrategyLabel:
-    return decoded(world, row.rewrite)
+def _decode_row(world: SandboxWorld, row: AttackRow) -> StrategyLabel:
+    return decode_label(world, row.rewrite)
 
 
 def _row_of_ids(rubric: StrategyRubric, row: AttackRow) -> StrategyLabel | None:
-    return of_column(rubric, row.strategy)
+    return label_of_column(rubric, row.strategy)
 
 
 def _csv(strategies: Sequence[Mapping[str, Any]]) -> str:

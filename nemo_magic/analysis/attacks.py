@@ -1,4 +1,4 @@
-"""What the attacker wrote, as the run saved it: one attack is what a model wrote in a conversation, turn by turn."""
+"""Attacks out of saved conversations: one attack is a model's messages in a conversation, turn by turn."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ SUCCEEDED, NO_VERDICT = "attack succeeded", "no verdict"
 
 @dataclass(frozen=True)
 class AttackRecord:
-    """``messages``: what the defender was shown of what the attacker wrote. ``samples``: those of the group that it is
-    the attack of; what is told is of the first. ``intent``: whether the seed's intent is kept, None where that was not
-    asked, or is unknown. ``phase``: the phase of its step, where it is known."""
+    """An attack of a conversation, or the one that a group shares.
+
+    ``messages``: the part of the attacker's messages that the defender saw. ``samples``: those of the group that share
+    the attack; ``outcome`` and ``intent`` are of the first. ``intent``: whether the seed's intent is kept, None where
+    that was not asked, or is unknown. ``phase``: the phase of its step, where it is known.
+    """
 
     step: int
     group: int
@@ -32,22 +35,23 @@ class AttackRecord:
 
     @property
     def text(self) -> str:
+        """All messages as one text."""
         return "\n".join(self.messages).strip()
 
     @property
     def order(self) -> str:
-        """By which samples are drawn: in no order that means anything, and always in the same."""
+        """The key by which samples are drawn: an arbitrary order, always the same."""
         return cache_key(self.step, self.group, self.samples[0], self.seed, self.messages)
 
 
 def attacks_of(rows: Sequence[Mapping[str, Any]], phases: Sequence[Phase]) -> list[AttackRecord]:
     """The attacks in saved conversations, in order.
 
-    Seeds that were shown as they are count for nothing. While the defender learns, one attack is shared by a group: it
+    A seed that no attacker rewrote is no attack. While the defender learns, one attack is shared by a group: it
     counts once.
     """
     starts = [phase.first for phase in phases]
-    found: dict[tuple[Any, ...], AttackRecord] = {}
+    attacks: dict[tuple[Any, ...], AttackRecord] = {}
     for row in rows:
         messages = tuple(turn["rewrite"] or "" for turn in row["turns"] if turn["attack"] is not None)
         if not messages:
@@ -55,13 +59,13 @@ def attacks_of(rows: Sequence[Mapping[str, Any]], phases: Sequence[Phase]) -> li
         number = bisect_right(starts, row["step"]) - 1
         phase = phases[number] if number >= 0 and row["step"] <= phases[number].last else None
         verdict = row["verdict"] or {}
-        said = None if verdict.get("error") else verdict.get("intent_preserved")
+        intent = None if verdict.get("error") else verdict.get("intent_preserved")
         attack = AttackRecord(
             row["step"], row["group"], (row["sample"],), row["seed"]["text"], row["seed"]["label"] == "harmful",
-            messages, outcome(row), {"yes": True, "no": False}.get(str(said)), phase,
+            messages, outcome(row), {"yes": True, "no": False}.get(str(intent)), phase,
         )  # fmt: skip
         shared = phase is not None and phase.learner == "defender"
         key = (shared, attack.step, attack.group, messages if shared else row["sample"])
-        if (first := found.setdefault(key, attack)) is not attack:
-            found[key] = replace(first, samples=(*first.samples, row["sample"]))
-    return list(found.values())
+        if (first := attacks.setdefault(key, attack)) is not attack:
+            attacks[key] = replace(first, samples=(*first.samples, row["sample"]))
+    return list(attacks.values())

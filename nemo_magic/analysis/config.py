@@ -1,4 +1,4 @@
-"""What can be set about the analysis of a run's attacks. Imports neither torch nor NeMo."""
+"""Configuration of the analysis of a run's attacks. Imports neither torch nor NeMo."""
 
 from __future__ import annotations
 

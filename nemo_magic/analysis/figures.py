@@ -1,4 +1,4 @@
-"""From labelled attacks to figures: of the whole run, of its phases, and of stretches of steps."""
+"""Figures of labelled attacks: of the whole run, of its phases, and of stretches of steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ _SEEDS = 64
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledAttack:
+    """An attack and the strategies it was written by."""
+
     attack: AttackRecord
     label: StrategyLabel
 
@@ -35,12 +37,12 @@ class Measures:
     max_texts: int = 64
 
 
-def figures(some: Sequence[Labelled], measures: Measures) -> dict[str, Any]:
+def figures(some: Sequence[LabelledAttack], measures: Measures) -> dict[str, Any]:
     """The figures of docs/attacks.md. A share is null where nothing that could have it is known."""
     parts = [one.label.parts for one in some if one.label.parts is not None]
     intent = [one.attack.intent for one in some if one.attack.intent is not None]
     pool = measures.pool
-    # Whoever uses no strategy combines nothing that could be new.
+    # An attack without a strategy combines nothing that could be new.
     new = sum(bool(combined) and combined not in pool for combined in parts) if pool is not None else 0
     drawn = sorted((one.attack for one in some if one.attack.text), key=lambda attack: attack.order)
     return {
@@ -57,7 +59,7 @@ def figures(some: Sequence[Labelled], measures: Measures) -> dict[str, Any]:
     }
 
 
-def by_phase(some: Sequence[Labelled], measures: Measures) -> list[dict[str, Any]]:
+def by_phase(some: Sequence[LabelledAttack], measures: Measures) -> list[dict[str, Any]]:
     """``figures`` of each phase that has attacks."""
     phases = {one.attack.phase.index: one.attack.phase for one in some if one.attack.phase is not None}
     return [
@@ -67,42 +69,42 @@ def by_phase(some: Sequence[Labelled], measures: Measures) -> list[dict[str, Any
     ]
 
 
-def by_steps(some: Sequence[Labelled], bins: int, measures: Measures) -> list[dict[str, Any]]:
+def by_steps(some: Sequence[LabelledAttack], bins: int, measures: Measures) -> list[dict[str, Any]]:
     """``figures`` of at most ``bins`` equally long stretches of steps; those without attacks are left out."""
     if not some:
         return []
     steps = [one.attack.step for one in some]
     first, last = min(steps), max(steps)
     size = -(-(last - first + 1) // bins)
-    found: dict[int, list[Labelled]] = {}
+    by_bin: dict[int, list[LabelledAttack]] = {}
     for one in some:
-        found.setdefault((one.attack.step - first) // size, []).append(one)
+        by_bin.setdefault((one.attack.step - first) // size, []).append(one)
     return [
         {"first": first + number * size, "last": min(last, first + (number + 1) * size - 1)}
-        | figures(found[number], measures)
-        for number in sorted(found)
+        | figures(by_bin[number], measures)
+        for number in sorted(by_bin)
     ]
 
 
-def by_strategy(some: Sequence[Labelled], pool: Mapping[frozenset[str], int] | None) -> list[dict[str, Any]]:
-    """What became of every strategy, the most frequent first. ``in_pool``: rows of the attack pool that combine the
+def by_strategy(some: Sequence[LabelledAttack], pool: Mapping[frozenset[str], int] | None) -> list[dict[str, Any]]:
+    """Figures of every strategy, the most frequent first. ``in_pool``: rows of the attack pool that combine the
     same; null where that is not known."""
-    groups: dict[str, list[Labelled]] = {}
+    groups: dict[str, list[LabelledAttack]] = {}
     for one in some:
         groups.setdefault(one.label.name, []).append(one)
     return [_strategy(name, groups[name], len(some), pool) for name in sorted(groups, key=lambda n: -len(groups[n]))]
 
 
-def agreement(known: Sequence[frozenset[str]], said: Sequence[StrategyLabel]) -> dict[str, Any]:
+def agreement(known: Sequence[frozenset[str]], labels: Sequence[StrategyLabel]) -> dict[str, Any]:
     """How far labels agree with what is known. ``exact``: share that combines just the same; ``overlap``: mean Jaccard
     similarity of the parts (no strategy at all against none: 1); ``unknown``: share without a label, which agrees with
     nothing."""
-    overlaps = [_overlap(parts, label.parts) for parts, label in zip(known, said, strict=True)]
+    overlaps = [_overlap(parts, label.parts) for parts, label in zip(known, labels, strict=True)]
     return {
         "rows": len(known),
         "exact": _share(sum(one == 1 for one in overlaps), len(known)),
         "overlap": _rounded(mean(overlaps)),
-        "unknown": _share(sum(label.parts is None for label in said), len(known)),
+        "unknown": _share(sum(label.parts is None for label in labels), len(known)),
     }
 
 
@@ -113,7 +115,7 @@ def _overlap(one: frozenset[str], other: frozenset[str] | None) -> float:
 
 
 def _strategy(
-    name: str, group: Sequence[Labelled], total: int, pool: Mapping[frozenset[str], int] | None
+    name: str, group: Sequence[LabelledAttack], total: int, pool: Mapping[frozenset[str], int] | None
 ) -> dict[str, Any]:
     harmful = [one.attack for one in group if one.attack.harmful and one.attack.outcome != NO_VERDICT]
     intent = [one.attack.intent for one in group if one.attack.intent is not None]

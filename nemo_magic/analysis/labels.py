@@ -1,4 +1,4 @@
-"""By which strategies an attack was written: decoded in the sandbox, elsewhere as a model names them by a rubric."""
+"""The strategies of attacks: decoded in the sandbox, elsewhere named by a model with a rubric."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from nemo_magic.sandbox.language import parse
 from nemo_magic.sandbox.world import SandboxWorld
 
 UNKNOWN = "unknown"
-_TOLD_EVERY = 10.0
+_PROGRESS_INTERVAL = 10.0
+"""Seconds between messages about progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +38,13 @@ class StrategyLabel:
 
 
 class LabelRequest(NamedTuple):
-    """What a strategy is asked of."""
+    """An attack whose strategies a model is asked for: its seed and its messages."""
 
     seed: str
     messages: tuple[str, ...]
 
 
-def decoded(world: SandboxWorld, text: str) -> StrategyLabel:
+def decode_label(world: SandboxWorld, text: str) -> StrategyLabel:
     """The disguise of a rewrite of the sandbox, exactly. The order of frames is no part of a combination."""
     request = parse(world, text)
     if request is None:
@@ -51,7 +52,7 @@ def decoded(world: SandboxWorld, text: str) -> StrategyLabel:
     return StrategyLabel(request.strategy.name, frozenset(request.strategy.parts))
 
 
-def of_ids(rubric: StrategyRubric, ids: Sequence[int]) -> StrategyLabel:
+def label_of_ids(rubric: StrategyRubric, ids: Sequence[int]) -> StrategyLabel:
     """The label of a set of ids, rising. None of the strategies combines nothing."""
     names = [rubric.taxonomy[id].name for id in ids]
     return StrategyLabel(
@@ -59,7 +60,7 @@ def of_ids(rubric: StrategyRubric, ids: Sequence[int]) -> StrategyLabel:
     )
 
 
-def of_column(rubric: StrategyRubric, cell: str) -> StrategyLabel | None:
+def label_of_column(rubric: StrategyRubric, cell: str) -> StrategyLabel | None:
     """The label that an attack pool's column gives: ids joined by ``_``, or a strategy's name; None for anything else.
 
     Whether a hybrid is written ``0_18`` or ``18_0`` makes no difference.
@@ -67,14 +68,14 @@ def of_column(rubric: StrategyRubric, cell: str) -> StrategyLabel | None:
     if re.fullmatch(r"\d+(_\d+)*", cell):
         ids = sorted({int(id) for id in cell.split("_")})
         alone = rubric.none not in ids or len(ids) == 1
-        return of_ids(rubric, ids) if ids[-1] <= rubric.none and alone else None
+        return label_of_ids(rubric, ids) if ids[-1] <= rubric.none and alone else None
     names = {_plain(one.name): id for id, one in enumerate(rubric.taxonomy)}
-    found = names.get(_plain(cell))
-    return None if found is None else of_ids(rubric, [found])
+    id = names.get(_plain(cell))
+    return None if id is None else label_of_ids(rubric, [id])
 
 
 class LabelModelConfig(OpenAIConfig):
-    """A guard's model's settings, of the model that names strategies."""
+    """Where the model that names strategies is served: the keys of a guard's model."""
 
     KEY = "analysis.labels.model"
     NOUN = "labelling model"
@@ -98,11 +99,10 @@ def labelling_model(config: LabelsConfig) -> Model:
 
 
 class Labeller:
-    """Has ``model`` name strategies by ``rubric``, and writes down what it said; what was written down is asked no
-    more, until the rubric or the model is another one.
+    """Has ``model`` name strategies by ``rubric``. Answers are cached by rubric and model.
 
-    An answer outside the rubric's grammar is written down as well: at temperature 0 it would be the same again. What
-    the server made of a question, and the model did not, is not.
+    An answer outside the rubric's grammar is cached as well: at temperature 0 it would be the same again. An error of
+    the server is not.
     """
 
     def __init__(
@@ -110,26 +110,27 @@ class Labeller:
         config: LabelsConfig,
         rubric: StrategyRubric,
         model: Model,
-        journal: ResponseCache,
+        cache: ResponseCache,
         say: Callable[[str], None],
     ) -> None:
         self._config = config
         self._rubric = rubric
         self._model = model
-        self._journal = journal
+        self._cache = cache
         self._say = say
-        self.asked = 0
-        """Questions that were newly asked."""
+        self.new_questions = 0
+        """Questions that the model was asked, and whose answers were not in the cache."""
 
     @property
     def name(self) -> str:
+        """Rubric, model and revision, which answers are cached by."""
         return f"strategies@{self._rubric.grammar}:{self._model.name}:{self._model.revision}"
 
     def label(self, attacks: Sequence[LabelRequest]) -> list[StrategyLabel]:
         """A label for each attack, in order.
 
         Raises:
-            AnalysisError: the model cannot be asked now. What it said so far is written down.
+            AnalysisError: the model cannot be asked now. Its answers so far are cached.
         """
         return asyncio.run(self._label(attacks))
 
@@ -138,37 +139,37 @@ class Labeller:
         failed: dict[str, str] = {}
         try:
             # Some models know what they are only once they started; with all answers there, none has to start.
-            if self._journal.missing(questions):
+            if self._cache.missing(questions):
                 await self._model.start()
                 questions = {self._key(attack): attack for attack in attacks}
-            missing, told = self._journal.missing(questions), time.monotonic()
+            missing, last_message = self._cache.missing(questions), time.monotonic()
             for start in range(0, len(missing), self._config.chunk_size):
                 chunk = missing[start : start + self._config.chunk_size]
                 answers = await gather(self._answer(questions[key]) for key in chunk)
                 new = dict(zip(chunk, answers, strict=True))
                 failed |= {key: answer["failed"] for key, answer in new.items() if "failed" in answer}
-                self._journal.add({key: answer for key, answer in new.items() if key not in failed})
-                if time.monotonic() - told > _TOLD_EVERY:
-                    told = time.monotonic()
+                self._cache.add({key: answer for key, answer in new.items() if key not in failed})
+                if time.monotonic() - last_message > _PROGRESS_INTERVAL:
+                    last_message = time.monotonic()
                     self._say(f"{start + len(chunk)} of {len(missing)} attacks are labelled")
         except GuardUnavailable as error:
-            done = len(questions) - len(self._journal.missing(questions))
+            done = len(questions) - len(self._cache.missing(questions))
             raise AnalysisError(
                 f"{error}; the labels of {done} of {len(questions)} different attacks are written down, "
                 "and the same command goes on from there"
             ) from error
         finally:
             await self._model.close()
-        known = {key: self._read(self._journal[key]) for key in questions if key in self._journal}
-        known |= {key: StrategyLabel(UNKNOWN, None, problem) for key, problem in failed.items()}
-        return [known[self._key(attack)] for attack in attacks]
+        labels = {key: self._read(self._cache[key]) for key in questions if key in self._cache}
+        labels |= {key: StrategyLabel(UNKNOWN, None, problem) for key, problem in failed.items()}
+        return [labels[self._key(attack)] for attack in attacks]
 
     async def _answer(self, attack: LabelRequest) -> dict[str, Any]:
         try:
             sent = self._rubric.render(attack.seed, attack.messages)
         except ValueError as error:
             return {"problem": f"not asked: {error}"}
-        self.asked += 1
+        self.new_questions += 1
         try:
             text = await self._model.complete(sent, self._config.max_tokens)
         except ValueError as error:
@@ -180,7 +181,7 @@ class Labeller:
 
     def _read(self, answer: Mapping[str, Any]) -> StrategyLabel:
         if "ids" in answer:
-            return of_ids(self._rubric, answer["ids"])
+            return label_of_ids(self._rubric, answer["ids"])
         return StrategyLabel(UNKNOWN, None, answer["problem"])
 
     def _key(self, attack: LabelRequest) -> str:

@@ -1,4 +1,4 @@
-"""What the attacker was shown when it was warmed up: the combinations of strategies in its pool."""
+"""The combinations of strategies in the pool that the attacker was warmed up on."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ _CONFIG_FILE = "config.yaml"
 
 @dataclass(frozen=True)
 class PoolStrategies:
-    """``readable``: rows with what they combine. ``unreadable``: rows whose strategy nobody can say; they show
-    nothing."""
+    """``readable``: rows with the strategies they combine. ``unreadable``: how many rows have no known strategy."""
 
     path: str
     readable: Sequence[tuple[AttackRow, frozenset[str]]]
@@ -28,17 +27,18 @@ class PoolStrategies:
 
     @property
     def rows(self) -> int:
+        """All rows of the pool."""
         return len(self.readable) + self.unreadable
 
     @cached_property
     def combinations(self) -> Mapping[frozenset[str], int]:
-        """What is combined → how many rows do."""
+        """A combination → the number of its rows."""
         return Counter(parts for _, parts in self.readable)
 
 
 def find_pool(config: Mapping[str, Any]) -> str | None:
-    """What a run's attacker was warmed up on: the ``sft.pool`` of the warm-up that left the weights it began with; None
-    where that is not known."""
+    """The pool that a run's attacker was warmed up on: ``sft.pool`` of the run that wrote its first weights; None where
+    that is not known."""
     weights = config.get("actors", {}).get("attacker", {}).get("restore_from_path")
     if not weights or not (beside := Path(weights).parent / _CONFIG_FILE).is_file():
         return None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_magic.analysis.attacks import AttackRecord
-from nemo_magic.analysis.figures import Labelled
+from nemo_magic.analysis.figures import LabelledAttack
 from nemo_magic.analysis.labels import StrategyLabel
 from nemo_magic.config import compose, to_yaml
 from nemo_magic.report.series import Phase
@@ -25,8 +25,8 @@ def attack(
     return AttackRecord(step=step, samples=(sample,), seed=seed, messages=(text,), **known)
 
 
-def labelled(*parts: str, **own: Any) -> Labelled:
-    return Labelled(attack(**own), StrategyLabel("+".join(parts) or "plain", frozenset(parts)))
+def labelled(*parts: str, **own: Any) -> LabelledAttack:
+    return LabelledAttack(attack(**own), StrategyLabel("+".join(parts) or "plain", frozenset(parts)))
 
 
 def row(

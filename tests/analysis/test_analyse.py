@@ -275,7 +275,10 @@ def test_texts_may_hold_separators_of_lines(tmp_path: Path) -> None:
         ("analysis.self_bleu.tokenize=x", "analysis.self_bleu.tokenize='x' must be one of: 13a"),
         ("analysis.embedding.urls=[http://e:1/v1]", "analysis.embedding.model has to be given"),
         ("analysis.embedding.urls=[host]", "analysis.embedding.urls='host' must be a base url"),
-        ("analysis.embedding.token_env=NO_SUCH", "analysis.embedding.token_env=NO_SUCH: this variable is unset"),
+        (
+            "analysis.embedding.token_env=NO_SUCH",
+            "embedding.token_env=NO_SUCH: this environment variable is unset",
+        ),
         ("analysis.labels.rubric=none", "analysis.labels.rubric='none'"),
         ("analysis.labels.model={kind: wug}", "analysis.labels.model.kind='wug' must be one of"),
         ("analysis.labels.model={urls: [x], model: tiny}", "analysis.labels.model.urls='x' must be a base url"),

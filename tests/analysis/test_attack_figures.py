@@ -16,7 +16,7 @@ from nemo_magic.analysis.attacks import attacks_of
 from nemo_magic.analysis.config import SelfBleuConfig
 from nemo_magic.analysis.diversity import mean_similarity, self_bleu
 from nemo_magic.analysis.figures import (
-    Labelled,
+    LabelledAttack,
     Measures,
     by_phase,
     by_steps,
@@ -25,7 +25,7 @@ from nemo_magic.analysis.figures import (
     figures,
     same_seed,
 )
-from nemo_magic.analysis.labels import UNKNOWN, StrategyLabel, decoded, of_column
+from nemo_magic.analysis.labels import UNKNOWN, StrategyLabel, decode_label, label_of_column
 from nemo_magic.analysis.pool import find_pool, pool_strategies
 from nemo_magic.config import conf_dir
 from nemo_magic.judge.guards.strategies import read_strategy_rubric
@@ -42,7 +42,7 @@ def test_the_mix_the_hybrids_and_what_is_new_are_counted_by_hand() -> None:
         labelled("rev", "story"),
         labelled("role", "rev", intent=None),
         labelled(intent=False),
-        Labelled(attack(), StrategyLabel(UNKNOWN, None, "not understood")),
+        LabelledAttack(attack(), StrategyLabel(UNKNOWN, None, "not understood")),
     ]
     seen = {frozenset({"story"}), frozenset({"story", "rev"})}
     found = figures(some, Measures(SelfBleuConfig(size=2), seen))
@@ -57,7 +57,7 @@ def test_the_mix_the_hybrids_and_what_is_new_are_counted_by_hand() -> None:
 
 
 def test_what_is_not_known_is_null_and_never_zero() -> None:
-    found = figures([Labelled(attack(intent=None), StrategyLabel(UNKNOWN, None))], PLAIN)
+    found = figures([LabelledAttack(attack(intent=None), StrategyLabel(UNKNOWN, None))], PLAIN)
     for name in ("hybrid_share", "novel_share", "intent_lost", "self_bleu", "self_bleu_same_seed", "similarity"):
         assert found[name] is None, name
     assert found["unknown_share"] == 1
@@ -112,11 +112,11 @@ def test_an_intent_that_nobody_told_is_neither_kept_nor_lost() -> None:
 def test_disguises_of_the_sandbox_are_decoded_and_their_order_makes_no_other_combination() -> None:
     world = SandboxWorld(SandboxConfig())
     item = world.spell(world.items_of_train[0])
-    one, other = (decoded(world, f"{frames} bring : {item}") for frames in ("role story", "story role"))
+    one, other = (decode_label(world, f"{frames} bring : {item}") for frames in ("role story", "story role"))
     assert (one.name, other.name) == ("role+story", "story+role")
     assert one.parts == other.parts == {"role", "story"}
-    assert decoded(world, f"bring : {item}").parts == frozenset()
-    assert decoded(world, "wug wug").parts is None
+    assert decode_label(world, f"bring : {item}").parts == frozenset()
+    assert decode_label(world, "wug wug").parts is None
 
 
 @pytest.mark.parametrize(
@@ -134,13 +134,13 @@ def test_disguises_of_the_sandbox_are_decoded_and_their_order_makes_no_other_com
     ],
 )
 def test_a_pools_column_is_read_as_ids_or_a_name_and_as_nothing_else(cell: str, parts: set[str] | None) -> None:
-    found = of_column(RUBRIC, cell)
+    found = label_of_column(RUBRIC, cell)
     assert (None if found is None else found.parts) == parts
 
 
 def test_combinations_of_a_pool_are_counted_and_rows_without_one_are_told(tmp_path: Path) -> None:
     path = pool(tmp_path / "pool.jsonl", ["0", "0_18", "18_0", "somehow"])
-    found = pool_strategies(str(path), lambda one: of_column(RUBRIC, one.strategy))
+    found = pool_strategies(str(path), lambda one: label_of_column(RUBRIC, one.strategy))
     assert found.combinations == {frozenset({"role-play"}): 1, frozenset({"role-play", "translation"}): 2}
     assert (found.rows, found.unreadable) == (4, 1)
 
