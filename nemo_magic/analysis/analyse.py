@@ -44,7 +44,7 @@ class Analyst:
     """Analyses the attacks of one run, now or again as it grows.
 
     ``config``: the run's, as a mapping. ``rubric``: what strategies there are outside the sandbox, and how a model is
-    asked for them. ``say``: is told of progress.
+    asked for them. ``say``: called with messages about progress.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Analyst:
         """Analyse what the run has saved, and leave the files of docs/attacks.md; returns what ``attacks.json`` says.
 
         Raises:
-            AnalysisError: a server is not there; what it said before is kept.
+            AnalysisError: a server is not there; its earlier answers are cached.
             DataError: ``analysis.pool`` is no attack pool.
         """
         settings = self._settings
@@ -120,7 +120,7 @@ class Analyst:
     def _labels(
         self, run: Path, attacks: Sequence[AttackRecord], pool: PoolStrategies | None
     ) -> tuple[list[StrategyLabel], str | None, dict[str, Any] | None]:
-        """A label for each attack, who gave them (nobody: None), and how far they agree with the pool's, if asked."""
+        """A label for each attack, the labeller (None: none), and its agreement with the pool, if asked for."""
         if self._world is not None:
             labels = [decode_label(self._world, attack.messages[-1]) for attack in attacks]
             return labels, "the sandbox, exactly", None
@@ -165,7 +165,7 @@ class Analyst:
     def _open_cache(self, run: Path, folder: str) -> ResponseCache:
         try:
             return ResponseCache(run / folder, 0)
-        except ValueError as error:  # a line that nobody wrote
+        except ValueError as error:  # a damaged line
             raise AnalysisError(str(error)) from error
 
 

@@ -13,14 +13,14 @@ TOKENIZERS = ("13a", "intl", "zh", "char", "none")
 
 @dataclass
 class LabelsConfig:
-    """Who names the strategies of attacks where nobody knows them without error, as the sandbox does.
+    """The model that names the strategies of attacks; the sandbox needs none, as it knows them without error.
 
     ``model``: the model that is asked, with the keys that guards' models have (docs/judge.md): ``urls`` and ``model``
     of an OpenAI-compatible server, or ``kind: transformers`` and ``path``; empty: nobody is asked, and strategies are
     unknown. ``rubric``: what it is asked, a file of ``conf/judge/rubric/`` without its ending, or the path of one of
     your own. ``max_tokens`` of its answer. Answers are written down every ``chunk_size`` attacks: what a kill can cost.
     ``check``: it is also asked about so many rows of the attack pool, whose strategies are known, and how far it agrees
-    is told.
+    is reported.
     """
 
     model: dict[str, Any] = field(default_factory=dict)

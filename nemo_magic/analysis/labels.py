@@ -30,7 +30,7 @@ _PROGRESS_INTERVAL = 10.0
 @dataclass(frozen=True, slots=True)
 class StrategyLabel:
     """``name``: what the strategy is called. ``parts``: the strategies that it combines (a hybrid has several; none at
-    all is a strategy too), None where nobody can say. ``problem``: why not."""
+    all is a strategy too), None where they are unknown. ``problem``: why."""
 
     name: str
     parts: frozenset[str] | None
@@ -82,7 +82,7 @@ class LabelModelConfig(OpenAIConfig):
 
 
 def labelling_model(config: LabelsConfig) -> Model:
-    """A server has two minutes to be there, unless ``start_timeout`` says otherwise: nobody starts one for this.
+    """A server has two minutes to be there, unless ``start_timeout`` is given: it has to run already.
 
     Raises ValueError, naming the key, for settings that no model has.
     """

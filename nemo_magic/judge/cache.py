@@ -1,4 +1,4 @@
-"""Texts that a guard's model has written, kept over restarts and shared by the servers of one machine.
+"""Texts that a guard's model has written, cached over restarts and shared by the servers of one machine.
 
 An entry is (key, text): the key is a digest of the question, so that no text under judgement is ever on disk. The cache
 can only save a call: every failure of it, and every entry that is not exactly what was written, is a miss.

@@ -44,7 +44,7 @@ class _Counters:
 
 
 class JudgeClient:
-    """Asks the judges at ``cfg.urls`` from a thread of its own; ``clock`` (seconds) counts how long nobody answered.
+    """Asks the judges at ``cfg.urls`` from a thread of its own; ``clock`` (seconds) measures outages.
 
     Raises ValueError if there are no urls, or if the token's environment variable is empty.
     """
@@ -169,9 +169,9 @@ class JudgeClient:
             raise JudgeRefused(f"{url} is the guard {guard}; {before} {self._guard}")
 
 
-def refuse_incapable(info: GuardInfo, asked: Iterable[str]) -> None:
-    """Raise JudgeRefused if the guard can never tell one of the fields ``asked``: every sample would be unknown."""
-    if never := sorted(set(asked) - set(info.answers)):
+def refuse_incapable(info: GuardInfo, fields: Iterable[str]) -> None:
+    """Raise JudgeRefused if the guard can never tell one of ``fields``: every sample would be unknown."""
+    if never := sorted(set(fields) - set(info.answers)):
         raise JudgeRefused(
             f"the guard {info.guard} never answers {', '.join(never)}, which the run asks for "
             f"(rewards, game.extra_verdict_fields); it answers {', '.join(info.answers)}. Name a judge in judge.urls "

@@ -126,7 +126,7 @@ def launch_local(cfg: JudgeConfig, log: Path | None = None, start_timeout: float
     """Start a server for ``cfg.guard`` in a process of its own and wait until it is ready.
 
     It ends with this process, however this process ends, and is started again on its port if it dies first. ``log``
-    takes its output (otherwise kept in a temporary folder). Clients use ``.config``, which is ``cfg.at(url)``.
+    takes its output (by default a temporary file). Clients use ``.config``, which is ``cfg.at(url)``.
     Raises JudgeUnavailable with the end of its log if it is not ready within ``start_timeout`` seconds.
     """
     return LocalJudge(cfg, log, start_timeout)

@@ -95,7 +95,7 @@ class JudgeItem(_Wire):
 
     @property
     def response(self) -> str | None:
-        """The last message if the assistant spoke last."""
+        """The last message if it is the assistant's."""
         last = self.conversation[-1]
         return last.content if last.role == "assistant" else None
 

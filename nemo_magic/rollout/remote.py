@@ -46,7 +46,7 @@ class RemotePolicy:
     """Generates a role's messages at ``config.remote.urls``.
 
     ``config.sampling_params`` and ``config.length_params`` are sent with each request. ``key`` is what messages call
-    ``config.remote``, e.g. ``actors.attacker.remote``; ``clock`` (seconds) counts how long nobody answered.
+    ``config.remote``, e.g. ``actors.attacker.remote``; ``clock`` (seconds) measures outages.
     ``clients``: how many ranks have one, each with its share of ``config.remote.rate_limit``. A completion has no token
     ids and no logprobs: a remote role's tokens are never trained on.
 

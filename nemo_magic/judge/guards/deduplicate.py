@@ -1,6 +1,6 @@
 """Between a guard and its model: a question that is in flight, or was answered before, is not asked again.
 
-This is the only coalescing of questions in flight; on disk answers are kept by ``judge/cache.py``.
+This is the only coalescing of questions in flight; ``judge/cache.py`` has the answers on disk.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class DeduplicatingModel(Generic[T]):
             self.telemetry.count("questions", n, guard=self._name, kind=kind)
         if coalesced := len(questions) - len(new):
             self.telemetry.count("coalesced", coalesced, guard=self._name)
-        # One look-up for all; whoever asks the same meanwhile waits for the same task.
+        # One look-up for all; the same question of another caller meanwhile waits for the same task.
         cached = asyncio.create_task(self._look_up(new, fresh)) if self._cache is not None else None
         for question in new:
             self._in_flight[question] = task = asyncio.create_task(self._answer(question, cached))

@@ -22,10 +22,10 @@ def prompt_view(item: JudgeItem, with_response: bool, context: bool) -> tuple[Me
     if not with_response:
         while chat[-1].role != "user":
             chat.pop()
-    spoken = tuple(message for message in chat if message.role != "system")
+    messages = tuple(message for message in chat if message.role != "system")
     if context:
-        return spoken
-    response = (spoken[-1],) if with_response else ()
+        return messages
+    response = (messages[-1],) if with_response else ()
     return (Message("user", item.prompt), *response)
 
 

@@ -17,7 +17,7 @@ from nemo_magic.sandbox.world import SandboxConfig, SandboxWorld
 class RulesGuard(ComputedGuard):
     """Judges conversations of the sandbox world described in the file ``world`` (JSON, the keys of SandboxConfig).
 
-    The revision names that world, wherever it is kept: equal revisions judge by equal rules. Without a seed it cannot
+    The revision is a digest of that world: equal revisions judge by equal rules. Without a seed it cannot
     tell whether intent was preserved; where the last message is no response, what is asked about one is unknown.
     Raises OSError if there is no such file, ValueError if it describes no world.
     """

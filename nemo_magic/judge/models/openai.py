@@ -69,7 +69,7 @@ class OpenAIConfig(GenerationEndpointConfig):
 
 
 class OpenAIModel:
-    """The model of ``config``; ``clock`` (seconds) counts how long nobody was answered.
+    """The model of ``config``; ``clock`` (seconds) measures outages.
 
     Raises ValueError if the token's environment variable is empty.
     """

@@ -93,7 +93,7 @@ class TransformersModel:
         model = self._model
         while self._waiting:
             batch = [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
-            batch = [waiting for waiting in batch if not waiting.answer.done()]  # nobody waits for it any more
+            batch = [waiting for waiting in batch if not waiting.answer.done()]  # its caller is gone
             if not batch:
                 continue
             self.telemetry.observe("model_batch", len(batch), model=self.name)
