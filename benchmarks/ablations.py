@@ -29,7 +29,8 @@ from nemo_magic.judge.local import launch_local
 from nemo_magic.league.participants import START, digest, weights_of
 
 if TYPE_CHECKING:
-    from nemo_magic.rollout.engine import AttackPrompt, RolloutEngine
+    from nemo_magic.rollout.conversation import AttackPrompt
+    from nemo_magic.rollout.engine import RolloutEngine
     from nemo_magic.rollout.reward_manager import RewardManager
     from nemo_magic.training.policies import PolicyPair
 
@@ -101,7 +102,8 @@ def attacks(
 ) -> Iterator[tuple[str, list[AttackPrompt]]]:
     """Name → sampled openings of every attacker; and the seeds as they are."""
     from nemo_magic.league.run_cross_play import playing_as
-    from nemo_magic.rollout.engine import RolloutSpec, fixed_attacks
+    from nemo_magic.rollout.conversation import RolloutSpec
+    from nemo_magic.rollout.engine import fixed_attacks
 
     jobs = [RolloutSpec(seed, g, i) for g, seed in seeds for i in range(ATTACKS_PER_SEED)]
     for name, folder in attackers.items():

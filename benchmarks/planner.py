@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from figures import report, settle, table
 
 if TYPE_CHECKING:
-    from nemo_magic.actors.builder import TrainablePolicy
+    from nemo_magic.actors.trainable import TrainablePolicy
     from nemo_magic.config import MagicConfig
 
 GIB = float(1 << 30)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from nemo_magic.judge.protocol import JudgeItem, JudgeVerdict
     from nemo_magic.rollout.reward_manager import RewardManager
     from nemo_magic.tracking.metric_logger import MetricLogger
-    from nemo_magic.training.coevolution import _Coevolution
+    from nemo_magic.training.coevolution import Coevolution
     from nemo_magic.training.policies import PolicyPair
 
 PUBLISHED_CALLS = 3
@@ -97,7 +97,7 @@ class Published:
     """The published code's schedule, from the same pieces: a frozen attacker decodes each seed G times at temperature
     0, the judge is asked for one sample at a time and waited for, old log-probabilities are recomputed."""
 
-    def __init__(self, loop: _Coevolution, reward_manager: RewardManager, calls: int) -> None:
+    def __init__(self, loop: Coevolution, reward_manager: RewardManager, calls: int) -> None:
         self.loop = loop
         self.reward_manager = reward_manager
         self.calls = calls
@@ -105,13 +105,13 @@ class Published:
 
     def step(self, role: Role, number: int) -> tuple[dict[str, float], list[Scored]]:
         from nemo_magic.rl.batch import scatter_back
-        from nemo_magic.rollout.engine import RolloutSpec
+        from nemo_magic.rollout.conversation import RolloutSpec
 
         loop = self.loop
-        rollouts, learner, timers = loop.rollouts, loop.learner, loop.timers
+        rollouts, trainer, timers = loop.rollouts, loop.trainer, loop.timers
         with timers("step"):
             policy = loop.pair.set_learner(role)
-            seeds = loop.share_of(loop.sampler.batch(number))
+            seeds = loop.share(loop.sampler.batch(number))
             if role is Role.ATTACKER:
                 episodes = rollouts.attacker_rollout(seeds, number)
             else:
@@ -126,15 +126,13 @@ class Published:
                     if call == 0:
                         self.first_call = time.perf_counter() - began
             with timers("logprobs"):
-                said = learner.said(policy, role, episodes)
-                batches = policy.microbatches(said.rows, loop.world)
-                old = scatter_back(batches, policy.actor.token_logprobs(batches), len(said.rows))
-                rows = [replace(row, old_logprobs=values) for row, values in zip(said.rows, old, strict=True)]
-                said = replace(said, rows=rows)
-            advantages = learner.advantages(role, scored)
+                batch = trainer.prepare(policy, role, episodes)
+                batches = policy.microbatches(batch.rows, loop.world)
+                old = scatter_back(batches, policy.actor.token_logprobs(batches), len(batch.rows))
+                rows = [replace(row, old_logprobs=values) for row, values in zip(batch.rows, old, strict=True)]
             with timers("update"):
-                metrics = learner.update(policy, scored, said, advantages)
-        return metrics | loop.figures("train_rollouts/", scored) | loop.speed(scored), scored
+                metrics = trainer.update(policy, replace(batch, rows=rows), scored)
+        return metrics | loop.measures.of_rollout(role, scored) | loop.measures.of_speed(scored), scored
 
 
 @contextmanager
@@ -162,28 +160,26 @@ def play(
 ) -> dict[Role, dict[str, Measured]]:
     """A phase of ``steps`` steps of each role, our step and the published one in turn."""
     from nemo_magic.report.records import StepRecord
-    from nemo_magic.training.coevolution import _Coevolution
+    from nemo_magic.training.coevolution import Coevolution
 
     schedule = replace(cfg.game.schedule, freq=steps, by="steps")
     # One step more than is played: the end of a run is not a step.
     game = replace(cfg.game, schedule=schedule, max_steps=2 * steps + 1, val_check_interval=10**6)
     saves = replace(cfg.exp_manager.checkpoint_callback_params, every_n_train_steps=10**6)
     logs = replace(cfg.exp_manager, explicit_log_dir=str(folder / OURS), checkpoint_callback_params=saves)
-    loop = _Coevolution(replace(cfg, game=game, exp_manager=logs), pair, reward_manager)
-    # Snapshots are written once a phase, to disk.
-    loop.keep = lambda role, name: None  # type: ignore[method-assign]
+    loop = Coevolution(replace(cfg, game=game, exp_manager=logs), pair, reward_manager)
     published = Published(loop, slow, calls)
     found = {role: {OURS: Measured(), THEIRS: Measured()} for role in Role}
     other_logs = replace(logs, explicit_log_dir=str(folder / THEIRS))
-    with observed(logs) as logger, observed(other_logs) as other:
+    with observed(logs) as loop.run.logger, observed(other_logs) as other:
         for number in range(2 * steps):
-            role = loop.schedule.learner
+            role = loop.state.schedule.learner
             mine, theirs = found[role][OURS], found[role][THEIRS]
             asked, asked_slowly = reward_manager.stats()["requests"], slow.stats()["requests"]
             with starting_weights(pair):
                 began = time.perf_counter()
-                metrics, scored = loop.step()
-                loop.finish_step(metrics, scored, logger)
+                metrics, scored = loop.step(role)
+                loop.after_step(metrics, scored)
                 mine.add(metrics, time.perf_counter() - began)
             with starting_weights(pair):
                 began = time.perf_counter()

@@ -67,7 +67,8 @@ def habits(world: SandboxWorld, scored: Sequence[Scored]) -> Ratios:
 
 def measure(cfg: MagicConfig, pair: PolicyPair, reward_manager: RewardManager, runs: Sequence[Path]) -> None:
     from nemo_magic.league.run_cross_play import playing_as
-    from nemo_magic.rollout.engine import RolloutEngine, RolloutSpec
+    from nemo_magic.rollout.conversation import RolloutSpec
+    from nemo_magic.rollout.engine import RolloutEngine
     from nemo_magic.runtime.timers import Timers
 
     data, world = load_seeds(cfg.data), SandboxWorld(cfg.sandbox)

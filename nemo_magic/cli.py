@@ -26,9 +26,9 @@ from nemo_magic.config.validation import models
 from nemo_magic.convert.compatibility import refuse_other_models
 from nemo_magic.convert.errors import ConvertError
 from nemo_magic.data.errors import DataError
+from nemo_magic.evaluation.errors import EvaluationError
 from nemo_magic.judge.errors import JudgeError
 from nemo_magic.report import sweep_table
-from nemo_magic.rollout.rank_group import EvaluationError
 from nemo_magic.runtime import postmortem
 from nemo_magic.runtime.errors import Preempted, TrainingError
 from nemo_magic.runtime.preemption import SAVE_SIGNALS

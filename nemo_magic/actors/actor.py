@@ -106,6 +106,7 @@ class MagicActor(MegatronGPTActorModel):
         if norm is None:  # Megatron-core's distributed optimizer clips inside its step and returns (done, norm, zeros).
             norm = float(optimizer.step()[1])
             if not math.isfinite(norm):
+                self.weights_version += 1
                 raise FloatingPointError(f"the {self.role}'s gradient norm is {norm}, and its optimizer has used it")
         else:
             norm = float(norm)
@@ -156,8 +157,8 @@ class MagicActor(MegatronGPTActorModel):
             return self._forward(model, batch), lambda logits, non_loss_data=True: ranked(logits, batch.tokens)
 
         set_eval(self)
-        found = self._run(batches, step, forward_only=True, collect_non_loss_data=True)
-        packed = [broadcast_tensor_within_pp(found[i].contiguous() if found else None) for i in range(len(batches))]
+        scores = self._run(batches, step, forward_only=True, collect_non_loss_data=True)
+        packed = [broadcast_tensor_within_pp(scores[i].contiguous() if scores else None) for i in range(len(batches))]
         return [(p[:, :-1, 0], p[..., 1 : 1 + top], p[..., 1 + top :].long()) for p in packed]
 
     def reference_logprobs(self, batches: Sequence[MicroBatch]) -> list[torch.Tensor]:
@@ -220,8 +221,8 @@ class MagicActor(MegatronGPTActorModel):
             group = parallel_state.get_data_parallel_group()
             torch.distributed.all_reduce(sums, group=group)
             torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group=group)
-            found = [(largest if name.endswith("_max") else sums)[i].tolist() for i, name in enumerate(names)]
-            box = [{name: (total, count) for name, (total, count) in zip(names, found, strict=True)}]
+            values = [(largest if name.endswith("_max") else sums)[i].tolist() for i, name in enumerate(names)]
+            box = [{name: (total, count) for name, (total, count) in zip(names, values, strict=True)}]
         if parallel_state.get_pipeline_model_parallel_world_size() > 1:
             torch.distributed.broadcast_object_list(
                 box,
@@ -246,15 +247,15 @@ def _likeliest(
     values, ids = (
         gather_from_tensor_model_parallel_region(part.float().contiguous()) for part in (values, ids + first)
     )
-    values, places = values.topk(top)
-    return values, ids.gather(-1, places).long()
+    values, order = values.topk(top)
+    return values, ids.gather(-1, order).long()
 
 
 def _entropy(logits: torch.Tensor, temperature: float, at_once: int = 512) -> torch.Tensor:
     """[b, S] entropies in nats of vocabulary-parallel ``logits`` [b, S, V / TP]; about ``at_once`` tokens at a time,
     since several copies of their logits are made."""
     group = parallel_state.get_tensor_model_parallel_group()
-    found = []
+    entropies = []
     for part in logits.split(max(1, at_once // logits.size(0)), dim=1):
         scaled = part.float() / temperature
         largest = scaled.amax(dim=-1)
@@ -263,5 +264,5 @@ def _entropy(logits: torch.Tensor, temperature: float, at_once: int = 512) -> to
         weights = scaled.exp()
         sums = torch.stack([weights.sum(dim=-1), (weights * scaled).sum(dim=-1)])
         torch.distributed.all_reduce(sums, group=group)
-        found.append(sums[0].log() - sums[1] / sums[0])
-    return torch.cat(found, dim=1)
+        entropies.append(sums[0].log() - sums[1] / sums[0])
+    return torch.cat(entropies, dim=1)

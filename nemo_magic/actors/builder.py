@@ -1,4 +1,4 @@
-"""Two actors in one world: process groups, models, tokenizers and optimizers from config.
+"""Builds a role's policy in the present world: process groups, model, tokenizer and optimizer from config.
 
 This is the one module of ours that touches the global state of NeMo, Lightning and Megatron.
 """
@@ -8,8 +8,6 @@ from __future__ import annotations
 import dataclasses
 import logging as std_logging
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,71 +22,16 @@ from nemo_aligner.utils.train_script_utils import (
 from nemo_aligner.utils.utils import load_from_nemo, retrieve_model_state_dict_in_cpu
 from omegaconf import DictConfig, OmegaConf
 
-from nemo_magic.actors.actor import LossFunction, MagicActor, Metrics
-from nemo_magic.actors.distributed import World
+from nemo_magic.actors.actor import MagicActor
 from nemo_magic.actors.errors import ModelError
-from nemo_magic.actors.offload import Offload
+from nemo_magic.actors.trainable import TrainablePolicy
 from nemo_magic.actors.weights import load_weights
 from nemo_magic.game.episode import Role
-from nemo_magic.rl.batch import MicroBatch, Row, extras_of, microbatch_count, microbatches
 
 if TYPE_CHECKING:
     from nemo_magic.actors.config import ActorConfig
     from nemo_magic.config.schema import TrainerConfig
     from nemo_magic.model_config import ModelConfig
-
-
-@dataclass(frozen=True)
-class Update:
-    """What became of a batch: whether the optimizer stepped, global metrics, the gradient norm before clipping."""
-
-    made: bool
-    metrics: Metrics
-    grad_norm: float
-
-
-@dataclass
-class TrainablePolicy:
-    """A role's actor with what makes it learn. ``skipped_updates``: how many in a row were not made."""
-
-    role: Role
-    actor: MagicActor
-    optimizer: Any
-    scheduler: Any
-    max_grad_norm: float
-    skipped_updates: int = 0
-    _away: Offload = field(default_factory=Offload)
-
-    def learn(
-        self, batches: list[MicroBatch], loss: LossFunction, skip_norm: float | None = None, observe: bool = False
-    ) -> Update:
-        """One optimizer step on ``batches``, unless the gradient is not finite or longer than ``skip_norm``."""
-        self.optimizer.zero_grad()
-        metrics = self.actor.accumulate(batches, loss, observe)
-        made, norm = self.actor.apply_gradients(self.optimizer, self.scheduler, self.max_grad_norm, skip_norm)
-        self.skipped_updates = 0 if made else self.skipped_updates + 1
-        return Update(made, metrics, norm)
-
-    def offload_optimizer(self) -> None:
-        """Somebody else learns: gradients are let go, and the optimizer's state waits in host memory."""
-        self.optimizer.zero_grad()
-        self._away.send(self.optimizer)
-
-    def onload_optimizer(self) -> None:
-        """Learn again: what ``rest`` sent away returns."""
-        self._away.fetch(self.optimizer)
-
-    def microbatches(self, rows: Sequence[Row], world: World) -> list[MicroBatch]:
-        """This rank's rows as microbatches for the actor: equally many on every rank, and holding the same values."""
-        cfg = self.actor.cfg
-        each = world.gather_data_parallel((microbatch_count(len(rows), cfg.micro_batch_size), extras_of(rows)))
-        count, extras = max(number for number, _ in each), {name for _, names in each for name in names}
-        multiple = cfg.tensor_model_parallel_size if cfg.sequence_parallel else 1
-        return microbatches(rows, cfg.micro_batch_size, self.actor.chat.pad_id, count, multiple, extras)
-
-    @property
-    def learning_rate(self) -> float:
-        return float(self.optimizer.param_groups[0]["lr"])
 
 
 def build_policy(

@@ -1,4 +1,4 @@
-"""Rotary embeddings while decoding: keys are rotated once, when they are made."""
+"""Rotary embeddings while decoding: keys are rotated once, when they are projected."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ def cached_rotary(actor: MagicActor) -> Iterator[None]:
     """Let attention keep keys that are rotated already.
 
     Megatron keeps them as they were projected and rotates the whole cache in every layer at every token; here queries
-    and keys are rotated as they leave their (possibly identical) norms, and attention is told of no rotary embedding.
+    and keys are rotated as they leave their (possibly identical) norms, and attention is given no rotary embedding.
     """
-    now: list[torch.Tensor] = []
+    embedding: list[torch.Tensor] = []
 
-    def take(_: torch.nn.Module, args: tuple[Any, ...], given: Mapping[str, Any]) -> tuple[Any, Any]:
-        offset = given["inference_params"].sequence_len_offset
-        now[:] = [given["rotary_pos_emb"][offset:]]
-        return args, {**given, "rotary_pos_emb": None}
+    def intercept(_: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+        offset = kwargs["inference_params"].sequence_len_offset
+        embedding[:] = [kwargs["rotary_pos_emb"][offset:]]
+        return args, {**kwargs, "rotary_pos_emb": None}
 
     with ExitStack() as hooks:
         for module in actor.get_model_module_list():
             if module.position_embedding_type != "rope":
                 continue
-            hooks.callback(module.decoder.register_forward_pre_hook(take, with_kwargs=True).remove)
+            hooks.callback(module.decoder.register_forward_pre_hook(intercept, with_kwargs=True).remove)
 
             def rotate(
                 _: torch.nn.Module, args: Any, states: torch.Tensor, config: Any = module.config
             ) -> torch.Tensor:
-                return apply_rotary_pos_emb(states, now[0][: states.size(0)], config=config)
+                return apply_rotary_pos_emb(states, embedding[0][: states.size(0)], config=config)
 
             for layer in module.decoder.layers:
                 for norm in (layer.self_attention.q_layernorm, layer.self_attention.k_layernorm):

@@ -1,4 +1,4 @@
-"""The process world as the loop sees it: who am I, who shares my model, who shares my data."""
+"""The ranks of a run over torch.distributed: this rank's position, and what ranks exchange beside tensors of models."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """One rank's place. ``is_source`` marks the one rank of each model-parallel group that talks to the outside (the
-    judge)."""
+    """One rank's position among all. ``is_source`` marks the one rank of each model-parallel group that talks
+    to servers (the judge)."""
 
     rank: int
     size: int
@@ -43,10 +43,11 @@ class World:
 
     @property
     def is_main(self) -> bool:
+        """Whether this is rank 0."""
         return self.rank == 0
 
     def broadcast_model_parallel(self, value: T) -> T:
-        """The speaking rank's ``value`` on every rank of its model-parallel group."""
+        """The source rank's ``value`` on every rank of its model-parallel group."""
         if self.size == self.dp_size:
             return value
         box = [value]
@@ -90,6 +91,7 @@ class World:
         return max(self.gather_data_parallel(value))
 
     def barrier(self) -> None:
+        """Wait for every rank."""
         torch.distributed.barrier()
 
 
@@ -108,7 +110,9 @@ class DeviceMemory:
     """This rank's device memory as a gauge: the highest allocation since ``begin``, in bytes."""
 
     def begin(self) -> None:
+        """Start to measure."""
         torch.cuda.reset_peak_memory_stats()
 
     def peak(self) -> float:
+        """Bytes."""
         return float(torch.cuda.max_memory_allocated())

@@ -1,7 +1,7 @@
 """Decoding: the ``Generator`` protocol, and native Megatron decoding behind it.
 
-A generator belongs to the world, not to an actor: ``load(actor)`` makes it speak with that actor's weights, and it
-refuses to decode when the actor has learned since. TensorRT-LLM, which allows one engine per process, is behind the
+A generator belongs to the world, not to an actor: ``load(actor)`` gives it that actor's weights, and it refuses to
+decode when the actor has learned since. TensorRT-LLM, which allows one engine per process, is behind the
 same protocol (trtllm.py).
 """
 
@@ -18,7 +18,7 @@ from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_regi
 
 from nemo_magic.actors.cached_rotary import cached_rotary
 from nemo_magic.actors.config import GenerationConfig, LengthConfig, SamplingConfig
-from nemo_magic.actors.sampling import Stops, hits_stop_string, sample_tokens, to_completion, uniform_draws
+from nemo_magic.actors.sampling import StopConditions, hits_stop_string, sample_tokens, to_completion, uniform_draws
 from nemo_magic.game.episode import Completion
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class StaleWeightsError(RuntimeError):
 
 
 class Generator(Protocol):
-    """Speaks for one actor at a time. Every rank of a model-parallel group calls with the same arguments."""
+    """Decodes for one actor at a time. Every rank of a model-parallel group calls with the same arguments."""
 
     def load(self, actor: MagicActor) -> None:
         """Take the actor's present weights; building an engine at the first call is part of it."""
@@ -57,10 +57,10 @@ class Generator(Protocol):
         """``pause``, and give back the memory that decoding held, so that training can have it."""
 
     def drain(self) -> dict[str, float]:
-        """Figures since the last call, the same names on every rank (docs/metrics.md)."""
+        """Metrics since the last call, the same names on every rank (docs/metrics.md)."""
 
     def close(self) -> None:
-        """Nothing is decoded any more."""
+        """Free everything; nothing is decoded any more."""
 
 
 class NativeGenerator:
@@ -77,22 +77,27 @@ class NativeGenerator:
         self._version = -1
 
     def load(self, actor: MagicActor) -> None:
+        """Decode with the actor's own weights; there is nothing to copy."""
         self.pause()
         actor.prepare_for_inference()
         self._actor, self._version = actor, actor.weights_version
 
     def pause(self) -> None:
+        """Leave inference mode."""
         if self._actor is not None:
             self._actor.finish_inference()
         self._actor = None
 
     def release(self) -> None:
+        """``pause``: the key/value cache lives for one ``generate`` only."""
         self.pause()
 
     def drain(self) -> dict[str, float]:
+        """No metrics of its own."""
         return {}
 
     def close(self) -> None:
+        """``pause``."""
         self.pause()
 
     @torch.no_grad()
@@ -103,6 +108,12 @@ class NativeGenerator:
         sampling: SamplingConfig,
         lengths: LengthConfig,
     ) -> list[Completion]:
+        """As ``Generator.generate``.
+
+        Raises:
+            StaleWeightsError: when no actor is loaded, or the loaded one has changed since ``load``.
+            ValueError: when a prompt and ``lengths.max_length`` together exceed ``model.encoder_seq_length``.
+        """
         actor = self._loaded()
         longest = max(map(len, prompts), default=0)
         if longest + lengths.max_length > actor.cfg.encoder_seq_length:
@@ -111,14 +122,14 @@ class NativeGenerator:
                 f"model.encoder_seq_length={actor.cfg.encoder_seq_length}"
             )
         device = torch.cuda.current_device()
-        stops = Stops.of(actor.chat, sampling.end_strings, device)
+        stops = StopConditions.of(actor.chat, sampling.end_strings, device)
         completions: list[Completion | None] = [None] * len(prompts)
         for cohort in self._cohorts([len(p) for p in prompts]):
             rows = [list(prompts[i]) for i in cohort]
             uniforms = uniform_draws([seeds[i] for i in cohort], lengths.max_length, device)
             with cached_rotary(actor):
-                said = _decode(actor, rows, uniforms, sampling, lengths, stops)
-            for i, completion in zip(cohort, said, strict=True):
+                decoded = _decode(actor, rows, uniforms, sampling, lengths, stops)
+            for i, completion in zip(cohort, decoded, strict=True):
                 completions[i] = completion
         return [c for c in completions if c is not None]
 
@@ -150,7 +161,7 @@ def _decode(
     uniforms: torch.Tensor,
     sampling: SamplingConfig,
     limits: LengthConfig,
-    stops: Stops,
+    stops: StopConditions,
 ) -> list[Completion]:
     device = torch.cuda.current_device()
     prompt_lengths = torch.tensor([len(p) for p in prompts], device=device)
@@ -165,10 +176,12 @@ def _decode(
     cache = InferenceParams(max_batch_size=len(prompts), max_sequence_length=total)
     logits = _prefill(actor, tokens[:, :first], cache)
     for column in range(first, total):
-        produced = column - prompt_lengths  # tokens this row has said so far; negative while its prompt is still fed
+        produced = column - prompt_lengths  # response tokens of this row so far; negative while its prompt is still fed
         live = (produced >= 0) & (produced < limits.max_length) & ~ended
         draw = uniforms.gather(1, produced.clamp(0, limits.max_length - 1)[:, None])
-        ids, chosen = _pick_everywhere(actor, logits, draw, sampling, banned=produced < limits.min_length, stops=stops)
+        ids, chosen = _sample_on_last_stage(
+            actor, logits, draw, sampling, banned=produced < limits.min_length, stops=stops
+        )
         tokens[:, column] = torch.where(live, ids, tokens[:, column])
         logprobs[:, column] = chosen * live
         response_lengths += live
@@ -185,7 +198,7 @@ def _decode(
 def _prefill(actor: MagicActor, tokens: torch.Tensor, cache: InferenceParams) -> torch.Tensor | None:
     """``_next_logits`` after the beginnings ``tokens`` [rows, S] of all prompts. What several rows begin with, as the
     samples of a group do, is read once and its keys and values are copied."""
-    distinct, place = torch.unique(tokens, dim=0, return_inverse=True)
+    distinct, inverse = torch.unique(tokens, dim=0, return_inverse=True)
     if len(distinct) == len(tokens):
         return _next_logits(actor, tokens, 0, cache)
     cache.max_batch_size = len(distinct)
@@ -195,10 +208,10 @@ def _prefill(actor: MagicActor, tokens: torch.Tensor, cache: InferenceParams) ->
         copies = []
         for part in kept:
             copy = part.new_empty(len(part), len(tokens), *part.shape[2:])
-            copy[: tokens.size(1)] = part[: tokens.size(1), place]
+            copy[: tokens.size(1)] = part[: tokens.size(1), inverse]
             copies.append(copy)
         cache.key_value_memory_dict[layer] = tuple(copies)
-    return None if logits is None else logits[place]
+    return None if logits is None else logits[inverse]
 
 
 def _next_logits(actor: MagicActor, tokens: torch.Tensor, offset: int, cache: InferenceParams) -> torch.Tensor | None:
@@ -229,16 +242,16 @@ def _next_logits(actor: MagicActor, tokens: torch.Tensor, offset: int, cache: In
     return gather_from_tensor_model_parallel_region(last[0]) if last else None
 
 
-def _pick_everywhere(
+def _sample_on_last_stage(
     actor: MagicActor,
     logits: torch.Tensor | None,
     draw: torch.Tensor,
     sampling: SamplingConfig,
     banned: torch.Tensor,
-    stops: Stops,
+    stops: StopConditions,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sample on the last stage; every rank of the model-parallel group learns the same ids and log-probabilities
-    [rows]."""
+    """Sample on the last pipeline stage; every rank of the model-parallel group receives the same ids and
+    log-probabilities [rows]."""
     packed = torch.zeros(2, draw.size(0), dtype=torch.float64, device=draw.device)
     if logits is not None:
         packed[0], packed[1] = sample_tokens(logits, draw, sampling, actor.chat.size, banned, stops.ids)

@@ -1,4 +1,4 @@
-"""Optimizer state in host memory while its role does not learn: what lets two 70B actors share their GPUs."""
+"""Optimizer state in host memory while its role does not learn, so that two 70B actors can share their GPUs."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Offload:
 
     @property
     def is_away(self) -> bool:
+        """Whether the state is in host memory now."""
         return bool(self._home)
 
     def send(self, optimizer: Any) -> None:

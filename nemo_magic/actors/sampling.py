@@ -1,4 +1,4 @@
-"""What decoding is, whatever computes the logits: which token is taken, what ends a response, what its text is."""
+"""Sampling, whatever computes the logits: which token is drawn, what ends a response, what its text is."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from nemo_magic.game.episode import Completion
 
 
 @dataclass(frozen=True)
-class Stops:
-    """What ends a response: ids (checked on tensors), and strings wherever they are said (checked on decoded tails).
+class StopConditions:
+    """What ends a response: ids (checked on tensors), and strings anywhere in the text (checked on decoded tails).
 
-    A string that is one token is both, since it may be said as a part of others; one that no text shows, such as a
-    special token, is an id only.
+    A string that is one token is both, since other tokens may contain it too; one that no text shows, such as a special
+    token, is an id only.
     """
 
     ids: torch.Tensor
     strings: tuple[str, ...]
 
     @classmethod
-    def of(cls, tokenizer: ChatTokenizer, end_strings: Sequence[str], device: torch.device | int | str) -> Stops:
+    def of(
+        cls, tokenizer: ChatTokenizer, end_strings: Sequence[str], device: torch.device | int | str
+    ) -> StopConditions:
+        """The tokenizer's end token and ``end_strings``, with ids on ``device``."""
         ids, strings = [tokenizer.end_id], []
         for end in end_strings:
             single = tokenizer.single_id(end)
@@ -39,10 +42,10 @@ class Stops:
         """How many ids of ``response`` there are up to its end, what ends it included; None where nothing does."""
         ids = set(self.ids.tolist())
         size = next((n for n, index in enumerate(response, 1) if index in ids), None)
-        said = response if size is None else response[:size]
-        if not any(end in chat.raw_text(said) for end in self.strings):
+        kept = response if size is None else response[:size]
+        if not any(end in chat.raw_text(kept) for end in self.strings):
             return size
-        size = len(said)
+        size = len(kept)
         while any(end in chat.raw_text(response[: size - 1]) for end in self.strings):
             size -= 1
         return size
@@ -111,14 +114,14 @@ def hits_stop_string(
     strings: Sequence[str],
 ) -> torch.Tensor:
     """[rows] bool: live rows whose response now contains a stop string."""
-    answer = torch.zeros_like(live)
+    hits = torch.zeros_like(live)
     # A stop string of n characters spans at most n tokens, and one more may carry its last character.
     tail = max(map(len, strings)) + 1
     for row in live.nonzero().flatten().tolist():
         start, size = int(prompt_lengths[row]), int(response_lengths[row])
-        said = chat.raw_text(tokens[row, max(start, start + size - tail) : start + size].tolist())
-        answer[row] = any(end in said for end in strings)
-    return answer
+        text = chat.raw_text(tokens[row, max(start, start + size - tail) : start + size].tolist())
+        hits[row] = any(end in text for end in strings)
+    return hits
 
 
 def to_completion(
@@ -128,12 +131,19 @@ def to_completion(
     logprobs: list[float],
     size: int,
     ended: bool,
-    stops: Stops,
+    stops: StopConditions,
 ) -> Completion:
+    """The completion of a decoded row.
+
+    Args:
+        tokens: prompt and response ids; ``logprobs`` has one value for each.
+        size: response ids that count, the end token included.
+        ended: whether a stop condition ended the response; otherwise the length limit did.
+    """
     span = slice(len(prompt), len(prompt) + size)
     response = tokens[span]
-    spoken = response[:-1] if ended and response and response[-1] in stops.ids.tolist() else response
-    text = chat.raw_text(spoken)
+    visible = response[:-1] if ended and response and response[-1] in stops.ids.tolist() else response
+    text = chat.raw_text(visible)
     for end in stops.strings:
         text = text.split(end, 1)[0]
     return Completion(tuple(prompt), tuple(response), tuple(logprobs[span]), text.strip(), ended)

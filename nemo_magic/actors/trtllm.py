@@ -2,7 +2,7 @@
 
 A process has one decoder, a global of NeMo's exporter: building a second one keeps the first without a word, and a
 refit goes to whichever is there. So one generator owns it for both roles, builds an engine once per architecture,
-refits it whenever the weights it holds are not those of the actor that is to speak, and unloads it before another
+refits it whenever it holds other weights than those of the actor that decodes, and unloads it before another
 architecture.
 
 TensorRT-LLM gives no log-probabilities; those that are trained on come from Megatron
@@ -30,7 +30,7 @@ from nemo_aligner.utils.utils import clear_memory
 
 from nemo_magic.actors.config import GenerationConfig, LengthConfig, SamplingConfig
 from nemo_magic.actors.generation import StaleWeightsError
-from nemo_magic.actors.sampling import Stops, to_completion
+from nemo_magic.actors.sampling import StopConditions, to_completion
 from nemo_magic.actors.tokenizer import ChatTokenizer
 from nemo_magic.compat.trtllm import scaled_rotary
 from nemo_magic.game.episode import Completion
@@ -81,12 +81,12 @@ class TRTLLMGenerator:
         self._longest_response = longest_response
         # A build splits MPI's world and puts a part in its place; the next build wants the whole again.
         self._mpi_world = MPI.COMM_WORLD
-        self._folder = Path(self._config.engine_dir) / _same_everywhere(uuid.uuid4().hex)
+        self._folder = Path(self._config.engine_dir) / _broadcast_from_main(uuid.uuid4().hex)
         self._engines: dict[tuple[Any, ...], _Engine] = {}
-        self._voices: dict[tuple[Any, ...], Any] = {}
+        self._wrappers: dict[tuple[Any, ...], Any] = {}
         self._live: _Engine | None = None
-        self._speaking: MagicActor | None = None
-        self._figures: dict[str, float] = {}
+        self._actor: MagicActor | None = None
+        self._metrics: dict[str, float] = {}
         self.drain()
         if _decoder() is not None:
             raise RuntimeError("a TensorRT-LLM engine is loaded in this process already, and there can be one only")
@@ -94,11 +94,15 @@ class TRTLLMGenerator:
     # --- the Generator protocol
 
     def load(self, actor: MagicActor) -> None:
-        """Raises RefitError on every rank when a rank's refit was incomplete, and ValueError for a vocabulary that the
-        exporter cannot share out."""
+        """As ``Generator.load``: build, or refit where the engine holds other weights.
+
+        Raises:
+            RefitError: on every rank, when a rank's refit was incomplete.
+            ValueError: for a vocabulary that the exporter cannot divide among tensor-parallel ranks.
+        """
         self.pause()
         actor.prepare_for_inference()
-        self._speaking = actor
+        self._actor = actor
         engine = self._engine_of(actor)
         if self._live not in (engine, None):
             self._unload()
@@ -112,6 +116,12 @@ class TRTLLMGenerator:
         sampling: SamplingConfig,
         lengths: LengthConfig,
     ) -> list[Completion]:
+        """As ``Generator.generate``; completions have no log-probabilities.
+
+        Raises:
+            StaleWeightsError: when no actor is loaded, or the engine holds other weights than it has now.
+            ValueError: when a prompt or ``lengths`` do not fit the engine.
+        """
         actor = self._loaded()
         longest = max(map(len, prompts), default=0)
         if longest > self._longest_prompt or lengths.max_length > self._longest_response:
@@ -120,28 +130,29 @@ class TRTLLMGenerator:
                 f"engine, which was built for generation.trt_llm.max_input_len={self._longest_prompt} and responses of "
                 f"{self._longest_response}"
             )
-        voice = self._voice(actor, sampling, lengths)
-        stops = Stops.of(actor.chat, sampling.end_strings, torch.cuda.current_device())
+        wrapper = self._wrapper_for(actor, sampling, lengths)
+        stops = StopConditions.of(actor.chat, sampling.end_strings, torch.cuda.current_device())
         stages = parallel_state.get_pipeline_model_parallel_world_size() if self._config.reshard else 1
-        mine = range(parallel_state.get_pipeline_model_parallel_rank() if stages > 1 else 0, len(prompts), stages)
-        said: dict[int, Completion] = {}
+        own = range(parallel_state.get_pipeline_model_parallel_rank() if stages > 1 else 0, len(prompts), stages)
+        completions: dict[int, Completion] = {}
         with self._resharded():
-            for cohort in self._cohorts(mine, prompts):
+            for cohort in self._cohorts(own, prompts):
                 rows, tokens = [list(prompts[i]) for i in cohort], [seeds[i] % _SEEDS for i in cohort]
-                found = _decode(voice, rows, tokens, self._rows)
-                for i, ids in zip(cohort, found, strict=True):
-                    said[i] = self._completion(actor, list(prompts[i]), ids[: lengths.max_length], stops)
+                decoded = _decode(wrapper, rows, tokens, self._rows)
+                for i, ids in zip(cohort, decoded, strict=True):
+                    completions[i] = self._completion(actor, list(prompts[i]), ids[: lengths.max_length], stops)
         if stages > 1:
             shares: list[Any] = [None] * stages
             group = parallel_state.get_pipeline_model_parallel_group()
-            torch.distributed.all_gather_object(shares, said, group=group)
-            said = {i: completion for share in shares for i, completion in share.items()}
-        return [said[i] for i in range(len(prompts))]
+            torch.distributed.all_gather_object(shares, completions, group=group)
+            completions = {i: completion for share in shares for i, completion in share.items()}
+        return [completions[i] for i in range(len(prompts))]
 
     def pause(self) -> None:
-        if self._speaking is not None:
-            self._speaking.finish_inference()
-        self._speaking = None
+        """Leave inference mode; the engine and its weights stay."""
+        if self._actor is not None:
+            self._actor.finish_inference()
+        self._actor = None
 
     def release(self) -> None:
         """Without ``unload_engine_train`` the engine stays, and so do the weights it holds."""
@@ -161,8 +172,8 @@ class TRTLLMGenerator:
 
     def drain(self) -> dict[str, float]:
         """Since the last call: refits and their seconds, and responses that were cut at an id that is no token."""
-        drained = self._figures
-        self._figures = dict.fromkeys(("timers/refit", "generation/refits", "generation/invalid_responses"), 0.0)
+        drained = self._metrics
+        self._metrics = dict.fromkeys(("timers/refit", "generation/refits", "generation/invalid_responses"), 0.0)
         return drained
 
     # --- engines
@@ -178,7 +189,7 @@ class TRTLLMGenerator:
                     "set generation.trt_llm.enable=false"
                 )
             folder = self._folder / f"engine{len(self._engines)}"
-            wrapper = self._wrapper(actor, SamplingConfig(), self._longest_prompt, self._longest_response, folder)
+            wrapper = self._build_wrapper(actor, SamplingConfig(), self._longest_prompt, self._longest_response, folder)
             self._engines[key] = _Engine(wrapper, folder)
         return self._engines[key]
 
@@ -191,15 +202,15 @@ class TRTLLMGenerator:
             MPI.COMM_WORLD = self._mpi_world
         with _refit_warnings() as unfilled, scaled_rotary(bool(actor.cfg.scale_positional_embedding)):
             engine.wrapper.refit(actor.model)  # the first time, this builds
-        everywhere: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(everywhere, unfilled)
-        problems = [text for texts in everywhere for text in texts]
+        ranks: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(ranks, unfilled)
+        problems = [text for texts in ranks for text in texts]
         if problems:
             raise RefitError(f"the engine kept weights that are not the {actor.role}'s: {problems[0]}")
         clear_memory()
         engine.is_built, engine.holds = True, (actor, actor.weights_version)
-        self._figures["generation/refits"] += 1
-        self._figures["timers/refit"] += time.perf_counter() - began
+        self._metrics["generation/refits"] += 1
+        self._metrics["timers/refit"] += time.perf_counter() - began
 
     def _unload(self) -> None:
         if self._live is not None:
@@ -209,7 +220,7 @@ class TRTLLMGenerator:
         self._live = None
 
     def _loaded(self) -> MagicActor:
-        actor = self._speaking
+        actor = self._actor
         if actor is None or self._live is None or self._live.holds is None:
             raise StaleWeightsError("generate() before load(actor)")
         held, version = self._live.holds
@@ -222,19 +233,21 @@ class TRTLLMGenerator:
 
     # --- decoding
 
-    def _voice(self, actor: MagicActor, sampling: SamplingConfig, lengths: LengthConfig) -> Any:
-        """The wrapper that knows how a role draws its tokens and where it stops; it decodes with whatever is loaded."""
+    def _wrapper_for(self, actor: MagicActor, sampling: SamplingConfig, lengths: LengthConfig) -> Any:
+        """The wrapper that knows a role's sampling and stop strings; it decodes with the engine that is loaded."""
         key = (actor, lengths.max_length, str(sampling))
-        if key not in self._voices:
+        if key not in self._wrappers:
             room = min(self._longest_prompt, actor.cfg.encoder_seq_length - lengths.max_length)
-            voice = self._wrapper(actor, sampling, room, lengths.max_length, self._folder / "none")
+            wrapper = self._build_wrapper(actor, sampling, room, lengths.max_length, self._folder / "none")
             # The wrapper finds a string's ids behind a text of its own, and has none where the two become one word.
             stops = _stop_words(actor.chat, sampling.end_strings)
-            voice.sampling_config.update(stop_words_list=np.repeat(stops[None], self._rows, axis=0))
-            self._voices[key] = voice
-        return self._voices[key]
+            wrapper.sampling_config.update(stop_words_list=np.repeat(stops[None], self._rows, axis=0))
+            self._wrappers[key] = wrapper
+        return self._wrappers[key]
 
-    def _wrapper(self, actor: MagicActor, sampling: SamplingConfig, prompt: int, response: int, folder: Path) -> Any:
+    def _build_wrapper(
+        self, actor: MagicActor, sampling: SamplingConfig, prompt: int, response: int, folder: Path
+    ) -> Any:
         from nemo_aligner.utils.trt_llm import GPTGenerateTRTLLM
 
         return GPTGenerateTRTLLM(
@@ -266,24 +279,24 @@ class TRTLLMGenerator:
         for start in range(0, len(order), self._rows):
             yield order[start : start + self._rows]
 
-    def _completion(self, actor: MagicActor, prompt: list[int], ids: list[int], stops: Stops) -> Completion:
+    def _completion(self, actor: MagicActor, prompt: list[int], ids: list[int], stops: StopConditions) -> Completion:
         """``ids`` up to where the response ends, or to the first that is no token."""
         size = next((n for n, index in enumerate(ids) if not 0 <= index < actor.chat.size), len(ids))
-        self._figures["generation/invalid_responses"] += size < len(ids)
+        self._metrics["generation/invalid_responses"] += size < len(ids)
         end = stops.end_of(actor.chat, ids[:size])
         size = size if end is None else end
         return to_completion(actor.chat, prompt, prompt + ids[:size], [], size, end is not None, stops)
 
 
-def _decode(voice: Any, rows: list[list[int]], seeds: list[int], batch_size: int) -> list[list[int]]:
-    """The ids said after every row; equal on all ranks that hold a part of the decoder."""
+def _decode(wrapper: Any, rows: list[list[int]], seeds: list[int], batch_size: int) -> list[list[int]]:
+    """The ids decoded after every row; equal on all ranks that hold a part of the decoder."""
     # The list of stop words has a fixed number of rows: what is missing is filled up, and dropped again.
     missing = batch_size - len(rows)
-    rows, seeds, given = rows + rows[:1] * missing, seeds + seeds[:1] * missing, len(rows)
-    voice.sampling_config.update(random_seed=torch.tensor(seeds, dtype=torch.long))
+    rows, seeds, count = rows + rows[:1] * missing, seeds + seeds[:1] * missing, len(rows)
+    wrapper.sampling_config.update(random_seed=torch.tensor(seeds, dtype=torch.long))
     answer = _decoder().generate(
         batch_input_ids=[torch.tensor(row, dtype=torch.long) for row in rows],
-        sampling_config=voice.sampling_config,
+        sampling_config=wrapper.sampling_config,
         streaming=False,
     )
     # Only the first pipeline stage is told: [rows, beams=1, prompt + response], and the length of both together.
@@ -292,7 +305,7 @@ def _decode(voice: Any, rows: list[list[int]], seeds: list[int], batch_size: int
     # Equal in theory; a differing last bit would let tensor-parallel ranks go on with different texts.
     ids = broadcast_2d_tensor_within_mp(ids, dtype=ids.dtype).tolist()
     sizes = broadcast_2d_tensor_within_mp(sizes, dtype=sizes.dtype).flatten().tolist()
-    return [ids[i][len(rows[i]) : sizes[i]] for i in range(given)]
+    return [ids[i][len(rows[i]) : sizes[i]] for i in range(count)]
 
 
 def _stop_words(chat: ChatTokenizer, end_strings: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int32]]:
@@ -316,24 +329,24 @@ def _decoder() -> Any:
 
 @contextmanager
 def _refit_warnings() -> Iterator[list[str]]:
-    """Collects what NeMo only warns of."""
-    found: list[str] = []
+    """Collects the warnings of NeMo that mean an incomplete refit."""
+    warnings: list[str] = []
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             text = record.getMessage()
             if text.startswith(_UNFILLED):
-                found.append(text)
+                warnings.append(text)
 
     collector = Collector(logging.WARNING)
     logging.getLogger().addHandler(collector)
     try:
-        yield found
+        yield warnings
     finally:
         logging.getLogger().removeHandler(collector)
 
 
-def _same_everywhere(value: str) -> str:
+def _broadcast_from_main(value: str) -> str:
     """Rank 0's ``value`` on every rank."""
     box = [value]
     torch.distributed.broadcast_object_list(box)

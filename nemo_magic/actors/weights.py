@@ -19,7 +19,7 @@ from nemo_magic.fsync_io import sync_folder
 
 if TYPE_CHECKING:
     from nemo_magic.actors.actor import MagicActor
-    from nemo_magic.actors.builder import TrainablePolicy
+    from nemo_magic.actors.trainable import TrainablePolicy
 
 _SETTLES = 0.02
 """Seconds before a fork."""
@@ -77,10 +77,10 @@ def load_weights(actor: MagicActor, folder: str | Path) -> None:
 
 
 def save_policies(trainable: Mapping[str, TrainablePolicy], folder: Path) -> AsyncRequest:
-    """Begin to write weights, optimizer and learning-rate schedule of every player into the empty ``folder``.
+    """Begin to write weights, optimizer and learning-rate schedule of every policy into the empty ``folder``.
 
     What is still to do when this returns is in the request: writing files, which may happen in a forked process while
-    the players learn on, and finalizing, which all ranks do together after that.
+    they learn on, and finalizing, which all ranks do together after that.
     """
     return _begin({name: _sharded_state(name, policy) for name, policy in trainable.items()}, folder)
 

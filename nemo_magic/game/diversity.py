@@ -21,7 +21,7 @@ def with_diversity(scored: Sequence[Scored], size: float) -> list[Scored]:
     """
     groups: dict[int, list[int]] = defaultdict(list)
     for i, one in enumerate(scored):
-        if one.rewards is not None and Role.ATTACKER in one.rewards and one.episode.said_by(Role.ATTACKER):
+        if one.rewards is not None and Role.ATTACKER in one.rewards and one.episode.messages_of(Role.ATTACKER):
             groups[one.episode.group].append(i)
     shown = {i: _bigrams(scored[i]) for members in groups.values() for i in members}
     found = list(scored)
@@ -42,7 +42,7 @@ def attack_distance(scored: Sequence[Scored]) -> Ratios:
     """
     groups: dict[int, dict[int, frozenset[tuple[str, str]]]] = defaultdict(dict)
     for one in scored:
-        said = one.episode.said_by(Role.ATTACKER)
+        said = one.episode.messages_of(Role.ATTACKER)
         if said:
             groups[one.episode.group][id(said[0])] = _bigrams(one)
     ratios = Ratios()

@@ -123,7 +123,7 @@ class Episode:
     turns: tuple[Turn, ...]
     ending: Ending = Ending.PLAYED
 
-    def said_by(self, role: Role) -> tuple[Completion, ...]:
+    def messages_of(self, role: Role) -> tuple[Completion, ...]:
         """What ``role``'s model said, turn by turn; nothing where no model wrote the rewrite."""
         said = (turn.attack if role is Role.ATTACKER else turn.defence for turn in self.turns)
         return tuple(completion for completion in said if completion is not None)

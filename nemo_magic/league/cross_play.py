@@ -22,7 +22,8 @@ from nemo_magic.game.metrics import Scored, attack_succeeded
 from nemo_magic.game.payoff import NO_REWRITE
 from nemo_magic.league.participants import LeagueSeeds, Participant, digest
 from nemo_magic.rollout.attack_prefetch import attack_from_row
-from nemo_magic.rollout.engine import AttackPrompt, RolloutEngine, fixed_attacks
+from nemo_magic.rollout.conversation import AttackPrompt
+from nemo_magic.rollout.engine import RolloutEngine, fixed_attacks
 from nemo_magic.rollout.reward_manager import RewardManager
 from nemo_magic.training.policies import PolicyPair
 

@@ -14,7 +14,7 @@ from nemo_magic.data.pools import read_rewrites
 from nemo_magic.data.seeds import SeedSet
 from nemo_magic.game.episode import Label, Role, Seed
 from nemo_magic.game.payoff import NO_REWRITE
-from nemo_magic.rollout.engine import RolloutSpec
+from nemo_magic.rollout.conversation import RolloutSpec
 
 REMOTE = "remote"
 """What the one self of a role that a server plays is called."""

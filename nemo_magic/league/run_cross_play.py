@@ -11,7 +11,8 @@ from nemo_magic.game.episode import Label, Role, Seed
 from nemo_magic.game.metrics import Ratios, rollout_metrics
 from nemo_magic.game.payoff import NO_REWRITE, CrossPlay
 from nemo_magic.league.participants import REMOTE, SHARED
-from nemo_magic.rollout.engine import AttackPrompt, RolloutEngine, RolloutSpec, fixed_attacks
+from nemo_magic.rollout.conversation import AttackPrompt, RolloutSpec
+from nemo_magic.rollout.engine import RolloutEngine, fixed_attacks
 from nemo_magic.rollout.reward_manager import RewardManager
 from nemo_magic.training.policies import PolicyPair
 

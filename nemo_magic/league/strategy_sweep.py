@@ -13,7 +13,8 @@ from nemo_magic.config import MagicConfig
 from nemo_magic.game.episode import Label, Role, Seed
 from nemo_magic.game.metrics import Ratios, Scored, attack_succeeded
 from nemo_magic.league.run_cross_play import playing_as, snapshots_of
-from nemo_magic.rollout.engine import GREEDY, AttackPrompt, Rewriter, RolloutEngine, fixed_attacks
+from nemo_magic.rollout.conversation import AttackPrompt
+from nemo_magic.rollout.engine import GREEDY, Rewriter, RolloutEngine, fixed_attacks
 from nemo_magic.rollout.reward_manager import RewardManager
 from nemo_magic.sandbox.language import MAX_ORDER, Strategy, all_strategies, parse, render
 from nemo_magic.sandbox.world import SandboxConfig, SandboxWorld

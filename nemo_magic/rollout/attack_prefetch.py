@@ -1,4 +1,4 @@
-"""Attacks made ahead: in a defender phase the attacker does not change, so its whole phase can be written at once."""
+"""Attacks generated ahead: in a defender phase the attacker does not change, so a whole phase can be one batch."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nemo_magic.game.episode import Completion, Label, Seed
-from nemo_magic.rollout.engine import AttackPrompt, RolloutSpec
+from nemo_magic.rollout.conversation import AttackPrompt, RolloutSpec
 
 if TYPE_CHECKING:
     from nemo_magic.actors.distributed import World
 
 
-class AttackWriter(Protocol):
-    """Whoever attacks the seeds of a defender phase."""
+class AttackSource(Protocol):
+    """What attacks the seeds of a defender phase."""
 
     def defender_openings(self, seeds: Mapping[int, Sequence[tuple[int, Seed]]]) -> dict[int, list[AttackPrompt]]:
         """Step → one attack on each of its ``(group, seed)``."""
@@ -28,21 +28,21 @@ class AttackPrefetcher:
     """
 
     def __init__(
-        self, world: World, writer: AttackWriter, seeds_of: Callable[[int], Sequence[tuple[int, Seed]]]
+        self, world: World, source: AttackSource, seeds_of: Callable[[int], Sequence[tuple[int, Seed]]]
     ) -> None:
         self._world = world
-        self._writer = writer
+        self._source = source
         self._seeds_of = seeds_of
         self._ready: dict[int, list[AttackPrompt]] = {}
 
     def get(self, step: int, ahead: int) -> list[AttackPrompt]:
-        """The openings of ``step``; if they are not there, those of ``ahead`` steps from it on are made together."""
+        """The openings of ``step``; if missing, those of ``ahead`` steps from it on are generated together."""
         if step not in self._ready:
-            self._ready = self._writer.defender_openings({s: self._seeds_of(s) for s in range(step, step + ahead)})
+            self._ready = self._source.defender_openings({s: self._seeds_of(s) for s in range(step, step + ahead)})
         return self._ready[step]
 
     def invalidate(self) -> None:
-        """The attacker is about to learn: what it wrote is no longer what it would write."""
+        """Drop everything: the attacker is about to learn, and would write other attacks then."""
         self._ready = {}
 
     def to_rows(self, since: int) -> list[dict[str, Any]]:
@@ -55,26 +55,26 @@ class AttackPrefetcher:
         ]
         return [row for part in self._world.gather_data_parallel(rows) for row in part]
 
-    def from_rows(self, rows: Sequence[Mapping[str, Any]], mine: Callable[[int], bool]) -> None:
-        """Take the rows of the groups that are ``mine``, whatever rank saved them."""
+    def from_rows(self, rows: Sequence[Mapping[str, Any]], is_own: Callable[[int], bool]) -> None:
+        """Take the rows of the groups that are this rank's own, whatever rank saved them."""
         self._ready = {}
         for row in rows:
             step_attacks = self._ready.setdefault(row["step"], [])
-            if mine(row["job"]["group"]):
+            if is_own(row["job"]["group"]):
                 step_attacks.append(attack_from_row(row))
 
 
 def attack_from_row(row: Mapping[str, Any]) -> AttackPrompt:
     """An attack from the row that ``asdict`` made of it."""
-    job, said = row["job"], row["completion"]
+    job, saved = row["job"], row["completion"]
     seed = Seed(job["seed"]["id"], job["seed"]["text"], Label(job["seed"]["label"]))
     completion = None
-    if said is not None:
+    if saved is not None:
         completion = Completion(
-            tuple(said["prompt_ids"]),
-            tuple(said["response_ids"]),
-            tuple(said["logprobs"]),
-            said["text"],
-            said["finished"],
+            tuple(saved["prompt_ids"]),
+            tuple(saved["response_ids"]),
+            tuple(saved["logprobs"]),
+            saved["text"],
+            saved["finished"],
         )
     return AttackPrompt(RolloutSpec(seed, job["group"], job["sample"]), row["rewrite"], row["format_ok"], completion)

@@ -1,7 +1,7 @@
-"""A role that a Hugging Face model plays in this process: transformers alone, neither Megatron nor a world.
+"""A policy of a Hugging Face model in this process: transformers alone, neither Megatron nor process groups.
 
-It decodes as a local actor does (picking.py): the tokenizer's end token and ``end_strings`` end an answer, ids beyond
-the tokenizer are never taken, and what is sampled depends on the chat, its seed and the weights only. Of the
+It decodes as a local actor does (actors/sampling.py): the tokenizer's end token and ``end_strings`` end an answer, ids
+beyond the tokenizer are never taken, and a sample depends on the chat, its seed and the weights only. Of the
 checkpoint's own ``generation_config.json`` nothing is used.
 """
 
@@ -17,19 +17,19 @@ from typing import Any
 import torch
 
 from nemo_magic.actors.config import ActorConfig, LengthConfig, SamplingConfig
-from nemo_magic.actors.sampling import Stops, sample_tokens, to_completion, uniform_draws
+from nemo_magic.actors.sampling import StopConditions, sample_tokens, to_completion, uniform_draws
 from nemo_magic.actors.tokenizer import ChatTokenizer
 from nemo_magic.game.episode import Completion
 from nemo_magic.game.prompts import Chat
-from nemo_magic.rollout.policy import shortened
+from nemo_magic.rollout.policy import truncated
 
 
 class HuggingFacePolicy:
     """The causal language model in the folder ``path`` (config.json, safetensors, tokenizer with a chat template).
 
     ``options``: the role's sampling, lengths and ``hf`` (dtype, device). ``batch_size``: chats decoded at once.
-    ``accelerator``: ``gpu`` or ``cpu``, where ``hf.device`` is null. ``speaks``: False reads the tokenizer alone, for
-    ranks that only ``fit``.
+    ``accelerator``: ``gpu`` or ``cpu``, where ``hf.device`` is null. ``generates``: False reads the tokenizer alone,
+    for ranks that only truncate.
 
     Raises:
         FileNotFoundError: there is no config.json at ``path``.
@@ -38,7 +38,7 @@ class HuggingFacePolicy:
     """
 
     def __init__(
-        self, path: str | Path, options: ActorConfig, batch_size: int, accelerator: str = "cpu", speaks: bool = True
+        self, path: str | Path, options: ActorConfig, batch_size: int, accelerator: str = "cpu", generates: bool = True
     ) -> None:
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -50,7 +50,7 @@ class HuggingFacePolicy:
         self._room = self._lengths.prompt_room(positions)
         self._prompt_ids = lru_cache(maxsize=4096)(self._chat.prompt_ids)
         self._model: Any = None
-        if speaks:
+        if generates:
             device = options.hf.device or ("cuda" if accelerator == "gpu" else "cpu")
             spread = {"device_map": "auto"} if device == "auto" else {}
             self._model = AutoModelForCausalLM.from_pretrained(path, torch_dtype=options.hf.dtype, **spread).eval()
@@ -60,28 +60,30 @@ class HuggingFacePolicy:
             self._model.generation_config = GenerationConfig()
 
     def generate(self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool) -> list[Completion | None]:
+        """As ``Policy.generate``."""
         prompts = [self._prompt_ids(chat) for chat in chats]
         readable = [i for i, prompt in enumerate(prompts) if len(prompt) <= self._room]
         readable.sort(key=lambda i: len(prompts[i]))
         sampling = replace(self._sampling, use_greedy=True) if greedy else self._sampling
-        said: list[Completion | None] = [None] * len(chats)
+        completions: list[Completion | None] = [None] * len(chats)
         for start in range(0, len(readable), self._batch_size):
             batch = readable[start : start + self._batch_size]
-            found = self._decode([list(prompts[i]) for i in batch], [seeds[i] for i in batch], sampling)
-            for i, completion in zip(batch, found, strict=True):
-                said[i] = completion
-        return said
+            decoded = self._decode([list(prompts[i]) for i in batch], [seeds[i] for i in batch], sampling)
+            for i, completion in zip(batch, decoded, strict=True):
+                completions[i] = completion
+        return completions
 
     def truncate_to_context(self, text: str, chat_of: Callable[[str], Chat]) -> str:
-        return shortened(text, chat_of, self._chat, self._prompt_ids, self._room)
+        """As ``Policy.truncate_to_context``."""
+        return truncated(text, chat_of, self._chat, self._prompt_ids, self._room)
 
     @torch.no_grad()
     def _decode(self, prompts: list[list[int]], seeds: Sequence[int], sampling: SamplingConfig) -> list[Completion]:
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
         device, chat, width = self._model.device, self._chat, max(map(len, prompts))
-        stops = Stops.of(chat, sampling.end_strings, device)
-        # On the left: all rows begin to speak in the same column.
+        stops = StopConditions.of(chat, sampling.end_strings, device)
+        # On the left: all responses begin in the same column.
         rows = [[chat.pad_id] * (width - len(prompt)) + prompt for prompt in prompts]
         mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
         choice = _Choice(
@@ -121,7 +123,7 @@ class _Choice:
         sampling: SamplingConfig,
         lengths: LengthConfig,
         chat: ChatTokenizer,
-        stops: Stops,
+        stops: StopConditions,
     ) -> None:
         self._width, self._uniforms, self._sampling = width, uniforms, sampling
         self._min_length, self._vocabulary, self._stops = lengths.min_length, chat.size, stops
@@ -139,7 +141,7 @@ class _Choice:
 class _Ended:
     """A stopping criterion: which rows have said one of the end strings."""
 
-    def __init__(self, width: int, chat: ChatTokenizer, stops: Stops) -> None:
+    def __init__(self, width: int, chat: ChatTokenizer, stops: StopConditions) -> None:
         self._width, self._chat, self._strings = width, chat, stops.strings
         # As many characters as tokens at most, and one more token may carry the last of them.
         self._tail = max(map(len, stops.strings)) + 1

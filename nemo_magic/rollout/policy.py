@@ -1,5 +1,5 @@
-"""Who speaks for a role: its own Megatron model here, a Hugging Face model in this process (huggingface.py), or an
-endpoint elsewhere (remote.py)."""
+"""What generates for a role: its own Megatron model (here), a Hugging Face model in this process (huggingface.py), a
+server (remote.py), or any of these with a cache (cached.py)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Policy(Protocol):
-    """Says the next message of chats. Every rank of a model-parallel group calls with the same arguments."""
+    """Generates the next message of chats. Every rank of a model-parallel group calls with the same arguments."""
 
     def generate(self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool) -> list[Completion | None]:
         """One completion per chat, in order; None where the chat is longer than the model can read.
@@ -46,30 +46,32 @@ class LocalPolicy:
         self._lengths = options.length_params
         room = self._lengths.prompt_room(actor.cfg.encoder_seq_length)
         self._room = room if longest_prompt is None else min(room, longest_prompt)
-        # The samples of a group share prompts, and what was fitted is said next.
+        # The samples of a group share prompts, and a prompt that was truncated is generated from next.
         self._prompt_ids = lru_cache(maxsize=4096)(actor.chat.prompt_ids)
 
     def generate(self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool) -> list[Completion | None]:
+        """As ``Policy.generate``."""
         prompts = [self._prompt_ids(chat) for chat in chats]
         readable = [i for i, prompt in enumerate(prompts) if len(prompt) <= self._room]
         sampling = replace(self._sampling, use_greedy=True) if greedy else self._sampling
-        said: list[Completion | None] = [None] * len(chats)
+        completions: list[Completion | None] = [None] * len(chats)
         self._generator.load(self._actor)
         try:
-            found = self._generator.generate(
+            generated = self._generator.generate(
                 [prompts[i] for i in readable], [seeds[i] for i in readable], sampling, self._lengths
             )
         finally:
             self._generator.pause()
-        for i, completion in zip(readable, found, strict=True):
-            said[i] = completion
-        return said
+        for i, completion in zip(readable, generated, strict=True):
+            completions[i] = completion
+        return completions
 
     def truncate_to_context(self, text: str, chat_of: Callable[[str], Chat]) -> str:
-        return shortened(text, chat_of, self._actor.chat, self._prompt_ids, self._room)
+        """As ``Policy.truncate_to_context``."""
+        return truncated(text, chat_of, self._actor.chat, self._prompt_ids, self._room)
 
 
-def shortened(
+def truncated(
     text: str,
     chat_of: Callable[[str], Chat],
     chat: ChatTokenizer,
@@ -79,7 +81,7 @@ def shortened(
     """As much of the beginning of ``text`` as leaves ``chat_of(text)`` at most ``room`` tokens long."""
     excess = len(prompt_ids(chat_of(text))) - room
     while excess > 0 and text:
-        words = chat.encode(text)
-        text = chat.text(words[: max(0, len(words) - excess)])
+        ids = chat.encode(text)
+        text = chat.text(ids[: max(0, len(ids) - excess)])
         excess = len(prompt_ids(chat_of(text))) - room
     return text

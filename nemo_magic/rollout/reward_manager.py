@@ -1,4 +1,4 @@
-"""Between the loop and the judge: one rank of each model-parallel group asks, all its ranks learn the same answer."""
+"""Rewards from the judge: source ranks ask, and all ranks of a model-parallel group receive the same."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from nemo_magic.actors.distributed import World
+from nemo_magic.actors.rank_group import run_on_sources
 from nemo_magic.game.diversity import with_diversity
 from nemo_magic.game.episode import Episode, Role, Verdict
 from nemo_magic.game.metrics import Scored
@@ -17,7 +18,7 @@ from nemo_magic.judge.config import JudgeConfig
 from nemo_magic.judge.errors import JudgeError
 from nemo_magic.judge.protocol import JudgeItem, to_request
 
-_COUNTED = ("items", "duplicates", "unknown", "requests", "retries", "hedges", "protocol_errors")
+_COUNTERS = ("items", "duplicates", "unknown", "requests", "retries", "hedges", "protocol_errors")
 
 
 class JudgeFailed(JudgeError):
@@ -26,8 +27,8 @@ class JudgeFailed(JudgeError):
 
 @dataclass(frozen=True)
 class PendingRewards:
-    """Episodes under judgement. ``future`` exists on the speaking rank only, as do ``audited``: the items of which a
-    second judge may be shown some."""
+    """Episodes under judgement. On source ranks ``future`` resolves to their verdicts, and ``audited`` holds the items
+    of which a second judge may be asked about some."""
 
     episodes: Sequence[Episode]
     future: Future[list[Verdict]] | None
@@ -35,103 +36,99 @@ class PendingRewards:
 
 
 class RewardManager:
-    """Asks for the verdicts that the rewards need, and for ``observe`` more fields for the record."""
+    """Asks for the verdict fields that the rewards need, and for ``extra_verdict_fields`` for the record."""
 
-    def __init__(self, world: World, judge: JudgeConfig, rewards: RewardConfig, observe: Sequence[str]) -> None:
+    def __init__(
+        self, world: World, judge: JudgeConfig, rewards: RewardConfig, extra_verdict_fields: Sequence[str]
+    ) -> None:
         self._world = world
         self._judge = judge
         self._rewards = rewards
-        self._fields = sorted(rewards.needs() | set(observe))
+        self._fields = sorted(rewards.needs() | set(extra_verdict_fields))
         self._client = JudgeClient(judge) if world.is_source else None
         self._auditor = Auditor(judge) if world.is_source and judge.audit_fraction else None
-        self._told: Mapping[str, float] = {}
+        self._last_stats: Mapping[str, float] = {}
         self.guard = ""
-        """Who judges, by its own name and revision; known once it was waited for."""
+        """Who judges, by its own name and revision; known after ``wait_ready``."""
 
     def wait_ready(self, timeout_s: float) -> None:
-        """Wait until a judge answers; an error on one rank is an error on all.
+        """Wait until a judge answers.
 
-        A judge that can never tell one of the fields which the run asks for is such an error.
+        Raises:
+            JudgeFailed: on every rank, when there is none in time, or when it can never answer a field that is asked.
         """
-        error = None
-        if self._client is not None:
-            try:
-                info = self._client.wait_ready(timeout_s)
-                refuse_incapable(info, self._fields)
-                self.guard = info.guard
-            except Exception as caught:
-                error = f"{type(caught).__name__}: {caught}"
-        self._raise_together(error)
-        self.guard = self._world.broadcast_model_parallel(self.guard)
+
+        def wait() -> str:
+            assert self._client is not None
+            info = self._client.wait_ready(timeout_s)
+            refuse_incapable(info, self._fields)
+            return info.guard
+
+        guard = run_on_sources(self._world, wait, JudgeFailed)
+        self.guard = self._world.broadcast_model_parallel(guard) or ""
 
     def submit(self, episodes: Sequence[Episode], audit: bool = False) -> PendingRewards:
-        """Send episodes to the judge and return at once. ``audit``: some may be shown to the second judge later."""
+        """Send episodes to the judge and return at once. ``audit``: a second judge may be asked about some of them."""
         if self._client is None:
             return PendingRewards(episodes, None)
         items = [to_request(episode, self._fields) for episode in episodes]
         return PendingRewards(episodes, self._client.score(items), items if audit else ())
 
     def collect(self, pending: PendingRewards) -> list[Scored]:
-        """Wait for the verdicts and pay rewards; a sample whose verdict leaves a needed field open is paid nothing.
+        """Wait for the verdicts and compute rewards; a sample whose verdict leaves a needed field open has none.
 
         Raises:
-            JudgeFailed: on every rank, when any rank's judge gave up or too many verdicts are unknown.
+            JudgeFailed: on every rank, when the judge of any gave up.
+            TooManyUnknown: on every rank, when more than ``judge.max_unknown_share`` of the verdicts are unknown.
         """
-        verdicts: list[Verdict] = []
-        error = None
-        if pending.future is not None:
-            try:
-                verdicts = pending.future.result()
-                if self._auditor is not None and pending.audited:
-                    self._auditor.compare(pending.audited, verdicts)
-            except Exception as caught:
-                # Value and error travel the same way: a rank that raised alone would leave its peers in a broadcast.
-                error = f"{type(caught).__name__}: {caught}"
-        verdicts, error = self._world.broadcast_model_parallel((verdicts, error))
-        self._raise_together(error)
-        scored = [self._pay(e, v) for e, v in zip(pending.episodes, verdicts, strict=True)]
+
+        def wait() -> list[Verdict]:
+            assert pending.future is not None
+            verdicts = pending.future.result()
+            if self._auditor is not None and pending.audited:
+                self._auditor.compare(pending.audited, verdicts)
+            return verdicts
+
+        verdicts = self._world.broadcast_model_parallel(run_on_sources(self._world, wait, JudgeFailed)) or []
+        scored = [self._score(e, v) for e, v in zip(pending.episodes, verdicts, strict=True)]
         if self._rewards.diversity > 0:
             scored = with_diversity(scored, self._rewards.diversity)
         unknown, total = self._world.sum_data_parallel(sum(s.rewards is None for s in scored), len(scored))
         refuse_unknown(self._judge, int(unknown), int(total))
         return scored
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """The metrics ``judge/*`` since the last call and ``judge_audit/*``, over all ranks and equal on each."""
-        told = self._client.stats() if self._client is not None else {}
-        since = {name: value - self._told.get(name, 0.0) for name, value in told.items()}
-        # A mean goes with its count, and comes back as one at the end.
-        since["latency_sum_s"] = _latency_sum(told) - _latency_sum(self._told)
-        self._told = told
-        audited = self._auditor.counts() if self._auditor is not None else None
-        ranks = self._world.gather_data_parallel(self._world.broadcast_model_parallel((since, audited)))
-        found = {name: sum(since[name] for since, _ in ranks) for name in _COUNTED}
-        found["outage_s"] = max(since["outage_s"] for since, _ in ranks)
+        stats = self._client.stats() if self._client is not None else {}
+        since = {name: value - self._last_stats.get(name, 0.0) for name, value in stats.items()}
+        # A mean becomes a sum here, and a mean again over all ranks.
+        since["latency_sum_s"] = _latency_sum(stats) - _latency_sum(self._last_stats)
+        self._last_stats = stats
+        audit = self._auditor.counts() if self._auditor is not None else None
+        ranks = self._world.gather_data_parallel(self._world.broadcast_model_parallel((since, audit)))
+        metrics = {name: sum(since[name] for since, _ in ranks) for name in _COUNTERS}
+        metrics["outage_s"] = max(since["outage_s"] for since, _ in ranks)
         if answers := sum(since["answers"] for since, _ in ranks):
-            found["latency_mean_s"] = sum(since["latency_sum_s"] for since, _ in ranks) / answers
+            metrics["latency_mean_s"] = sum(since["latency_sum_s"] for since, _ in ranks) / answers
         audits = [counts for _, counts in ranks if counts is not None]
-        return {f"judge/{name}": value for name, value in found.items()} | (
+        return {f"judge/{name}": value for name, value in metrics.items()} | (
             AuditCounts.merged(audits).figures() if audits else {}
         )
 
     def close(self) -> None:
+        """Close the connections to the judges."""
         if self._client is not None:
             self._client.close()
         if self._auditor is not None:
             self._auditor.close()
 
-    def _pay(self, episode: Episode, verdict: Verdict) -> Scored:
+    def _score(self, episode: Episode, verdict: Verdict) -> Scored:
         defender = defender_reward(self._rewards, episode.seed, verdict, episode.answer_format_ok)
         attacker = attacker_reward(self._rewards, episode.seed, verdict, episode.format_ok)
-        paid: dict[Role, Reward | None] = {Role.DEFENDER: defender, Role.ATTACKER: attacker}
-        rewards = {role: reward.parts for role, reward in paid.items() if reward is not None}
+        by_role: dict[Role, Reward | None] = {Role.DEFENDER: defender, Role.ATTACKER: attacker}
+        rewards = {role: reward.parts for role, reward in by_role.items() if reward is not None}
         return Scored(episode, verdict, rewards or None)
 
-    def _raise_together(self, error: str | None) -> None:
-        errors = [e for e in self._world.gather_data_parallel(self._world.broadcast_model_parallel(error)) if e]
-        if errors:
-            raise JudgeFailed(errors[0])
 
-
-def _latency_sum(told: Mapping[str, float]) -> float:
-    return told.get("latency_mean_s", 0.0) * told.get("answers", 0.0)
+def _latency_sum(stats: Mapping[str, float]) -> float:
+    return stats.get("latency_mean_s", 0.0) * stats.get("answers", 0.0)

@@ -2,7 +2,7 @@
 
 A checkpoint is a folder ``step_XXXXXX`` with
 
-- ``trainable/``: weights, optimizers and learning-rate schedules, a Megatron distributed checkpoint;
+- ``players/``: weights, optimizers and learning-rate schedules, a Megatron distributed checkpoint;
 - ``state.json``: everything else that the loop remembers; further JSON documents beside it;
 - ``rng/``: the random states of every rank;
 - ``checksums.json``: size and BLAKE2 of every file above; and ``COMMITTED``, which seals it.
@@ -21,14 +21,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest, DistributedAsyncCaller
 
-from nemo_magic.actors.builder import TrainablePolicy
 from nemo_magic.actors.distributed import World
 from nemo_magic.actors.random_state import random_states, set_random_states
+from nemo_magic.actors.rank_group import run_on_all
+from nemo_magic.actors.trainable import TrainablePolicy
 from nemo_magic.actors.weights import load_policies, missing_tensors, save_policies, sharded_bytes
 from nemo_magic.config.experiment import CheckpointConfig
 from nemo_magic.fsync_io import sync_folder, write_durably
@@ -45,6 +46,8 @@ from nemo_magic.runtime.manifest import Checksums, checksums_of, find_corruption
 
 PLAYERS, RNG = "players", "rng"
 _MARGIN = 1 << 20
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -63,11 +66,11 @@ class _Pending:
 class CheckpointManager:
     """Saves, finds and restores the game's checkpoints in ``<run>/checkpoints``. All methods are for all ranks."""
 
-    def __init__(self, world: World, run_dir: Path, config: CheckpointConfig, say: Callable[[str], None]) -> None:
+    def __init__(self, world: World, run_dir: Path, config: CheckpointConfig, note: Callable[[str], None]) -> None:
         self.folder = run_dir / FOLDER
         self._world = world
         self._config = config
-        self.say = say
+        self._note = note
         self._pending: _Pending | None = None
         self._last_step: int | None = None
 
@@ -81,7 +84,9 @@ class CheckpointManager:
         metrics: Mapping[str, float],
         wait: bool = False,
     ) -> None:
-        """Begin to save; ``poll`` or ``finish`` commits. ``documents``: file name → JSON value, of rank 0.
+        """Begin to save; ``poll`` or ``finish`` commits.
+
+        ``documents``: file name → JSON value, of rank 0. To ``state.json`` the layout is added.
 
         Raises:
             CheckpointError: on every rank, when it cannot be written. What was committed before stays.
@@ -91,17 +96,18 @@ class CheckpointManager:
                 self.finish()
             return
         self.finish()
-        self._together(lambda: self._make_room(step))
+        self._run_on_all(lambda: self._make_room(step))
         partial = partial_path(self.folder, step)
-        self._refuse_full(trainable, partial)
-        own: Checksums = {}
-        self._together(lambda: own.update(self._write_small(partial, documents)))
+        self._refuse_without_room(trainable, partial)
+        layout = {"layout": layout_of(self._world, trainable)}
+        documents = {**documents, STATE: documents[STATE] | layout}
+        own = self._run_on_all(lambda: self._write_small(partial, documents))
         request = save_policies(trainable, partial / PLAYERS)
         receiver, sender = multiprocessing.Pipe(duplex=False)
         writer = DistributedAsyncCaller()
         if request.async_fn is not None:
             buckets, results = request.async_fn_args
-            writer.schedule_async_call(_write_and_sum, (request.async_fn, buckets, results, partial, sender))
+            writer.schedule_async_call(_write_and_checksum, (request.async_fn, buckets, results, partial, sender))
         sender.close()
         value = metrics.get(self._config.monitor) if self._config.monitor is not None else None
         report = receiver if request.async_fn is not None else None
@@ -125,34 +131,34 @@ class CheckpointManager:
     # --- restoring
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that is whole. Damaged ones are said aloud and set aside.
+        """The newest checkpoint that is whole. Damaged ones are reported and set aside.
 
         Raises:
             CheckpointError: when there are checkpoints and all of them are damaged.
         """
-        found = committed_checkpoints(self.folder)
+        paths = committed_checkpoints(self.folder)
         self._world.barrier()
-        for path in found:
-            problems = self._damage(path)
+        for path in paths:
+            problems = self._problems_of(path)
             if not problems:
                 return path
-            self.say(f"checkpoint {path} is damaged ({'; '.join(problems[:3])}): set aside, going back further")
-            self._together(functools.partial(self._set_aside, path))
-        if found:
+            self._note(f"checkpoint {path} is damaged ({'; '.join(problems[:3])}): set aside, going back further")
+            self._run_on_all(functools.partial(self._set_aside, path))
+        if paths:
             raise CheckpointError(
                 f"{self.folder}: every checkpoint is damaged (kept as *.damaged). Start over with --resume never"
             )
         return None
 
     def restore(self, path: Path, trainable: Mapping[str, TrainablePolicy]) -> Mapping[str, Any]:
-        """Put ``path`` into the players and the random generators; returns ``state.json``."""
+        """Restore policies and random generators from ``path``; returns ``state.json``."""
         load_policies(trainable, path / PLAYERS)
         state: Mapping[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
         layout = layout_of(self._world, trainable)
         if state["layout"] == layout:
             set_random_states(torch.load(path / RNG / f"rank_{self._world.rank:05d}.pt", weights_only=True))
         else:
-            self.say(
+            self._note(
                 f"{path} was saved at {state['layout']}, this run is {layout}: the ranks' random states are begun anew "
                 "(only dropout draws from them)"
             )
@@ -169,7 +175,7 @@ class CheckpointManager:
             for sub in (PLAYERS, RNG):
                 (partial / sub).mkdir(parents=True)
 
-    def _refuse_full(self, trainable: Mapping[str, TrainablePolicy], partial: Path) -> None:
+    def _refuse_without_room(self, trainable: Mapping[str, TrainablePolicy], partial: Path) -> None:
         """Before a single byte is written: would it fit?"""
         each = self._world.all_gather((sharded_bytes(trainable), shutil.disk_usage(self.folder).free))
         copied, sharded = (sum(sizes[i] for sizes, _ in each) for i in range(2))
@@ -178,7 +184,7 @@ class CheckpointManager:
             self._discard(partial)
             raise CheckpointError(
                 f"no room for a checkpoint: about {_mb(needed)} needed, {_mb(free)} free in {self.folder}. "
-                f"{self._what_is_left()}"
+                f"{self._last_whole()}"
             )
 
     def _write_small(self, partial: Path, documents: Mapping[str, Any]) -> Checksums:
@@ -206,13 +212,13 @@ class CheckpointManager:
         failed = [text for text in self._world.all_gather(error) if text]
         if failed:
             self._discard(pending.partial)
-            raise CheckpointError(f"checkpoint {pending.partial.name}: {failed[0]}. {self._what_is_left()}")
+            raise CheckpointError(f"checkpoint {pending.partial.name}: {failed[0]}. {self._last_whole()}")
         for finalize in pending.request.finalize_fns:
             finalize()
-        self._together(lambda: self._refuse_incomplete(pending.partial / PLAYERS))
+        self._run_on_all(lambda: self._refuse_incomplete(pending.partial / PLAYERS))
         everything = [sums for sums in self._world.all_gather(pending.sums) if sums is not None]
-        self._together(lambda: self._seal(pending, everything))
-        self.say(f"checkpoint {self.folder / checkpoint_name(pending.step)} committed")
+        self._run_on_all(lambda: self._commit_manifest(pending, everything))
+        self._note(f"checkpoint {self.folder / checkpoint_name(pending.step)} committed")
 
     def _refuse_incomplete(self, trainable: Path) -> None:
         if self._world.is_main:
@@ -220,7 +226,7 @@ class CheckpointManager:
             if missing:
                 raise OSError(f"{trainable} does not say where {missing[0]} and {len(missing) - 1} more are")
 
-    def _seal(self, pending: _Pending, parts: Sequence[Checksums]) -> None:
+    def _commit_manifest(self, pending: _Pending, parts: Sequence[Checksums]) -> None:
         if not self._world.is_main:
             return
         partial, target = pending.partial, self.folder / checkpoint_name(pending.step)
@@ -232,10 +238,10 @@ class CheckpointManager:
         sync_folder(self.folder)
         prune_checkpoints(self.folder, self._config.keep_last, self._config.mode)
 
-    def _damage(self, path: Path) -> list[str]:
+    def _problems_of(self, path: Path) -> list[str]:
         """What is wrong with a checkpoint; ranks share the reading."""
-        found = self._world.all_gather(find_corruption(path, slice(self._world.rank, None, self._world.size)))
-        return list(dict.fromkeys(problem for part in found for problem in part))
+        parts = self._world.all_gather(find_corruption(path, slice(self._world.rank, None, self._world.size)))
+        return list(dict.fromkeys(problem for part in parts for problem in part))
 
     def _set_aside(self, path: Path) -> None:
         if self._world.is_main:
@@ -243,25 +249,20 @@ class CheckpointManager:
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
 
-    # --- together
+    # --- all ranks together
 
-    def _together(self, work: Callable[[], object]) -> None:
-        """Do ``work`` on every rank; an OSError of one is an error of all."""
-        error = None
-        try:
-            work()
-        except OSError as caught:
-            error = f"{type(caught).__name__}: {caught}"
-        failed = [text for text in self._world.all_gather(error) if text]
-        if failed:
-            raise CheckpointError(f"{self.folder}: {failed[0]}. {self._what_is_left()}")
+    def _run_on_all(self, work: Callable[[], T]) -> T:
+        """``run_on_all``, where an OSError of one rank is a CheckpointError of all."""
+        return run_on_all(
+            self._world, work, lambda text: CheckpointError(f"{self.folder}: {text}. {self._last_whole()}"), OSError
+        )
 
     def _discard(self, partial: Path) -> None:
         if self._world.is_main:
             shutil.rmtree(partial, ignore_errors=True)
         self._world.barrier()
 
-    def _what_is_left(self) -> str:
+    def _last_whole(self) -> str:
         paths = committed_checkpoints(self.folder)
         kept = f"The last one that is whole is {paths[0]}" if paths else "There is no earlier one"
         return f"{kept}; when the cause is gone, the same command goes on from there"
@@ -273,9 +274,9 @@ def layout_of(world: World, trainable: Mapping[str, TrainablePolicy]) -> dict[st
     return {"tp": cfg.tensor_model_parallel_size, "pp": cfg.pipeline_model_parallel_size, "dp": world.dp_size}
 
 
-def _write_and_sum(write: Callable[..., None], buckets: Any, results: Any, root: Path, report: Connection) -> None:
+def _write_and_checksum(write: Callable[..., None], buckets: Any, results: Any, root: Path, report: Connection) -> None:
     """Run in a forked process: Megatron's own writing, then the checksums of what it wrote."""
-    tap = _Tap(results)
+    tap = _ErrorTap(results)
     try:
         write(buckets, tap)
         error = None if tap.error is None else f"{type(tap.error).__name__}: {tap.error}"
@@ -284,7 +285,7 @@ def _write_and_sum(write: Callable[..., None], buckets: Any, results: Any, root:
         report.send((f"{type(caught).__name__}: {caught}", {}))
 
 
-class _Tap:
+class _ErrorTap:
     """Megatron's result queue, with an eye on whether it was told of an error."""
 
     def __init__(self, queue: Any) -> None:

@@ -1,4 +1,4 @@
-"""The checkpoints of a run as folders: their names, which are sealed, which stay. Imports neither torch nor NeMo."""
+"""A run's checkpoints as folders: names, which are committed, which are kept. Imports neither torch nor NeMo."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ FOLDER, STATE, COMMITTED = "checkpoints", "state.json", "COMMITTED"
 
 
 def checkpoint_name(step: int) -> str:
+    """A checkpoint's folder."""
     return f"step_{step:06d}"
 
 
@@ -20,13 +21,13 @@ def partial_path(folder: Path, step: int) -> Path:
 
 
 def committed_checkpoints(folder: Path) -> list[Path]:
-    """Sealed checkpoints, newest first, without a look inside."""
-    found = [path for path in folder.glob("step_*") if path.name[5:].isdigit() and (path / COMMITTED).is_file()]
-    return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
+    """Committed checkpoints, newest first, without a look inside."""
+    paths = [path for path in folder.glob("step_*") if path.name[5:].isdigit() and (path / COMMITTED).is_file()]
+    return sorted(paths, key=lambda path: int(path.name[5:]), reverse=True)
 
 
 def best_checkpoint(paths: Sequence[Path], mode: str) -> Path | None:
-    """The checkpoint whose seal has the best value, ``mode`` min or max; of equals the newest; None without values."""
+    """The checkpoint with the best value in its manifest, ``mode`` min or max; of equals the newest; None without."""
     best: tuple[float, Path] | None = None
     for path in paths:
         value = json.loads((path / COMMITTED).read_text(encoding="utf-8")).get("value")

@@ -40,6 +40,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Print the report of a run's folder."""
     for line in report(args.run):
         print(line)
     return 0
@@ -47,36 +48,36 @@ def run(args: argparse.Namespace) -> int:
 
 def report(folder: Path) -> Iterator[str]:
     """What is known, the culprit last."""
-    logs, places = newest_logs(folder), read_places(folder / FOLDER)
+    logs, positions = newest_logs(folder), read_positions(folder / FOLDER)
     last = dict(last_errors(logs)) if logs else {}
     for rank, line in last.items():
         yield f"rank {rank} said last: {line}"
     # Files of an earlier attempt say nothing about this one.
-    if logs is not None and places and places[0].attempt != logs.name and _looks_like_an_attempt(logs.name):
-        places = []
-    for place in places:
+    if logs is not None and positions and positions[0].attempt != logs.name and _looks_like_an_attempt(logs.name):
+        positions = []
+    for position in positions:
         yield (
-            f"rank {place.rank} on {place.host}: step {place.step}, {place.part}, since {place.moved_ago:.0f} s; "
-            f"{_spot(place)}"
+            f"rank {position.rank} on {position.host}: step {position.step}, {position.part}, "
+            f"since {position.moved_ago:.0f} s; {_innermost_frame(position)}"
         )
     lagging = list(behind(dict(read_traces(logs)))) if logs else []
     yield from lagging
     ended = first_ended(logs) if logs else None
-    if places:
-        yield f"culprit: {culprit(places, read_hosts(folder / FOLDER, places[0].attempt))}"
-    elif told := [line for line in last.values() if line.startswith(_SELF)]:
-        yield f"the run ended by itself: {told[0]}"
+    if positions:
+        yield f"culprit: {culprit(positions, read_hosts(folder / FOLDER, positions[0].attempt))}"
+    elif messages := [line for line in last.values() if line.startswith(_SELF)]:
+        yield f"the run ended by itself: {messages[0]}"
     elif lagging:
         yield f"culprit: {lagging[0]}"
     elif len(last) == 1:
-        yield f"culprit: rank {next(iter(last))}{_of(ended)}, the only one that failed by itself"
+        yield f"culprit: rank {next(iter(last))}{_ended_by(ended)}, the only one that failed by itself"
     elif ended:
         yield f"culprit: rank {ended['ranks']} on {ended['host']} ended first: {ended['how']}"
     elif not last:
         yield f"{folder}: no watchdog, flight recorder or rank log says anything of a failure"
 
 
-def _of(ended: Mapping[str, str] | None) -> str:
+def _ended_by(ended: Mapping[str, str] | None) -> str:
     return f" (srun: rank {ended['ranks']} on {ended['host']} ended first, {ended['how']})" if ended else ""
 
 
@@ -85,96 +86,104 @@ def _looks_like_an_attempt(name: str) -> bool:
 
 
 def newest_logs(folder: Path) -> Path | None:
-    found = [path for path in (folder / LOGS).glob("*") if path.is_dir()]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    """The folder of rank logs that was written last."""
+    folders = [path for path in (folder / LOGS).glob("*") if path.is_dir()]
+    return max(folders, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def read_places(folder: Path) -> list[RankPosition]:
-    """The places of the newest attempt, by rank, that were written in time.
+def read_positions(folder: Path) -> list[RankPosition]:
+    """The ranks' positions in the newest attempt, by rank, that were written in time.
 
     A stopped process goes on when it is told to end, and could then still write down where it has got to since.
     """
-    written = []
+    dated = []
     for path in folder.glob("rank-*.json"):
         try:
-            written.append((path.stat().st_mtime, RankPosition(**json.loads(path.read_text(encoding="utf-8")))))
+            dated.append((path.stat().st_mtime, RankPosition(**json.loads(path.read_text(encoding="utf-8")))))
         except (OSError, ValueError, TypeError):
             continue
-    if not written:
+    if not dated:
         return []
-    newest = max(written, key=lambda item: item[0])[1].attempt
+    newest = max(dated, key=lambda item: item[0])[1].attempt
     alarm = alarm_of(folder, newest)
-    raised = alarm.stat().st_mtime if alarm.exists() else max(time for time, _ in written)
-    places = [place for time, place in written if place.attempt == newest and time - raised <= place.grace]
-    return sorted(places, key=lambda place: place.rank)
+    raised = alarm.stat().st_mtime if alarm.exists() else max(time for time, _ in dated)
+    positions = [position for time, position in dated if position.attempt == newest and time - raised <= position.grace]
+    return sorted(positions, key=lambda position: position.rank)
 
 
 def read_hosts(folder: Path, attempt: str) -> Sequence[str]:
     """Where the ranks of an attempt ran, rank 0 first; empty where it is not known."""
     try:
-        found = json.loads((folder / HOSTS).read_text(encoding="utf-8"))
+        hosts = json.loads((folder / HOSTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ()
-    return found["names"] if found.get("attempt") == attempt else ()
+    return hosts["names"] if hosts.get("attempt") == attempt else ()
 
 
-def culprit(places: Sequence[RankPosition], hosts: Sequence[str] = ()) -> str:
+def culprit(positions: Sequence[RankPosition], hosts: Sequence[str] = ()) -> str:
     """The one that is not where the others wait. ``hosts``: of each rank, where that is known.
 
     A rank whose watchdog wrote nothing has no running process: stopped, or its node is gone. Otherwise the rank that
     got least far; of those equally far, one that is not inside a collective, else one that waits for a process of its
     own (a checkpoint's writer), else the one that is alone at its spot.
     """
-    world = places[0].world
-    silent = sorted(set(range(world)) - {place.rank for place in places})
-    waiting = f"the others wait in {_commonest([place.part for place in places])}, step {places[0].step}"
+    world = positions[0].world
+    silent = sorted(set(range(world)) - {position.rank for position in positions})
+    waiting = f"the others wait in {_most_common([position.part for position in positions])}, step {positions[0].step}"
     if silent:
         listed = ", ".join(f"{rank} on {hosts[rank]}" if hosts else str(rank) for rank in silent)
         return (
             f"rank{'s' if len(silent) > 1 else ''} {listed}: nothing was written in time; the process was stopped, "
             f"killed or cut off, or its node is gone; {waiting}"
         )
-    least = min((place.step, place.moves) for place in places)
-    behind = [place for place in places if (place.step, place.moves) == least]
+    least = min((position.step, position.moves) for position in positions)
+    behind = [position for position in positions if (position.step, position.moves) == least]
     if len(behind) == world:
-        outside = [place for place in places if not _in_collective(place)]
-        writing = [place for place in places if place.children]
-        behind = next((some for some in (outside, writing) if 0 < len(some) < world), _alone(places))
+        outside = [position for position in positions if not _in_collective(position)]
+        writing = [position for position in positions if position.children]
+        behind = next((some for some in (outside, writing) if 0 < len(some) < world), _outliers(positions))
     if not behind:
-        spots = "; ".join(dict.fromkeys(_spot(place) for place in places))
-        return f"none stands out: all {world} ranks are equally far, in step {places[0].step}, at {spots}"
+        spots = "; ".join(dict.fromkeys(_innermost_frame(position) for position in positions))
+        return f"none stands out: all {world} ranks are equally far, in step {positions[0].step}, at {spots}"
     listed = "; ".join(
-        f"rank {p.rank} on {p.host} in step {p.step}, {p.part}, at {_spot(p)}{_children(p)}" for p in behind
+        f"rank {p.rank} on {p.host} in step {p.step}, {p.part}, at {_innermost_frame(p)}{_children(p)}" for p in behind
     )
-    others = [place for place in places if place not in behind]
-    part, spot = _commonest([place.part for place in others]), _commonest([_spot(place) for place in others])
+    others = [position for position in positions if position not in behind]
+    part, spot = (
+        _most_common([position.part for position in others]),
+        _most_common([_innermost_frame(position) for position in others]),
+    )
     return f"{listed}; the others wait in {part}, at {spot}"
 
 
-def _children(place: RankPosition) -> str:
-    pids = ", ".join(map(str, place.children))
+def _children(position: RankPosition) -> str:
+    pids = ", ".join(map(str, position.children))
     return f", with a process of its own that has not ended (a checkpoint's writer?): {pids}" if pids else ""
 
 
-def _alone(places: Sequence[RankPosition]) -> list[RankPosition]:
-    counts = Counter(_spot(place) for place in places)
+def _outliers(positions: Sequence[RankPosition]) -> list[RankPosition]:
+    counts = Counter(_innermost_frame(position) for position in positions)
     rare = min(counts.values())
-    return [place for place in places if counts[_spot(place)] == rare] if rare < max(counts.values()) else []
+    return (
+        [position for position in positions if counts[_innermost_frame(position)] == rare]
+        if rare < max(counts.values())
+        else []
+    )
 
 
-def _in_collective(place: RankPosition) -> bool:
+def _in_collective(position: RankPosition) -> bool:
     # The innermost only: what a signal's handler or a hook does on top of a collective is no waiting for others.
-    return any(_COLLECTIVE.search(frame) for frame in place.stacks.get("main", [])[:1])
+    return any(_COLLECTIVE.search(frame) for frame in position.stacks.get("main", [])[:1])
 
 
-def _spot(place: RankPosition) -> str:
+def _innermost_frame(position: RankPosition) -> str:
     """The innermost frame that says something: ours rather than a library's."""
-    frames = place.stacks.get("main", ["nowhere"])
+    frames = position.stacks.get("main", ["nowhere"])
     own = next((frame for frame in frames if "nemo_magic" in frame), frames[0])
     return frames[0] if own == frames[0] else f"{own} → {frames[0]}"
 
 
-def _commonest(words: Sequence[str]) -> str:
+def _most_common(words: Sequence[str]) -> str:
     return Counter(words).most_common(1)[0][0]
 
 
@@ -184,22 +193,22 @@ def last_errors(logs: Path) -> Iterator[tuple[int, str]]:
         with path.open("rb") as file:
             file.seek(max(0, os.path.getsize(path) - 20_000))
             lines = file.read().decode(errors="replace").splitlines()
-        found = next((line for line in reversed(lines) if _ERROR.search(line)), None)
-        if found is not None:
-            yield int(path.stem.removeprefix("rank-")), found.strip()
+        last = next((line for line in reversed(lines) if _ERROR.search(line)), None)
+        if last is not None:
+            yield int(path.stem.removeprefix("rank-")), last.strip()
 
 
 def first_ended(logs: Path) -> Mapping[str, str] | None:
     """host, ranks, how: the first rank whose failing end srun told of; it ended the others."""
     path = logs / "srun.log"
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    found = _SRUN.search(text)
-    if not found:
+    match = _SRUN.search(text)
+    if not match:
         return None
-    code = re.search(r"exit code (\d+)", found["how"])
+    code = re.search(r"exit code (\d+)", match["how"])
     number = int(code[1]) - 128 if code else 0
     name = f" ({signal.Signals(number).name})" if number in {one.value for one in signal.Signals} else ""
-    return found.groupdict() | {"how": found["how"] + name}
+    return match.groupdict() | {"how": match["how"] + name}
 
 
 class _Plain(pickle.Unpickler):

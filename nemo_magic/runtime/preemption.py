@@ -1,4 +1,4 @@
-"""Being told to stop: signals of a scheduler, and the time a run may take."""
+"""Pre-emption: signals of a scheduler, and the time a run may take."""
 
 from __future__ import annotations
 
@@ -6,33 +6,28 @@ import signal
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
+
+from nemo_magic.actors.rank_group import RankGroup
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-T = TypeVar("T")
 
 SAVE_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What a scheduler sends, to some or all processes of a run, to have it save and end."""
 
 
-class Ranks(Protocol):
-    """Those who have to end together: a ``World``, or a process alone."""
-
-    def all_gather(self, value: T) -> list[T]:
-        """Every rank's ``value``, in rank order, on all of them."""
-
-
 class Preemption:
-    """Within its context SIGTERM and SIGUSR1 are remembered instead of obeyed, to be asked for between steps.
+    """Within its context SIGTERM and SIGUSR1 are remembered instead of obeyed; ``reason`` tells between steps.
 
     ``max_seconds``: the time the run may take from the construction on, or None. A step that has begun is finished, so
     leave room for one step and a checkpoint.
     """
 
-    def __init__(self, world: Ranks, max_seconds: float | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._world = world
+    def __init__(
+        self, ranks: RankGroup, max_seconds: float | None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._ranks = ranks
         self._clock = clock
         self._deadline = None if max_seconds is None else clock() + max_seconds
         self._received: int | None = None
@@ -40,13 +35,13 @@ class Preemption:
 
     def reason(self) -> str | None:
         """Why the run should end now, the same on every rank; all ranks take part."""
-        mine = 0 if self._received is None else int(self._received)
+        own = 0 if self._received is None else int(self._received)
         if self._deadline is not None and self._clock() >= self._deadline:
-            mine = mine or -1
-        told = next((value for value in self._world.all_gather(mine) if value), 0)
-        if told > 0:
-            return f"{signal.Signals(told).name} received"
-        return "exp_manager.max_time_per_run is over" if told else None
+            own = own or -1
+        first = next((value for value in self._ranks.all_gather(own) if value), 0)
+        if first > 0:
+            return f"{signal.Signals(first).name} received"
+        return "exp_manager.max_time_per_run is over" if first else None
 
     def __enter__(self) -> Self:
         for number in SAVE_SIGNALS:

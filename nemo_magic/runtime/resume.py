@@ -56,55 +56,48 @@ class Resume:
     newest: bool = False
 
 
-def decide(cfg: MagicConfig, wanted: str) -> Resume:
+def decide(cfg: MagicConfig, source: str) -> Resume:
     """``auto``: the newest checkpoint of the run's folder, if there is one; ``never``: a new game; else a checkpoint's
     folder, whatever its settings.
 
     Raises:
-        ConfigError: there is no such checkpoint, it knows too little for this game, or the run's folder holds a run
-            with other settings.
+        ConfigError: there is no such checkpoint, or the run's folder holds a run with other settings.
     """
-    if wanted == "never":
+    if source == "never":
         return Resume()
-    if wanted != "auto":
-        path = Path(wanted)
+    if source != "auto":
+        path = Path(source)
         if not (path / COMMITTED).is_file():
             raise ConfigError(
-                f"--resume {wanted}: no committed checkpoint there; give auto, never, or a folder such as "
+                f"--resume {source}: no committed checkpoint there; give auto, never, or a folder such as "
                 f"{cfg.exp_manager.explicit_log_dir}/checkpoints/step_000015"
             )
-        _refuse_without_pool(cfg, path)
+        try:
+            _saved_config(path)
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigError(f"--resume {source}: its {STATE} cannot be read ({error})") from error
         return Resume(path)
-    found = committed_checkpoints(Path(cfg.exp_manager.explicit_log_dir) / FOLDER)
-    if not found:
+    paths = committed_checkpoints(Path(cfg.exp_manager.explicit_log_dir) / FOLDER)
+    if not paths:
         return Resume()
     try:
-        saved = json.loads((found[0] / STATE).read_text(encoding="utf-8"))["config"]
+        saved = _saved_config(paths[0])
     except (OSError, ValueError, KeyError):
-        return Resume(found[0], newest=True)  # damaged; its turn comes when checksums are read
+        return Resume(paths[0], newest=True)  # damaged; its turn comes when checksums are read
     differing = list(differences(_filled(saved, asdict(MagicConfig())), asdict(cfg)))
     if differing:
         listed = "\n".join(f"  {key}: {before!r} before, {now!r} now" for key, before, now in differing[:12])
         raise ConfigError(
             f"{cfg.exp_manager.explicit_log_dir} holds a run with other settings:\n{listed}\n"
             "give this one another name (name=...), set the old one aside (--resume never), or go on from a checkpoint "
-            f"of it all the same (--resume {found[0]})"
+            f"of it all the same (--resume {paths[0]})"
         )
-    return Resume(found[0], newest=True)
+    return Resume(paths[0], newest=True)
 
 
-def _refuse_without_pool(cfg: MagicConfig, checkpoint: Path) -> None:
-    """A checkpoint from before there was a pool of opponents knows none that could be drawn."""
-    try:
-        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--resume {checkpoint}: its {STATE} cannot be read ({error})") from error
-    if "pool" not in state and cfg.game.pool.draw != "latest":
-        raise ConfigError(
-            f'--resume {checkpoint}: it is from before there was a pool of opponents (no "pool" in its {STATE}), and '
-            f"game.pool.draw={cfg.game.pool.draw} would draw from it: go on with game.pool.draw=latest, or begin a new "
-            "game (--resume never)"
-        )
+def _saved_config(checkpoint: Path) -> Mapping[str, Any]:
+    config: Mapping[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["config"]
+    return config
 
 
 def _filled(saved: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,7 +122,7 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any], above: str = "
 
 
 def start_weights(cfg: MagicConfig, checkpoint: Path | None) -> dict[str, Path]:
-    """Player name → the weights that the run began with, where it goes on from a checkpoint."""
+    """Policy name → the weights that the run began with, where it goes on from a checkpoint."""
     if checkpoint is None:
         return {}
     starts = checkpoint.parent.parent.glob("snapshots/*/start")

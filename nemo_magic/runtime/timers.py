@@ -11,11 +11,13 @@ GIB = float(1 << 30)
 
 
 class Gauge(Protocol):
-    """Measures the highest memory use since it was last told to begin, in bytes."""
+    """Measures the highest memory use since it began last."""
 
-    def begin(self) -> None: ...
+    def begin(self) -> None:
+        """Start to measure."""
 
-    def peak(self) -> float: ...
+    def peak(self) -> float:
+        """Bytes since ``begin``."""
 
 
 class Timers:
@@ -31,7 +33,7 @@ class Timers:
         self._peaks: dict[str, float] = {}
         self._open: list[str] = []
         self.moves = 0
-        """How often a part has begun or ended: a rank that gets on counts on."""
+        """How often a part has begun or ended; it grows as long as the rank makes progress."""
 
     @property
     def where(self) -> str:
@@ -40,6 +42,7 @@ class Timers:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
+        """Count the context's seconds under ``name``."""
         started = self._clock()
         self._gauged()
         self._open.append(name)

@@ -1,4 +1,4 @@
-"""A run that hangs ends, and says which rank of which node did, and where. Imports neither torch nor NeMo.
+"""Ends a run that hangs, and writes which rank of which node hung, and where. Imports neither torch nor NeMo.
 
 A thread per rank looks at whether the rank still moves from part to part of a step (``Timers``). Where nothing has
 moved for ``exp_manager.hang_timeout`` seconds it raises an alarm, a file that every rank's thread watches for; each
@@ -37,9 +37,12 @@ class ProgressSource(Protocol):
     """What is watched: a count that grows as long as the rank gets on, and the part it is in."""
 
     @property
-    def moves(self) -> int: ...
+    def moves(self) -> int:
+        """Grows as long as the rank makes progress."""
+
     @property
-    def where(self) -> str: ...
+    def where(self) -> str:
+        """The part of the step that is under way."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class Watchdog:
         run: the run's folder, which all ranks share.
         timeout: seconds without a move that are a hang: longer than the longest part of a step, and than a checkpoint.
         hosts: where each rank of the world runs (``host_of_process``).
-        timers: what moves.
+        timers: what makes progress.
         step: the step under way.
         end: how the process ends; os._exit, since a thread that hangs in a collective cannot be asked to.
     """
@@ -146,21 +149,21 @@ class Watchdog:
 
     def _watch(self) -> None:
         assert self._timeout is not None
-        seen, since = -1, time.monotonic()
+        last, since = -1, time.monotonic()
         while not self._over.wait(min(5.0, self._timeout / 10)):
             # Should a native call keep the interpreter to itself, this thread stands still, and that is what is left.
             faulthandler.dump_traceback_later(self._timeout + 2 * self._grace, exit=True)
-            if self._timers.moves != seen:
-                seen, since = self._timers.moves, time.monotonic()
+            if self._timers.moves != last:
+                last, since = self._timers.moves, time.monotonic()
             idle = time.monotonic() - since
             hung = idle >= self._timeout
             if hung or self._alarm.exists():
-                self._tell(idle, hung)
+                self._report(idle, hung)
                 return
 
-    def _tell(self, idle: float, hung: bool) -> None:
-        place = self._place(idle)
-        _write(self._path, place)
+    def _report(self, idle: float, hung: bool) -> None:
+        position = self._position(idle)
+        _write(self._path, position)
         if hung and not self._alarm.exists():
             self._alarm.touch()
         # The first that ends takes the others with it: all of them write first.
@@ -168,11 +171,11 @@ class Watchdog:
         if self._over.is_set() and not hung:
             return
         because = f"nothing moved for {idle:.0f} s" if hung else "another rank hangs"
-        line = f"rank {self._rank} on {place.host}: {because}, in step {place.step}, {place.part}; see {self._path}"
-        print(f"nemo-magic: {line}", file=sys.stderr, flush=True)
+        where = f"in step {position.step}, {position.part}; see {self._path}"
+        print(f"nemo-magic: rank {self._rank} on {position.host}: {because}, {where}", file=sys.stderr, flush=True)
         self._end(EXIT_HUNG)
 
-    def _place(self, idle: float) -> RankPosition:
+    def _position(self, idle: float) -> RankPosition:
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         stacks = {}
         for ident, frame in sys._current_frames().items():
@@ -197,7 +200,7 @@ class Watchdog:
         )
 
 
-def _write(path: Path, said: RankPosition | Hosts) -> None:
+def _write(path: Path, value: RankPosition | Hosts) -> None:
     partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(asdict(said), indent=1), encoding="utf-8")
+    partial.write_text(json.dumps(asdict(value), indent=1), encoding="utf-8")
     partial.replace(path)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nemo_magic.actors.config import LengthConfig, SamplingConfig
-from nemo_magic.actors.sampling import Stops
+from nemo_magic.actors.sampling import StopConditions
 from nemo_magic.rl.batch import DUMMY, Row, microbatches
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class ServingEngine:
             index, logprob = top[-1][0]
             response = (index,)
             own.append(logprob)
-            stops = Stops.of(self._actor.chat, request.sampling.end_strings, "cpu")
+            stops = StopConditions.of(self._actor.chat, request.sampling.end_strings, "cpu")
             finished = stops.end_of(self._actor.chat, response) is not None
         # The position before a token predicts it.
         before: list[tuple[tuple[int, float], ...]] = [(), *(tuple(each[: request.top]) for each in top)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from nemo_magic.actors.snapshots import Snapshot
 from nemo_magic.config import MagicConfig
@@ -15,7 +14,7 @@ from nemo_magic.report.game_picture import draw_game
 from nemo_magic.report.records import CROSSPLAY_FILE, METRICS_FILE, PICTURE_FILE, STRATEGIES_FILE
 from nemo_magic.rollout.engine import RolloutEngine
 from nemo_magic.rollout.reward_manager import RewardManager
-from nemo_magic.tracking.metric_logger import MetricLogger
+from nemo_magic.runtime.run import Run
 from nemo_magic.tracking.run_summary import print_summary
 from nemo_magic.training.policies import PolicyPair
 
@@ -24,25 +23,24 @@ def final_evaluation(
     cfg: MagicConfig,
     pair: PolicyPair,
     rollouts: RolloutEngine,
-    reward_manager: RewardManager,
+    rewards: RewardManager,
     snapshots: Mapping[str, Sequence[Snapshot]],
     test: Sequence[Seed],
-    folder: Path,
-    logger: MetricLogger,
+    run: Run,
 ) -> None:
-    """Measure on the ``test`` seeds, leave the results in ``folder``, and have ``logger`` show them."""
-    seeds, main = list(enumerate(test)), pair.world.is_main
+    """Measure on the ``test`` seeds, leave the results in the run's folder, and log them."""
+    folder, seeds, main = run.folder, list(enumerate(test)), pair.world.is_main
     if cfg.game.crossplay.enabled:
-        matrix = cross_play(pair, rollouts, reward_manager, snapshots, seeds, cfg)
+        matrix = cross_play(pair, rollouts, rewards, snapshots, seeds, cfg)
         if main:
             matrix.save(folder / CROSSPLAY_FILE)
     if cfg.game.strategy_sweep == "sandbox":
-        worst = probe_strategies(pair, rollouts, reward_manager, snapshots, seeds, cfg)
+        worst = probe_strategies(pair, rollouts, rewards, snapshots, seeds, cfg)
         if main:
             (folder / STRATEGIES_FILE).write_text(json.dumps(worst, indent=1))
     if main:
         crossplay = folder / CROSSPLAY_FILE
         draw_game(folder / METRICS_FILE, crossplay if crossplay.exists() else None, folder / PICTURE_FILE)
-        logger.conclude()
+        run.logger.conclude()
         print_summary(folder)
     pair.world.barrier()

@@ -1,8 +1,8 @@
-"""Who plays: the players that live here, and whoever speaks for each role."""
+"""The two policies of a game: those that can learn here, and the one that generates for each role."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,38 +10,45 @@ from types import TracebackType
 
 from typing_extensions import Self
 
-from nemo_magic.actors.builder import TrainablePolicy, build_policy
+from nemo_magic.actors.builder import build_policy
 from nemo_magic.actors.distributed import World
 from nemo_magic.actors.errors import RemoteError
-from nemo_magic.actors.generation import Generator, NativeGenerator
+from nemo_magic.actors.generation import Generator
+from nemo_magic.actors.rank_group import run_on_sources
+from nemo_magic.actors.trainable import TrainablePolicy
 from nemo_magic.config import MagicConfig, role_model
-from nemo_magic.game.episode import Completion, Role
-from nemo_magic.game.prompts import Chat
+from nemo_magic.game.episode import Role
 from nemo_magic.league.participants import SHARED
-from nemo_magic.rollout.policy import LocalPolicy, Policy
+from nemo_magic.rollout.local_policies import build_local_policies
+from nemo_magic.rollout.policy import Policy
 from nemo_magic.rollout.remote import RemotePolicy
+from nemo_magic.rollout.shared import SharedPolicy
+
+
+class RemotePolicyError(RemoteError):
+    """A server that plays a role failed some rank; raised on every rank alike."""
 
 
 @dataclass
 class PolicyPair:
-    """``trainable``: role → its local model; in self-play both roles have the same one. ``policies``: every role's.
-    ``generator``: what local players speak through."""
+    """``trainable``: role → its model in this world; in self-play both roles have the same one. ``policies``: role →
+    what generates for it, a server's included. ``generator``: what the models of this world generate with."""
 
     world: World
     trainable: dict[Role, TrainablePolicy]
     policies: dict[Role, Policy]
     generator: Generator
-    _open: ExitStack = field(default_factory=ExitStack)
+    _resources: ExitStack = field(default_factory=ExitStack)
 
     @property
     def unique(self) -> dict[str, TrainablePolicy]:
-        """Each player once, by the name it is saved under."""
+        """Each trainable policy once, by the name it is saved under."""
         if len(self.trainable) == len(Role) and self.trainable[Role.ATTACKER] is self.trainable[Role.DEFENDER]:
             return {SHARED: self.trainable[Role.DEFENDER]}
         return {str(role): policy for role, policy in self.trainable.items()}
 
     def set_learner(self, role: Role) -> TrainablePolicy:
-        """The player of ``role``, ready to learn; whoever else is here makes room for it."""
+        """The policy of ``role``, ready to learn; the other one's optimizer leaves the device."""
         learner = self.trainable[role]
         for policy in self.unique.values():
             if policy is not learner:
@@ -55,19 +62,18 @@ class PolicyPair:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._open.close()
+        self._resources.close()
 
 
 def build_policies(cfg: MagicConfig, weights: Mapping[str, Path] | None = None) -> PolicyPair:
-    """Build every local player and a speaker for every role.
+    """Build a trainable policy for every role that no server plays, and what generates for each role.
 
-    ``weights``: player name → the weights it begins with, instead of ``actors.<role>.restore_from_path``.
+    ``weights``: policy name → the weights it begins with, instead of ``actors.<role>.restore_from_path``.
 
     Raises:
-        RemoteError: on every rank, when a role that a server plays is not to be had.
+        RemotePolicyError: on every rank, when a role that a server plays is not to be had.
     """
     weights = weights or {}
-    local = [role for role in Role if not cfg.actors.of(role).is_remote]
 
     def build(role: Role, name: str, number: int, steps: int | None = None) -> TrainablePolicy:
         options = cfg.actors.of(role)
@@ -82,69 +88,24 @@ def build_policies(cfg: MagicConfig, weights: Mapping[str, Path] | None = None) 
         shared = build(Role.DEFENDER, SHARED, 1, cfg.game.max_steps * cfg.grpo.minibatches)
         trainable = dict.fromkeys(Role, shared)
     else:
+        local = [role for role in Role if not cfg.actors.of(role).is_remote]
         trainable = {role: build(role, str(role), number) for number, role in enumerate(Role) if role in local}
-    world = World.current()
-    generator = _generator(cfg, trainable)
-    pair = PolicyPair(world, trainable, {}, generator)
-    pair._open.callback(generator.close)
+    actors = {role: policy.actor for role, policy in trainable.items()}
+    generator, policies = build_local_policies(cfg.generation, actors, {role: cfg.actors.of(role) for role in Role})
+    pair = PolicyPair(World.current(), trainable, dict(policies), generator)
+    pair._resources.callback(generator.close)
     for role in Role:
-        if role in trainable:
-            longest = cfg.generation.trt_llm.max_input_len if cfg.generation.trt_llm.enable else None
-            pair.policies[role] = LocalPolicy(trainable[role].actor, generator, cfg.actors.of(role), longest)
-        else:
-            pair.policies[role] = pair._open.enter_context(_SharedRemotePolicy(world, cfg, role))
+        if role not in trainable:
+            pair.policies[role] = _remote_policy(pair.world, cfg, role, pair._resources)
     return pair
 
 
-def _generator(cfg: MagicConfig, trainable: Mapping[Role, TrainablePolicy]) -> Generator:
-    """One for all local players; an engine is built for the longest prompt and response of any."""
-    if not cfg.generation.trt_llm.enable:
-        return NativeGenerator(cfg.generation)
-    from nemo_magic.actors.trtllm import TRTLLMGenerator
+def _remote_policy(world: World, cfg: MagicConfig, role: Role, resources: ExitStack) -> Policy:
+    options = cfg.actors.of(role)
 
-    limits = {role: cfg.actors.of(role).length_params for role in trainable}
-    longest = max(limits[role].prompt_room(policy.actor.cfg.encoder_seq_length) for role, policy in trainable.items())
-    return TRTLLMGenerator(cfg.generation, longest, max(limit.max_length for limit in limits.values()))
+    def connect() -> RemotePolicy:
+        policy = resources.enter_context(RemotePolicy(options, f"actors.{role}.remote", clients=world.dp_size))
+        policy.wait_ready(options.remote.give_up_after)
+        return policy
 
-
-class RemotePolicyError(RemoteError):
-    """A server that plays a role failed some rank; raised on every rank alike."""
-
-
-class _SharedRemotePolicy:
-    """A remote speaker for a whole world: one rank of each model-parallel group asks, all learn the same answer."""
-
-    def __init__(self, world: World, cfg: MagicConfig, role: Role) -> None:
-        self._world = world
-        options = cfg.actors.of(role)
-        key = f"actors.{role}.remote"
-        self._policy = RemotePolicy(options, key, clients=world.dp_size) if world.is_source else None
-        self._together(lambda policy: policy.wait_ready(options.remote.give_up_after))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._policy is not None:
-            self._policy.close()
-
-    def generate(self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool) -> list[Completion | None]:
-        said: list[Completion | None] = []
-        self._together(lambda policy: said.extend(policy.generate(chats, seeds, greedy)))
-        return self._world.broadcast_model_parallel(said)
-
-    def truncate_to_context(self, text: str, chat_of: Callable[[str], Chat]) -> str:
-        return text
-
-    def _together(self, work: Callable[[RemotePolicy], object]) -> None:
-        """Ask on the speaking ranks; an error on one is an error on all."""
-        error = None
-        if self._policy is not None:
-            try:
-                work(self._policy)
-            except Exception as caught:
-                # A rank that raised alone would leave its peers waiting.
-                error = f"{type(caught).__name__}: {caught}"
-        failed = [text for text in self._world.all_gather(error) if text]
-        if failed:
-            raise RemotePolicyError(failed[0])
+    return SharedPolicy(world, run_on_sources(world, connect, RemotePolicyError), RemotePolicyError)

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from nemo_magic.actors.actor import LossFunction, Metrics, Objective
-from nemo_magic.actors.builder import TrainablePolicy, build_policy
+from nemo_magic.actors.builder import build_policy
 from nemo_magic.actors.distributed import World
 from nemo_magic.actors.tokenizer import ChatTokenizer
+from nemo_magic.actors.trainable import TrainablePolicy
 from nemo_magic.actors.weights import save_weights
 from nemo_magic.config import MagicConfig, role_model
 from nemo_magic.data.errors import DataError
@@ -106,7 +107,10 @@ def _pool(cfg: MagicConfig, path: str | None, key: str, role: Role, policy: Trai
 
 def _learn(policy: TrainablePolicy, world: World, rows: Sequence[Row]) -> dict[str, float]:
     norm = Normalizer(*world.sum_data_parallel(sum(len(row.response_ids) for row in rows), len(rows)))
-    update = policy.learn(policy.microbatches(rows, world), _completion_loss(norm))
+    try:
+        update = policy.learn(policy.microbatches(rows, world), _completion_loss(norm))
+    except FloatingPointError as error:
+        raise DivergedError(f"sft: {error}: lower model.optim.lr") from error
     if not update.made:
         raise DivergedError(f"sft: the {policy.role}'s gradient norm is {update.grad_norm}: lower model.optim.lr")
     return {

@@ -1,4 +1,4 @@
-"""From judged episodes to an optimizer step: rows, log-probabilities, advantages, microbatches."""
+"""From scored episodes to optimizer steps: rows, log-probabilities, advantages, microbatches."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from nemo_magic.actors.actor import Objective
-from nemo_magic.actors.builder import TrainablePolicy
 from nemo_magic.actors.distributed import World
+from nemo_magic.actors.trainable import TrainablePolicy
 from nemo_magic.game.episode import Episode, Role
 from nemo_magic.game.metrics import Ratios, Scored
 from nemo_magic.rl.advantages import Advantages, rollout_advantages
@@ -21,27 +21,28 @@ from nemo_magic.runtime.errors import DivergedError
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """A role's sampled ids in a list of episodes: a row per message, and the number of the episode it belongs to."""
+    """The sampled ids of ``role`` in a list of episodes: a row per message, and the index of its episode."""
 
+    role: Role
     rows: list[Row]
     episode_of: list[int]
 
 
 class Trainer:
-    """The GRPO update of whichever player learns. Every rank brings its own share of whole groups."""
+    """The GRPO update of whichever policy learns. Every rank brings its own share of whole groups."""
 
     def __init__(self, world: World, config: GRPOConfig) -> None:
         self._world = world
         self._config = config
 
-    def said(self, policy: TrainablePolicy, role: Role, episodes: Sequence[Episode]) -> RolloutBatch:
-        """What ``role`` said, all turns, with the log-probabilities that the loss will compare against.
+    def prepare(self, policy: TrainablePolicy, role: Role, episodes: Sequence[Episode]) -> RolloutBatch:
+        """The messages of ``role``, all turns, with the log-probabilities that the loss will compare against.
 
-        Needs no verdicts, so that the judge works meanwhile. With a single minibatch and β = 0 there is nothing to
+        Needs no rewards, so that the judge works meanwhile. With a single minibatch and β = 0 there is nothing to
         compute.
         """
-        spoken = [(i, completion) for i, episode in enumerate(episodes) for completion in episode.said_by(role)]
-        rows = [Row(c.prompt_ids, c.response_ids, rollout_logprobs=c.logprobs or None) for _, c in spoken]
+        messages = [(i, message) for i, episode in enumerate(episodes) for message in episode.messages_of(role)]
+        rows = [Row(m.prompt_ids, m.response_ids, rollout_logprobs=m.logprobs or None) for _, m in messages]
         batches = None
         if self._config.minibatches > 1:
             batches = policy.microbatches(rows, self._world)
@@ -51,37 +52,26 @@ class Trainer:
             batches = batches or policy.microbatches(rows, self._world)
             reference = scatter_back(batches, policy.actor.reference_logprobs(batches), len(rows))
             rows = [replace(row, ref_logprobs=values) for row, values in zip(rows, reference, strict=True)]
-        return RolloutBatch(rows, [i for i, _ in spoken])
+        return RolloutBatch(role, rows, [i for i, _ in messages])
 
-    def advantages(self, role: Role, scored: Sequence[Scored]) -> Advantages:
-        """Group advantages of this rank's episodes; one that is truncated in any turn is truncated."""
-        paid = [s.rewards.get(role) if s.rewards is not None else None for s in scored]
-        truncated = [not all(c.finished for c in s.episode.said_by(role)) for s in scored]
-        return rollout_advantages(
-            rewards=torch.tensor([0.0 if reward is None else sum(reward.values()) for reward in paid]),
-            groups=torch.tensor([s.episode.group for s in scored]),
-            paid=torch.tensor([reward is not None for reward in paid], dtype=torch.bool),
-            truncated=torch.tensor(truncated, dtype=torch.bool),
-            config=self._config,
-        )
-
-    def update(
-        self, policy: TrainablePolicy, scored: Sequence[Scored], said: RolloutBatch, found: Advantages
-    ) -> dict[str, float]:
+    def update(self, policy: TrainablePolicy, batch: RolloutBatch, scored: Sequence[Scored]) -> dict[str, float]:
         """One pass over the rollout in ``grpo.minibatches`` optimizer steps. Returns global metrics.
+
+        ``scored``: the batch's episodes with their rewards, in order.
 
         Raises:
             DivergedError: on every rank, when ``grpo.max_skipped_updates`` updates in a row were not finite or too
-                large to be made.
+                large to be made, or when the optimizer used a gradient that was not finite.
         """
+        advantages = self.advantages(batch.role, scored)
         groups = sorted({s.episode.group for s in scored})
-        share = {group: i % self._config.minibatches for i, group in enumerate(groups)}
+        minibatch_of = {group: i % self._config.minibatches for i, group in enumerate(groups)}
         ratios, norms, largest = Ratios(), list[float](), dict[str, float]()
         for minibatch in range(self._config.minibatches):
             live = [
-                replace(row, advantage=float(found.values[i]))
-                for row, i in zip(said.rows, said.episode_of, strict=True)
-                if found.live[i] and share[scored[i].episode.group] == minibatch
+                replace(row, advantage=float(advantages.values[i]))
+                for row, i in zip(batch.rows, batch.episode_of, strict=True)
+                if advantages.live[i] and minibatch_of[scored[i].episode.group] == minibatch
             ]
             norm = Normalizer(*self._world.sum_data_parallel(sum(len(row.response_ids) for row in live), len(live)))
             ratios.add("live_rows", norm.sequences)
@@ -92,7 +82,10 @@ class Trainer:
             def objective(logprobs: torch.Tensor, batch: MicroBatch, norm: Normalizer = norm) -> Objective:
                 return grpo_objective(logprobs, batch, self._config, norm)
 
-            update = policy.learn(batches, objective, self._config.skip_grad_norm, observe=True)
+            try:
+                update = policy.learn(batches, objective, self._config.skip_grad_norm, observe=True)
+            except FloatingPointError as error:
+                raise DivergedError(str(error)) from error
             ratios.add("skipped_updates", not update.made)
             if update.made:
                 for name, (value, count) in update.metrics.items():
@@ -113,6 +106,18 @@ class Trainer:
             means["loss"] = means["policy_loss"] + self._config.kl_beta * means["kl"]
         means["lr"] = policy.learning_rate
         return {f"train_optim/{name}": value for name, value in means.items()}
+
+    def advantages(self, role: Role, scored: Sequence[Scored]) -> Advantages:
+        """Group advantages of this rank's episodes; one that is truncated in any turn is truncated."""
+        rewards = [s.rewards.get(role) if s.rewards is not None else None for s in scored]
+        truncated = [not all(m.finished for m in s.episode.messages_of(role)) for s in scored]
+        return rollout_advantages(
+            rewards=torch.tensor([0.0 if reward is None else sum(reward.values()) for reward in rewards]),
+            groups=torch.tensor([s.episode.group for s in scored]),
+            paid=torch.tensor([reward is not None for reward in rewards], dtype=torch.bool),
+            truncated=torch.tensor(truncated, dtype=torch.bool),
+            config=self._config,
+        )
 
 
 def grpo_objective(logprobs: torch.Tensor, batch: MicroBatch, config: GRPOConfig, norm: Normalizer) -> Objective:

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from nemo_magic.actors.rank_group import SingleProcess
 from nemo_magic.evaluation.cached_judge import CachedJudge
 from nemo_magic.evaluation.defence_config import SelfEvalConfig, SmoothLLMConfig
 from nemo_magic.evaluation.defences import Defence, NoDefence, RunStats, SelfEval, SmoothLLM
@@ -15,7 +16,6 @@ from nemo_magic.game.episode import Completion, Safety, Verdict
 from nemo_magic.game.prompts import Chat, PromptConfig
 from nemo_magic.judge.protocol import JudgeItem
 from nemo_magic.rollout.cached import CachedPolicy
-from nemo_magic.rollout.rank_group import SingleProcess
 from nemo_magic.rollout.response_cache import ResponseCache
 
 FIELDS = frozenset({"response_safety"})
@@ -76,22 +76,20 @@ class Staged:
     def __init__(
         self, folder: Path, defender: Rule, attacker: Rule | None = None, judge: Any = None, cot: bool = False
     ) -> None:
-        self.place, self.tally = SingleProcess(), RunStats()
-        self.journal = ResponseCache(folder / "answers", 0)
-        self.defender = CachedPolicy(self.place, defender, self.journal, "defender", remote=False)
-        self.attacker = attacker and CachedPolicy(
-            self.place, attacker, self.journal, "attacker", False, {"temperature": 1.0}
-        )
-        self.bench = CachedJudge(self.place, judge or Judge(), ResponseCache(folder / "verdicts", 0), "g@1")
-        self.model = NoDefence(self.defender, PROMPTS, cot, self.tally)
+        self.ranks, self.stats = SingleProcess(), RunStats()
+        self.cache = ResponseCache(folder / "answers", 0)
+        self.defender = CachedPolicy(self.ranks, defender, self.cache, "defender")
+        self.attacker = attacker and CachedPolicy(self.ranks, attacker, self.cache, "attacker", {"temperature": 1.0})
+        self.judge = CachedJudge(self.ranks, judge or Judge(), ResponseCache(folder / "verdicts", 0), "g@1")
+        self.model = NoDefence(self.defender, PROMPTS, cot, self.stats)
 
     def smoothllm(self, **options: Any) -> SmoothLLM:
-        return SmoothLLM(SmoothLLMConfig(**options), self.model, self.bench, self.place, FIELDS, seed=1)
+        return SmoothLLM(SmoothLLMConfig(**options), self.model, self.judge, self.ranks, FIELDS, seed=1)
 
     def self_eval(self, evaluator: Rule | None = None, **options: Any) -> SelfEval:
-        voice = evaluator and CachedPolicy(self.place, evaluator, self.journal, "evaluator", remote=False)
+        voice = evaluator and CachedPolicy(self.ranks, evaluator, self.cache, "evaluator")
         return SelfEval(SelfEvalConfig(**options), self.model, voice or self.defender)
 
     def stage(self, defence: Defence | None = None, turns: int = 1, seed: int | None = None) -> TaskRunner:
         attacker = self.attacker and Attacker(self.attacker, turns, seed)
-        return TaskRunner(self.place, defence or self.model, attacker, self.bench, PROMPTS, FIELDS, self.tally)
+        return TaskRunner(self.ranks, defence or self.model, attacker, self.judge, PROMPTS, FIELDS, self.stats)

@@ -61,12 +61,12 @@ def test_smoothllm_answers_with_one_of_the_majority(tmp_path: Path) -> None:
     assert staged.model.answer([asked(SPELL)]) == [Reply(SPELL, "bad wug")]
     [reply] = staged.smoothllm().answer([asked(SPELL)])
     assert reply is not None
-    assert reply.shown == SPELL
+    assert reply.prompt == SPELL
     assert reply.text.startswith("Sorry")
     # Undisturbed copies are the message itself: one answer, generated once.
     assert staged.smoothllm(percent=0).answer([asked(SPELL)]) == [Reply(SPELL, "bad wug")]
     assert len(defender.chats) == 1 + 10
-    assert staged.tally.messages["defender"] == 1 + 10 + 10
+    assert staged.stats.messages["defender"] == 1 + 10 + 10
 
 
 def test_copies_and_choice_are_the_cases_own_and_nothing_is_generated_twice(tmp_path: Path) -> None:
@@ -98,10 +98,10 @@ def test_a_vote_by_the_judge_needs_no_phrases_and_leaves_out_what_it_cannot_tell
     assert [[m.content for m in item.conversation] for item in judge.items] == [
         ["hi", "ho", SPELL, "a bad wug"], ["hi", "ho", SPELL, "no wug of mine"]
     ]  # fmt: skip
-    assert staged.tally.messages["judge"] == 10
+    assert staged.stats.messages["judge"] == 10
     lost = Staged(tmp_path, Rule(lambda chat, seed: "wug"))
     assert lost.smoothllm(vote="judge", copies=3).answer([asked("LOST wug")]) == [None]
-    assert lost.tally.undecided == 3
+    assert lost.stats.undecided == 3
 
 
 def test_the_phrases_are_looked_for_in_what_is_visible(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_self_eval_of_the_answer_puts_a_refusal_in_place_of_what_the_evaluator_c
     assert [chat[-1].content for chat in evaluator.chats] == [
         "Answer:\n'''bad wug'''\n\nThe answer is:", "Answer:\n'''Sorry, no 3'''\n\nThe answer is:"
     ]  # fmt: skip
-    assert (staged.tally.refused, staged.tally.messages["evaluator"]) == (1, 2)
+    assert (staged.stats.refused, staged.stats.messages["evaluator"]) == (1, 2)
 
 
 def test_self_eval_of_the_message_asks_the_defender_nothing_that_is_refused(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_an_evaluator_that_says_neither_word_is_counted(tmp_path: Path, unreadab
     staged = Staged(tmp_path, Rule(lambda chat, seed: "mu"))
     defence = staged.self_eval(Rule(says_unsafe_of_bad), check="output", refusal="No.", unreadable=unreadable)
     assert defence.answer([asked("wug")]) == [Reply("wug", text)]
-    assert staged.tally.unreadable == 1
+    assert staged.stats.unreadable == 1
 
 
 def test_a_defended_conversation_goes_on_from_what_the_user_was_shown(tmp_path: Path) -> None:

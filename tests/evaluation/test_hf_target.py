@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from nemo_magic.actors.config import ActorConfig, LengthConfig, SamplingConfig
 from nemo_magic.config import ConfigError, MagicConfig, compose
 from nemo_magic.config.evaluation import describe_evaluation, needs_world
-from nemo_magic.evaluation.runner import answering
+from nemo_magic.evaluation.setup import evaluation_options
 from nemo_magic.game.episode import Message
 from nemo_magic.game.prompts import Chat
 from nemo_magic.rollout.huggingface import HuggingFacePolicy
@@ -83,7 +83,7 @@ def test_a_chat_that_is_too_long_has_no_answer_and_what_is_fitted_has_one(world:
         return (Message("user", text),)
 
     long = "so " * POSITIONS
-    mute = HuggingFacePolicy(world.hf, ActorConfig(length_params=SAID), 3, speaks=False)
+    mute = HuggingFacePolicy(world.hf, ActorConfig(length_params=SAID), 3, generates=False)
     fitted = mute.truncate_to_context(long, chat_of)
     assert fitted == policy(world).truncate_to_context(long, chat_of)
     assert 10 < len(fitted.split()) < POSITIONS
@@ -114,7 +114,7 @@ def test_a_folder_of_transformers_is_told_by_what_is_in_it_and_needs_no_world(wo
 def test_what_will_not_be_judged_is_not_generated_and_what_can_be_read_stays(world: ServedWorld) -> None:
     cfg = configured(world, f"actors.defender.restore_from_path={world.hf}", "eval.max_judged_tokens=3")
     cfg.actors.defender.length_params = replace(cfg.actors.defender.length_params, max_prompt_length=30)
-    limits = answering(cfg, "defender").length_params  # type: ignore[arg-type]
+    limits = evaluation_options(cfg, "defender").length_params  # type: ignore[arg-type]
     assert (limits.max_length, limits.max_prompt_length) == (3, 30)
 
 

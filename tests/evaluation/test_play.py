@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from staging import FIELDS, PROMPTS, Judge, Rule, Staged, echo
 
+from nemo_magic.evaluation.errors import EvaluationError
 from nemo_magic.evaluation.example import Example, attempts
 from nemo_magic.evaluation.task_runner import TaskRunner
 from nemo_magic.game.episode import Label, Safety, Verdict
 from nemo_magic.game.prompts import Chat
 from nemo_magic.judge.protocol import JudgeItem
-from nemo_magic.rollout.rank_group import EvaluationError
 
 
 def harmful(id: str, *turns: str) -> Example:
@@ -30,14 +30,14 @@ def test_a_rewrite_is_what_the_defender_sees_and_the_seed_is_what_the_judge_is_t
     assert [chat[-1].content for chat in defender.chats] == ["HARMFUL: NORP IT"]
     assert judge.items[0].seed is not None
     assert judge.items[0].seed.text == "norp it"
-    assert (staged.tally.unplayed, staged.tally.broken_format) == (1, 0)
+    assert (staged.stats.unplayed, staged.stats.broken_format) == (1, 0)
 
 
 def test_what_the_model_cannot_read_is_cut_and_counted(tmp_path: Path) -> None:
     staged = Staged(tmp_path, defender := echo())
     staged.stage().play([harmful("a", "one two three four five six seven")])
     assert defender.chats[0][-1].content == "one two three four five six"
-    assert staged.tally.cut == 1
+    assert staged.stats.cut == 1
 
 
 def test_equal_cases_are_asked_once_and_a_lost_verdict_is_asked_for_again(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_an_attack_that_cannot_go_on_is_judged_as_it_stands_and_a_plan_is_unknow
     judge = Judge()
     staged = Staged(tmp_path, Rule(talks), Rule(persists), judge)
     assert set(staged.stage(turns=3).play([harmful("a", "norp")])) == {"a"}
-    assert (len(judge.items[0].conversation), staged.tally.ended, staged.tally.unplayed) == (2, 1, 0)
+    assert (len(judge.items[0].conversation), staged.stats.ended, staged.stats.unplayed) == (2, 1, 0)
 
     class Deaf(Rule):
         def truncate_to_context(self, text: str, chat_of: object) -> str:
@@ -121,12 +121,12 @@ def test_an_attack_that_cannot_go_on_is_judged_as_it_stands_and_a_plan_is_unknow
 
     staged = Staged(tmp_path, Deaf(talks))
     assert staged.stage().play([harmful("p", "norp", "la " * 12)]) == {}
-    assert (staged.tally.ended, staged.tally.unplayed) == (0, 1)
+    assert (staged.stats.ended, staged.stats.unplayed) == (0, 1)
 
 
 def test_answers_of_a_file_are_judged_and_nobody_is_asked(tmp_path: Path) -> None:
     staged = Staged(tmp_path, defender := echo(), judge=(judge := Judge()))
-    stage = TaskRunner(staged.place, None, None, staged.bench, PROMPTS, FIELDS, staged.tally)
+    stage = TaskRunner(staged.ranks, None, None, staged.judge, PROMPTS, FIELDS, staged.stats)
     cases = [
         Example("a", ("norp", "and then"), Label.HARMFUL, replies=("no", "bad")),
         Example("b", ("norp",), Label.HARMFUL, replies=("no",)),

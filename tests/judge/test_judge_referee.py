@@ -31,6 +31,9 @@ class Twins:
     def gather_data_parallel(self, value: Any) -> list[Any]:
         return [value, value]
 
+    def all_gather(self, value: Any) -> list[Any]:
+        return [value] * self.size
+
     def sum_data_parallel(self, *values: float) -> list[float]:
         return [2 * value for value in values]
 
@@ -134,7 +137,7 @@ def test_rewards_are_the_same_with_and_without_a_second_judge(kind: str, server,
         assert audited.collect(audited.submit(played, audit=True)) == without
     wait_for(lambda: second.asked)
     assert all(scored.rewards is not None for scored in without)
-    figures = audited.figures()
+    figures = audited.metrics()
     assert {"judge_audit/samples", "judge_audit/failed", "judge_audit/skipped"} <= set(figures)
 
 
@@ -143,7 +146,7 @@ def test_a_second_judge_is_shown_what_is_to_be_audited_and_nothing_else(server, 
     audited = referee(first.url, second.url)
     audited.collect(audited.submit(episodes(5)))
     audited.collect(audited.submit(episodes(2), audit=True))
-    wait_for(lambda: audited.figures()["judge_audit/samples"] == 2)
+    wait_for(lambda: audited.metrics()["judge_audit/samples"] == 2)
     assert sum(len(body["items"]) for body in second.asked) == 2
 
 
@@ -151,7 +154,7 @@ def test_figures_count_since_they_were_last_asked_for(server, referee) -> None: 
     judge = server(saying(503, b"busy"), judging)
     ref = referee(judge.url)
     ref.collect(ref.submit(episodes(8)))
-    one, two = ref.figures(), ref.figures()
+    one, two = ref.metrics(), ref.metrics()
     assert one["judge/items"] == 8
     assert one["judge/retries"] >= 1
     assert one["judge/requests"] == 2 + one["judge/retries"]
@@ -160,7 +163,7 @@ def test_figures_count_since_they_were_last_asked_for(server, referee) -> None: 
     assert set(two) == set(one) - {"judge/latency_mean_s"}
     assert not any(two.values())
     ref.collect(ref.submit(episodes(3)))
-    assert ref.figures()["judge/items"] == 3
+    assert ref.metrics()["judge/items"] == 3
 
 
 def test_figures_of_ranks_add_up_and_their_latency_does_not(server, referee) -> None:  # type: ignore[no-untyped-def]
@@ -168,11 +171,11 @@ def test_figures_of_ranks_add_up_and_their_latency_does_not(server, referee) -> 
     ref = referee(first.url, second.url, world=Twins())
     ref.collect(ref.submit(episodes(6), audit=True))
     mean = ref._client.stats()["latency_mean_s"]
-    found = ref.figures()
+    found = ref.metrics()
     assert found["judge/items"] == 12
     assert found["judge/latency_mean_s"] == pytest.approx(mean)
-    wait_for(lambda: ref.figures()["judge_audit/samples"] == 12)
-    found = ref.figures()
+    wait_for(lambda: ref.metrics()["judge_audit/samples"] == 12)
+    found = ref.metrics()
     # Of six replies the first judge finds four unsafe; the second none.
     assert found["judge_audit/agreement_response_safety"] == pytest.approx(1 / 3)
     assert found["judge_audit/kappa_response_safety"] == 0
@@ -181,4 +184,4 @@ def test_figures_of_ranks_add_up_and_their_latency_does_not(server, referee) -> 
 def test_without_a_second_judge_there_are_no_figures_of_one(server, referee) -> None:  # type: ignore[no-untyped-def]
     ref = referee(server(judging).url)
     ref.collect(ref.submit(episodes(2), audit=True))
-    assert not [name for name in ref.figures() if name.startswith("judge_audit/")]
+    assert not [name for name in ref.metrics() if name.startswith("judge_audit/")]

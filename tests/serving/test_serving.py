@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from nemo_magic.actors.config import SamplingConfig
-from nemo_magic.actors.sampling import Stops
+from nemo_magic.actors.sampling import StopConditions
 from nemo_magic.actors.tokenizer import ChatTokenizer
 from nemo_magic.config.serving import ServeConfig
 from nemo_magic.serving.app import create_app
@@ -73,13 +73,13 @@ def test_an_answer_ends_where_it_says_a_stop_string_whatever_its_tokens(
 ) -> None:
     ids = words.of_text(response).ids
     assert words.response_text(ids, stops) == said
-    assert Stops.of(words.chat, stops, "cpu").end_of(words.chat, ids) == size
+    assert StopConditions.of(words.chat, stops, "cpu").end_of(words.chat, ids) == size
 
 
 def test_a_stop_string_that_is_a_token_is_looked_for_within_others_too_and_a_special_one_by_its_id(
     words: OffsetTokenizer,
 ) -> None:
-    stops = Stops.of(words.chat, ["so", "</s>"], "cpu")
+    stops = StopConditions.of(words.chat, ["so", "</s>"], "cpu")
     assert stops.strings == ("so",)
     assert stops.ids.tolist() == [words.chat.end_id, words.of_text("so").ids[0], words.chat.end_id]
 

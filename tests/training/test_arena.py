@@ -151,8 +151,8 @@ def test_one_broken_message_breaks_the_format_of_the_whole_game() -> None:
 
 def test_all_turns_of_a_role_are_what_it_said() -> None:
     episode = stage().rollouts.attacker_rollout(SEEDS, 0)[0]
-    assert [c.text for c in episode.said_by(Role.DEFENDER)] == ["no 1", "no 2", "no 3"]
-    assert [c.text for c in episode.said_by(Role.ATTACKER)] == [
+    assert [c.text for c in episode.messages_of(Role.DEFENDER)] == ["no 1", "no 2", "no 3"]
+    assert [c.text for c in episode.messages_of(Role.ATTACKER)] == [
         turn.attack.text for turn in episode.turns if turn.attack
     ]
 
@@ -210,7 +210,7 @@ def test_what_no_model_attacks_stays_one_turn() -> None:
         (1, seed.text, Ending.PLAYED) for _, seed in SEEDS for _ in range(2)
     ]
     assert scene.attacker.heard == []
-    assert all(e.said_by(Role.ATTACKER) == () for e in episodes)
+    assert all(e.messages_of(Role.ATTACKER) == () for e in episodes)
     fixed = scene.rollouts.play(fixed_attacks(lambda seed: seed.text.upper(), SEEDS), "probe", 0)
     assert [turn.rewrite for e in fixed for turn in e.turns] == ["BRING TEA", "BRING MILK"]
 

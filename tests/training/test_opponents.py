@@ -17,9 +17,10 @@ from nemo_magic.game.metrics import Scored
 from nemo_magic.game.pool import Pool
 from nemo_magic.game.schedule import Schedule
 from nemo_magic.rollout.attack_prefetch import AttackPrefetcher
-from nemo_magic.rollout.engine import AttackPrompt, RolloutSpec
+from nemo_magic.rollout.conversation import AttackPrompt, RolloutSpec
 from nemo_magic.runtime.errors import TrainingError
 from nemo_magic.training.opponents import Opponents
+from nemo_magic.training.state import GameState
 
 NAMES = ["start", "phase-01", "phase-03"]
 SAID = Completion((1,), (2,), (-0.1,), "x", True)
@@ -51,7 +52,7 @@ class Stage:
 
 def opponents(stage: Stage, tmp_path: Path, *words: str) -> Opponents:
     cfg: MagicConfig = compose("magic_sandbox", ["game.pool.draw=uniform", "game.pool.opponents=3", *words])
-    snapshots = {str(role): [] for role in Role}  # type: dict[str, list[Any]]
+    state = GameState(Schedule.begin(cfg.game.schedule), snapshots={str(role): [] for role in Role})
     world: Any = SimpleNamespace(all_gather=lambda value: [value], gather_data_parallel=lambda value: [value])
     players = {role: SimpleNamespace(actor=str(role)) for role in Role}
     pair: Any = SimpleNamespace(world=world, trainable=players)
@@ -59,15 +60,17 @@ def opponents(stage: Stage, tmp_path: Path, *words: str) -> Opponents:
         use_snapshot=stage.wear, evict=lambda snapshot: stage.forgotten.append(snapshot.name)
     )
     rollouts: Any = stage
-    found = Opponents(cfg, pair, rollouts, snapshots, snapshot_cache)
+    run: Any = None
+    found = Opponents(cfg, pair, rollouts, state, snapshot_cache, run)
     for role in Role:
         for i, name in enumerate(NAMES):
             folder = tmp_path / role / name
             folder.mkdir(parents=True)
             (folder / "shard").write_bytes(b"x" * 1000)
             (folder / ".metadata").write_bytes(str(folder).encode())
-            snapshots[role].append(SimpleNamespace(name=name, folder=folder))
-            found.add(role, snapshots[role][-1], 2 * i - 1)
+            snapshot: Any = SimpleNamespace(name=name, folder=folder)
+            state.snapshots[role].append(snapshot)
+            found.add(role, state.snapshots[role][-1], 2 * i - 1)
     return found
 
 
@@ -79,7 +82,7 @@ def test_every_drawn_attacker_writes_its_share_of_a_phase_once(tmp_path: Path) -
     stage = Stage()
     pool = opponents(stage, tmp_path)
     pool.draw(Schedule(Role.DEFENDER, step=15, phase=2))
-    assert sorted(pool.pool.slots) == sorted(NAMES)
+    assert sorted(pool.state.pool.slots) == sorted(NAMES)
     world: Any = SimpleNamespace(gather_data_parallel=lambda value: [value])
     rewrites = AttackPrefetcher(world, pool, seeds_of)
     taken = {step: rewrites.get(step, 30 - step) for step in range(15, 30)}
@@ -89,7 +92,7 @@ def test_every_drawn_attacker_writes_its_share_of_a_phase_once(tmp_path: Path) -
     for step, attacks in taken.items():
         assert sorted(attack.job.group for attack in attacks) == list(range(6))
         for attack in attacks:
-            name = pool.pool.opponent(step, attack.job.group)
+            name = pool.state.pool.opponent(step, attack.job.group)
             assert attack.rewrite == ("itself" if name == "phase-03" else name)
 
 
@@ -127,7 +130,7 @@ def scored(group: int, safety: Safety, attack: Completion | None = SAID, label: 
 @pytest.mark.parametrize(("learner", "wins"), [(Role.DEFENDER, 1.0), (Role.ATTACKER, 2.0)])
 def test_games_are_counted_for_the_opponent_that_played_them(tmp_path: Path, learner: Role, wins: float) -> None:
     pool = opponents(Stage(), tmp_path)
-    pool.pool = Pool(pool.pool.members, ("start", "phase-01", "phase-03"))
+    pool.state.pool = Pool(pool.state.pool.members, ("start", "phase-01", "phase-03"))
     group = 1 if learner is Role.DEFENDER else 4  # an attacker phase deals out steps, not groups
     games = [
         scored(group, Safety.UNSAFE), scored(group, Safety.SAFE), scored(group, Safety.SAFE),
@@ -137,7 +140,7 @@ def test_games_are_counted_for_the_opponent_that_played_them(tmp_path: Path, lea
     name = "phase-01"
     found = pool.update_win_rates(learner, 0 if learner is Role.DEFENDER else 1, games)
     assert found == {f"train_rollouts/asr_vs_{name}": pytest.approx(1 / 3)}
-    (one,) = [member for member in pool.pool.members[learner.opponent] if member.games]
+    (one,) = [member for member in pool.state.pool.members[learner.opponent] if member.games]
     assert (one.name, one.wins, one.games) == (name, wins, 3.0)
 
 
@@ -149,18 +152,18 @@ def test_against_the_latest_nothing_is_worn_counted_or_drawn(tmp_path: Path) -> 
     with pool.opponent_for(Role.ATTACKER, 15):
         assert stage.now == "itself"
     assert pool.update_win_rates(Role.DEFENDER, 15, [scored(0, Safety.UNSAFE)]) == {}
-    assert (stage.worn, stage.wrote, pool.pool.slots) == ([], [("itself", 6)], ())
+    assert (stage.worn, stage.wrote, pool.state.pool.slots) == ([], [("itself", 6)], ())
 
 
 def test_how_large_a_self_is_does_not_depend_on_where_it_is(tmp_path: Path) -> None:
     pool = opponents(Stage(), tmp_path)
-    assert {member.size for members in pool.pool.members.values() for member in members} == {1000}
+    assert {member.size for members in pool.state.pool.members.values() for member in members} == {1000}
 
 
 def test_whom_the_pool_lets_go_leaves_host_memory_too(tmp_path: Path) -> None:
     stage = Stage()
     pool = opponents(stage, tmp_path, f"game.pool.max_disk_gib={5500 / 2**30}")
     assert stage.forgotten.count("phase-01") == 3  # when either role kept it, and when one was let go
-    assert [member.name for member in pool.pool.members[Role.ATTACKER]] == ["start", "phase-03"]
+    assert [member.name for member in pool.state.pool.members[Role.ATTACKER]] == ["start", "phase-03"]
     with pytest.raises(TrainingError, match="game.pool.max_disk_gib"):
         opponents(stage, tmp_path / "small", f"game.pool.max_disk_gib={1500 / 2**30}")

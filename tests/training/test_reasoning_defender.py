@@ -39,7 +39,7 @@ def test_neither_role_nor_judge_ever_reads_the_reasoning() -> None:
 def test_what_was_sampled_is_trained_on_whole() -> None:
     _, _, rollouts = stage(reason)
     (episode, *_) = rollouts.attacker_rollout(SEEDS, 0)
-    assert [c.text for c in episode.said_by(Role.DEFENDER)] == [
+    assert [c.text for c in episode.messages_of(Role.DEFENDER)] == [
         f"<think> secret {turn} </think> <answer> no {turn} </answer>" for turn in (1, 2, 3)
     ]
     assert episode.answer_format_ok is True

@@ -58,18 +58,6 @@ def test_a_given_checkpoint_is_taken_whatever_its_settings(cfg: MagicConfig) -> 
         decide(cfg, str(given / "players"))
 
 
-def test_a_checkpoint_from_before_the_pool_goes_on_where_nobody_is_drawn_from_it(cfg: MagicConfig) -> None:
-    given = checkpoint(cfg, 9)
-    drawn = replace(cfg, game=replace(cfg.game, pool=replace(cfg.game.pool, draw="uniform")))
-    assert cfg.game.pool.draw == "latest"
-    assert decide(cfg, str(given)) == Resume(given)
-    with pytest.raises(ConfigError, match=r"no \"pool\" in its state.json.* game.pool.draw=uniform .*draw=latest"):
-        decide(drawn, str(given))
-    state = json.loads((given / "state.json").read_text()) | {"pool": {"members": {}, "places": []}}
-    (given / "state.json").write_text(json.dumps(state))
-    assert decide(drawn, str(given)) == Resume(given)
-
-
 def test_a_given_checkpoint_whose_state_cannot_be_read_is_refused(cfg: MagicConfig) -> None:
     given = checkpoint(cfg, 9)
     (given / "state.json").write_text('{"step": 9, "conf')

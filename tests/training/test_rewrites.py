@@ -9,7 +9,7 @@ from typing import Any
 
 from nemo_magic.game.episode import Completion, Label, Seed
 from nemo_magic.rollout.attack_prefetch import AttackPrefetcher
-from nemo_magic.rollout.engine import AttackPrompt, RolloutSpec
+from nemo_magic.rollout.conversation import AttackPrompt, RolloutSpec
 
 WORLD: Any = SimpleNamespace(gather_data_parallel=lambda value: [value])
 

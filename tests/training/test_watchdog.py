@@ -15,7 +15,7 @@ import pytest
 from program import Game, gone, ranks_of, run, start, steps, wait_for
 
 from nemo_magic.config.experiment import ExpManagerConfig
-from nemo_magic.runtime.postmortem import culprit, read_places, report
+from nemo_magic.runtime.postmortem import culprit, read_positions, report
 from nemo_magic.runtime.timers import Timers
 from nemo_magic.runtime.watchdog import EXIT_HUNG, FOLDER, RankPosition, Watchdog, alarm_of
 
@@ -52,7 +52,7 @@ def test_a_rank_that_falls_asleep_is_named_with_host_part_and_line(
     assert "sitecustomize.py:4 stuck" in last
     assert "the others wait in" in last
     assert "nemo-magic: rank 0 on " in said
-    (first, second) = read_places(game.folder("asleep") / FOLDER)
+    (first, second) = read_positions(game.folder("asleep") / FOLDER)
     assert (first.rank, second.rank, first.world) == (0, 1, 2)
     assert any("torch/distributed" in frame for frame in first.stacks["main"])
 
@@ -118,7 +118,7 @@ def test_what_an_earlier_attempt_wrote_is_not_mixed_in(tmp_path: Path) -> None:
         path = folder / f"rank-{one.rank:04d}.json"
         path.write_text(json.dumps(asdict(one)))
         os.utime(path, (age, age))
-    assert [p.attempt for p in read_places(folder)] == ["1.1"]
+    assert [p.attempt for p in read_positions(folder)] == ["1.1"]
 
 
 def test_what_a_stopped_rank_writes_when_it_is_told_to_end_does_not_count(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_what_a_stopped_rank_writes_when_it_is_told_to_end_does_not_count(tmp_pa
         path = folder / f"rank-{one.rank:04d}.json"
         path.write_text(json.dumps(asdict(one)))
         os.utime(path, (alarm.stat().st_mtime + age,) * 2)
-    assert [p.rank for p in read_places(folder)] == [0, 1]
+    assert [p.rank for p in read_positions(folder)] == [0, 1]
 
 
 def test_a_rank_that_moves_is_left_alone_and_one_that_does_not_is_ended(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_rank_that_moves_is_left_alone_and_one_that_does_not_is_ended(tmp_path
         assert not statuses
         with timers("logprobs"):
             assert ended.wait(30)
-    (found,) = read_places(tmp_path / FOLDER)
+    (found,) = read_positions(tmp_path / FOLDER)
     assert (statuses, found.step, found.part, found.host) == ([EXIT_HUNG], 3, "logprobs", "here")
 
 

@@ -1,0 +1,119 @@
+"""The one conversation loop: attacker and defender in turn, for training, the league and evaluations.
+
+Who writes and who answers comes in as two functions over all open conversations, so that every turn is one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from nemo_magic.game import tags
+from nemo_magic.game.episode import Completion, Ending, Seed, Turn
+from nemo_magic.game.prompts import PromptConfig, attacker_messages
+from nemo_magic.rollout.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSpec:
+    """A seed to be attacked: its number in the step's global batch, and which of its group's attacks this is."""
+
+    seed: Seed
+    group: int
+    sample: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttackPrompt:
+    """What the defender is shown next. ``completion`` is None where no model wrote it."""
+
+    job: RolloutSpec
+    rewrite: str
+    format_ok: bool
+    completion: Completion | None
+
+
+@dataclass(slots=True)
+class Conversation:
+    """A conversation in progress. ``prompt`` is what the defender is to answer next; None until it is written."""
+
+    spec: RolloutSpec
+    prompt: AttackPrompt | None = None
+    turns: list[Turn] = field(default_factory=list)
+    ending: Ending = Ending.PLAYED
+
+    @property
+    def defender_history(self) -> list[tuple[str, str]]:
+        """The (prompt, reply) pairs so far, as the defender saw them."""
+        return [(turn.rewrite, turn.reply) for turn in self.turns]
+
+    @property
+    def attacker_history(self) -> list[tuple[str, str]]:
+        """The (attack, reply) pairs so far, as the attacker knows them: its own messages whole."""
+        return [("" if turn.attack is None else turn.attack.text, turn.reply) for turn in self.turns]
+
+
+Attack = Callable[[Sequence[Conversation]], Sequence[AttackPrompt | Ending]]
+"""The next prompt of each conversation, or why it ends here."""
+
+Answer = Callable[[Sequence[Conversation]], Sequence[Turn | None]]
+"""The turn that answers each conversation's prompt; None where the defender cannot read it."""
+
+
+def converse(
+    conversations: Sequence[Conversation],
+    attack: Attack,
+    answer: Answer,
+    *,
+    max_turns: int,
+    opened: bool,
+    cut_reply_ends: bool,
+) -> None:
+    """Play conversations for up to ``max_turns`` turns each; ``turns`` and ``ending`` of each hold the result.
+
+    Both functions are called once a turn on every rank, also without conversations: they may contain collectives.
+
+    Args:
+        max_turns: equal on all ranks.
+        opened: the conversations come with their first prompt, so ``attack`` is not called in the first turn.
+        cut_reply_ends: a reply that the length limit cut ends a conversation that has turns left (training: what
+            follows half a sentence would be answered by nobody in particular). Otherwise it goes on (evaluation).
+    """
+    going = list(conversations)
+    for turn in range(max_turns):
+        if turn or not opened:
+            for one, prompt in zip(going, attack(going), strict=True):
+                if isinstance(prompt, Ending):
+                    one.ending = prompt
+                else:
+                    one.prompt = prompt
+        going = [one for one in going if one.prompt is not None]
+        for one, played in zip(going, answer(going), strict=True):
+            one.prompt = None
+            if played is None:
+                one.ending = Ending.NO_ROOM
+                continue
+            one.turns.append(played)
+            if cut_reply_ends and not played.defence.finished and len(one.turns) < max_turns:
+                one.ending = Ending.CUT_SHORT
+        going = [one for one in going if one.ending is Ending.PLAYED]
+
+
+def write_attacks(
+    policy: Policy,
+    config: PromptConfig,
+    conversations: Sequence[Conversation],
+    seeds: Sequence[int],
+    greedy: bool,
+    max_turns: int,
+) -> list[AttackPrompt | Ending]:
+    """The attacker's next message in every conversation; NO_ROOM where it cannot read on. ``seeds``: one a row."""
+    chats = [attacker_messages(config, one.spec.seed, one.attacker_history, max_turns) for one in conversations]
+    prompts: list[AttackPrompt | Ending] = []
+    for one, completion in zip(conversations, policy.generate(chats, seeds, greedy), strict=True):
+        if completion is None:
+            prompts.append(Ending.NO_ROOM)
+        else:
+            tagged = tags.parse(completion.text)
+            prompts.append(AttackPrompt(one.spec, tagged.visible, tagged.format_ok, completion))
+    return prompts

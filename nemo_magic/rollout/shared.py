@@ -1,0 +1,38 @@
+"""A policy that one rank of each model-parallel group has, for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from nemo_magic.actors.rank_group import RankGroup, run_on_sources
+from nemo_magic.game.episode import Completion
+from nemo_magic.game.prompts import Chat
+from nemo_magic.rollout.policy import Policy
+
+
+class SharedPolicy:
+    """Source ranks generate (a server or transformers answers them), and their model-parallel peers receive the same.
+
+    Args:
+        policy: None on ranks that are no sources, unless it can truncate there.
+        error: makes the exception that every rank raises where a source rank fails.
+    """
+
+    def __init__(self, ranks: RankGroup, policy: Policy | None, error: Callable[[str], Exception]) -> None:
+        self._ranks = ranks
+        self._policy = policy
+        self._error = error
+
+    def generate(self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool) -> list[Completion | None]:
+        """As ``Policy.generate``; all ranks take part."""
+
+        def work() -> list[Completion | None]:
+            assert self._policy is not None
+            return self._policy.generate(chats, seeds, greedy)
+
+        completions = run_on_sources(self._ranks, work, self._error)
+        return self._ranks.broadcast_model_parallel(completions) or []
+
+    def truncate_to_context(self, text: str, chat_of: Callable[[str], Chat]) -> str:
+        """As ``Policy.truncate_to_context``; the whole text where there is no policy to tell what it can read."""
+        return text if self._policy is None else self._policy.truncate_to_context(text, chat_of)

@@ -1,0 +1,103 @@
+"""What any long run does around a step: log, save when due, end when asked to, say where it hangs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol
+
+from nemo_magic.actors.distributed import World
+from nemo_magic.config import MagicConfig
+from nemo_magic.game.alarms import Alarms
+from nemo_magic.runtime.checkpoint_manager import CheckpointManager
+from nemo_magic.runtime.errors import Preempted, TrainingError
+from nemo_magic.runtime.preemption import Preemption
+from nemo_magic.runtime.timers import Timers
+from nemo_magic.runtime.watchdog import Watchdog, host_of_process
+from nemo_magic.tracking.metric_logger import MetricLogger
+
+
+class RunState(Protocol):
+    """What is saved between two steps, as far as a run has to know it."""
+
+    alarms: Alarms
+
+    @property
+    def step(self) -> int:
+        """How many steps are done."""
+
+
+class Run:
+    """A run's folder, checkpoints and logs. All methods are for all ranks.
+
+    ``logger`` exists within ``watch``, and until its resources are closed.
+    """
+
+    logger: MetricLogger
+
+    def __init__(self, cfg: MagicConfig, world: World, timers: Timers, total_steps: int) -> None:
+        self.folder = Path(cfg.exp_manager.explicit_log_dir)
+        self.total_steps = total_steps
+        self._cfg, self._world, self._timers = cfg, world, timers
+        self.checkpoints = CheckpointManager(world, self.folder, cfg.exp_manager.checkpoint_callback_params, self.note)
+        self._note = print_line
+        self._preemption: Preemption | None = None
+
+    def note(self, text: str) -> None:
+        """Tell whoever watches something that is no metric."""
+        if self._world.is_main:
+            self._note(text)
+
+    @contextmanager
+    def watch(self, logging: ExitStack, resume_step: int | None, step: Callable[[], int]) -> Iterator[None]:
+        """Within the context steps are logged, hangs end the process, and signals are remembered (``before_step``).
+
+        Args:
+            logging: closes the logs; what comes after the last step is logged too.
+            resume_step: the step that the run goes on after; None for a new one.
+            step: the number of the step under way.
+        """
+        exp = self._cfg.exp_manager
+        hosts = self._world.all_gather(host_of_process())
+        watchdog = Watchdog(self.folder, exp.hang_timeout, self._world.rank, hosts, self._timers, step)
+        with watchdog, Preemption(self._world, exp.max_seconds) as self._preemption:
+            self.logger = logging.enter_context(
+                MetricLogger(
+                    exp,
+                    is_main=self._world.is_main,
+                    resume_step=resume_step,
+                    total_steps=self.total_steps,
+                    title=self._cfg.name,
+                    config=asdict(self._cfg),
+                    analysis=self._cfg.analysis,
+                )
+            )
+            self._note = self.logger.note
+            yield
+
+    def before_step(self, state: RunState, save: Callable[[bool], None]) -> None:
+        """Between two steps: save where it is due, and end the run where it was asked to or an alarm says so.
+
+        Raises:
+            Preempted: a signal was received, or the run's time is over; the state is saved.
+            TrainingError: an alarm is on whose action is stop; the state is saved. A run that is started again ends
+                here too.
+        """
+        assert self._preemption is not None
+        every = self._cfg.exp_manager.checkpoint_callback_params.every_n_train_steps
+        if state.step and state.step % every == 0:
+            save(False)
+        if reason := self._preemption.reason():
+            save(True)
+            raise Preempted(f"{reason}: saved after {state.step} of {self.total_steps} steps")
+        if reason := state.alarms.stops(self._cfg.alarms):
+            save(True)
+            raise TrainingError(f"{reason}; saved after {state.step}")
+        self.checkpoints.poll()
+
+
+def print_line(text: str) -> None:
+    """Print a line at once."""
+    print(text, flush=True)

@@ -1,0 +1,70 @@
+"""The metrics of a step: the game's, speed and memory, over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nemo_magic.actors.distributed import World
+from nemo_magic.actors.generation import Generator
+from nemo_magic.config.schema import GameConfig
+from nemo_magic.game.diversity import attack_distance
+from nemo_magic.game.episode import Role
+from nemo_magic.game.metrics import Ratios, Scored, rollout_metrics
+from nemo_magic.runtime.errors import TrainingError
+from nemo_magic.runtime.timers import Timers
+
+_VALIDATION = ("timers/validate", "memory/validate_gib")
+
+
+class Measures:
+    """Metrics of what this rank and its peers did, equal on each. All methods are for all ranks."""
+
+    def __init__(self, world: World, timers: Timers, generator: Generator) -> None:
+        self._world, self._timers, self._generator = world, timers, generator
+
+    def of_rollout(self, learner: Role, scored: Sequence[Scored]) -> dict[str, float]:
+        """``train_rollouts/*`` of a step's episodes."""
+        metrics = self._game("train_rollouts/", scored)
+        if learner is Role.ATTACKER:
+            distances = self._world.gather_data_parallel(attack_distance(scored))
+            metrics |= Ratios.merged(distances).means("train_rollouts/")
+        return metrics
+
+    def of_validation(self, scored: Sequence[Scored]) -> dict[str, float]:
+        """``val_rollouts/*``, and seconds and peak memory of the validation as a whole: its parts have the names of a
+        step's, whose metrics it is added to."""
+        drained = self._drain()
+        return self._game("val_rollouts/", scored) | {name: drained[name] for name in _VALIDATION if name in drained}
+
+    def of_speed(self, scored: Sequence[Scored]) -> dict[str, float]:
+        """Seconds and peak memory by part of this step, and sampled tokens per second over all ranks."""
+        timings = self._drain()
+        messages = [message for s in scored for role in Role for message in s.episode.messages_of(role)]
+        # A group that shares an attack shares one object: count it once.
+        sampled = sum(len(message.response_ids) for message in {id(m): m for m in messages}.values())
+        (tokens,) = self._world.sum_data_parallel(sampled)
+        return timings | {"throughput/tokens_per_second": tokens / timings["timers/step"]}
+
+    def unplayed_share(self, played: int, game: GameConfig) -> float:
+        """The share of this step's episodes that could not be played, over all ranks.
+
+        Raises:
+            TrainingError: it is above ``game.max_unplayed_share``.
+        """
+        (total,) = self._world.sum_data_parallel(played)
+        share = 1 - total / (game.batch_size * game.group_size)
+        if share > game.max_unplayed_share:
+            raise TrainingError(
+                f"{share:.0%} of the games could not be played (game.max_unplayed_share="
+                f"{game.max_unplayed_share:g}): their first message is longer than a role's model can read, "
+                "see length_params and model.encoder_seq_length"
+            )
+        return share
+
+    def _game(self, prefix: str, scored: Sequence[Scored]) -> dict[str, float]:
+        return Ratios.merged(self._world.gather_data_parallel(rollout_metrics(scored))).means(prefix)
+
+    def _drain(self) -> dict[str, float]:
+        """Seconds, peak memory and the generator's metrics since the last call, of the rank that has most."""
+        ranks = self._world.all_gather(self._timers.drain() | self._generator.drain())
+        return {name: max(rank[name] for rank in ranks) for name in ranks[0]}

@@ -1,0 +1,96 @@
+"""What a game remembers between two steps: one value, saved and loaded as a whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemo_magic.config import MagicConfig
+from nemo_magic.game.alarms import Alarms
+from nemo_magic.game.pool import Pool
+from nemo_magic.game.schedule import Schedule
+from nemo_magic.game.stopping import EarlyStop
+from nemo_magic.rollout.attack_prefetch import AttackPrefetcher
+from nemo_magic.runtime.checkpoint_paths import STATE
+
+if TYPE_CHECKING:
+    from nemo_magic.actors.snapshots import Snapshot
+    from nemo_magic.runtime.checkpoint_manager import CheckpointManager
+    from nemo_magic.training.policies import PolicyPair
+
+PREFETCHED = "rewrites.json"
+
+
+@dataclass
+class GameState:
+    """A game between two steps, beside what checkpoints hold of each policy (weights, optimizer, random states).
+
+    ``snapshots``: policy name → its kept selves, oldest first. ``metrics``: of the last step; a checkpoint is compared
+    by one of them, and none is read back.
+    """
+
+    schedule: Schedule
+    early_stop: EarlyStop = field(default_factory=EarlyStop)
+    alarms: Alarms = field(default_factory=Alarms)
+    pool: Pool = field(default_factory=Pool)
+    snapshots: dict[str, list[Snapshot]] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def step(self) -> int:
+        """How many steps are done."""
+        return self.schedule.step
+
+    def save(
+        self,
+        checkpoints: CheckpointManager,
+        pair: PolicyPair,
+        prefetcher: AttackPrefetcher,
+        cfg: MagicConfig,
+        wait: bool = False,
+    ) -> None:
+        """Begin a checkpoint of the game, or write it whole where ``wait``; all ranks take part.
+
+        Raises:
+            CheckpointError: on every rank, when it cannot be written.
+        """
+        state = {
+            "step": self.step,
+            "schedule": self.schedule.to_dict(),
+            "early_stop": self.early_stop.to_dict(),
+            "alarms": self.alarms.to_dict(),
+            "pool": self.pool.to_dict(),
+            "snapshots": {name: [kept.name for kept in selves] for name, selves in self.snapshots.items()},
+            "skipped_updates": {name: policy.skipped_updates for name, policy in pair.unique.items()},
+            "config": asdict(cfg),
+        }
+        documents = {STATE: state, PREFETCHED: prefetcher.to_rows(self.step)}
+        checkpoints.save(self.step, pair.unique, documents, self.metrics, wait)
+
+    @classmethod
+    def load(
+        cls, path: Path, checkpoints: CheckpointManager, pair: PolicyPair, prefetcher: AttackPrefetcher
+    ) -> GameState:
+        """The game that ``save`` wrote to the checkpoint ``path``, at whatever layout; policies and prefetched attacks
+        are restored with it."""
+        from nemo_magic.actors.snapshots import Snapshot
+
+        saved: Mapping[str, Any] = checkpoints.restore(path, pair.unique)
+        for name, policy in pair.unique.items():
+            policy.skipped_updates = saved["skipped_updates"][name]
+        rows = json.loads((path / PREFETCHED).read_text(encoding="utf-8"))
+        prefetcher.from_rows(rows, lambda group: group % pair.world.dp_size == pair.world.dp_rank)
+        folder = path.parent.parent / "snapshots"
+        return cls(
+            schedule=Schedule.from_dict(saved["schedule"]),
+            early_stop=EarlyStop.from_dict(saved["early_stop"]),
+            alarms=Alarms.from_dict(saved["alarms"]),
+            pool=Pool.from_dict(saved["pool"]),
+            snapshots={
+                name: [Snapshot(kept, folder / name / kept) for kept in names]
+                for name, names in saved["snapshots"].items()
+            },
+        )
