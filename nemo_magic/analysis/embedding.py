@@ -45,6 +45,7 @@ class Embedder:
         """Text → its vector; texts that are longer than the model reads are missing.
 
         Raises:
+            ValueError: the token's environment variable is empty.
             AnalysisError: the server cannot be asked now, or gives no embeddings. Vectors that it gave are cached.
         """
         keys = {self._key(text): text for text in texts if text}

@@ -130,7 +130,7 @@ class Labeller:
         """A label for each attack, in order.
 
         Raises:
-            AnalysisError: the model cannot be asked now. Its answers so far are cached.
+            AnalysisError: the model cannot be loaded, or not be asked now. Its answers so far are cached.
         """
         return asyncio.run(self._label(attacks))
 
@@ -140,7 +140,7 @@ class Labeller:
         try:
             # Some models know what they are only once they started; with all answers there, none has to start.
             if self._cache.missing(questions):
-                await self._model.start()
+                await self._start_model()
                 questions = {self._key(attack): attack for attack in attacks}
             missing, last_message = self._cache.missing(questions), time.monotonic()
             for start in range(0, len(missing), self._config.chunk_size):
@@ -163,6 +163,12 @@ class Labeller:
         labels = {key: self._read(self._cache[key]) for key in questions if key in self._cache}
         labels |= {key: StrategyLabel(UNKNOWN, None, problem) for key, problem in failed.items()}
         return [labels[self._key(attack)] for attack in attacks]
+
+    async def _start_model(self) -> None:
+        try:
+            await self._model.start()
+        except (OSError, ValueError) as error:
+            raise AnalysisError(f"analysis.labels.model cannot be loaded: {error}") from error
 
     async def _answer(self, attack: LabelRequest) -> dict[str, Any]:
         try:
