@@ -52,7 +52,7 @@ class SlowModel:
     name, revision = "slow", "1"
 
     def __init__(self, latency_s: float, parallel: int) -> None:
-        self.logger: Telemetry = NO_TELEMETRY
+        self.telemetry: Telemetry = NO_TELEMETRY
         self._latency = latency_s
         self._slots = asyncio.Semaphore(parallel)
 
