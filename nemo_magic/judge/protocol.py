@@ -42,11 +42,11 @@ class Ask(StrEnum):
 _OF_PROMPT = frozenset({Ask.PROMPT_SAFETY, Ask.INTENT_PRESERVED})
 
 
-_STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
+_STRICT = ConfigDict(strict=True, extra="forbid")
 
 
 class _Wire(BaseModel):
-    model_config = _STRICT
+    model_config = _STRICT | ConfigDict(frozen=True)
 
     def to_json(self) -> str:
         """This value as JSON, absent fields left out."""
