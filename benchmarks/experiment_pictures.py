@@ -80,10 +80,10 @@ def rewards(results: Results) -> Figure:
             _curves_of(axes, runs, f"{title}: {len(runs)} games")
             axes.set_xlabel("training step", color=INK)
     handles = [
-        Line2D([], [], color=USEFUL, lw=2, label="useful answers, in training"),
-        Line2D([], [], color=ASR, lw=2, label="attack success, in training"),
-        Line2D([], [], color=USEFUL, marker="^", lw=0, label="last defender: useful, warmed-up attacker"),
-        Line2D([], [], color=ASR, marker="o", lw=0, label="last defender: success of the best attacker"),
+        Line2D([], [], color=GREEN, lw=2, label="useful answers, in training"),
+        Line2D([], [], color=ORANGE, lw=2, label="attack success, in training"),
+        Line2D([], [], color=GREEN, marker="^", lw=0, label="last defender: useful, warmed-up attacker"),
+        Line2D([], [], color=ORANGE, marker="o", lw=0, label="last defender: success of the best attacker"),
         Patch(color=SHADE, label="the attacker learns"),
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=9, labelcolor=INK)

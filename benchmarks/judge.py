@@ -37,7 +37,7 @@ from nemo_magic.judge.guards.qwen3guard import Qwen3Guard
 from nemo_magic.judge.local import LocalJudge, launch_local
 from nemo_magic.judge.models.base import Sent
 from nemo_magic.judge.protocol import JudgeItem, has_unknown, make_item
-from nemo_magic.judge.telemetry import UNOBSERVED, Telemetry
+from nemo_magic.judge.telemetry import NO_TELEMETRY, Telemetry
 from nemo_magic.sandbox.corpus import prepare
 from nemo_magic.sandbox.language import PLAIN, all_strategies, render
 from nemo_magic.sandbox.rules import REFUSAL, delivery
@@ -52,7 +52,7 @@ class SlowModel:
     name, revision = "slow", "1"
 
     def __init__(self, latency_s: float, parallel: int) -> None:
-        self.observer: Telemetry = UNOBSERVED
+        self.telemetry: Telemetry = NO_TELEMETRY
         self._latency = latency_s
         self._slots = asyncio.Semaphore(parallel)
 

@@ -144,7 +144,7 @@ class Analyst:
         known = [] if pool is None else evenly_spaced(pool.readable, config.check) if config.check else []
         requests = [LabelRequest(attack.seed, attack.messages) for attack in attacks]
         labels = labeller.label([*requests, *(LabelRequest(row.seed.text, (row.rewrite,)) for row, _ in known)])
-        self._log(f"{len(attacks)} attacks labelled by {labeller.name}; newly asked: {labeller.asked}")
+        self._log(f"{len(attacks)} attacks labelled by {labeller.name}; newly asked: {labeller.new_questions}")
         check = agreement([parts for _, parts in known], labels[len(attacks) :]) if known else None
         return labels[: len(attacks)], labeller.name, check
 

@@ -1,4 +1,4 @@
-"""Texts to vectors, by any OpenAI-compatible server. What was embedded is written down, and asked for no more."""
+"""Texts to vectors, by any OpenAI-compatible server. Vectors are cached on disk and asked for once."""
 
 from __future__ import annotations
 
@@ -20,22 +20,21 @@ from nemo_magic.rollout.response_cache import ResponseCache, cache_key
 
 _KEY = "analysis.embedding"
 _TOO_LARGE = "too large to process"
-"""llama.cpp's word for a text that is too long, with status 500."""
-_NEVER = 501
-"""Not now and not later: a server that was started without embeddings."""
-_REQUESTS = 8
-"""Requests whose answers are written down at once."""
+"""llama.cpp's message for a text that is too long, with status 500."""
+_NOT_IMPLEMENTED = 501
+"""The status of a server that was started without embeddings: waiting does not help."""
+_REQUESTS_PER_WRITE = 8
 Vector = npt.NDArray[np.float32]
 
 
 class Embedder:
-    """Embeds at ``config.urls``."""
+    """Embeds texts at ``config.urls``; vectors are cached by the model's name and revision."""
 
     def __init__(self, config: EmbeddingConfig, cache: ResponseCache) -> None:
         self._config = config
         self._cache = cache
-        self.asked = 0
-        """Texts that were newly embedded."""
+        self.new_texts = 0
+        """Texts that were embedded, and not found in the cache."""
 
     @property
     def name(self) -> str:
@@ -46,24 +45,24 @@ class Embedder:
         """Text → its vector; texts that are longer than the model reads are missing.
 
         Raises:
-            AnalysisError: the server cannot be asked now, or gives no embeddings. What it gave is written down.
+            ValueError: the token's environment variable is empty.
+            AnalysisError: the server cannot be asked now, or gives no embeddings. Vectors that it gave are cached.
         """
         keys = {self._key(text): text for text in texts if text}
-        if wanted := self._cache.missing(keys):
+        if missing := self._cache.missing(keys):
             try:
-                asyncio.run(self._embed([keys[key] for key in wanted]))
+                asyncio.run(self._embed([keys[key] for key in missing]))
             except BrokenReply as fault:
                 raise AnalysisError(f"no embeddings after {_KEY}.protocol_retries; last: {fault}") from fault
             except AnalysisError as error:
-                kept = len(keys) - len(self._cache.missing(keys))
+                cached = len(keys) - len(self._cache.missing(keys))
                 raise AnalysisError(
-                    f"{error}; of {len(keys)} texts {kept} are embedded and kept; the same command goes on from there"
+                    f"{error}; of {len(keys)} texts {cached} are embedded and kept; the same command goes on from there"
                 ) from error
-        found = {text: self._cache[key] for key, text in keys.items()}
         vectors = {
             text: np.frombuffer(base64.b64decode(value), dtype="<f4")
-            for text, value in found.items()
-            if value is not None
+            for key, text in keys.items()
+            if (value := self._cache[key]) is not None
         }
         if len({len(vector) for vector in vectors.values()}) > 1:
             raise AnalysisError(f"{_KEY}.model={self._config.model}: vectors of different lengths: change its revision")
@@ -74,31 +73,33 @@ class Embedder:
         try:
             size = self._config.batch_size
             batches = [texts[start : start + size] for start in range(0, len(texts), size)]
-            for first in range(0, len(batches), _REQUESTS):
-                answers = await gather(self._batch(client, batch) for batch in batches[first : first + _REQUESTS])
+            for first in range(0, len(batches), _REQUESTS_PER_WRITE):
+                answers = await gather(
+                    self._batch(client, batch) for batch in batches[first : first + _REQUESTS_PER_WRITE]
+                )
                 new = {self._key(text): vector for answer in answers for text, vector in answer.items()}
                 self._cache.add({key: None if v is None else base64.b64encode(v).decode() for key, v in new.items()})
-                self.asked += len(new)
+                self.new_texts += len(new)
         finally:
             await client.aclose()
 
     async def _batch(self, client: RetryingClient, texts: Sequence[str]) -> dict[str, bytes | None]:
-        found = await client.ask(lambda url: self._ask(client, url, texts))
-        if found is not None:
-            return dict(zip(texts, found, strict=True))
+        vectors = await client.ask(lambda url: self._ask(client, url, texts))
+        if vectors is not None:
+            return dict(zip(texts, vectors, strict=True))
         if len(texts) == 1:
             return {texts[0]: None}
         # One of them is too long; the server does not say which.
-        alone = [await self._batch(client, [text]) for text in texts]
-        return {text: vector for one in alone for text, vector in one.items()}
+        single = [await self._batch(client, [text]) for text in texts]
+        return {text: vector for one in single for text, vector in one.items()}
 
     async def _ask(self, client: RetryingClient, url: str, texts: Sequence[str]) -> list[bytes] | None:
-        """One request; None where a text is too long. Raises Outage, Broken or AnalysisError."""
+        """One request; None where a text is too long. Raises Unavailable, BrokenReply or AnalysisError."""
         body = {"model": self._config.model, "input": list(texts), "encoding_format": "float"}
         response = await client.post(f"{url}/embeddings", json.dumps(body).encode())
         if is_too_long(response) or (response.is_error and _TOO_LARGE in error_text(response)):
             return None
-        if response.status_code != _NEVER:
+        if response.status_code != _NOT_IMPLEMENTED:
             raise_if_unavailable(url, response)
         if not response.is_success:
             raise AnalysisError(f"{url}/embeddings: {response.status_code} {error_text(response)[:300]}; see {_KEY}")

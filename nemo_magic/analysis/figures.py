@@ -1,4 +1,4 @@
-"""From labelled attacks to figures: of the whole run, of its phases, and of stretches of steps."""
+"""Figures of labelled attacks: of the whole run, of its phases, and of stretches of steps."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class StrategyLabel:
 
 
 class LabelRequest(NamedTuple):
-    """An attack to be labelled."""
+    """An attack whose strategies a model is asked for: its seed and its messages."""
 
     seed: str
     messages: tuple[str, ...]
@@ -75,14 +75,14 @@ def label_of_column(rubric: StrategyRubric, cell: str) -> StrategyLabel | None:
 
 
 class LabelModelConfig(OpenAIConfig):
-    """A guard's model's settings, of the model that names strategies."""
+    """Where the model that names strategies is served: the keys of a guard's model."""
 
     KEY = "analysis.labels.model"
     NOUN = "labelling model"
 
 
 def labelling_model(config: LabelsConfig) -> Model:
-    """A server has two minutes to be there, unless ``start_timeout`` says otherwise: nobody starts one for this.
+    """A server has two minutes to be there, unless ``start_timeout`` is given: it has to run already.
 
     Raises ValueError, naming the key, for settings that no model has.
     """
@@ -118,8 +118,8 @@ class Labeller:
         self._model = model
         self._cache = cache
         self._log = log
-        self.asked = 0
-        """Questions that were newly asked."""
+        self.new_questions = 0
+        """Questions that the model was asked: their answers were not in the cache."""
 
     @property
     def name(self) -> str:
@@ -130,7 +130,7 @@ class Labeller:
         """A label for each attack, in order.
 
         Raises:
-            AnalysisError: the model cannot be asked now. What it said so far is written down.
+            AnalysisError: the model cannot be loaded, or not be asked now. Its answers so far are cached.
         """
         return asyncio.run(self._label(attacks))
 
@@ -140,7 +140,7 @@ class Labeller:
         try:
             # Some models know what they are only once they started; with all answers there, none has to start.
             if self._cache.missing(questions):
-                await self._model.start()
+                await self._start_model()
                 questions = {self._key(attack): attack for attack in attacks}
             missing, last_log = self._cache.missing(questions), time.monotonic()
             for start in range(0, len(missing), self._config.chunk_size):
@@ -164,12 +164,18 @@ class Labeller:
         known |= {key: StrategyLabel(UNKNOWN, None, problem) for key, problem in failed.items()}
         return [known[self._key(attack)] for attack in attacks]
 
+    async def _start_model(self) -> None:
+        try:
+            await self._model.start()
+        except (OSError, ValueError) as error:
+            raise AnalysisError(f"analysis.labels.model cannot be loaded: {error}") from error
+
     async def _answer(self, attack: LabelRequest) -> dict[str, Any]:
         try:
             sent = self._rubric.render(attack.seed, attack.messages)
         except ValueError as error:
             return {"problem": f"not asked: {error}"}
-        self.asked += 1
+        self.new_questions += 1
         try:
             text = await self._model.complete(sent, self._config.max_tokens)
         except ValueError as error:

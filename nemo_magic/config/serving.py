@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
+from nemo_magic.net.endpoint import read_token
 from nemo_magic.net.hosts import is_loopback
 
 ROLES = ("attacker", "defender")
@@ -61,11 +61,6 @@ class ServeConfig:
         Raises ValueError if its variable is unset or empty, or if none is configured although others can reach
         ``host``.
         """
-        if self.token_env is None:
-            if not self.is_loopback:
-                raise ValueError(f"serve.host={self.host} can be reached by others: serve.token_env has to be set")
-            return None
-        token = os.environ.get(self.token_env, "")
-        if not token:
-            raise ValueError(f"serve.token_env={self.token_env}: this environment variable is unset or empty")
-        return token
+        if self.token_env is None and not self.is_loopback:
+            raise ValueError(f"serve.host={self.host} can be reached by others: serve.token_env has to be set")
+        return read_token("serve", self.token_env)

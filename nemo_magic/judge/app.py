@@ -7,7 +7,7 @@
     GET  /readyz        200 while the guard judges a probe, 503 while it loads or does not, 500 if it failed to load
     GET  /openapi.json  the description of all this; /docs shows it
 
-The first three are behind the token, where there is one. Every request is answered or told why not, also when the
+The first three need the token, where there is one. Every request gets an answer or the reason why not, also when the
 server is asked to end meanwhile.
 """
 
@@ -15,15 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ValidationError
 
 from nemo_magic.backports import timeout
@@ -41,6 +39,7 @@ from nemo_magic.judge.protocol import (
     match_answers,
     unknown_verdict,
 )
+from nemo_magic.net.auth import Credentials, is_authorised
 from nemo_magic.net.body import read_body
 
 logger = logging.getLogger(__name__)
@@ -48,7 +47,6 @@ logger = logging.getLogger(__name__)
 PROBE_TIMEOUT = 30.0
 
 _SOON = {"Retry-After": "1"}
-_BEARER = HTTPBearer(auto_error=False)
 
 
 class Refusal(BaseModel):
@@ -59,7 +57,7 @@ class Refusal(BaseModel):
 
 @dataclass
 class JudgeState:
-    """Of one running server: whether its guard is loaded, whether it judges, and whether it has to come to an end."""
+    """A running server. ``problem``: why the guard does not judge; ``ending`` is set when the server has to end."""
 
     loading: asyncio.Task[None]
     problem: str | None = "not probed yet"
@@ -68,17 +66,17 @@ class JudgeState:
 
 
 def create_app(guard: Guard, cfg: JudgeConfig) -> FastAPI:
-    """The application; the guard starts with it and is closed with it.
+    """The application, which starts and closes the guard.
 
-    Raises ValueError if the token is missing, or if none is configured although ``judge.server.host`` is no loopback
-    address.
+    Raises ValueError if the token's environment variable is empty, or if no token is configured although
+    ``judge.server.host`` is no loopback address.
     """
     limits = cfg.server
     token = cfg.token()
     if token is None and not limits.is_loopback:
         raise ValueError(f"judge.server.host={limits.host} can be reached by others: judge.token_env has to be set")
     metrics = Metrics()
-    guard.watch(metrics)
+    guard.set_telemetry(metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -92,36 +90,37 @@ def create_app(guard: Guard, cfg: JudgeConfig) -> FastAPI:
 
     app = FastAPI(title="nemo-magic judge", lifespan=lifespan, responses={503: {"model": Refusal}})
 
-    def authorised(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
-        said = given.credentials if given is not None else ""
-        if token is not None and not secrets.compare_digest(said.encode(), token.encode()):
+    def require_token(credentials: Credentials) -> None:
+        if not is_authorised(credentials, token):
             raise HTTPException(401, "wrong or missing bearer token", headers={"WWW-Authenticate": "Bearer"})
 
-    def loaded(request: Request) -> None:
+    def require_loaded(request: Request) -> None:
         state: JudgeState = request.app.state.judge
         if not state.loading.done():
             raise HTTPException(503, "the guard is loading", headers=_SOON)
         if (error := state.loading.exception()) is not None:
             raise HTTPException(500, f"the guard failed to start: {describe(error)}")
 
-    asked: dict[int | str, dict[str, Any]] = {401: {"model": Refusal, "description": "wrong or missing bearer token"}}
+    unauthorised: dict[int | str, dict[str, Any]] = {
+        401: {"model": Refusal, "description": "wrong or missing bearer token"}
+    }
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/readyz", dependencies=[Depends(loaded)], responses={500: {"model": Refusal}})
+    @app.get("/readyz", dependencies=[Depends(require_loaded)], responses={500: {"model": Refusal}})
     async def readyz(request: Request) -> dict[str, str]:
         state: JudgeState = request.app.state.judge
         if state.problem is not None:
             raise HTTPException(503, f"the guard does not judge: {state.problem}", headers=_SOON)
         return {"status": "ready", "guard": guard_id(guard)}
 
-    @app.get("/metrics", dependencies=[Depends(authorised)], responses=asked, response_class=Response)
+    @app.get("/metrics", dependencies=[Depends(require_token)], responses=unauthorised, response_class=Response)
     async def prometheus() -> Response:
         return Response(metrics.page(), media_type=metrics.content_type)
 
-    @app.get("/v1/guard", dependencies=[Depends(authorised), Depends(loaded)], responses=asked)
+    @app.get("/v1/guard", dependencies=[Depends(require_token), Depends(require_loaded)], responses=unauthorised)
     async def info() -> GuardInfo:
         answers = tuple(sorted(guard.answers))
         return GuardInfo(guard=guard_id(guard), answers=answers, max_items=limits.max_items, max_chars=limits.max_chars)
@@ -131,32 +130,32 @@ def create_app(guard: Guard, cfg: JudgeConfig) -> FastAPI:
     @app.post(
         "/v1/judge",
         response_model=JudgeAnswer,
-        dependencies=[Depends(authorised), Depends(loaded)],
-        responses=asked | {status: {"model": Refusal} for status in (408, 413, 422)},
+        dependencies=[Depends(require_token), Depends(require_loaded)],
+        responses=unauthorised | {status: {"model": Refusal} for status in (408, 413, 422)},
         openapi_extra={"requestBody": body_schema},
     )
     async def judge(request: Request) -> Response:
         state: JudgeState = request.app.state.judge
-        with _counted(metrics):
+        with _count_status(metrics):
             # Parsed here and not by FastAPI: the size is checked before the body is in memory, JSON strictly as JSON.
             items = _parse(await read_body(request, limits.max_body_mb, "judge.server.max_body_mb"), limits)
             began = time.monotonic()
-            with _admitted(state, metrics, len(items), limits.max_pending):
-                verdicts = await _in_time(_judge(guard, items), state, limits.request_timeout)
+            with _admit(state, metrics, len(items), limits.max_pending):
+                verdicts = await _finish_in_time(_judge(guard, items), state, limits.request_timeout)
             seconds = time.monotonic() - began
             metrics.seconds.observe(seconds)
-            unknown = metrics.answered(guard_id(guard), items, verdicts)
-            told: dict[str, Any] = {"items": len(items), "unknown": unknown, "seconds": round(seconds, 4)}
+            unknown = metrics.count_verdicts(guard_id(guard), items, verdicts)
+            fields: dict[str, Any] = {"items": len(items), "unknown": unknown, "seconds": round(seconds, 4)}
             if limits.log_texts:
-                told["texts"] = [item.model_dump(mode="json", exclude_none=True) for item in items]
-            logger.info("judged", extra={"told": told})
+                fields["texts"] = [item.model_dump(mode="json", exclude_none=True) for item in items]
+            logger.info("judged", extra={"fields": fields})
             return Response(JudgeAnswer(verdicts=tuple(verdicts)).to_json(), media_type="application/json")
 
     return app
 
 
 @contextmanager
-def _counted(metrics: Metrics) -> Iterator[None]:
+def _count_status(metrics: Metrics) -> Iterator[None]:
     """Count how a request ends."""
     status = 500
     try:
@@ -170,9 +169,9 @@ def _counted(metrics: Metrics) -> Iterator[None]:
 
 
 @contextmanager
-def _admitted(state: JudgeState, metrics: Metrics, items: int, most: int) -> Iterator[None]:
-    """A place for so many items among those under judgement."""
-    # A request that alone is more than all there may be is taken when nothing else is there.
+def _admit(state: JudgeState, metrics: Metrics, items: int, most: int) -> Iterator[None]:
+    """Count ``items`` as pending within the context. Raises HTTPException (503) if they are too many."""
+    # A request that alone exceeds the limit is accepted when nothing else is pending.
     if state.pending and state.pending + items > most:
         raise HTTPException(503, f"{state.pending} items are under judgement, at most {most} may be", headers=_SOON)
     state.pending += items
@@ -200,16 +199,16 @@ def _parse(body: bytes, limits: JudgeServerConfig) -> Sequence[JudgeItem]:
     return items
 
 
-async def _in_time(work: Any, state: JudgeState, seconds: float) -> list[JudgeVerdict]:
-    """What ``work`` comes to, unless it takes too long or the server has to end before."""
+async def _finish_in_time(work: Any, state: JudgeState, seconds: float) -> list[JudgeVerdict]:
+    """The result of ``work``. Raises HTTPException (503) if it takes too long or the server ends before."""
     judging, ending = asyncio.create_task(work), asyncio.create_task(state.ending.wait())
     try:
         await asyncio.wait({judging, ending}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if judging.done():
             verdicts: list[JudgeVerdict] = judging.result()
             return verdicts
-        why = "the server ends" if ending.done() else f"not judged within judge.server.request_timeout={seconds:g} s"
-        raise HTTPException(503, why, headers=_SOON)
+        reason = "the server ends" if ending.done() else f"not judged within judge.server.request_timeout={seconds:g} s"
+        raise HTTPException(503, reason, headers=_SOON)
     finally:
         for task in (judging, ending):
             task.cancel()
@@ -227,7 +226,7 @@ async def _judge(guard: Guard, items: Sequence[JudgeItem]) -> list[JudgeVerdict]
 
 
 async def _keep_probing(guard: Guard, state: JudgeState, metrics: Metrics, interval: float) -> None:
-    """Once the guard is loaded, have it judge something harmless, again and again."""
+    """Once the guard is loaded, have it judge its probe every ``interval`` seconds."""
     await asyncio.wait({state.loading})
     while state.loading.exception() is None:
         problem = await _probe(guard)
@@ -240,7 +239,7 @@ async def _keep_probing(guard: Guard, state: JudgeState, metrics: Metrics, inter
 
 
 async def _probe(guard: Guard) -> str | None:
-    """What keeps the guard from judging its probe; None if nothing does."""
+    """Why the guard does not judge its probe; None if it does."""
     item = guard.probe
     try:
         async with timeout(PROBE_TIMEOUT):

@@ -1,7 +1,7 @@
-"""A second judge's opinion of some of the samples, for the record: how far the first can be trusted as the game moves.
+"""A second judge's verdicts on some of the samples: how far the first can be trusted as the game moves.
 
-Invariants: nobody waits for the second judge, nothing it says or fails to say reaches a reward, and whether a sample is
-shown to it follows from the sample alone, so that it is the same after a resume and at any number of ranks.
+Invariants: nobody waits for the second judge, none of its verdicts or failures reaches a reward, and whether a sample
+is sent to it follows from the sample alone, so that it is the same after a resume and at any number of ranks.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from nemo_magic.judge.protocol import Ask, JudgeItem
 logger = logging.getLogger(__name__)
 
 _Pair = tuple[Ask, str, str]
-"""A field, what the first judge said of it, and what the second."""
+"""A field, its value by the first judge, and by the second."""
 
 
 @dataclass
 class AuditCounts:
-    """What came of audits. Picklable, so that ranks can gather and merge them."""
+    """Results of audits. Picklable, so that ranks can gather and merge them."""
 
     samples: int = 0
     failed: int = 0
@@ -38,32 +38,32 @@ class AuditCounts:
     @classmethod
     def merged(cls, parts: Iterable[AuditCounts]) -> AuditCounts:
         """The sums."""
-        whole = cls()
+        total = cls()
         for part in parts:
-            whole.samples += part.samples
-            whole.failed += part.failed
-            whole.skipped += part.skipped
-            whole.pairs += part.pairs
-        return whole
+            total.samples += part.samples
+            total.failed += part.failed
+            total.skipped += part.skipped
+            total.pairs += part.pairs
+        return total
 
     def figures(self) -> dict[str, float]:
-        """The metrics ``judge_audit/*`` of docs/metrics.md. What cannot be told is absent, not zero."""
-        found: dict[str, float] = {"samples": self.samples, "failed": self.failed, "skipped": self.skipped}
+        """The metrics ``judge_audit/*`` of docs/metrics.md. A figure without samples is absent, not zero."""
+        figures: dict[str, float] = {"samples": self.samples, "failed": self.failed, "skipped": self.skipped}
         for ask in Ask:
-            told = {(a, b): n for (asked, a, b), n in self.pairs.items() if asked is ask and a != UNKNOWN}
-            both = Agreement(Counter({(a, b): n for (a, b), n in told.items() if b != UNKNOWN}))
-            if told:
-                found[f"unknown_share_{ask}"] = 1 - both.total / sum(told.values())
+            known = {(a, b): n for (name, a, b), n in self.pairs.items() if name is ask and a != UNKNOWN}
+            both = Agreement(Counter({(a, b): n for (a, b), n in known.items() if b != UNKNOWN}))
+            if known:
+                figures[f"unknown_share_{ask}"] = 1 - both.total / sum(known.values())
             if both.agreement is not None:
-                found[f"agreement_{ask}"] = both.agreement
+                figures[f"agreement_{ask}"] = both.agreement
             if both.kappa is not None:
-                found[f"kappa_{ask}"] = both.kappa
-            found |= {f"confusion_{ask}_{a}_{b}": n / both.total for (a, b), n in sorted(both.pairs.items())}
-        return {f"judge_audit/{name}": value for name, value in found.items()}
+                figures[f"kappa_{ask}"] = both.kappa
+            figures |= {f"confusion_{ask}_{a}_{b}": n / both.total for (a, b), n in sorted(both.pairs.items())}
+        return {f"judge_audit/{name}": value for name, value in figures.items()}
 
 
 class Auditor:
-    """Shows ``judge.audit_fraction`` of the samples to the judge at ``judge.audit.urls``, from a thread of its own.
+    """Sends ``judge.audit_fraction`` of the samples to the judge at ``judge.audit.urls``, from a thread of its own.
 
     Raises ValueError without urls, or if the token's environment variable is empty.
     """
@@ -75,19 +75,21 @@ class Auditor:
         self._lock = threading.Lock()
         self._samples: deque[tuple[_Pair, ...]] = deque(maxlen=cfg.audit.window)
         self._pending = self._failed = self._skipped = 0
-        self._away = False
+        self._failing = False
 
     def compare(self, items: Sequence[JudgeItem], verdicts: Sequence[Verdict]) -> None:
         """Have some of ``items`` judged again, to be compared with the first judge's ``verdicts``. Returns at once."""
-        chosen = [(item, first) for item, first in zip(items, verdicts, strict=True) if drawn(item, self._fraction)]
+        chosen = [
+            (item, first) for item, first in zip(items, verdicts, strict=True) if is_audited(item, self._fraction)
+        ]
         with self._lock:
             room = max(self._max_pending - self._pending, 0)
             self._skipped += len(chosen[room:])
             chosen = chosen[:room]
             self._pending += len(chosen)
         if chosen:
-            again = self._client.score([item for item, _ in chosen])
-            again.add_done_callback(lambda future: self._note([first for _, first in chosen], future))
+            second = self._client.score([item for item, _ in chosen])
+            second.add_done_callback(lambda future: self._record([first for _, first in chosen], future))
 
     def counts(self) -> AuditCounts:
         """Pairs of the last ``judge.audit.window`` samples that came back; ``failed`` and ``skipped`` of all so far."""
@@ -96,33 +98,33 @@ class Auditor:
             return AuditCounts(len(self._samples), self._failed, self._skipped, pairs)
 
     def close(self) -> None:
-        """Forget what is pending and end the thread."""
+        """Cancel what is pending and end the thread."""
         self._client.close()
 
-    def _note(self, verdicts: Sequence[Verdict], future: Future[list[Verdict]]) -> None:
+    def _record(self, verdicts: Sequence[Verdict], future: Future[list[Verdict]]) -> None:
         """Runs on the client's thread."""
         error = None if future.cancelled() else future.exception()
         with self._lock:
             self._pending -= len(verdicts)
             if future.cancelled():
                 return
-            away, self._away = self._away, error is not None
+            failing, self._failing = self._failing, error is not None
             if error is not None:
                 self._failed += len(verdicts)
             else:
                 self._samples.extend(map(_pairs, verdicts, future.result()))
-        if error is not None and not away:
+        if error is not None and not failing:
             logger.warning("samples are not audited, training goes on: %s: %s", type(error).__name__, error)
-        elif away and error is None:
+        elif failing and error is None:
             logger.warning("samples are audited again")
 
 
-def drawn(item: JudgeItem, fraction: float) -> bool:
-    """Whether a sample is audited: by a digest of what is judged, so evenly and the same at every time."""
+def is_audited(item: JudgeItem, fraction: float) -> bool:
+    """Whether a sample is audited. A digest of what is judged decides, so evenly and each time the same."""
     digest = hashlib.sha256(item.content().encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
 def _pairs(first: Verdict, second: Verdict) -> tuple[_Pair, ...]:
-    said = ((ask, getattr(first, ask), getattr(second, ask)) for ask in Ask)
-    return tuple((ask, str(a), str(b)) for ask, a, b in said if a is not None and b is not None)
+    values = ((ask, getattr(first, ask), getattr(second, ask)) for ask in Ask)
+    return tuple((ask, str(a), str(b)) for ask, a, b in values if a is not None and b is not None)

@@ -1,7 +1,11 @@
-"""Texts that a guard's model has written, kept over restarts and shared by the servers of one machine.
+"""Texts that a guard's model has written, cached over restarts and shared by the servers of one machine.
 
-What is kept is (key, text): the key is a digest of the question, so that no text under judgement is ever on disk. The
-cache can only save a call: every failure of it, and every entry that is not exactly what was written, is a miss.
+An entry is (key, text): the key is a digest of the question, so that no text under judgement is ever on disk. The cache
+can only save a call: every failure of it, and every entry that is not exactly what was written, is a miss.
+
+The other store on disk, ``rollout/response_cache.py``, is JSON lines of one writer each, read whole at the start: that
+is right for one run's folder. Here several servers read and write at the same time, each sees the others' entries, and
+the oldest are dropped: a database does that.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from nemo_magic.judge.telemetry import UNOBSERVED, Telemetry
+from nemo_magic.judge.telemetry import NO_TELEMETRY, Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -27,11 +31,11 @@ CREATE TABLE IF NOT EXISTS texts (
     id INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB NOT NULL UNIQUE, text BLOB NOT NULL, seal BLOB NOT NULL
 )
 """
-_AT_ONCE = 500
-"""Keys in one query; SQLite's older builds take 999."""
+_KEYS_PER_QUERY = 500
+"""SQLite's older builds take 999."""
 MAX_TEXT = 10_000
-"""Longer texts, in characters, are not kept: the size of the file is bounded by that of its entries."""
-_FILES_KEPT = 3
+"""Characters; longer texts are not cached, so that the size of the file is bounded by the number of its entries."""
+_MAX_FILES = 3
 """The file in use, and how many corrupt ones beside it are left for inspection, together."""
 
 
@@ -50,7 +54,7 @@ class Cache:
             raise ValueError(f"cache.max_entries={max_entries} must be at least 1")
         self.path = Path(path).expanduser()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.observer: Telemetry = UNOBSERVED
+        self.telemetry: Telemetry = NO_TELEMETRY
         self._max_entries = max_entries
         self._connection: sqlite3.Connection | None = None
         self._generation = -1
@@ -60,17 +64,17 @@ class Cache:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="judge cache")
 
     async def get(self, keys: Sequence[bytes]) -> Mapping[bytes, str]:
-        """The texts of those keys that have one."""
+        """The texts of those keys that have one. Raises RuntimeError once the cache is closed."""
         return await asyncio.get_running_loop().run_in_executor(self._worker, self._read, keys)
 
     def put(self, key: bytes, text: str) -> None:
-        """Keep ``text``, soon; returns at once."""
+        """Have ``text`` written soon; returns at once."""
         if len(text) > MAX_TEXT:
             return
         with self._lock:
             self._unwritten[key] = text.encode(errors="surrogatepass")
             if len(self._unwritten) > 1:
-                return  # whoever was first has called the writer
+                return  # the first entry has called the writer
         with suppress(RuntimeError):  # closed
             self._worker.submit(self._write)
 
@@ -84,26 +88,26 @@ class Cache:
         self._worker.shutdown()
 
     def _read(self, keys: Sequence[bytes]) -> Mapping[bytes, str]:
-        found: dict[bytes, str] = {}
+        texts: dict[bytes, str] = {}
 
-        def look(connection: sqlite3.Connection) -> None:
-            found.clear()
-            for start in range(0, len(keys), _AT_ONCE):
-                some = keys[start : start + _AT_ONCE]
-                marks = ",".join("?" * len(some))
-                rows = connection.execute(f"SELECT key, text, seal FROM texts WHERE key IN ({marks})", some)
-                found.update(self._sealed(rows))
+        def look_up(connection: sqlite3.Connection) -> None:
+            texts.clear()
+            for start in range(0, len(keys), _KEYS_PER_QUERY):
+                part = keys[start : start + _KEYS_PER_QUERY]
+                marks = ",".join("?" * len(part))
+                rows = connection.execute(f"SELECT key, text, seal FROM texts WHERE key IN ({marks})", part)
+                texts.update(self._verify(rows))
 
-        return found if self._tried(look) else {}
+        return texts if self._try(look_up) else {}
 
-    def _sealed(self, rows: Iterable[tuple[Any, Any, Any]]) -> dict[bytes, str]:
+    def _verify(self, rows: Iterable[tuple[Any, Any, Any]]) -> dict[bytes, str]:
         """The entries that are what was written. SQLite checks its pages' structure, not their content."""
-        found = {}
+        texts = {}
         for key, text, seal in rows:
             if not (isinstance(key, bytes) and isinstance(text, bytes)) or seal != _seal(key, text):
                 raise _Corrupt("an entry is not what was written")
-            found[key] = text.decode(errors="surrogatepass")
-        return found
+            texts[key] = text.decode(errors="surrogatepass")
+        return texts
 
     def _write(self) -> None:
         with self._lock:
@@ -120,21 +124,21 @@ class Cache:
                     "DELETE FROM texts WHERE id <= (SELECT max(id) FROM texts) - ?", (self._max_entries,)
                 )
 
-        self._tried(insert)
+        self._try(insert)
 
-    def _tried(self, work: Callable[[sqlite3.Connection], None]) -> bool:
-        """Whether ``work`` was done, on a new file if this one is corrupt."""
+    def _try(self, work: Callable[[sqlite3.Connection], None]) -> bool:
+        """Do ``work``, on a new file if this one is corrupt. Returns whether it was done."""
         for _ in range(2):
             try:
-                work(self._connected())
+                work(self._connect())
                 self._failing = False
                 return True
             except (sqlite3.Error, OSError, ValueError) as error:
-                if not self._failed(error):
+                if not self._recover(error):
                     break
         return False
 
-    def _connected(self) -> sqlite3.Connection:
+    def _connect(self) -> sqlite3.Connection:
         if self._connection is None:
             self._generation = max(self._generation, self._newest())
             connection = sqlite3.connect(self._file(self._generation), timeout=5.0, check_same_thread=False)
@@ -150,11 +154,11 @@ class Cache:
             self._connection = connection
         return self._connection
 
-    def _failed(self, error: Exception) -> bool:
-        """Go on without: with a new file, and True, if this one is corrupt; otherwise as if nothing were kept now."""
+    def _recover(self, error: Exception) -> bool:
+        """After an error: begin a new file and return True if this one is corrupt, else go on without a cache."""
         # This class and no subclass is SQLITE_CORRUPT and SQLITE_NOTADB; the codes themselves come with Python 3.11.
         corrupt = isinstance(error, _Corrupt) or type(error) is sqlite3.DatabaseError
-        self.observer.count("cache_errors", kind="corrupt" if corrupt else type(error).__name__)
+        self.telemetry.count("cache_errors", kind="corrupt" if corrupt else type(error).__name__)
         self._disconnect()
         if corrupt:
             broken = self._file(self._generation)
@@ -165,7 +169,7 @@ class Cache:
                 error,
                 self._file(self._generation),
             )
-            self._forget_old()
+            self._delete_old()
         elif not self._failing:
             logger.warning("the cache %s cannot be used now, the model is asked: %s", self.path, error)
         self._failing = not corrupt
@@ -186,15 +190,15 @@ class Cache:
     def _file(self, generation: int) -> Path:
         return self.path.with_name(f"{self.path.name}.{generation}") if generation else self.path
 
-    def _forget_old(self) -> None:
-        for generation in range(self._generation - _FILES_KEPT + 1):
+    def _delete_old(self) -> None:
+        for generation in range(self._generation - _MAX_FILES + 1):
             for suffix in ("", "-wal", "-shm"):
                 path = self._file(generation)
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 class _Corrupt(ValueError):
-    """The file holds what nobody wrote."""
+    """The file holds an entry that no server wrote."""
 
 
 def _seal(key: bytes, text: bytes) -> bytes:

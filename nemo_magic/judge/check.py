@@ -32,8 +32,8 @@ UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """What to ask, and what would be right."""
+class LabelledItem:
+    """An item, and the right value of each labelled field."""
 
     item: JudgeItem
     labels: Labels
@@ -47,47 +47,49 @@ class Agreement:
 
     @property
     def total(self) -> int:
+        """All pairs, unknown verdicts included."""
         return self.pairs.total()
 
     @property
     def unknown_share(self) -> float:
-        return sum(n for (_, said), n in self.pairs.items() if said == UNKNOWN) / max(self.total, 1)
+        """Share of the verdicts that are unknown."""
+        return sum(n for (_, value), n in self.pairs.items() if value == UNKNOWN) / max(self.total, 1)
 
     @property
     def agreement(self) -> float | None:
-        """Share of the verdicts given that are right; None where none was given."""
-        given = [(label == said, n) for (label, said), n in self.pairs.items() if said != UNKNOWN]
-        return sum(n for right, n in given if right) / sum(n for _, n in given) if given else None
+        """Share of the known verdicts that are right; None where all are unknown."""
+        known = [(label == value, n) for (label, value), n in self.pairs.items() if value != UNKNOWN]
+        return sum(n for right, n in known if right) / sum(n for _, n in known) if known else None
 
     @property
     def kappa(self) -> float | None:
-        """Cohen's κ of labels and the verdicts given: agreement beyond that of chance (Cohen 1960).
+        """Cohen's κ of labels and known verdicts: agreement beyond that of chance (Cohen 1960).
 
-        None where it is undefined: no verdict was given, or both always say the same single thing.
+        None where it is undefined: all verdicts are unknown, or both have the same single value throughout.
         """
-        given = {pair: n for pair, n in self.pairs.items() if UNKNOWN not in pair}
-        total = sum(given.values())
+        known = {pair: n for pair, n in self.pairs.items() if UNKNOWN not in pair}
+        total = sum(known.values())
         if not total:
             return None
         first, second = Counter[str](), Counter[str]()
-        for (a, b), n in given.items():
+        for (a, b), n in known.items():
             first[a] += n
             second[b] += n
         by_chance = sum(first[value] * second[value] for value in first) / total**2
-        observed = sum(n for (a, b), n in given.items() if a == b) / total
+        observed = sum(n for (a, b), n in known.items() if a == b) / total
         return None if by_chance == 1 else (observed - by_chance) / (1 - by_chance)
 
 
 @dataclass
-class Checked:
-    """One judge on one file."""
+class CheckResult:
+    """The verdicts of one judge on one file, and the seconds that each request took."""
 
     guard: str
     verdicts: Sequence[Verdict]
     seconds: Sequence[float]
 
 
-def read_labelled(path: str | Path) -> tuple[list[Labelled], DropReport]:
+def read_labelled(path: str | Path) -> tuple[list[LabelledItem], DropReport]:
     """The rows that have a prompt and a label.
 
     Raises:
@@ -96,73 +98,80 @@ def read_labelled(path: str | Path) -> tuple[list[Labelled], DropReport]:
     report = DropReport()
     table = read_table(path, report)
     prompt = table.column("prompt", ("prompt",))
-    asked = [ask for ask in Ask if table.has((ask.value,))]
-    if not asked:
+    fields = [ask for ask in Ask if table.has((ask.value,))]
+    if not fields:
         columns = ", ".join(table.columns)
         raise DataError(f"{path}: no column of labels (one of {', '.join(Ask)}); its columns are: {columns}")
-    rows: list[Labelled] = []
+    rows: list[LabelledItem] = []
     for number, row in enumerate(table.rows):
         values = {name.lower().strip(): text_of(value) for name, value in row.items()}
         text, response, seed = values[prompt.lower().strip()], values.get("response", ""), values.get("seed", "")
-        labels = {ask: values[ask.value].lower() for ask in asked if values.get(ask.value)}
+        labels = {ask: values[ask.value].lower() for ask in fields if values.get(ask.value)}
         if not text:
             report.drop("no prompt")
         elif not labels:
             report.drop("no label")
-        elif bad := [f"{ask.value} is {said!r}" for ask, said in labels.items() if said not in ask.known]:
+        elif bad := [f"{ask.value} is {label!r}" for ask, label in labels.items() if label not in ask.known]:
             report.drop(f"no such label: {bad[0]}")
         else:
-            talk = (Message("user", text), *((Message("assistant", response),) if response else ()))
-            label = read_label(values.get("seed_label", ""))
+            conversation = (Message("user", text), *((Message("assistant", response),) if response else ()))
+            seed_label = read_label(values.get("seed_label", ""))
             try:
                 item = make_item(
-                    str(number), talk, ask=labels, seed=Seed(str(number), seed, label) if seed and label else None
+                    str(number),
+                    conversation,
+                    ask=labels,
+                    seed=Seed(str(number), seed, seed_label) if seed and seed_label else None,
                 )
             except ValidationError as error:
                 report.drop(first_fault(error))
             else:
-                rows.append(Labelled(item, labels))
+                rows.append(LabelledItem(item, labels))
     if not rows:
         raise DataError(f"{path}: no row can be used: {report}")
     return rows, report
 
 
-def check(client: JudgeClient, rows: Sequence[Labelled], batch: int, parallel: int, timeout_s: float = 60.0) -> Checked:
+def check(
+    client: JudgeClient, rows: Sequence[LabelledItem], batch: int, parallel: int, timeout_s: float = 60.0
+) -> CheckResult:
     """Have every row judged, ``batch`` a request, ``parallel`` requests at once. Raises what the client raises."""
     guard = client.wait_ready(timeout_s).guard
     batches = [rows[start : start + batch] for start in range(0, len(rows), batch)]
 
-    def judged(part: Sequence[Labelled]) -> tuple[list[Verdict], float]:
+    def judge(part: Sequence[LabelledItem]) -> tuple[list[Verdict], float]:
         began = time.monotonic()
         verdicts = client.score([row.item for row in part]).result()
         return verdicts, time.monotonic() - began
 
     with ThreadPoolExecutor(parallel) as pool:
-        results = list(pool.map(judged, batches))
-    return Checked(guard, [verdict for verdicts, _ in results for verdict in verdicts], [took for _, took in results])
+        results = list(pool.map(judge, batches))
+    return CheckResult(
+        guard, [verdict for verdicts, _ in results for verdict in verdicts], [seconds for _, seconds in results]
+    )
 
 
-def against_labels(rows: Sequence[Labelled], checked: Checked) -> dict[Ask, Agreement]:
-    """What the judge said beside what is right, by field."""
-    found: dict[Ask, Agreement] = {}
+def against_labels(rows: Sequence[LabelledItem], checked: CheckResult) -> dict[Ask, Agreement]:
+    """The judge's verdicts beside the labels, by field."""
+    agreements: dict[Ask, Agreement] = {}
     for row, verdict in zip(rows, checked.verdicts, strict=True):
         for ask, label in row.labels.items():
-            found.setdefault(ask, Agreement()).pairs[label, str(getattr(verdict, ask))] += 1
-    return found
+            agreements.setdefault(ask, Agreement()).pairs[label, str(getattr(verdict, ask))] += 1
+    return agreements
 
 
-def against_each_other(rows: Sequence[Labelled], one: Checked, two: Checked) -> dict[Ask, Agreement]:
-    """What two judges said of the same rows, by field; rows that either cannot tell are left out."""
-    found: dict[Ask, Agreement] = {}
+def against_each_other(rows: Sequence[LabelledItem], one: CheckResult, two: CheckResult) -> dict[Ask, Agreement]:
+    """The verdicts of two judges on the same rows, by field; a row that is unknown to either is left out."""
+    agreements: dict[Ask, Agreement] = {}
     for row, a, b in zip(rows, one.verdicts, two.verdicts, strict=True):
         for ask in row.labels:
-            said = str(getattr(a, ask)), str(getattr(b, ask))
-            if UNKNOWN not in said:
-                found.setdefault(ask, Agreement()).pairs[said] += 1
-    return found
+            pair = str(getattr(a, ask)), str(getattr(b, ask))
+            if UNKNOWN not in pair:
+                agreements.setdefault(ask, Agreement()).pairs[pair] += 1
+    return agreements
 
 
-def summary(rows: Sequence[Labelled], runs: Sequence[Checked]) -> str:
+def summary(rows: Sequence[LabelledItem], runs: Sequence[CheckResult]) -> str:
     """Markdown: a table and confusion matrices per judge, latencies, and κ where there are two judges."""
     parts: list[str] = []
     for run in runs:
@@ -187,10 +196,11 @@ def summary(rows: Sequence[Labelled], runs: Sequence[Checked]) -> str:
     return "\n\n".join(parts)
 
 
-def _confusion(ask: Ask, found: Agreement, rows: str) -> str:
-    said = sorted({b for _, b in found.pairs})
-    body = [(label, *(str(found.pairs[label, b]) for b in said)) for label in sorted({a for a, _ in found.pairs})]
-    return _table((f"{ask.value}: {rows} ↓", *said), body)
+def _confusion(ask: Ask, agreement: Agreement, rows: str) -> str:
+    pairs = agreement.pairs
+    values = sorted({b for _, b in pairs})
+    body = [(label, *(str(pairs[label, b]) for b in values)) for label in sorted({a for a, _ in pairs})]
+    return _table((f"{ask.value}: {rows} ↓", *values), body)
 
 
 def _percentiles(seconds: Sequence[float]) -> tuple[float, float, float]:

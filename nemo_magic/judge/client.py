@@ -1,7 +1,7 @@
-"""The client: conversations in, futures of verdicts out, whatever happens to the judge meanwhile.
+"""The client of judges: conversations in, futures of verdicts out, over outages and restarts of the judge.
 
 It fails closed. A verdict is returned only if a judge gave it to exactly that conversation; an answer that breaks the
-protocol, however often, ends as unknown fields with an error, and silence ends as JudgeUnavailable.
+protocol ends, after its retries, as unknown fields with an error, and an outage ends as JudgeUnavailable.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from nemo_magic.net.faults import BrokenReply, Unavailable, first_fault, unavail
 from nemo_magic.net.retrying_client import gather
 
 
-class _NotTaken(Exception):
-    """The judge answers that it does not take this batch."""
+class _BatchRefused(Exception):
+    """The judge refuses this batch."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class _Counters:
 
 
 class JudgeClient:
-    """Asks the judges at ``cfg.urls`` from a thread of its own; ``clock`` (seconds) is what patience is counted by.
+    """Asks the judges at ``cfg.urls`` from a thread of its own; ``clock`` (seconds) measures outages.
 
     Raises ValueError if there are no urls, or if the token's environment variable is empty.
     """
@@ -70,15 +70,16 @@ class JudgeClient:
     def score(self, items: Sequence[JudgeItem]) -> Future[list[Verdict]]:
         """Verdicts in the order of ``items``, each answering the fields its item asked.
 
-        Raises ValueError at once for two items of one id. The future raises JudgeUnavailable after ``give_up_after``
-        seconds without an answer, JudgeRefused if the token is not accepted or another guard answers than did before.
+        Raises ValueError at once for two items of one id, RuntimeError once the client is closed. The future raises
+        JudgeUnavailable after ``give_up_after`` seconds without an answer, JudgeRefused if the token is not accepted or
+        another guard answers than did before.
         """
         if len({item.id for item in items}) != len(items):
             raise ValueError("two items have the same id")
         return self._client.submit(self._score(tuple(items)))
 
     def wait_ready(self, timeout_s: float) -> GuardInfo:
-        """Who judges, once a judge is loaded and accepts this client's token.
+        """The guard that judges, once one is loaded and accepts this client's token.
 
         Raises JudgeUnavailable if none is within ``timeout_s`` seconds, JudgeRefused if the token is not accepted or it
         is not the guard ``judge.expect``.
@@ -118,7 +119,7 @@ class JudgeClient:
             return await self._client.ask(lambda url: self._ask(url, items, body))
         except BrokenReply as fault:
             return _unknown(items, f"the answer breaks the protocol: {fault}")
-        except _NotTaken as refusal:
+        except _BatchRefused as refusal:
             if len(items) == 1:
                 return _unknown(items, f"the judge does not take this item: {refusal}")
         # One item that the judge does not take must not cost the others their verdicts.
@@ -126,11 +127,11 @@ class JudgeClient:
         return await self._judge_all([items[:half], items[half:]])
 
     async def _ask(self, url: str, items: Sequence[JudgeItem], body: bytes) -> dict[str, Verdict]:
-        """One request. Raises Outage, Broken, _NotTaken or JudgeRefused."""
+        """One request. Raises Unavailable, BrokenReply, _BatchRefused or JudgeRefused."""
         response = await self._client.post(f"{url}/v1/judge", body)
-        self._accepted(url, response)
+        self._check_token(url, response)
         if response.status_code in (400, 413, 422):
-            raise _NotTaken(f"{url}: {response.status_code} {response.text[:300]}")
+            raise _BatchRefused(f"{url}: {response.status_code} {response.text[:300]}")
         if response.status_code != 200:
             raise unavailable_from(url, response)
         try:
@@ -140,26 +141,26 @@ class JudgeClient:
         except ProtocolError as error:
             raise BrokenReply(str(error)) from error
         for answer in answers:
-            self._refuse_another(url, answer.guard)
+            self._check_guard(url, answer.guard)
         return {answer.id: answer.to_verdict() for answer in answers}
 
     def _read_info(self, url: str, response: httpx.Response) -> GuardInfo:
-        self._accepted(url, response)
+        self._check_token(url, response)
         if response.status_code != 200:
             raise unavailable_from(url, response)
         try:
             info = GuardInfo.model_validate_json(response.content)
         except ValidationError as error:
             raise Unavailable(f"{url}: {first_fault(error)}") from error
-        self._refuse_another(url, info.guard)
+        self._check_guard(url, info.guard)
         self._batch_size = min(self._cfg.batch_size, info.max_items)
         return info
 
-    def _accepted(self, url: str, response: httpx.Response) -> None:
+    def _check_token(self, url: str, response: httpx.Response) -> None:
         if response.status_code in (401, 403):
             raise JudgeRefused(f"{url}: {response.status_code} {response.text[:300]}; see {self._cfg.KEY}.token_env")
 
-    def _refuse_another(self, url: str, guard: str) -> None:
+    def _check_guard(self, url: str, guard: str) -> None:
         """All replicas have to be the guard that answered first, at its revision: rewards of two do not compare."""
         if self._guard is None:
             self._guard = guard
@@ -168,9 +169,9 @@ class JudgeClient:
             raise JudgeRefused(f"{url} is the guard {guard}; {before} {self._guard}")
 
 
-def refuse_incapable(info: GuardInfo, asked: Iterable[str]) -> None:
-    """Raise JudgeRefused if the guard can never tell one of the fields ``asked``: every sample would be unknown."""
-    if never := sorted(set(asked) - set(info.answers)):
+def refuse_incapable(info: GuardInfo, fields: Iterable[str]) -> None:
+    """Raise JudgeRefused if the guard can never tell one of ``fields``: every sample would be unknown."""
+    if never := sorted(set(fields) - set(info.answers)):
         raise JudgeRefused(
             f"the guard {info.guard} never answers {', '.join(never)}, which the run asks for "
             f"(rewards, game.extra_verdict_fields); it answers {', '.join(info.answers)}. Name a judge in judge.urls "
@@ -188,7 +189,7 @@ def refuse_unknown(cfg: JudgeConfig, unknown: int, total: int) -> None:
 
 
 def _noun(cfg: JudgeClientConfig) -> str:
-    """What logs call it: the judge whose verdicts pay, or the second one."""
+    """What logs call it: the judge whose verdicts become rewards, or the second one."""
     return "judge" if isinstance(cfg, JudgeConfig) else "auditing judge"
 
 

@@ -1,4 +1,4 @@
-"""What can be set about the judge: where it is, how patient the client is, what the server accepts."""
+"""Configuration of the judge: where it is, how patient the client is, what the server accepts."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class JudgeClientConfig(EndpointConfig):
 
 @dataclass
 class JudgeAuditConfig(JudgeClientConfig):
-    """The second judge that ``judge.audit_fraction`` of the samples are shown to. Nobody waits for it.
+    """The second judge, which gets ``judge.audit_fraction`` of the samples. Nobody waits for it.
 
     Figures are over the last ``window`` samples of every rank. While ``max_pending`` samples of a rank wait for it,
     further ones are not sent.
@@ -95,7 +95,7 @@ class JudgeAuditConfig(JudgeClientConfig):
 class JudgeConfig(JudgeClientConfig):
     """The judge of a run.
 
-    ``launch``: start one on this machine with the run, instead of ``urls``. ``guard`` names what judges, with
+    ``launch``: start one on this machine with the run, instead of ``urls``. ``guard``: the guard that judges, with
     ``guard_config`` as its settings (``rules``: ``world``, the sandbox's world file). More than ``max_unknown_share``
     of a step's samples unknown stops the run. ``audit_fraction``: share of the samples that ``audit`` judges as well,
     for the record only.

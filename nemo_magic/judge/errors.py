@@ -1,4 +1,4 @@
-"""What can go wrong between a run and its judge. None of it ever becomes a verdict other than unknown."""
+"""Errors between a run and its judge. None of them ever becomes a verdict other than unknown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class JudgeUnavailable(JudgeError):
 
 
 class JudgeRefused(JudgeError):
-    """The judge does not accept this client: wrong or missing token, or no judge at that address."""
+    """The judge does not accept this client's token, is another guard, or cannot answer what the run asks."""
 
 
 class TooManyUnknown(JudgeError):
@@ -20,8 +20,8 @@ class TooManyUnknown(JudgeError):
 
 
 class ProtocolError(ValueError):
-    """An answer that is not the answer to what was asked."""
+    """Verdicts that are not the answer to what was asked."""
 
 
 class GuardUnavailable(RuntimeError):
-    """Raised by a guard whose model cannot be reached now; the server answers 503 and the client tries again."""
+    """A guard's model cannot be reached now; the server answers 503 and the client tries again."""

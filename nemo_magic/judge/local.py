@@ -1,4 +1,4 @@
-"""A judge of the run's own: a server process on this machine that lives as long as the run."""
+"""A server process on this machine that judges for one run and lives as long as it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from typing_extensions import Self
 
 from nemo_magic.judge.config import JudgeConfig
 from nemo_magic.judge.errors import JudgeUnavailable
+from nemo_magic.net.hosts import http_url
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class LocalJudge:
     def __init__(self, cfg: JudgeConfig, log: Path | None, start_timeout: float) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="nemo-magic-judge-")
         self._log = log or Path(self._folder.name) / "judge.log"
-        self._patience = cfg.server.drain_timeout + 5
+        self._stop_timeout = cfg.server.drain_timeout + 5
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._supervisor: threading.Thread | None = None
@@ -68,7 +69,7 @@ class LocalJudge:
         with self._lock:
             self._process.terminate()
             try:
-                self._process.wait(timeout=self._patience)
+                self._process.wait(timeout=self._stop_timeout)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
@@ -95,7 +96,7 @@ class LocalJudge:
                     status = self._process.returncode
                     raise JudgeUnavailable(f"the local judge ended with status {status} at its start:\n{self._tail()}")
                 if port_file.exists():
-                    url = f"http://{_reachable(host)}:{port_file.read_text().strip()}"
+                    url = http_url(_reachable(host), port_file.read_text().strip())
                     with suppress(httpx.HTTPError):  # bound but not answering yet
                         if http.get(f"{url}/readyz").status_code == 200:
                             return url
@@ -125,7 +126,7 @@ def launch_local(cfg: JudgeConfig, log: Path | None = None, start_timeout: float
     """Start a server for ``cfg.guard`` in a process of its own and wait until it is ready.
 
     It ends with this process, however this process ends, and is started again on its port if it dies first. ``log``
-    takes its output (otherwise kept in a temporary folder). Clients use ``.config``, which is ``cfg.at(url)``.
+    takes its output (by default a temporary file). Clients use ``.config``, which is ``cfg.at(url)``.
     Raises JudgeUnavailable with the end of its log if it is not ready within ``start_timeout`` seconds.
     """
     return LocalJudge(cfg, log, start_timeout)
@@ -133,5 +134,4 @@ def launch_local(cfg: JudgeConfig, log: Path | None = None, start_timeout: float
 
 def _reachable(host: str) -> str:
     """An address by which this machine reaches a server bound to ``host``."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"[{host}]" if ":" in host else host
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

@@ -1,4 +1,4 @@
-"""What a judge counts, for Prometheus. No text under judgement is ever in a label."""
+"""A judge's metrics, for Prometheus. No text under judgement is ever in a label."""
 
 from __future__ import annotations
 
@@ -30,10 +30,7 @@ _DISTRIBUTIONS = {
 
 
 class Metrics:
-    """A registry of its own, so that two judges in a process do not mix; an Observer of guards and models.
-
-    A name that an Observer may not tell is a KeyError: what nobody exports would be counted in vain.
-    """
+    """The Telemetry of guards and models, in a registry of its own, so that two judges in a process do not mix."""
 
     content_type = CONTENT_TYPE_LATEST
 
@@ -60,9 +57,11 @@ class Metrics:
         self._unknown = Counter("judge_unknown", "fields answered unknown", ("guard", "field"), registry=registry)
 
     def count(self, name: str, n: int = 1, **labels: str) -> None:
+        """Add to a total. Raises KeyError for a name that ``judge/telemetry.py`` does not have."""
         self._child(self._counts[name], name, labels).inc(n)
 
     def observe(self, name: str, value: float, **labels: str) -> None:
+        """Add a value. Raises KeyError for a name that ``judge/telemetry.py`` does not have."""
         self._child(self._distributions[name], name, labels).observe(value)
 
     def _child(self, metric: Any, name: str, labels: Mapping[str, str]) -> Any:
@@ -72,15 +71,15 @@ class Metrics:
             child = self._labelled[key] = metric.labels(**labels)
         return child
 
-    def answered(self, guard: str, items: Sequence[JudgeItem], verdicts: Sequence[JudgeVerdict]) -> int:
+    def count_verdicts(self, guard: str, items: Sequence[JudgeItem], verdicts: Sequence[JudgeVerdict]) -> int:
         """Count a request's verdicts; returns how many of them leave something unknown."""
         self.batch.observe(len(items))
         self._verdicts.labels(guard=guard).inc(len(verdicts))
-        open_fields = [[field for field in Ask if getattr(verdict, field) == field.unknown] for verdict in verdicts]
-        for fields in open_fields:
+        unknown_fields = [[field for field in Ask if getattr(verdict, field) == field.unknown] for verdict in verdicts]
+        for fields in unknown_fields:
             for field in fields:
                 self._unknown.labels(guard=guard, field=field.value).inc()
-        return sum(map(bool, open_fields))
+        return sum(map(bool, unknown_fields))
 
     def page(self) -> bytes:
         """All of it in Prometheus' text format."""

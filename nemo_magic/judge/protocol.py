@@ -1,4 +1,4 @@
-"""The wire: what a judge is asked and what it answers, as JSON.
+"""The wire format: what a judge is asked and what it answers, as JSON.
 
 One item is a conversation and the fields asked about it; one verdict answers exactly these fields. A field that was not
 asked is absent, one that the judge cannot tell is ``unknown``: no field ever has a default. Both sides parse strictly
@@ -42,11 +42,11 @@ class Ask(StrEnum):
 _OF_PROMPT = frozenset({Ask.PROMPT_SAFETY, Ask.INTENT_PRESERVED})
 
 
-_STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
+_STRICT = ConfigDict(strict=True, extra="forbid")
 
 
 class _Wire(BaseModel):
-    model_config = _STRICT
+    model_config = _STRICT | ConfigDict(frozen=True)
 
     def to_json(self) -> str:
         """This value as JSON, absent fields left out."""
@@ -95,7 +95,7 @@ class JudgeItem(_Wire):
 
     @property
     def response(self) -> str | None:
-        """The last message if the assistant spoke last."""
+        """The last message if it is the assistant's."""
         last = self.conversation[-1]
         return last.content if last.role == "assistant" else None
 
@@ -143,7 +143,7 @@ class JudgeAnswer(_Wire):
 
 
 class GuardInfo(_Wire):
-    """Who judges at this address, the fields it can tell (others are always unknown), and how much it takes at once."""
+    """The guard at this address, the fields it can answer (others are always unknown), and the limits of a request."""
 
     guard: str
     answers: tuple[Ask, ...]
@@ -162,7 +162,7 @@ def to_request(episode: Episode, ask: Iterable[str]) -> JudgeItem:
 
 
 def make_item(id: str, conversation: Sequence[Message], *, ask: Iterable[str], seed: Seed | None = None) -> JudgeItem:
-    """An item from the game's nouns."""
+    """An item from the game's own types. Raises ValueError for one that cannot be judged."""
     return JudgeItem.model_validate(
         {
             "id": id,
@@ -174,7 +174,7 @@ def make_item(id: str, conversation: Sequence[Message], *, ask: Iterable[str], s
 
 
 def unknown_verdict(item: JudgeItem, guard: str, error: str) -> JudgeVerdict:
-    """All that was asked is unknown, and why."""
+    """All that was asked is unknown; ``error`` says why."""
     fields: dict[str, Any] = {field.value: field.unknown for field in item.ask}
     return JudgeVerdict(item.id, guard=guard, error=error, **fields)
 
@@ -195,10 +195,10 @@ def match_answers(items: Sequence[JudgeItem], verdicts: Sequence[JudgeVerdict]) 
         verdict = by_id.get(item.id)
         if verdict is None:
             raise ProtocolError(f"no verdict for item {item.id!r}")
-        given = {field for field in Ask if getattr(verdict, field) is not None}
-        if missing := sorted(set(item.ask) - given):
+        answered = {field for field in Ask if getattr(verdict, field) is not None}
+        if missing := sorted(set(item.ask) - answered):
             raise ProtocolError(f"verdict {item.id!r} lacks {', '.join(missing)}")
-        if unasked := sorted(given - set(item.ask)):
+        if unasked := sorted(answered - set(item.ask)):
             raise ProtocolError(f"verdict {item.id!r} answers {', '.join(unasked)}, which was not asked")
         if verdict.error is not None and not has_unknown(verdict):
             raise ProtocolError(f"verdict {item.id!r} carries an error but nothing in it is unknown")

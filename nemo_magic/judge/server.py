@@ -1,4 +1,4 @@
-"""A reward server's process: listen, serve, come to an orderly end.
+"""A reward server's process: listen, serve, shut down in order.
 
 ``python -m nemo_magic.judge.server --config judge.json`` runs one; ``serve`` is the same from Python.
 """
@@ -23,6 +23,7 @@ from nemo_magic.judge.app import JudgeState, create_app
 from nemo_magic.judge.config import JudgeConfig, JudgeServerConfig
 from nemo_magic.judge.guards import build_guard
 from nemo_magic.judge.guards.base import describe
+from nemo_magic.net.hosts import http_url, listen
 
 logger = logging.getLogger(__name__)
 
@@ -31,22 +32,23 @@ WATCH_INTERVAL = 0.2
 
 
 class JsonLines(logging.Formatter):
-    """A record as a line of JSON: time, level, logger, message, and the fields of ``extra={"told": {…}}``."""
+    """A record as a line of JSON: time, level, logger, message, and the fields of ``extra={"fields": {…}}``."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
         line = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
-        } | getattr(record, "told", {})
+        } | getattr(record, "fields", {})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)
 
 
 def log_to_stderr() -> None:
-    """Everything of this process as lines of JSON."""
+    """Write all logs of this process to stderr as lines of JSON."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -59,34 +61,26 @@ def serve(
     parent_pid: int | None = None,
     say: Callable[[str], None] = logger.info,
 ) -> None:
-    """Serve ``cfg.guard`` until SIGTERM or SIGINT; requests in flight are finished first, or told to come again.
+    """Serve ``cfg.guard`` until SIGTERM or SIGINT; requests in flight are finished first, or answered with 503.
 
-    ``say`` is told the address once it is bound, and the port is written to ``port_file``. With ``parent_pid`` the
-    server ends when that process is no longer its parent. Raises ValueError for a configuration that cannot be served,
-    OSError if the address cannot be bound, RuntimeError if the guard fails to start.
+    ``say`` is called with the address once it is bound, and the port is written to ``port_file``. With ``parent_pid``
+    the server ends when that process is no longer its parent.
+
+    Raises ValueError for a configuration that cannot be served, OSError if the address cannot be bound, RuntimeError if
+    the guard fails to start.
     """
     app = create_app(build_guard(cfg.guard, cfg.guard_config), cfg)
     with listen(cfg.server.host, cfg.server.port) as listener:
         port = listener.getsockname()[1]
         if port_file is not None:
             _write_atomically(port_file, f"{port}\n")
-        host = f"[{cfg.server.host}]" if ":" in cfg.server.host else cfg.server.host
-        say(f"judge {cfg.guard} on http://{host}:{port}")
+        say(f"judge {cfg.guard} on {http_url(cfg.server.host, port)}")
         with suppress(KeyboardInterrupt):  # uvicorn has already shut down in order
             asyncio.run(_serve(app, listener, cfg.server.drain_timeout, parent_pid))
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises OSError if the address cannot be bound."""
-    listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    # Connections inherit it. asyncio sets it only where it knows the protocol's number, and without it every answer
-    # waits some 40 ms for the client to acknowledge its headers.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
-
-
 async def _serve(app: FastAPI, listener: socket.socket, drain_timeout: int, parent_pid: int | None) -> None:
-    # uvicorn would cut connections off at its timeout: those who still wait are answered before.
+    # uvicorn would cut connections off at its timeout: requests that still wait are answered before.
     config = uvicorn.Config(
         app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=drain_timeout + 5
     )
@@ -100,7 +94,7 @@ async def _serve(app: FastAPI, listener: socket.socket, drain_timeout: int, pare
 
 
 async def _watch(app: FastAPI, server: uvicorn.Server, drain_timeout: int, parent_pid: int | None) -> None:
-    """Stop the server when it has nobody to serve, or nothing to serve with; and see to it that stopping ends."""
+    """Stop the server when its parent is gone or its guard failed, and end requests that outlast ``drain_timeout``."""
     # The parent's pid and not PR_SET_PDEATHSIG: that signal comes when the parent's forking *thread* ends.
     while not server.should_exit and _failure(app) is None and (parent_pid is None or os.getppid() == parent_pid):
         await asyncio.sleep(WATCH_INTERVAL)

@@ -1,4 +1,4 @@
-"""What guards and models tell of their work, to whoever counts it. No text under judgement is ever told.
+"""Counts and distributions of the work of guards and models. They never contain a text under judgement.
 
 Counts (``Telemetry.count``):
     ``questions`` {guard, kind}     questions that items came down to
@@ -22,7 +22,7 @@ from typing import Protocol
 
 
 class Telemetry(Protocol):
-    """Counts and distributions, told from the event loop and from the threads of caches and models alike."""
+    """Takes counts and values from the event loop and from the threads of caches and models alike."""
 
     def count(self, name: str, n: int = 1, **labels: str) -> None:
         """Add ``n`` to a total."""
@@ -32,13 +32,13 @@ class Telemetry(Protocol):
 
 
 class NoTelemetry:
-    """Nobody counts."""
+    """Drops everything."""
 
     def count(self, name: str, n: int = 1, **labels: str) -> None:
-        return None
+        """Nothing."""
 
     def observe(self, name: str, value: float, **labels: str) -> None:
-        return None
+        """Nothing."""
 
 
-UNOBSERVED: Telemetry = NoTelemetry()
+NO_TELEMETRY: Telemetry = NoTelemetry()

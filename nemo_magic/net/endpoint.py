@@ -14,6 +14,19 @@ from urllib.parse import urlsplit
 from nemo_magic.net.limits import RateLimit
 
 
+def read_token(key: str, token_env: str | None) -> str | None:
+    """The value of the environment variable ``token_env``, which ``<key>.token_env`` names; None where there is none.
+
+    Raises ValueError if the variable is unset or empty.
+    """
+    if token_env is None:
+        return None
+    token = os.environ.get(token_env, "")
+    if not token:
+        raise ValueError(f"{key}.token_env={token_env}: this environment variable is unset or empty")
+    return token
+
+
 @dataclass
 class EndpointConfig:
     """A server that is asked over HTTP. All times in seconds.
@@ -51,12 +64,7 @@ class EndpointConfig:
 
     def token(self) -> str | None:
         """The bearer token, or None where none is wanted. Raises ValueError if its variable is unset or empty."""
-        if self.token_env is None:
-            return None
-        token = os.environ.get(self.token_env, "")
-        if not token:
-            raise ValueError(f"{self.KEY}.token_env={self.token_env}: this environment variable is unset or empty")
-        return token
+        return read_token(self.KEY, self.token_env)
 
     def _check_url(self, url: str) -> None:
         if not url.startswith(("http://", "https://")):

@@ -19,7 +19,7 @@ _DECODED = ("content-encoding", "transfer-encoding")
 class Http:
     """GET and POST on the running loop; at most ``max_connections``, each opened within ``connect_timeout`` seconds.
 
-    Both raise httpx.TransportError for whatever keeps a reply from being read to its end.
+    Both raise httpx.TransportError for whatever keeps a reply from being read to its end, RuntimeError once closed.
     """
 
     def __init__(self, headers: Mapping[str, str], max_connections: int, connect_timeout: float) -> None:

@@ -42,7 +42,7 @@ class RateLimit:
 
 
 def likely_tokens(body: bytes, max_tokens: int) -> int:
-    """What a request may take at most, in tokens, as far as can be told without the model's tokenizer."""
+    """What a request may take at most, in tokens, as far as is known without the model's tokenizer."""
     return len(body) // 3 + max_tokens
 
 

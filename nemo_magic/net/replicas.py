@@ -4,7 +4,7 @@ A replica is *up*, or *down* since it last failed. Invariants:
 
 - a replica that is up and has no cooldown may be asked; of these, the one with the fewest requests in flight is asked;
 - a replica that is down gets one request at a time, and none before its cooldown ends. Where others are up that request
-  is a probe, so that it costs nobody's time; else it is that of whoever comes first;
+  is a probe, so that no request waits for it; else it is the first request in line;
 - a success brings a replica up, whatever failed before; a cooldown that it asked for meanwhile still holds;
 - failures of requests that were in flight together are one failure, so that a burst does not make a cooldown longer;
 - every request that was acquired ends exactly once.
@@ -77,7 +77,7 @@ class Replicas:
         self._all[i].cooldown_until = max(self._all[i].cooldown_until, until)
 
     def release(self, i: int) -> None:
-        """A request ended without saying anything about the replica, because nobody waits for it any more.
+        """A request ended without saying anything about the replica, because its caller is gone.
 
         Raises ValueError if the replica has no request in flight.
         """

@@ -39,7 +39,7 @@ CONNECT_TIMEOUT = 5.0
 """Seconds for a connection to open: an address that is gone must not cost a whole request timeout."""
 
 _LATENCIES, _ENOUGH = 256, 32
-"""How many latencies are kept, and how many it takes to say what is slow."""
+"""How many latencies are stored, and from how many on a request can be called slow."""
 
 
 @dataclass
@@ -57,7 +57,7 @@ class _Counters:
 
 
 class RetryingClient:
-    """Asks the replicas at ``cfg.urls`` on the running loop; ``clock`` (seconds) counts how long nobody was answered.
+    """Asks the replicas at ``cfg.urls`` on the running loop; ``clock`` (seconds) measures outages.
 
     ``noun`` is what logs and errors call the server, ``key`` where its settings are in the configuration;
     ``unavailable`` is raised after ``give_up_after``. ``probe``: the path that a replica which was down is asked for
@@ -269,19 +269,19 @@ class RetryingClient:
     async def _wait_for_turn(self, began: float, besides: Collection[int]) -> int:
         """Wait until a replica may be asked; rather none of ``besides``.
 
-        Whoever has waited longest is first. Without this order a request that keeps failing could take each turn of a
-        replica that is down, and the others, which would bring it up, would wait as long as it goes on.
+        The request that has waited longest is first. Without this order a request that keeps failing could take each
+        turn of a replica that is down, and the others, which would bring it up, would wait as long as it goes on.
 
         Raises ``unavailable`` after ``give_up_after``.
         """
-        place = object()
-        self._line.append(place)
+        turn = object()
+        self._line.append(turn)
         try:
             while True:
                 now = _now()
                 if (lost := self._replicas.next_probe(now)) is not None:
                     self._begin_probe(lost)
-                if self._line[0] is place:
+                if self._line[0] is turn:
                     replica = self._replicas.pick(now, besides)
                     if replica is None:
                         replica = self._replicas.pick(now)
@@ -294,7 +294,7 @@ class RetryingClient:
                 if self._last_outage is not None:
                     self._raise_if_too_late(began, self._last_outage)
         finally:
-            self._line.remove(place)
+            self._line.remove(turn)
             if self._line:
                 self._wake_waiters()
 

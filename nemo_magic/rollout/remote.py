@@ -1,7 +1,7 @@
 """A role that a server plays: chats in, futures of completions out, over any OpenAI-compatible endpoint.
 
 It fails closed. A text is returned only if the server gave it to exactly that chat. A chat that is too long for the
-server's model is None, silence ends as RemoteUnavailable, and a refusal of the request as RemoteRefused at once.
+server's model is None, an outage ends as RemoteUnavailable, and a refusal of the request as RemoteRefused at once.
 """
 
 from __future__ import annotations
@@ -43,11 +43,12 @@ class _Counters:
 
 
 class RemotePolicy:
-    """Speaks for a role at ``config.remote.urls``, with ``config.sampling_params`` and ``config.length_params``.
+    """Generates a role's messages at ``config.remote.urls``.
 
-    ``key`` is what messages call ``config.remote``, e.g. ``actors.attacker.remote``; ``clock`` (seconds) is what
-    patience is counted by. ``clients``: how many ranks have one, each with its share of ``config.remote.rate_limit``. A
-    completion has no token ids and no logprobs: a remote role's tokens are never trained on.
+    ``config.sampling_params`` and ``config.length_params`` are sent with each request. ``key`` is what messages call
+    ``config.remote``, e.g. ``actors.attacker.remote``; ``clock`` (seconds) measures outages.
+    ``clients``: how many ranks have one, each with its share of ``config.remote.rate_limit``. A completion has no token
+    ids and no logprobs: a remote role's tokens are never trained on.
 
     Raises ValueError without urls or model, or if the token's environment variable is empty.
     """
@@ -83,19 +84,19 @@ class RemotePolicy:
         ``greedy`` asks for temperature 0. ``text`` is the message without surrounding white space, empty where the
         server gave none, as its content filter does.
 
-        Raises ValueError at once if there is not one seed per chat. The future raises RemoteUnavailable after
-        ``give_up_after`` seconds without an answer, RemoteRefused if the server does not take the token or the request,
-        RemoteProtocolError if it keeps answering with what is no chat completion.
+        Raises ValueError at once if there is not one seed per chat, RuntimeError once the client is closed. The future
+        raises RemoteUnavailable after ``give_up_after`` seconds without an answer, RemoteRefused if the server does not
+        take the token or the request, RemoteProtocolError if it keeps answering with what is no chat completion.
         """
         bodies = [self._body(chat, seed, greedy) for chat, seed in zip(chats, seeds, strict=True)]
-        return self._client.submit(gather(self._say(body) for body in bodies))
+        return self._client.submit(gather(self._complete(body) for body in bodies))
 
     def generate(self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool = False) -> list[Completion | None]:
-        """The same as ``submit``, waited for."""
+        """The result of ``submit``. Raises what that and its future raise."""
         return self.submit(chats, seeds, greedy).result()
 
     def truncate_to_context(self, text: str, chat_of: Callable[[str], Chat]) -> str:
-        """``text``: only the server knows how much of it its model can read, and says so when it is asked."""
+        """``text``: only the server knows how much of it its model can read."""
         return text
 
     def wait_ready(self, timeout_s: float) -> None:
@@ -129,10 +130,10 @@ class RemotePolicy:
         body |= self._config.remote.extra_body
         return json.dumps({name: value for name, value in body.items() if value is not None}).encode()
 
-    async def _say(self, body: bytes) -> Completion | None:
+    async def _complete(self, body: bytes) -> Completion | None:
         try:
-            most = likely_tokens(body, self._config.length_params.max_length)
-            completion, _ = await self._client.ask(lambda url: self._ask(url, body), most, lambda said: said[1])
+            reserved = likely_tokens(body, self._config.length_params.max_length)
+            completion, _ = await self._client.ask(lambda url: self._ask(url, body), reserved, lambda reply: reply[1])
         except BrokenReply as fault:
             retries = f"{self._key}.protocol_retries={self._config.remote.protocol_retries}"
             raise RemoteProtocolError(f"no chat completion after {retries}; last: {fault}") from fault
@@ -141,10 +142,12 @@ class RemotePolicy:
         return completion
 
     async def _ask(self, url: str, body: bytes) -> tuple[Completion | None, int | None]:
-        """One request: what was said, and how many tokens it took if the server tells. Raises Outage, Broken or
-        RemoteRefused."""
+        """One request: the completion, and how many tokens it took if the server tells.
+
+        Raises Unavailable, BrokenReply or RemoteRefused.
+        """
         response = await self._client.post(f"{url}/chat/completions", body)
-        self._accepted(url, response)
+        self._check_status(url, response)
         if is_too_long(response):
             return None, None
         if not response.is_success:
@@ -156,7 +159,7 @@ class RemotePolicy:
         return completion, total_tokens(reply.usage)
 
     def _read_models(self, url: str, response: httpx.Response) -> None:
-        self._accepted(url, response)
+        self._check_status(url, response)
         if response.status_code == 404:
             return  # not every server lists its models
         if response.status_code != 200:
@@ -169,7 +172,7 @@ class RemotePolicy:
             nearest = ", ".join(get_close_matches(self._model, known, n=3, cutoff=0.0))
             raise RemoteRefused(f"{url} has no model {self._key}.model={self._model}; the nearest are: {nearest}")
 
-    def _accepted(self, url: str, response: httpx.Response) -> None:
+    def _check_status(self, url: str, response: httpx.Response) -> None:
         status = response.status_code
         if status in (401, 403):
             variable = f"{self._key}.token_env={self._config.remote.token_env or 'null'}"

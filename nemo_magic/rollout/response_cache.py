@@ -1,4 +1,7 @@
-"""What was answered and judged already: lines that only grow, found again by what was asked."""
+"""Answers and verdicts on disk, found again by a digest of the question: JSON lines that are only appended.
+
+It belongs to one evaluation or analysis. The servers of a machine share ``judge/cache.py`` instead.
+"""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""The HTTP side: what OpenAI's clients ask, as jobs, and answers as they expect them.
+"""The HTTP side: requests of OpenAI's clients become generation requests, and results their replies.
 
     GET  /v1/models, /v1/models/{id}
     POST /v1/completions        texts or ids; ``echo`` with ``logprobs`` scores a prompt
     POST /v1/chat/completions   by the tokenizer's own chat template
     GET  /healthz               200 while the process lives
-    GET  /readyz                200 while requests are taken, 503 while the model loads or the server ends
+    GET  /readyz                200 while requests are accepted, 503 while the model loads or the server ends
 
-All but the last two are behind the token, where there is one. What is refused is told with the name of its field.
+All but the last two need the token, where there is one. An error names the field that it is about.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import asyncio
 import secrets
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
 
 from nemo_magic.backports import timeout
 from nemo_magic.config.serving import ServeConfig
 from nemo_magic.game.episode import Message
+from nemo_magic.net.auth import Credentials, is_authorised
 from nemo_magic.net.body import read_body
 from nemo_magic.serving.engine import GenerationRequest, GenerationResult
 from nemo_magic.serving.offset_tokenizer import OffsetTokenizer, Tokens
@@ -32,34 +32,32 @@ from nemo_magic.serving.protocol import ApiError, ChatRequest, CompletionRequest
 from nemo_magic.serving.request_queue import RequestQueue
 
 DEFAULT_TOKENS = 16
-"""What a text is continued by where its request does not say; OpenAI's number."""
+"""Length of a completion whose request has no ``max_tokens``; OpenAI's number."""
 
-_BEARER = HTTPBearer(auto_error=False)
 _SEEDS = 2**64
 
 
-def create_app(cfg: ServeConfig, desk: RequestQueue, longest: int) -> FastAPI:
-    """The application. ``longest``: tokens of a reply in a chat whose request does not say.
+def create_app(cfg: ServeConfig, queue: RequestQueue, max_response: int) -> FastAPI:
+    """The application. ``max_response``: tokens of a chat's response whose request sets no limit.
 
-    Raises ValueError where ``cfg.token`` does.
+    Raises what ``cfg.token`` raises.
     """
     token = cfg.token()
     app = FastAPI(title="nemo-magic serve")
-    born = int(time.time())
+    created = int(time.time())
 
-    def authorised(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
-        said = given.credentials if given is not None else ""
-        if token is not None and not secrets.compare_digest(said.encode(), token.encode()):
+    def require_token(credentials: Credentials) -> None:
+        if not is_authorised(credentials, token):
             raise ApiError(401, "wrong or missing bearer token", code="invalid_api_key")
 
-    guarded = [Depends(authorised)]
+    protected = [Depends(require_token)]
 
     @app.exception_handler(ApiError)
-    async def refused(_: Request, error: ApiError) -> Response:
+    async def api_error(_: Request, error: ApiError) -> Response:
         return JSONResponse(error.body(), error.status, headers=error.headers)
 
     @app.exception_handler(HTTPException)
-    async def lost(_: Request, error: HTTPException) -> Response:
+    async def http_error(_: Request, error: HTTPException) -> Response:
         return JSONResponse(ApiError(error.status_code, str(error.detail)).body(), error.status_code)
 
     @app.get("/healthz")
@@ -68,164 +66,171 @@ def create_app(cfg: ServeConfig, desk: RequestQueue, longest: int) -> FastAPI:
 
     @app.get("/readyz")
     async def readyz() -> dict[str, str]:
-        desk.ready()
+        queue.ready()
         return {"status": "ready", "model": cfg.name}
 
-    @app.get("/v1/models", dependencies=guarded)
+    @app.get("/v1/models", dependencies=protected)
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [model_card()]}
 
-    @app.get("/v1/models/{name:path}", dependencies=guarded)
+    @app.get("/v1/models/{name:path}", dependencies=protected)
     async def model(name: str) -> dict[str, Any]:
-        known(name)
+        check_model(name)
         return model_card()
 
     def model_card() -> dict[str, Any]:
-        _, positions = desk.ready()
+        _, positions = queue.ready()
         return {
             "id": cfg.name,
             "object": "model",
-            "created": born,
+            "created": created,
             "owned_by": "nemo-magic",
             "max_model_len": positions,
         }
 
-    def known(name: str) -> None:
+    def check_model(name: str) -> None:
         if name != cfg.name:
             raise ApiError(404, f"model: there is no {name!r} here, only {cfg.name!r}", "model", "model_not_found")
 
-    def answered(kind: str, prefix: str, choices: list[dict[str, Any]], read: int, said: int) -> Response:
-        usage = {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said}
+    def reply(kind: str, prefix: str, choices: list[dict[str, Any]], prompt: int, response: int) -> Response:
+        usage = {"prompt_tokens": prompt, "completion_tokens": response, "total_tokens": prompt + response}
         name = f"{prefix}-{secrets.token_hex(12)}"
         body = {"id": name, "object": kind, "created": int(time.time()), "model": cfg.name, "choices": choices}
         return JSONResponse(body | {"usage": usage})
 
-    async def asked(jobs: Sequence[GenerationRequest]) -> list[GenerationResult]:
-        promises = [asyncio.wrap_future(promise) for promise in desk.submit(jobs)]
+    async def generate(jobs: Sequence[GenerationRequest]) -> list[GenerationResult]:
+        futures = [asyncio.wrap_future(future) for future in queue.submit(jobs)]
         try:
             async with timeout(cfg.request_timeout):
-                return await asyncio.gather(*promises)
+                return await asyncio.gather(*futures)
         except asyncio.TimeoutError:
-            why = f"not answered within serve.request_timeout={cfg.request_timeout:g} s"
-            raise ApiError(503, why, soon=True) from None
+            reason = f"not answered within serve.request_timeout={cfg.request_timeout:g} s"
+            raise ApiError(503, reason, soon=True) from None
         finally:
-            for promise in promises:
-                promise.cancel()
+            for future in futures:
+                future.cancel()
 
-    @app.post("/v1/completions", dependencies=guarded)
+    @app.post("/v1/completions", dependencies=protected)
     async def completions(request: Request) -> Response:
-        words, positions = desk.ready()
-        asks = parse(CompletionRequest, await read_body(request, cfg.max_body_mb, "serve.max_body_mb"))
-        known(asks.model)
-        prompts = asks.prompts
+        tokenizer, positions = queue.ready()
+        body = parse(CompletionRequest, await read_body(request, cfg.max_body_mb, "serve.max_body_mb"))
+        check_model(body.model)
+        prompts = body.prompts
         if len(prompts) > cfg.max_prompts:
             raise ApiError(413, f"prompt: {len(prompts)} of them, serve.max_prompts={cfg.max_prompts}", "prompt")
-        size = DEFAULT_TOKENS if asks.max_tokens is None else asks.max_tokens
-        read = [_read_prompt(words, prompt) for prompt in prompts]
-        seed = secrets.randbelow(_SEEDS) if asks.seed is None else asks.seed
+        size = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
+        tokenized = [_tokenize(tokenizer, prompt) for prompt in prompts]
+        seed = secrets.randbelow(_SEEDS) if body.seed is None else body.seed
         jobs = [
             GenerationRequest(
-                tokens.ids, _room(tokens.ids, size, positions), asks.sampling, (seed + i) % _SEEDS, asks.logprobs
+                tokens.ids,
+                _check_length(tokens.ids, size, positions),
+                body.sampling,
+                (seed + i) % _SEEDS,
+                body.logprobs,
             )
-            for i, tokens in enumerate(read)
+            for i, tokens in enumerate(tokenized)
         ]
-        answers = await asked(jobs)
+        results = await generate(jobs)
         choices = []
-        for i, (tokens, job, answer) in enumerate(zip(read, jobs, answers, strict=True)):
-            text = words.said(answer.response, job.sampling.end_strings)
-            told = None
-            if asks.logprobs is not None:
-                told = _logprobs(words, tokens, answer, bool(asks.echo))
+        for i, (tokens, job, result) in enumerate(zip(tokenized, jobs, results, strict=True)):
+            text = tokenizer.response_text(result.response, job.sampling.end_strings)
+            logprobs = None
+            if body.logprobs is not None:
+                logprobs = _logprobs(tokenizer, tokens, result, bool(body.echo))
             choices.append(
                 {
                     "index": i,
-                    "text": tokens.text + text if asks.echo else text,
-                    "logprobs": told,
-                    "finish_reason": "stop" if answer.finished else "length",
+                    "text": tokens.text + text if body.echo else text,
+                    "logprobs": logprobs,
+                    "finish_reason": "stop" if result.finished else "length",
                 }
             )
-        said = sum(len(answer.response) for answer in answers)
-        return answered("text_completion", "cmpl", choices, sum(len(tokens.ids) for tokens in read), said)
+        generated = sum(len(result.response) for result in results)
+        return reply("text_completion", "cmpl", choices, sum(len(tokens.ids) for tokens in tokenized), generated)
 
-    @app.post("/v1/chat/completions", dependencies=guarded)
+    @app.post("/v1/chat/completions", dependencies=protected)
     async def chat_completions(request: Request) -> Response:
-        words, positions = desk.ready()
-        asks = parse(ChatRequest, await read_body(request, cfg.max_body_mb, "serve.max_body_mb"))
-        known(asks.model)
-        if asks.top_logprobs is not None and not asks.logprobs:
+        tokenizer, positions = queue.ready()
+        body = parse(ChatRequest, await read_body(request, cfg.max_body_mb, "serve.max_body_mb"))
+        check_model(body.model)
+        if body.top_logprobs is not None and not body.logprobs:
             raise ApiError(400, "top_logprobs: asks for logprobs, which is not true", "top_logprobs")
         try:
-            ids = words.chat.prompt_ids([Message(message.role, message.text) for message in asks.messages])
+            ids = tokenizer.chat.prompt_ids([Message(message.role, message.text) for message in body.messages])
         except Exception as error:  # a template refuses what it was not written for, in its own words
             raise ApiError(400, f"messages: the chat template refuses them: {error}", "messages") from error
-        size = max(1, min(longest, positions - len(ids))) if asks.limit is None else asks.limit
-        seed = secrets.randbelow(_SEEDS) if asks.seed is None else asks.seed % _SEEDS
-        top = (asks.top_logprobs or 0) if asks.logprobs else None
-        job = GenerationRequest(ids, _room(ids, size, positions, "messages"), asks.sampling, seed, top)
-        [answer] = await asked([job])
+        size = max(1, min(max_response, positions - len(ids))) if body.limit is None else body.limit
+        seed = secrets.randbelow(_SEEDS) if body.seed is None else body.seed % _SEEDS
+        top = (body.top_logprobs or 0) if body.logprobs else None
+        job = GenerationRequest(ids, _check_length(ids, size, positions, "messages"), body.sampling, seed, top)
+        [result] = await generate([job])
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": words.said(answer.response, job.sampling.end_strings)},
-            "logprobs": None if top is None else {"content": _content(words, answer)},
-            "finish_reason": "stop" if answer.finished else "length",
+            "message": {
+                "role": "assistant",
+                "content": tokenizer.response_text(result.response, job.sampling.end_strings),
+            },
+            "logprobs": None if top is None else {"content": _content(tokenizer, result)},
+            "finish_reason": "stop" if result.finished else "length",
         }
-        return answered("chat.completion", "chatcmpl", [choice], len(ids), len(answer.response))
+        return reply("chat.completion", "chatcmpl", [choice], len(ids), len(result.response))
 
     return app
 
 
-def _read_prompt(words: OffsetTokenizer, prompt: str | list[int]) -> Tokens:
+def _tokenize(tokenizer: OffsetTokenizer, prompt: str | list[int]) -> Tokens:
     if isinstance(prompt, str):
-        tokens = words.of_text(prompt)
+        tokens = tokenizer.of_text(prompt)
     else:
-        if wrong := [index for index in prompt if not 0 <= index < words.chat.size]:
-            raise ApiError(400, f"prompt: {wrong[0]} is no token, the tokenizer has {words.chat.size}", "prompt")
-        tokens = words.of_ids(prompt)
+        if wrong := [index for index in prompt if not 0 <= index < tokenizer.chat.size]:
+            raise ApiError(400, f"prompt: {wrong[0]} is no token, the tokenizer has {tokenizer.chat.size}", "prompt")
+        tokens = tokenizer.of_ids(prompt)
     if not tokens.ids:
         raise ApiError(400, "prompt: is empty", "prompt")
     return tokens
 
 
-def _room(ids: Sequence[int], size: int, positions: int, field: str = "prompt") -> int:
-    """``size``, if the model has room for it. Raises ApiError."""
+def _check_length(ids: Sequence[int], size: int, positions: int, field: str = "prompt") -> int:
+    """``size``, if prompt and response fit the model. Raises ApiError (400) if they do not."""
     if len(ids) + size > positions:
         wrong = field if len(ids) >= positions else "max_tokens"
-        why = f"this model's maximum context length is {positions} tokens; {field}: {len(ids)}, max_tokens: {size}"
-        raise ApiError(400, f"{wrong}: {why}", wrong, "context_length_exceeded")
+        reason = f"this model's maximum context length is {positions} tokens; {field}: {len(ids)}, max_tokens: {size}"
+        raise ApiError(400, f"{wrong}: {reason}", wrong, "context_length_exceeded")
     return size
 
 
-def _logprobs(words: OffsetTokenizer, prompt: Tokens, answer: GenerationResult, echo: bool) -> dict[str, list[Any]]:
-    """Of prompt (where it is echoed) and response: tokens, where in the choice's text they begin, and what they had."""
-    said = words.of_ids(answer.response, len(prompt.text) if echo else 0)
+def _logprobs(tokenizer: OffsetTokenizer, prompt: Tokens, result: GenerationResult, echo: bool) -> dict[str, list[Any]]:
+    """Tokens of prompt (where it is echoed) and response, their offsets in the choice's text, log-probabilities."""
+    response = tokenizer.of_ids(result.response, len(prompt.text) if echo else 0)
     skip = 0 if echo else len(prompt.ids)
-    pieces = (*prompt.pieces, *said.pieces) if echo else said.pieces
-    offsets = (*prompt.offsets, *said.offsets) if echo else said.offsets
+    pieces = (*prompt.pieces, *response.pieces) if echo else response.pieces
+    offsets = (*prompt.offsets, *response.offsets) if echo else response.offsets
     likeliest: list[dict[str, float] | None] = []
     for own, logprob, top in zip(
-        (*prompt.ids, *said.ids)[skip:], answer.logprobs[skip:], answer.top[skip:], strict=True
+        (*prompt.ids, *response.ids)[skip:], result.logprobs[skip:], result.top[skip:], strict=True
     ):
-        # Two tokens may read alike: the likelier keeps the name.
-        told: dict[str, float] = {}
+        # Two tokens may have the same text: the likelier one counts.
+        by_text: dict[str, float] = {}
         for index, value in (*top, *([] if logprob is None else [(own, logprob)])):
-            name = words.one(index)
-            told[name] = max(value, told.get(name, value))
-        likeliest.append(None if logprob is None else told)
+            name = tokenizer.token_text(index)
+            by_text[name] = max(value, by_text.get(name, value))
+        likeliest.append(None if logprob is None else by_text)
     return {
         "tokens": list(pieces),
-        "token_logprobs": list(answer.logprobs[skip:]),
+        "token_logprobs": list(result.logprobs[skip:]),
         "top_logprobs": likeliest,
         "text_offset": list(offsets),
     }
 
 
-def _content(words: OffsetTokenizer, answer: GenerationResult) -> list[dict[str, Any]]:
-    """A chat's logprobs: of the response alone."""
-    size = len(answer.response)
+def _content(tokenizer: OffsetTokenizer, result: GenerationResult) -> list[dict[str, Any]]:
+    """The log-probabilities of a chat's response."""
+    size = len(result.response)
 
-    def told(index: int, logprob: float | None) -> dict[str, Any]:
-        name = words.one(index)
+    def entry(index: int, logprob: float | None) -> dict[str, Any]:
+        name = tokenizer.token_text(index)
         return {"token": name, "logprob": logprob, "bytes": list(name.encode())}
 
-    rows = zip(answer.response, answer.logprobs[-size:], answer.top[-size:], strict=True)
-    return [told(index, own) | {"top_logprobs": [told(*each) for each in top]} for index, own, top in rows]
+    rows = zip(result.response, result.logprobs[-size:], result.top[-size:], strict=True)
+    return [entry(index, own) | {"top_logprobs": [entry(*each) for each in top]} for index, own, top in rows]

@@ -1,4 +1,4 @@
-"""Batches of rows, answered by all ranks together: rank 0 hands each batch to the others."""
+"""Batches of requests, answered by all ranks together: rank 0 hands each batch to the others."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A row: ``ids`` are read, up to ``max_tokens`` more are said. ``top``: the likeliest tokens to tell at each
-    position, beside the log-probability of the row's own; None: no log-probabilities are wanted."""
+    """A prompt, ``ids``, and how to continue it by up to ``max_tokens``.
+
+    ``top``: how many of the likeliest tokens are returned for each position, beside the log-probability of its own;
+    None: no log-probabilities are returned.
+    """
 
     ids: tuple[int, ...]
     max_tokens: int
@@ -29,17 +32,17 @@ class GenerationRequest:
     top: int | None = None
 
     @property
-    def peeks(self) -> bool:
-        """Whether the pass that scores the row says all that is to be said: one token at temperature 0."""
+    def scores_only(self) -> bool:
+        """Whether the scoring pass alone yields the response: one token at temperature 0."""
         return self.top is not None and self.max_tokens == 1 and self.sampling.use_greedy
 
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """``response``: the ids that were said, what ended them included; ``finished``: whether anything ended them.
+    """``response``: the generated ids, the end token included; ``finished``: False where the length limit cut them.
 
     ``logprobs``: in nats at temperature 1, one for each id of row and response, None for the first, which nothing
-    precedes; ``top``: (id, log-probability) of the likeliest there. Both are empty where none were wanted.
+    precedes; ``top``: (id, log-probability) of the likeliest there. Both are empty where none were asked for.
     """
 
     response: tuple[int, ...]
@@ -49,7 +52,7 @@ class GenerationResult:
 
 
 class ServingEngine:
-    """One actor and its generator. Every rank of the world calls with the same jobs, and learns all answers."""
+    """One actor and its generator. Every rank calls with the same requests and gets all results."""
 
     def __init__(self, actor: MagicActor, generator: Generator, world: World) -> None:
         self._actor, self._generator, self._world = actor, generator, world
@@ -59,45 +62,47 @@ class ServingEngine:
         """Tokens that prompt and response may have together."""
         return int(self._actor.cfg.encoder_seq_length)
 
-    def answer(self, jobs: Sequence[GenerationRequest]) -> list[GenerationResult]:
-        """One answer per job, in order; data-parallel ranks take turns."""
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[GenerationResult]:
+        """One result per request, in order; the requests are dealt to the data-parallel ranks in turn."""
         size = self._world.dp_size
-        found: list[GenerationResult | None] = [None] * len(jobs)
-        for rank, part in enumerate(self._world.gather_data_parallel(self._answer(jobs[self._world.dp_rank :: size]))):
-            found[rank::size] = part
-        return [answer for answer in found if answer is not None]
+        results: list[GenerationResult | None] = [None] * len(requests)
+        for rank, part in enumerate(
+            self._world.gather_data_parallel(self._compute(requests[self._world.dp_rank :: size]))
+        ):
+            results[rank::size] = part
+        return [result for result in results if result is not None]
 
-    def _answer(self, jobs: Sequence[GenerationRequest]) -> list[GenerationResult]:
-        answers = self._said(jobs)
-        wanted = [i for i, job in enumerate(jobs) if job.top is not None]
+    def _compute(self, requests: Sequence[GenerationRequest]) -> list[GenerationResult]:
+        results = self._generate(requests)
+        scored = [i for i, request in enumerate(requests) if request.top is not None]
         scores = self._scores(
-            [jobs[i].ids + answers[i].response for i in wanted],
-            max((jobs[i].top or 1) for i in wanted) if wanted else 1,
+            [requests[i].ids + results[i].response for i in scored],
+            max((requests[i].top or 1) for i in scored) if scored else 1,
         )
-        for i, (logprobs, top) in zip(wanted, scores, strict=True):
-            answers[i] = self._scored(jobs[i], answers[i], logprobs, top)
-        return answers
+        for i, (logprobs, top) in zip(scored, scores, strict=True):
+            results[i] = self._add_scores(requests[i], results[i], logprobs, top)
+        return results
 
-    def _said(self, jobs: Sequence[GenerationRequest]) -> list[GenerationResult]:
-        answers = [GenerationResult((), False)] * len(jobs)
-        alike: dict[str, list[int]] = defaultdict(list)
-        for i, job in enumerate(jobs):
-            if job.max_tokens and not job.peeks:
-                alike[f"{job.max_tokens} {job.sampling}"].append(i)
-        if not alike:
-            return answers
+    def _generate(self, requests: Sequence[GenerationRequest]) -> list[GenerationResult]:
+        results = [GenerationResult((), False)] * len(requests)
+        groups: dict[str, list[int]] = defaultdict(list)
+        for i, request in enumerate(requests):
+            if request.max_tokens and not request.scores_only:
+                groups[f"{request.max_tokens} {request.sampling}"].append(i)
+        if not groups:
+            return results
         self._generator.load(self._actor)
         try:
-            for group in alike.values():
-                first = jobs[group[0]]
+            for group in groups.values():
+                first = requests[group[0]]
                 limits = LengthConfig(max_length=first.max_tokens, min_length=0)
-                prompts, seeds = [jobs[i].ids for i in group], [jobs[i].seed for i in group]
-                said = self._generator.generate(prompts, seeds, first.sampling, limits)
-                for i, completion in zip(group, said, strict=True):
-                    answers[i] = GenerationResult(completion.response_ids, completion.finished)
+                prompts, seeds = [requests[i].ids for i in group], [requests[i].seed for i in group]
+                completions = self._generator.generate(prompts, seeds, first.sampling, limits)
+                for i, completion in zip(group, completions, strict=True):
+                    results[i] = GenerationResult(completion.response_ids, completion.finished)
         finally:
             self._generator.pause()
-        return answers
+        return results
 
     def _scores(
         self, rows: Sequence[tuple[int, ...]], top: int
@@ -114,32 +119,32 @@ class ServingEngine:
             self._actor.chat.pad_id,
             pad_to_multiple=multiple,
         )
-        found: list[tuple[list[float], list[list[tuple[int, float]]]]] = [([], [])] * len(rows)
-        for batch, scored in zip(batches, self._actor.ranked_logprobs(batches, top), strict=True):
-            own, values, ids = (part.tolist() for part in scored)
+        scores: list[tuple[list[float], list[list[tuple[int, float]]]]] = [([], [])] * len(rows)
+        for batch, tensors in zip(batches, self._actor.ranked_logprobs(batches, top), strict=True):
+            own, values, ids = (part.tolist() for part in tensors)
             for r, index in enumerate(batch.row_index.tolist()):
                 if index != DUMMY:
                     size = len(rows[index])
                     likeliest = [
                         list(zip(*pair, strict=True)) for pair in zip(ids[r][:size], values[r][:size], strict=True)
                     ]
-                    found[index] = own[r][: size - 1], likeliest
-        return found
+                    scores[index] = own[r][: size - 1], likeliest
+        return scores
 
-    def _scored(
+    def _add_scores(
         self,
-        job: GenerationRequest,
-        said: GenerationResult,
+        request: GenerationRequest,
+        result: GenerationResult,
         logprobs: Sequence[float],
         top: Sequence[Sequence[tuple[int, float]]],
     ) -> GenerationResult:
-        response, finished, own = said.response, said.finished, [None, *logprobs]
-        if job.peeks:
+        response, finished, own = result.response, result.finished, [None, *logprobs]
+        if request.scores_only:
             index, logprob = top[-1][0]
             response = (index,)
             own.append(logprob)
-            stops = StopConditions.of(self._actor.chat, job.sampling.end_strings, "cpu")
+            stops = StopConditions.of(self._actor.chat, request.sampling.end_strings, "cpu")
             finished = stops.end_of(self._actor.chat, response) is not None
-        # What stands at a position is told by the position before it.
-        before: list[tuple[tuple[int, float], ...]] = [(), *(tuple(each[: job.top]) for each in top)]
+        # The position before a token predicts it.
+        before: list[tuple[tuple[int, float], ...]] = [(), *(tuple(each[: request.top]) for each in top)]
         return GenerationResult(response, finished, tuple(own), tuple(before[: len(own)]))

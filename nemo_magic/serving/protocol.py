@@ -1,6 +1,6 @@
-"""The wire, as OpenAI's clients speak it: what is taken, strictly, and what is refused by the name of its field.
+"""Requests of OpenAI's clients, parsed strictly; an error names its field.
 
-A field that would change nothing (``n: 1``, ``frequency_penalty: 0``) is taken with that value only; one that is not
+A field that would change nothing (``n: 1``, ``frequency_penalty: 0``) is accepted with that value only; one that is not
 known is refused, and nothing is ignored but ``user``.
 """
 
@@ -17,7 +17,7 @@ MAX_TOP = 20
 
 
 class ApiError(Exception):
-    """A request that is not answered. ``param``: the field it is about."""
+    """A request that is not answered. ``param``: the field it is about; ``soon``: trying again may help."""
 
     def __init__(
         self, status: int, message: str, param: str | None = None, code: str | None = None, soon: bool = False
@@ -29,6 +29,7 @@ class ApiError(Exception):
             self.headers["WWW-Authenticate"] = "Bearer"
 
     def body(self) -> dict[str, Any]:
+        """The reply's JSON, as OpenAI has it."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
@@ -54,7 +55,7 @@ class _Request(_Wire):
 
     @property
     def stops(self) -> list[str]:
-        """Raises ApiError for an empty string or too many."""
+        """Texts that end a response. Raises ApiError for an empty one or too many."""
         stops = [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
         if "" in stops or len(stops) > MAX_STOPS:
             raise ApiError(400, f"stop: takes at most {MAX_STOPS} strings, none of them empty", "stop")
@@ -62,6 +63,7 @@ class _Request(_Wire):
 
     @property
     def sampling(self) -> SamplingConfig:
+        """How tokens are drawn; temperature 0 is greedy. Raises what ``stops`` raises."""
         greedy = self.temperature == 0
         return SamplingConfig(
             temperature=1.0 if greedy or self.temperature is None else self.temperature,
@@ -73,7 +75,7 @@ class _Request(_Wire):
 
 
 class CompletionRequest(_Request):
-    """POST /v1/completions. ``logprobs``: how many of the likeliest tokens are told at each position."""
+    """POST /v1/completions. ``logprobs``: how many of the likeliest tokens come with each position."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
     max_tokens: int | None = Field(default=None, ge=0)
@@ -100,11 +102,14 @@ class _Part(_Wire):
 
 
 class ChatMessage(_Wire):
+    """A message of a chat; of OpenAI's content parts only texts are accepted."""
+
     role: Literal["system", "user", "assistant"]
     content: str | list[_Part]
 
     @property
     def text(self) -> str:
+        """The content as one text."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
@@ -124,6 +129,7 @@ class ChatRequest(_Request):
 
     @property
     def limit(self) -> int | None:
+        """Tokens of the response at most, by either of its names."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
@@ -131,7 +137,7 @@ R = TypeVar("R", bound=_Request)
 
 
 def parse(kind: type[R], body: bytes) -> R:
-    """Raises ApiError naming the first field that is wrong, without what was in it: prompts belong in no log."""
+    """The request. Raises ApiError naming the first wrong field, without its value: prompts belong in no log."""
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""nemo-magic serve: rank 0 listens, all ranks compute, and the server comes to an orderly end."""
+"""nemo-magic serve: rank 0 listens, all ranks compute, and the server shuts down in order."""
 
 from __future__ import annotations
 
@@ -23,18 +23,17 @@ from nemo_magic.config import ConfigError, MagicConfig
 from nemo_magic.config.serving import ServeConfig
 from nemo_magic.config.validation import models
 from nemo_magic.game.episode import Role
-from nemo_magic.judge.server import listen
+from nemo_magic.net.hosts import http_url, listen
 from nemo_magic.serving.app import create_app
 from nemo_magic.serving.engine import GenerationRequest, ServingEngine
 from nemo_magic.serving.offset_tokenizer import OffsetTokenizer
 from nemo_magic.serving.protocol import ApiError
-from nemo_magic.serving.request_queue import RequestQueue, Waiting
+from nemo_magic.serving.request_queue import PendingRequest, RequestQueue
 
-TICK = 0.2
+POLL_INTERVAL = 0.2
 """Seconds between looks at whether the server was asked to end."""
-BEAT = 30.0
-"""Seconds after which the other ranks hear of rank 0 though there is nothing to do: what waits longer than the process
-group's timeout fails."""
+HEARTBEAT = 30.0
+"""Seconds after which rank 0 broadcasts an empty batch: a wait longer than the process group's timeout fails."""
 _END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -47,20 +46,22 @@ def serve(cfg: MagicConfig) -> None:
     options = cfg.serve
     role = Role(options.role)
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0:
-        desk = RequestQueue(options.max_pending)
-        with _front(options, desk, cfg.actors.of(role).length_params.max_length) as address:
-            engine, world, wrapped = _built(cfg, role)
-            with _Ending() as ending:
-                desk.open(OffsetTokenizer(wrapped, ChatTokenizer(SimpleNamespace(tokenizer=wrapped))), engine.positions)
+        queue = RequestQueue(options.max_pending)
+        with _serve_http(options, queue, cfg.actors.of(role).length_params.max_length) as address:
+            engine, world, wrapped = _build(cfg, role)
+            with _StopSignals() as stop:
+                queue.open(
+                    OffsetTokenizer(wrapped, ChatTokenizer(SimpleNamespace(tokenizer=wrapped))), engine.positions
+                )
                 print(f"{options.name} on {address}/v1, ready", flush=True)
-                _lead(options, desk, engine, world, ending)
+                _leader_loop(options, queue, engine, world, stop)
     else:
-        engine, world, _ = _built(cfg, role)
-        with _Ending():
-            _follow(engine, world)
+        engine, world, _ = _build(cfg, role)
+        with _StopSignals():
+            _follower_loop(engine, world)
 
 
-def _built(cfg: MagicConfig, role: Role) -> tuple[ServingEngine, World, object]:
+def _build(cfg: MagicConfig, role: Role) -> tuple[ServingEngine, World, object]:
     """The engine, the world, and a copy of the tokenizer for another thread."""
     # Served log-probabilities are the model's own, whatever temperature it was trained at.
     options = replace(cfg.actors.of(role), sampling_params=SamplingConfig())
@@ -70,10 +71,10 @@ def _built(cfg: MagicConfig, role: Role) -> tuple[ServingEngine, World, object]:
 
 
 @contextmanager
-def _front(options: ServeConfig, desk: RequestQueue, longest: int) -> Iterator[str]:
+def _serve_http(options: ServeConfig, queue: RequestQueue, max_response: int) -> Iterator[str]:
     """The HTTP side in a thread, from now on until the end of the context; its address."""
     try:
-        app = create_app(options, desk, longest)
+        app = create_app(options, queue, max_response)
         listener = listen(options.host, options.port)
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -85,66 +86,67 @@ def _front(options: ServeConfig, desk: RequestQueue, longest: int) -> Iterator[s
         )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="http", daemon=True)
         thread.start()
-        host = f"[{options.host}]" if ":" in options.host else options.host
-        address = f"http://{host}:{listener.getsockname()[1]}"
         try:
-            yield address
+            yield http_url(options.host, listener.getsockname()[1])
         finally:
-            desk.abandon("the server ends")
-            server.should_exit = True  # whoever has an answer still gets it
+            queue.abandon("the server ends")
+            server.should_exit = True  # replies under way are still sent
             thread.join()
 
 
-class _Ending:
-    """Within its context the signals that end a server are remembered instead of obeyed."""
+class _StopSignals:
+    """Within this context the signals that end a server only set ``received``."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.received = False
 
-    def __enter__(self) -> _Ending:
-        self._before = {number: signal.signal(number, self._note) for number in _END_SIGNALS}
+    def __enter__(self) -> _StopSignals:
+        self._before = {number: signal.signal(number, self._handle) for number in _END_SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
 
 
-def _lead(options: ServeConfig, desk: RequestQueue, engine: ServingEngine, world: World, ending: _Ending) -> None:
-    """Rank 0: batch after batch, until it is asked to end and nobody waits any more."""
-    told, deadline = time.monotonic(), float("inf")
+def _leader_loop(
+    options: ServeConfig, queue: RequestQueue, engine: ServingEngine, world: World, stop: _StopSignals
+) -> None:
+    """Rank 0: batch after batch, until it is asked to end and no request waits."""
+    last_broadcast, deadline = time.monotonic(), float("inf")
     while True:
-        if ending.asked and deadline == float("inf"):
-            desk.close()
+        if stop.received and deadline == float("inf"):
+            queue.close()
             deadline = time.monotonic() + options.drain_timeout
         if time.monotonic() >= deadline:
-            desk.abandon("the server ends")
-        batch = desk.take(options.max_batch_size, TICK)
-        if batch or time.monotonic() - told >= BEAT:
-            jobs = world.broadcast_from_main([job for job, _ in batch])
-            told = time.monotonic()
-            _keep(batch, engine, jobs)
+            queue.abandon("the server ends")
+        batch = queue.take(options.max_batch_size, POLL_INTERVAL)
+        if batch or time.monotonic() - last_broadcast >= HEARTBEAT:
+            requests = world.broadcast_from_main([request for request, _ in batch])
+            last_broadcast = time.monotonic()
+            _fulfil(batch, engine, requests)
         elif deadline < float("inf"):
             break
     world.broadcast_from_main(None)
 
 
-def _keep(batch: Sequence[Waiting], engine: ServingEngine, jobs: Sequence[GenerationRequest]) -> None:
+def _fulfil(batch: Sequence[PendingRequest], engine: ServingEngine, requests: Sequence[GenerationRequest]) -> None:
+    """Compute a batch and give every future its result. Raises what the engine raises."""
     try:
-        answers = engine.answer(jobs) if jobs else []
+        results = engine.generate(requests) if requests else []
     except Exception as error:
-        for _, promise in batch:
-            promise.set_exception(ApiError(500, f"the model failed: {type(error).__name__}"))
+        for _, future in batch:
+            future.set_exception(ApiError(500, f"the model failed: {type(error).__name__}"))
         raise
-    for (_, promise), answer in zip(batch, answers, strict=True):
-        promise.set_result(answer)
+    for (_, future), result in zip(batch, results, strict=True):
+        future.set_result(result)
 
 
-def _follow(engine: ServingEngine, world: World) -> None:
+def _follower_loop(engine: ServingEngine, world: World) -> None:
     """Every other rank: the same batches."""
-    while (jobs := world.broadcast_from_main(None)) is not None:
-        if jobs:
-            engine.answer(jobs)
+    while (requests := world.broadcast_from_main(None)) is not None:
+        if requests:
+            engine.generate(requests)

@@ -17,6 +17,7 @@ from chat_endpoint import Endpoint, free_url
 from made_up_attacks import pool, row, write_run
 
 from nemo_magic import cli
+from nemo_magic.judge.models.transformers import TransformersModel
 from nemo_magic.report.page import render
 from nemo_magic.report.run_folder import RunFolder
 
@@ -258,6 +259,17 @@ def test_every_conversation_that_shares_an_attack_has_its_label(tmp_path: Path, 
     assert found_in(run)["attacks"] == len(models.attacks) == 1
     labels = [json.loads(line) for line in (run / "attacks" / "labels.jsonl").read_text().splitlines()]
     assert [(one["sample"], one["strategy"]) for one in labels] == [(n, "role-play") for n in range(3)]
+
+
+def test_a_labelling_model_that_cannot_be_loaded_is_named_by_its_key(
+    real_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def fail(model: TransformersModel) -> None:
+        raise OSError("no weights here")
+
+    monkeypatch.setattr(TransformersModel, "start", fail)
+    assert cli.main(["analyse", str(real_run), "analysis.labels.model={kind: transformers, path: none}"]) == 1
+    assert "analysis.labels.model cannot be loaded: no weights here" in capsys.readouterr().err
 
 
 def test_texts_may_hold_separators_of_lines(tmp_path: Path) -> None:

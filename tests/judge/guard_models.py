@@ -7,7 +7,7 @@ from collections.abc import Callable
 from nemo_magic.game.episode import Label, Message, Seed
 from nemo_magic.judge.models.base import Sent
 from nemo_magic.judge.protocol import JudgeItem, make_item
-from nemo_magic.judge.telemetry import UNOBSERVED
+from nemo_magic.judge.telemetry import NO_TELEMETRY
 
 
 class ScriptedModel:
@@ -15,7 +15,7 @@ class ScriptedModel:
 
     def __init__(self, say: Callable[[Sent], str | Exception], name: str = "tiny", revision: str = "1") -> None:
         self.name, self.revision = name, revision
-        self.observer = UNOBSERVED
+        self.telemetry = NO_TELEMETRY
         self.sent: list[Sent] = []
         self.gate = asyncio.Event()
         self.gate.set()

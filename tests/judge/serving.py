@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from nemo_magic.judge.protocol import JudgeBatch, JudgeItem
-from nemo_magic.judge.server import listen
+from nemo_magic.net.hosts import listen
 
 
 @contextmanager

@@ -149,7 +149,7 @@ def test_a_corrupt_file_is_reported_kept_aside_and_begun_anew_and_nothing_in_it_
 
     async def run():
         cache = Cache(path)
-        cache.observer = observer
+        cache.telemetry = observer
         with caplog.at_level(logging.ERROR):
             found = await cache.get([key(name) for name in range(500)])
         assert all(text == f"text {name}" for name in range(500) if (text := found.get(key(name))))

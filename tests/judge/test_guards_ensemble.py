@@ -92,7 +92,7 @@ def test_members_are_asked_what_they_can_tell_and_what_they_differ_on_is_said():
         ensemble({"response_safety": "safe", "refusal": "no"}, {"response_safety": "unsafe"}),
         Remembering(),
     )
-    guard.watch(observer)
+    guard.set_telemetry(observer)
     assert guard.answers == {Ask.RESPONSE_SAFETY, Ask.REFUSAL}
     [both, one] = judged(guard, talk("1", "ask", "reply", "response_safety", "refusal"), talk("2", "a", "b", "refusal"))
     assert (both.response_safety, both.refusal, both.disagreed) == (U, N, (Ask.RESPONSE_SAFETY,))

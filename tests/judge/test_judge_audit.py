@@ -14,7 +14,7 @@ from faulty_server import Act, FaultyServer, answering, hang, honest, saying
 from keyword_guards import wait_for
 
 from nemo_magic.game.episode import Answer, Safety, Verdict
-from nemo_magic.judge.audit import AuditCounts, Auditor, drawn
+from nemo_magic.judge.audit import AuditCounts, Auditor, is_audited
 from nemo_magic.judge.config import JudgeAuditConfig, JudgeConfig
 from nemo_magic.judge.protocol import Ask, JudgeItem
 
@@ -149,21 +149,21 @@ def test_figures_are_of_the_last_samples_only(server, auditor, items) -> None:  
 
 def test_which_samples_are_audited_follows_from_their_text_alone(items, item) -> None:  # type: ignore[no-untyped-def]
     many = items(2000)
-    tenth = {one.id for one in many if drawn(one, 0.1)}
+    tenth = {one.id for one in many if is_audited(one, 0.1)}
     assert 140 < len(tenth) < 260
-    assert tenth == {one.id for one in reversed(many) if drawn(one, 0.1)}
-    assert tenth < {one.id for one in many if drawn(one, 0.5)}
-    assert all(drawn(one, 1.0) for one in many)
-    assert not any(drawn(one, 0.0) for one in many)
+    assert tenth == {one.id for one in reversed(many) if is_audited(one, 0.1)}
+    assert tenth < {one.id for one in many if is_audited(one, 0.5)}
+    assert all(is_audited(one, 1.0) for one in many)
+    assert not any(is_audited(one, 0.0) for one in many)
     renamed = [item(f"elsewhere {one.id}", one.response, ask=ASK) for one in many]
-    assert tenth == {one.id.split()[1] for one in renamed if drawn(one, 0.1)}
+    assert tenth == {one.id.split()[1] for one in renamed if is_audited(one, 0.1)}
 
 
 def test_only_the_samples_drawn_are_sent(server, auditor, items) -> None:  # type: ignore[no-untyped-def]
     judge, many = server(honest), items(200)
     audit = auditor(judge.url, fraction=0.25)
     audit.compare(many, said(200))
-    chosen = sorted(one.response or "" for one in many if drawn(one, 0.25))
+    chosen = sorted(one.response or "" for one in many if is_audited(one, 0.25))
     wait_for(lambda: audit.counts().samples == len(chosen))
     sent = [one["conversation"][-1]["content"] for body in judge.asked for one in body["items"]]
     assert sorted(sent) == chosen

@@ -122,7 +122,7 @@ def test_identical_questions_under_way_are_asked_once_whoever_asks_them():
     async def run():
         model = ScriptedModel(shout)
         guard, observer = ShoutGuard(model), Remembering()
-        guard.watch(observer)
+        guard.set_telemetry(observer)
         model.gate.clear()
         asked = [
             asyncio.create_task(guard.judge([talk(f"{i}", "ask", "good"), talk("x", "ask", "ugly")])) for i in range(5)
@@ -165,7 +165,7 @@ def test_what_was_judged_once_is_judged_again_without_the_model(tmp_path):
 
     async def run(model, observer):
         guard = ShoutGuard(model, cache)
-        guard.watch(observer)
+        guard.set_telemetry(observer)
         verdicts = await guard.judge(items)
         await guard.close()
         return verdicts

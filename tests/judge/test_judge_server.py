@@ -25,7 +25,7 @@ from serving import body, serving
 
 from nemo_magic.judge.app import create_app
 from nemo_magic.judge.config import JudgeConfig, JudgeServerConfig
-from nemo_magic.judge.server import listen
+from nemo_magic.net.hosts import listen
 
 CFG = JudgeConfig(server=JudgeServerConfig(max_items=4, max_chars=100, max_body_mb=0.01))
 

@@ -32,7 +32,7 @@ def test_what_waits_is_decoded_together(folder):
     observer = Remembering()
 
     async def work(model):
-        model.observer = observer
+        model.telemetry = observer
         await asyncio.gather(*(model.complete(f"the {i}", 4) for i in range(20)))
         await model.complete("the", 4)
 
@@ -55,7 +55,7 @@ def test_what_nobody_waits_for_any_more_is_not_decoded(folder):
     observer = Remembering()
 
     async def work(model):
-        model.observer = observer
+        model.telemetry = observer
         asked = [asyncio.create_task(model.complete(f"the {i}", 4)) for i in range(3)]
         await asyncio.sleep(0)
         asked[1].cancel()

@@ -102,15 +102,15 @@ def test_no_minute_of_the_server_has_more_than_its_ceilings(limit: RateLimit, re
             loop, *(None if x is None else int(x) for x in (limit.requests_per_minute, limit.tokens_per_minute))
         )
         server.append(counter)
-        asker = RetryingClient(Settings(max_concurrency=12), "server", "remote", Gone, loop.time, limit=limit)
+        client = RetryingClient(Settings(max_concurrency=12), "server", "remote", Gone, loop.time, limit=limit)
 
         async def one() -> None:
             delay = draw.uniform(0, 0.9)
-            await asker.ask(lambda url: counter.ask(taken, delay), reserved, lambda tokens: tokens)
+            await client.ask(lambda url: counter.ask(taken, delay), reserved, lambda tokens: tokens)
 
         await asyncio.gather(*(one() for _ in range(asked)))
-        assert asker.stats()["paced_s"] > 0
-        await asker.aclose()
+        assert client.stats()["paced_s"] > 0
+        await client.aclose()
 
     seconds = run(work)
     assert server[0].answered == asked
@@ -122,11 +122,11 @@ def test_no_minute_of_the_server_has_more_than_its_ceilings(limit: RateLimit, re
 
 def test_without_ceilings_nothing_waits() -> None:
     async def work(loop: MadeUpTime) -> None:
-        asker = RetryingClient(Settings(), "server", "remote", Gone, loop.time)
+        client = RetryingClient(Settings(), "server", "remote", Gone, loop.time)
         counter = Counter(loop, None, None)
-        await asyncio.gather(*(asker.ask(lambda url: counter.ask(1, 0.5)) for _ in range(16)))
-        assert asker.stats()["paced_s"] == 0
-        await asker.aclose()
+        await asyncio.gather(*(client.ask(lambda url: counter.ask(1, 0.5)) for _ in range(16)))
+        assert client.stats()["paced_s"] == 0
+        await client.aclose()
 
     assert run(work) == pytest.approx(1.0)
 
@@ -152,7 +152,7 @@ def test_waiting_for_a_ceiling_is_nobodys_silence() -> None:
     asked: list[float] = []
 
     async def work(loop: MadeUpTime) -> None:
-        asker = RetryingClient(Settings(give_up_after=10.0), "server", "remote", Gone, loop.time, limit=RateLimit(1))
+        client = RetryingClient(Settings(give_up_after=10.0), "server", "remote", Gone, loop.time, limit=RateLimit(1))
 
         async def once(url: str) -> str:
             asked.append(loop.time())
@@ -160,9 +160,9 @@ def test_waiting_for_a_ceiling_is_nobodys_silence() -> None:
                 raise Unavailable("busy", 2.0, limited=True)
             return "yes"
 
-        assert await asyncio.gather(*(asker.ask(once) for _ in range(3))) == ["yes"] * 3
-        assert asker.stats()["limited"] == 3
-        await asker.aclose()
+        assert await asyncio.gather(*(client.ask(once) for _ in range(3))) == ["yes"] * 3
+        assert client.stats()["limited"] == 3
+        await client.aclose()
 
     run(work)
     assert len(asked) == 6
@@ -174,7 +174,7 @@ def test_a_server_that_counts_is_left_alone_as_long_as_it_asks_and_one_that_rest
         asked: list[float] = []
 
         async def work(loop: MadeUpTime, asked: list[float] = asked, limited: bool = limited) -> None:
-            asker = RetryingClient(Settings(), "server", "remote", Gone, loop.time)
+            client = RetryingClient(Settings(), "server", "remote", Gone, loop.time)
 
             async def once(url: str) -> str:
                 asked.append(loop.time())
@@ -182,8 +182,8 @@ def test_a_server_that_counts_is_left_alone_as_long_as_it_asks_and_one_that_rest
                     raise Unavailable("later", 40.0, limited=limited)
                 return "yes"
 
-            assert await asker.ask(once) == "yes"
-            await asker.aclose()
+            assert await client.ask(once) == "yes"
+            await client.aclose()
 
         run(work)
         assert asked[1] - asked[0] == pytest.approx(rest)
@@ -191,14 +191,14 @@ def test_a_server_that_counts_is_left_alone_as_long_as_it_asks_and_one_that_rest
 
 def test_a_rest_longer_than_the_patience_ends_it() -> None:
     async def work(loop: MadeUpTime) -> None:
-        asker = RetryingClient(Settings(give_up_after=30.0), "server", "remote", Gone, loop.time)
+        client = RetryingClient(Settings(give_up_after=30.0), "server", "remote", Gone, loop.time)
 
         async def once(url: str) -> str:
             raise Unavailable("tomorrow", 86400.0, limited=True)
 
         with pytest.raises(Gone, match="remote.give_up_after=30.*tomorrow"):
-            await asker.ask(once)
-        await asker.aclose()
+            await client.ask(once)
+        await client.aclose()
 
     assert run(work) == pytest.approx(30.0)
 

@@ -54,7 +54,7 @@ def test_every_token_of_a_text_lies_where_it_says_and_they_make_up_the_text(word
 def test_special_tokens_are_shown_as_tokens_and_not_in_what_is_said(words: OffsetTokenizer) -> None:
     ids = [*words.of_text("so").ids, words.chat.end_id]
     assert words.of_ids(ids).pieces == ("so", "</s>")
-    assert words.said(ids, []) == "so"
+    assert words.response_text(ids, []) == "so"
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_an_answer_ends_where_it_says_a_stop_string_whatever_its_tokens(
     words: OffsetTokenizer, response: str, stops: list[str], said: str, size: int | None
 ) -> None:
     ids = words.of_text(response).ids
-    assert words.said(ids, stops) == said
+    assert words.response_text(ids, stops) == said
     assert StopConditions.of(words.chat, stops, "cpu").end_of(words.chat, ids) == size
 
 

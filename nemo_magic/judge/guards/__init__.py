@@ -42,10 +42,10 @@ def answers_of(name: str, config: Mapping[str, Any]) -> frozenset[Ask]:
     return frozenset(Ask) if known is None else cast(frozenset[Ask], known(config))
 
 
-def refuse_unanswerable(name: str, config: Mapping[str, Any], asked: Iterable[str]) -> None:
-    """Raises ValueError if the guard can never tell one of ``asked``: every sample would be unknown."""
+def refuse_unanswerable(name: str, config: Mapping[str, Any], fields: Iterable[str]) -> None:
+    """Raises ValueError if the guard can never tell one of ``fields``: every sample would be unknown."""
     answers = answers_of(name, config)
-    if never := sorted(set(asked) - answers):
+    if never := sorted(set(fields) - answers):
         raise ValueError(
             f"judge.guard={name} never answers {', '.join(never)}, which the run asks for; it answers "
             f"{', '.join(sorted(answers))}. judge.guard=ensemble adds a guard that does, e.g. rubric"

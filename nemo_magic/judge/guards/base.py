@@ -1,7 +1,7 @@
-"""What a guard is: something that judges items, and two ways to be one.
+"""The Guard protocol, and base classes of guards that compute and of guards that are a language model.
 
-A guard that computes answers returns an Opinion per item. A guard that is a language model renders an item into its own
-questions and parses what the model wrote. ``settle`` turns an opinion into the verdict of what was asked.
+A guard that computes returns an Opinion of each item. A guard that is a language model renders an item into questions
+for the model and parses the model's texts. ``settle`` makes the verdict of what was asked out of an opinion.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from nemo_magic.game.episode import Label, Message, Seed, Verdict
 from nemo_magic.judge.cache import Cache
 from nemo_magic.judge.errors import GuardUnavailable
 from nemo_magic.judge.guards.deduplicate import DeduplicatingModel
+from nemo_magic.judge.guards.prompt_view import prompt_view
 from nemo_magic.judge.models import build_model
 from nemo_magic.judge.models.base import Model, Question, Sent
 from nemo_magic.judge.protocol import Ask, JudgeItem, JudgeVerdict, make_item, unknown_verdict
@@ -29,7 +30,9 @@ class Guard(Protocol):
     """Judges batches. ``name`` and ``revision`` identify it in every verdict as ``name@revision``."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What verdicts call it."""
+        ...
 
     @property
     def revision(self) -> str:
@@ -38,7 +41,7 @@ class Guard(Protocol):
 
     @property
     def answers(self) -> frozenset[Ask]:
-        """The fields that it can tell; any other is always unknown."""
+        """The fields that it can answer; any other is always unknown."""
         ...
 
     @property
@@ -46,8 +49,8 @@ class Guard(Protocol):
         """A harmless item that a guard in order answers with nothing unknown."""
         ...
 
-    def watch(self, observer: Telemetry) -> None:
-        """Tell ``observer`` of the work from now on."""
+    def set_telemetry(self, telemetry: Telemetry) -> None:
+        """Count the work with ``telemetry`` from now on."""
 
     async def start(self) -> None:
         """Load what judging needs; the server is not ready before this returned."""
@@ -60,7 +63,7 @@ class Guard(Protocol):
         ...
 
     async def close(self) -> None:
-        """Let go of what ``start`` took."""
+        """Free what ``start`` acquired."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,7 @@ def plain_probe(ask: Collection[Ask]) -> JudgeItem:
 
 
 def guard_id(guard: Guard) -> str:
+    """``name@revision``."""
     return f"{guard.name}@{guard.revision}"
 
 
@@ -98,41 +102,43 @@ class ComputedGuard(ABC):
 
     @classmethod
     def answers_of(cls, config: Mapping[str, Any]) -> frozenset[Ask]:
-        """The fields that a guard built with ``config`` can tell."""
+        """The fields that a guard built with ``config`` can answer."""
         return cls.answers
 
     @property
     def probe(self) -> JudgeItem:
+        """A harmless item that asks for all that the guard can answer."""
         return plain_probe(self.answers)
 
-    def watch(self, observer: Telemetry) -> None:
-        return None
+    def set_telemetry(self, telemetry: Telemetry) -> None:  # noqa: B027
+        """Nothing is counted."""
 
-    async def start(self) -> None:
-        return None
+    async def start(self) -> None:  # noqa: B027
+        """Nothing has to be loaded."""
 
-    async def close(self) -> None:
-        return None
+    async def close(self) -> None:  # noqa: B027
+        """Nothing was acquired."""
 
     @abstractmethod
     def opinion(self, item: JudgeItem) -> Opinion:
         """The opinion of one item; whatever it raises becomes that item's error."""
 
     async def judge(self, items: Sequence[JudgeItem]) -> list[JudgeVerdict]:
+        """One verdict an item. Raises GuardUnavailable if ``opinion`` does."""
         # In a thread: the server goes on answering health checks during a large batch.
-        return await asyncio.to_thread(lambda: [_isolated(item, guard_id(self), self._settled) for item in items])
+        return await asyncio.to_thread(lambda: [_isolated(item, guard_id(self), self._verdict) for item in items])
 
-    def _settled(self, item: JudgeItem) -> JudgeVerdict:
+    def _verdict(self, item: JudgeItem) -> JudgeVerdict:
         return settle(item, self.opinion(item), guard_id(self))
 
 
 class TextGuard(ABC):
-    """A guard that is a language model, asked by up to one question of each kind an item.
+    """A guard that is a language model, which gets up to one question of each kind about an item.
 
-    ``kinds``: for every kind of question, the fields that its answer settles; no field belongs to two kinds, so that a
-    question that fails leaves only its own fields unknown. ``grammar`` is the version of prompts and parser, raised
-    whenever either changes. ``markers``: texts that structure the model's prompt; a judged text that contains one could
-    speak for the guard, and is not asked about. ``model``: a Model, or the settings of one for ``build_model``;
+    ``kinds``: for every kind of question, the fields that it answers; no field belongs to two kinds, so that a question
+    that fails leaves only its own fields unknown. ``grammar`` is the version of prompts and parser, raised whenever
+    either changes. ``markers``: texts that structure the model's prompt; a judged text that contains one could speak
+    for the guard, and the model is not asked about it. ``model``: a Model, or the settings of one for ``build_model``;
     ``cache``: the arguments of Cache, or None for none.
 
     Raises ValueError for settings that do not fit.
@@ -146,33 +152,39 @@ class TextGuard(ABC):
 
     def __init__(self, model: Model | Mapping[str, Any], cache: Mapping[str, Any] | None = None) -> None:
         self._model = build_model(model) if isinstance(model, Mapping) else model
-        self._once = DeduplicatingModel(self.name, self.grammar, self._model, _build_cache(cache), self._parse)
+        self._deduplicated = DeduplicatingModel(self.name, self.grammar, self._model, _build_cache(cache), self._parse)
 
     @classmethod
     def answers_of(cls, config: Mapping[str, Any]) -> frozenset[Ask]:
-        """The fields that a guard built with ``config`` can tell."""
+        """The fields that a guard built with ``config`` can answer."""
         return frozenset[Ask]().union(*cls.kinds.values())
 
     @property
     def revision(self) -> str:
+        """The grammar, and the model's name and revision."""
         return f"{self.grammar}:{self._model.name}:{self._model.revision}"
 
     @property
     def answers(self) -> frozenset[Ask]:
+        """The fields of all kinds of questions."""
         return frozenset[Ask]().union(*self.kinds.values())
 
     @property
     def probe(self) -> JudgeItem:
+        """A harmless item that asks for all that the guard can answer."""
         return plain_probe(self.answers)
 
-    def watch(self, observer: Telemetry) -> None:
-        self._once.watch(observer)
+    def set_telemetry(self, telemetry: Telemetry) -> None:
+        """Count questions, the model's work and the cache's with ``telemetry`` from now on."""
+        self._deduplicated.set_telemetry(telemetry)
 
     async def start(self) -> None:
+        """Start the model. Raises what its ``start`` raises."""
         await self._model.start()
 
     async def close(self) -> None:
-        await self._once.close()
+        """Cancel what is in flight; close the cache and the model."""
+        await self._deduplicated.close()
         await self._model.close()
 
     @abstractmethod
@@ -188,25 +200,26 @@ class TextGuard(ABC):
 
     def questions(self, item: JudgeItem) -> tuple[Question, ...]:
         """Those needed for what the item asks. Raises ValueError if one of them cannot be asked."""
-        return tuple(self._question(kind, item) for kind in self._needed(item))
+        return tuple(self._question(kind, item) for kind in self._kinds_for(item))
 
     async def judge(self, items: Sequence[JudgeItem]) -> list[JudgeVerdict]:
-        asked = [self._rendered(item) for item in items]
-        questions = [[q for q in each.values() if isinstance(q, Question)] for each in asked]
+        """One verdict an item. Raises GuardUnavailable if the model cannot be asked now."""
+        rendered = [self._render_questions(item) for item in items]
+        questions = [[q for q in each.values() if isinstance(q, Question)] for each in rendered]
         # A probe is to find out whether the model answers now.
         probing = {q for item, each in zip(items, questions, strict=True) if item.id == PROBE for q in each}
-        results = await self._once.ask([q for each in questions for q in each], fresh=probing)
+        results = await self._deduplicated.ask([q for each in questions for q in each], fresh=probing)
         for result in results.values():
             if isinstance(result, GuardUnavailable):
                 raise result
-        return [self._verdict(item, each, results) for item, each in zip(items, asked, strict=True)]
+        return [self._verdict(item, each, results) for item, each in zip(items, rendered, strict=True)]
 
-    def _needed(self, item: JudgeItem) -> list[str]:
+    def _kinds_for(self, item: JudgeItem) -> list[str]:
         return [kind for kind, fields in self.kinds.items() if not fields.isdisjoint(item.ask)]
 
-    def _rendered(self, item: JudgeItem) -> dict[str, Question | Exception]:
+    def _render_questions(self, item: JudgeItem) -> dict[str, Question | Exception]:
         rendered: dict[str, Question | Exception] = {}
-        for kind in self._needed(item):
+        for kind in self._kinds_for(item):
             try:
                 rendered[kind] = self._question(kind, item)
             except Exception as error:
@@ -226,20 +239,37 @@ class TextGuard(ABC):
     def _verdict(
         self,
         item: JudgeItem,
-        asked: Mapping[str, Question | Exception],
+        questions: Mapping[str, Question | Exception],
         results: Mapping[Question, Opinion | Exception],
     ) -> JudgeVerdict:
         opinions: list[Opinion] = []
         problems: list[str] = []
         if never := sorted(set(item.ask) - self.answers):
             problems.append(f"{self.name} does not answer {', '.join(never)}")
-        for kind, question in asked.items():
+        for kind, question in questions.items():
             result = question if isinstance(question, Exception) else results[question]
             if isinstance(result, Exception):
                 problems.append(describe(result))
             else:
-                opinions.append(_only(result, self.kinds[kind]))
-        return settle(item, _merged(opinions), guard_id(self), "; ".join(problems) or None)
+                opinions.append(_restrict(result, self.kinds[kind]))
+        return settle(item, _merge(opinions), guard_id(self), "; ".join(problems) or None)
+
+
+class ChatGuard(TextGuard):
+    """A guard whose model's chat template holds its policy: it is sent a prompt, or a prompt and a response, as a chat.
+
+    ``context``: show the model the whole conversation instead of the last exchange.
+    """
+
+    def __init__(
+        self, model: Model | Mapping[str, Any], cache: Mapping[str, Any] | None = None, context: bool = False
+    ) -> None:
+        super().__init__(model, cache)
+        self._context = context
+
+    def render(self, kind: str, item: JudgeItem) -> Sent:
+        """The chat; for the kind ``response`` it ends with the response. Raises ValueError if there is none."""
+        return prompt_view(item, with_response=kind == "response", context=self._context)
 
 
 def describe(error: BaseException) -> str:
@@ -247,15 +277,17 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".replace("\n", " ")[:500]
 
 
-def _only(opinion: Opinion, fields: Collection[Ask]) -> Opinion:
-    told = {field.value: getattr(opinion, field) for field in fields}
-    return Opinion(**told, categories=opinion.categories)
+def _restrict(opinion: Opinion, fields: Collection[Ask]) -> Opinion:
+    values = {field.value: getattr(opinion, field) for field in fields}
+    return Opinion(**values, categories=opinion.categories)
 
 
-def _merged(opinions: Sequence[Opinion]) -> Opinion:
+def _merge(opinions: Sequence[Opinion]) -> Opinion:
     """All of several opinions, no two of which are about the same field."""
-    told = {field.value: getattr(opinion, field) for opinion in opinions for field in Ask if getattr(opinion, field)}
-    return Opinion(**told, categories=tuple(dict.fromkeys(name for opinion in opinions for name in opinion.categories)))
+    values = {field.value: getattr(opinion, field) for opinion in opinions for field in Ask if getattr(opinion, field)}
+    return Opinion(
+        **values, categories=tuple(dict.fromkeys(name for opinion in opinions for name in opinion.categories))
+    )
 
 
 def _build_cache(settings: Mapping[str, Any] | None) -> Cache | None:

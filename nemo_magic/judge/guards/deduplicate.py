@@ -1,4 +1,7 @@
-"""Between a guard and its model: a question that is under way, or was answered before, is not asked again."""
+"""Between a guard and its model: a question that is in flight, or was answered before, is not asked again.
+
+This is the only coalescing of questions in flight; ``judge/cache.py`` has the answers on disk.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from typing import Generic, TypeVar
 from nemo_magic.judge.cache import Cache
 from nemo_magic.judge.errors import GuardUnavailable
 from nemo_magic.judge.models.base import Model, Question
-from nemo_magic.judge.telemetry import UNOBSERVED, Telemetry
+from nemo_magic.judge.telemetry import NO_TELEMETRY, Telemetry
 
 T = TypeVar("T")
 
@@ -21,86 +24,86 @@ T = TypeVar("T")
 class DeduplicatingModel(Generic[T]):
     """Asks ``model`` for the guard ``name``, whose prompts and grammar are those of the version ``grammar``.
 
-    ``parse`` reads a text or raises ValueError. Only a text that could be read is kept; any other is asked for anew.
+    ``parse`` reads a text or raises ValueError. Only a text that could be read is cached; any other is asked for anew.
     """
 
     def __init__(
         self, name: str, grammar: str, model: Model, cache: Cache | None, parse: Callable[[Question, str], T]
     ) -> None:
-        self.observer: Telemetry = UNOBSERVED
+        self.telemetry: Telemetry = NO_TELEMETRY
         self._name = name
         self._grammar = grammar
         self._model = model
         self._cache = cache
         self._parse = parse
-        self._under_way: dict[Question, asyncio.Task[T | Exception]] = {}
+        self._in_flight: dict[Question, asyncio.Task[T | Exception]] = {}
 
-    def watch(self, observer: Telemetry) -> None:
-        """Tell ``observer`` of the work, the model's and the cache's too."""
-        self.observer = self._model.observer = observer
+    def set_telemetry(self, telemetry: Telemetry) -> None:
+        """Count the work, the model's and the cache's too, with ``telemetry`` from now on."""
+        self.telemetry = self._model.telemetry = telemetry
         if self._cache is not None:
-            self._cache.observer = observer
+            self._cache.telemetry = telemetry
 
     async def ask(
         self, questions: Sequence[Question], fresh: Collection[Question] = ()
     ) -> dict[Question, T | Exception]:
-        """What each distinct question came to, or why to nothing; ``fresh`` ones are not looked up in the cache.
+        """The opinion on each distinct question, or the error; ``fresh`` ones are not looked up in the cache.
 
         Cancelling the caller does not cancel the questions: others may wait for them, and the cache keeps the answers.
         """
         distinct = dict.fromkeys(questions)
-        begun = [question for question in distinct if question not in self._under_way]
+        new = [question for question in distinct if question not in self._in_flight]
         for kind, n in Counter(question.kind for question in questions).items():
-            self.observer.count("questions", n, guard=self._name, kind=kind)
-        if coalesced := len(questions) - len(begun):
-            self.observer.count("coalesced", coalesced, guard=self._name)
-        # One look-up for all; whoever asks the same meanwhile waits for the same task.
-        kept = asyncio.create_task(self._kept(begun, fresh)) if self._cache is not None else None
-        for question in begun:
-            self._under_way[question] = task = asyncio.create_task(self._answer(question, kept))
-            task.add_done_callback(lambda _, question=question: self._under_way.pop(question, None))  # type: ignore[misc]
-        tasks = {question: self._under_way[question] for question in distinct}
+            self.telemetry.count("questions", n, guard=self._name, kind=kind)
+        if coalesced := len(questions) - len(new):
+            self.telemetry.count("coalesced", coalesced, guard=self._name)
+        # One look-up for all; the same question of another caller meanwhile waits for the same task.
+        cached = asyncio.create_task(self._look_up(new, fresh)) if self._cache is not None else None
+        for question in new:
+            self._in_flight[question] = task = asyncio.create_task(self._answer(question, cached))
+            task.add_done_callback(lambda _, question=question: self._in_flight.pop(question, None))  # type: ignore[misc]
+        tasks = {question: self._in_flight[question] for question in distinct}
         if tasks:
             await asyncio.wait(tasks.values())
         closed = GuardUnavailable("the guard is being closed")
         return {question: closed if task.cancelled() else task.result() for question, task in tasks.items()}
 
     async def close(self) -> None:
-        """Cancel what is under way and close the cache."""
-        pending = list(self._under_way.values())
+        """Cancel what is in flight and close the cache."""
+        pending = list(self._in_flight.values())
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
         if self._cache is not None:
             await self._cache.close()
 
-    async def _answer(self, question: Question, kept: asyncio.Task[Mapping[Question, str]] | None) -> T | Exception:
-        if kept is not None and (text := (await asyncio.shield(kept)).get(question)) is not None:
+    async def _answer(self, question: Question, cached: asyncio.Task[Mapping[Question, str]] | None) -> T | Exception:
+        if cached is not None and (text := (await asyncio.shield(cached)).get(question)) is not None:
             try:
                 opinion = self._parse(question, text)
             except Exception:
-                pass  # kept by a grammar that read more: as good as not kept
+                pass  # written by a grammar that read more: as good as not cached
             else:
-                self.observer.count("cache_hits", guard=self._name)
+                self.telemetry.count("cache_hits", guard=self._name)
                 return opinion
         began = time.monotonic()
-        self.observer.count("model_calls", guard=self._name)
+        self.telemetry.count("model_calls", guard=self._name)
         try:
             text = await self._model.complete(question.sent, question.max_tokens)
         except Exception as error:
-            self.observer.count("guard_errors", guard=self._name, kind=type(error).__name__)
+            self.telemetry.count("guard_errors", guard=self._name, kind=type(error).__name__)
             return error
-        self.observer.observe("model_seconds", time.monotonic() - began, guard=self._name)
+        self.telemetry.observe("model_seconds", time.monotonic() - began, guard=self._name)
         try:
             opinion = self._parse(question, text)
         except Exception as error:
-            self.observer.count("unparsed", guard=self._name, kind=question.kind)
+            self.telemetry.count("unparsed", guard=self._name, kind=question.kind)
             return error
         if self._cache is not None:
             self._cache.put(self._key(question), text)
         return opinion
 
-    async def _kept(self, questions: Sequence[Question], fresh: Collection[Question]) -> Mapping[Question, str]:
+    async def _look_up(self, questions: Sequence[Question], fresh: Collection[Question]) -> Mapping[Question, str]:
         """The texts in the cache, by question; none for ``fresh`` ones."""
         keys = {self._key(question): question for question in questions if question not in fresh}
         try:
@@ -112,7 +115,7 @@ class DeduplicatingModel(Generic[T]):
     def _key(self, question: Question) -> bytes:
         """A digest of everything that decides what the answer is and means."""
         sent = question.sent
-        said = sent if isinstance(sent, str) else [[message.role, message.content] for message in sent]
+        content = sent if isinstance(sent, str) else [[message.role, message.content] for message in sent]
         model = self._model
-        identity = [self._name, self._grammar, model.name, model.revision, question.kind, question.max_tokens, said]
+        identity = [self._name, self._grammar, model.name, model.revision, question.kind, question.max_tokens, content]
         return hashlib.sha256(json.dumps(identity).encode()).digest()

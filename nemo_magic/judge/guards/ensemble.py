@@ -1,4 +1,4 @@
-"""Several guards as one: what any of them is alarmed by, or what most of them say; what they differ on is told.
+"""Several guards as one: the alarm of any of them, or the answer of most; fields on which they differ are reported.
 
 It fails closed. A guard that cannot tell keeps the others from clearing a text, and never raises an alarm.
 """
@@ -16,7 +16,7 @@ from nemo_magic.judge.errors import GuardUnavailable
 from nemo_magic.judge.guards import answers_of, build_guard
 from nemo_magic.judge.guards.base import Guard, describe, guard_id, plain_probe
 from nemo_magic.judge.protocol import Ask, JudgeItem, JudgeVerdict, match_answers, unknown_verdict
-from nemo_magic.judge.telemetry import UNOBSERVED, Telemetry
+from nemo_magic.judge.telemetry import NO_TELEMETRY, Telemetry
 
 Value = Safety | Answer
 
@@ -54,74 +54,82 @@ class Ensemble:
             )
         self._rule = rule
         self._members: list[Guard] = [build_guard(*_settings(name, guards[name])) for name in guards]
-        self._observer: Telemetry = UNOBSERVED
+        self._telemetry: Telemetry = NO_TELEMETRY
 
     @classmethod
     def answers_of(cls, config: Mapping[str, Any]) -> frozenset[Ask]:
+        """The fields that any member can answer."""
         members = config.get("guards", {})
         return frozenset[Ask]().union(*(answers_of(*_settings(name, members[name])) for name in members))
 
     @property
     def revision(self) -> str:
+        """The rule, and a digest of the members' names and revisions."""
         members = "\n".join(guard_id(member) for member in self._members)
         return f"{self._rule}-{hashlib.sha256(members.encode()).hexdigest()[:12]}"
 
     @property
     def answers(self) -> frozenset[Ask]:
+        """The fields that any member can answer."""
         return frozenset[Ask]().union(*(member.answers for member in self._members))
 
     @property
     def probe(self) -> JudgeItem:
+        """The probe of a member that has one of its own, else the common one; it asks for all fields of all members."""
         # A member that knows one world only has a probe of that world; the others can judge any.
         plain = plain_probe(self.answers)
         special = (member.probe for member in self._members if member.probe.conversation != plain.conversation)
         return next(special, plain).model_copy(update={"ask": plain.ask})
 
-    def watch(self, observer: Telemetry) -> None:
-        self._observer = observer
+    def set_telemetry(self, telemetry: Telemetry) -> None:
+        """Count disagreements, and the members' work, with ``telemetry`` from now on."""
+        self._telemetry = telemetry
         for member in self._members:
-            member.watch(observer)
+            member.set_telemetry(telemetry)
 
     async def start(self) -> None:
+        """Start all members. Raises what any of them raises."""
         await asyncio.gather(*(member.start() for member in self._members))
 
     async def close(self) -> None:
+        """Close all members."""
         await asyncio.gather(*(member.close() for member in self._members))
 
     async def judge(self, items: Sequence[JudgeItem]) -> list[JudgeVerdict]:
-        told = await asyncio.gather(*(self._told(member, items) for member in self._members))
-        return [self._verdict(item, [by_id.get(item.id) for by_id in told]) for item in items]
+        """One verdict an item. Raises GuardUnavailable if any member does."""
+        by_member = await asyncio.gather(*(self._ask_member(member, items) for member in self._members))
+        return [self._verdict(item, [by_id.get(item.id) for by_id in by_member]) for item in items]
 
-    async def _told(self, member: Guard, items: Sequence[JudgeItem]) -> dict[str, JudgeVerdict]:
+    async def _ask_member(self, member: Guard, items: Sequence[JudgeItem]) -> dict[str, JudgeVerdict]:
         """A member's verdicts by id, of the items that ask something it can answer."""
-        asked = []
+        own_items = []
         for item in items:
             if own := tuple(field for field in item.ask if field in member.answers):
-                asked.append(item.model_copy(update={"ask": own}))
-        if not asked:
+                own_items.append(item.model_copy(update={"ask": own}))
+        if not own_items:
             return {}
         try:
-            verdicts = match_answers(asked, await member.judge(asked))
+            verdicts = match_answers(own_items, await member.judge(own_items))
         except GuardUnavailable:
             raise
         except Exception as error:
-            verdicts = [unknown_verdict(item, guard_id(member), describe(error)) for item in asked]
+            verdicts = [unknown_verdict(item, guard_id(member), describe(error)) for item in own_items]
         return {verdict.id: verdict for verdict in verdicts}
 
-    def _verdict(self, item: JudgeItem, told: Sequence[JudgeVerdict | None]) -> JudgeVerdict:
+    def _verdict(self, item: JudgeItem, verdicts: Sequence[JudgeVerdict | None]) -> JudgeVerdict:
         answers: dict[str, Any] = {}
         disagreed: list[Ask] = []
         for field in item.ask:
-            votes = [vote for verdict in told if verdict and (vote := getattr(verdict, field)) is not None]
+            votes = [vote for verdict in verdicts if verdict and (vote := getattr(verdict, field)) is not None]
             answers[field.value] = combine(self._rule, field, votes)
             if len(set(votes) - {field.unknown}) > 1:
                 disagreed.append(field)
-                self._observer.count("disagreements", guard=self.name, field=field.value)
+                self._telemetry.count("disagreements", guard=self.name, field=field.value)
         error = None
-        if left := [field.value for field in item.ask if answers[field.value] == field.unknown]:
-            said = [f"{verdict.guard}: {verdict.error}" for verdict in told if verdict and verdict.error]
-            error = "; ".join(said) or f"its guards leave {', '.join(left)} open"
-        categories = dict.fromkeys(name for verdict in told if verdict for name in verdict.categories)
+        if unknown := [field.value for field in item.ask if answers[field.value] == field.unknown]:
+            errors = [f"{verdict.guard}: {verdict.error}" for verdict in verdicts if verdict and verdict.error]
+            error = "; ".join(errors) or f"its guards leave {', '.join(unknown)} open"
+        categories = dict.fromkeys(name for verdict in verdicts if verdict for name in verdict.categories)
         return JudgeVerdict(
             item.id,
             guard=guard_id(self),

@@ -64,6 +64,7 @@ class HarmBench(TextGuard):
         self._template = template
 
     def render(self, kind: str, item: JudgeItem) -> Sent:
+        """The seed as behaviour, and the response. Raises ValueError without a harmful seed or a response."""
         if item.seed is None or item.seed.label is not Label.HARMFUL:
             raise ValueError("HarmBench's classifier judges what is done about a harmful seed, and there is none")
         if item.response is None:
@@ -71,6 +72,7 @@ class HarmBench(TextGuard):
         return fill(self._template, {"behavior": item.seed.text, "generation": item.response})
 
     def parse(self, kind: str, text: str) -> Opinion:
+        """Raises ValueError for a text that is neither ``yes`` nor ``no``."""
         safety = _SAFETY.get(text.strip().lower())
         if safety is None:
             raise ValueError("the guard's text is neither 'yes' nor 'no'")

@@ -1,27 +1,20 @@
-"""Llama Guard 3: ``safe``, or ``unsafe`` and a line of category codes. It knows nothing of refusals.
-
-The model's chat template holds its policy; it is sent a prompt, or a prompt and a response, as a chat.
-"""
+"""Llama Guard 3: ``safe``, or ``unsafe`` and a line of category codes. It knows nothing of refusals."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 from nemo_magic.game.episode import Safety
-from nemo_magic.judge.guards.base import Opinion, TextGuard
-from nemo_magic.judge.guards.prompt_view import prompt_view
-from nemo_magic.judge.models.base import Model, Sent
-from nemo_magic.judge.protocol import Ask, JudgeItem
+from nemo_magic.judge.guards.base import ChatGuard, Opinion
+from nemo_magic.judge.protocol import Ask
 
 CODES = tuple(f"S{number}" for number in range(1, 15))
 _TEXT = re.compile(r"safe|unsafe\n(S[0-9]+(?:, ?S[0-9]+)*)")
 
 
-class LlamaGuard(TextGuard):
-    """``context``: show the model the whole conversation instead of the last exchange."""
+class LlamaGuard(ChatGuard):
+    """Safety of prompts and responses, with the codes of the categories of harm."""
 
     name = "llamaguard"
     grammar = "1"
@@ -41,16 +34,8 @@ class LlamaGuard(TextGuard):
         "<END CONVERSATION>",
     )
 
-    def __init__(
-        self, model: Model | Mapping[str, Any], cache: Mapping[str, Any] | None = None, context: bool = False
-    ) -> None:
-        super().__init__(model, cache)
-        self._context = context
-
-    def render(self, kind: str, item: JudgeItem) -> Sent:
-        return prompt_view(item, with_response=kind == "response", context=self._context)
-
     def parse(self, kind: str, text: str) -> Opinion:
+        """Raises ValueError for a text that is neither ``safe`` nor ``unsafe`` and a line of known codes."""
         match = _TEXT.fullmatch(text.strip())
         if match is None:
             raise ValueError("the guard's text is neither 'safe' nor 'unsafe' and a line of category codes")

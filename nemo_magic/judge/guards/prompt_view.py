@@ -1,4 +1,4 @@
-"""What of an item a guard's model is shown."""
+"""The part of an item that a guard's model sees, and templates to put it in."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from nemo_magic.judge.protocol import JudgeItem
 
 
 def prompt_view(item: JudgeItem, with_response: bool, context: bool) -> tuple[Message, ...]:
-    """The prompt, and its response if that is what is judged, as a chat; with ``context``, and all that went before.
+    """The prompt, with its response if that is judged, as a chat; with ``context``, after all that went before.
 
-    System messages are left out: guards judge what was said, and their templates know two roles.
+    System messages are left out: guards' templates know two roles.
+
     Raises ValueError if a response is to be judged and there is none.
     """
     if with_response and item.response is None:
@@ -21,15 +22,15 @@ def prompt_view(item: JudgeItem, with_response: bool, context: bool) -> tuple[Me
     if not with_response:
         while chat[-1].role != "user":
             chat.pop()
-    said = tuple(message for message in chat if message.role != "system")
+    messages = tuple(message for message in chat if message.role != "system")
     if context:
-        return said
-    response = (said[-1],) if with_response else ()
+        return messages
+    response = (messages[-1],) if with_response else ()
     return (Message("user", item.prompt), *response)
 
 
 def fill(template: str, texts: Mapping[str, str]) -> str:
-    """``template`` with ``{{name}}`` replaced by ``texts[name]``, once: what a text says is no slot."""
+    """``template`` with ``{{name}}`` replaced by ``texts[name]``, once: a ``{{name}}`` within a text is no slot."""
     return re.sub(r"\{\{(\w+)\}\}", lambda slot: texts[slot[1]], template)
 
 

@@ -34,8 +34,8 @@ MARKERS = ("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|eot_id|>", "[
 
 
 class Rubric(TextGuard):
-    """``templates``: for ``prompt``, ``response`` and ``intent``, what the model is told as the user; ``system`` as the
-    system, if there is one. Slots: ``{{prompt}}``, ``{{response}}``, ``{{conversation}}``, ``{{seed}}``.
+    """``templates``: for ``prompt``, ``response`` and ``intent``, the user message; ``system``: the system message, if
+    there is one. Slots: ``{{prompt}}``, ``{{response}}``, ``{{conversation}}``, ``{{seed}}``.
 
     The model has to answer with one JSON object of exactly these keys: for a prompt ``harm``, one of safe,
     controversial, unsafe; for a response ``harm``, ``refusal`` and ``usefulness``, the latter yes or no; for the intent
@@ -55,10 +55,10 @@ class Rubric(TextGuard):
         for kind in (known := [kind for kind in templates if kind != "system"]):
             if kind not in _KINDS:
                 raise ValueError(f"judge.guard_config.templates.{kind} must be one of: system, {', '.join(_KINDS)}")
-            found = slots(templates[kind])
-            if not _NEEDED[kind] <= found <= _SLOTS[kind]:
+            used = slots(templates[kind])
+            if not _NEEDED[kind] <= used <= _SLOTS[kind]:
                 raise ValueError(
-                    f"judge.guard_config.templates.{kind} has the slots {sorted(found)}; it takes "
+                    f"judge.guard_config.templates.{kind} has the slots {sorted(used)}; it takes "
                     f"{sorted(_SLOTS[kind])} and needs {sorted(_NEEDED[kind])}"
                 )
         if not known:
@@ -73,15 +73,17 @@ class Rubric(TextGuard):
 
     @classmethod
     def answers_of(cls, config: Mapping[str, Any]) -> frozenset[Ask]:
+        """The fields of the kinds that have a template."""
         return frozenset(ask for kind in config.get("templates", ()) for ask in _KINDS.get(kind, {}).values())
 
     def render(self, kind: str, item: JudgeItem) -> Sent:
+        """The kind's template, filled in. Raises ValueError if the response or the seed that it needs is missing."""
         texts: dict[str, Any] = {"prompt": item.prompt}
         if kind == "response":
             if item.response is None:
                 raise ValueError("there is no response to judge")
-            said = [{"role": message.role, "content": message.content} for message in item.conversation]
-            texts |= {"response": item.response, "conversation": said}
+            messages = [{"role": message.role, "content": message.content} for message in item.conversation]
+            texts |= {"response": item.response, "conversation": messages}
         elif kind == "intent":
             if item.seed is None:
                 raise ValueError("there is no seed whose intent could be preserved")
@@ -92,14 +94,15 @@ class Rubric(TextGuard):
         return (Message("system", system), user) if system else (user,)
 
     def parse(self, kind: str, text: str) -> Opinion:
+        """Raises ValueError for a text that is not one JSON object of the kind's keys and known values."""
         keys = _KINDS[kind]
-        given = json_object(text)
-        if set(given) != set(keys):
+        answer = json_object(text)
+        if set(answer) != set(keys):
             raise ValueError(f"the guard's JSON does not have exactly the keys {', '.join(keys)}")
         answers: dict[str, Any] = {}
         for key, field in keys.items():
             words: Mapping[str, Any] = _HARM if key == "harm" else _YES_NO
-            value = given[key]
+            value = answer[key]
             if not isinstance(value, str) or value not in words:
                 raise ValueError(f"the guard's {key} is none of: {', '.join(words)}")
             answers[field.value] = words[value]

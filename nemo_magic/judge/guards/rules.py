@@ -17,7 +17,7 @@ from nemo_magic.sandbox.world import SandboxConfig, SandboxWorld
 class RulesGuard(ComputedGuard):
     """Judges conversations of the sandbox world described in the file ``world`` (JSON, the keys of SandboxConfig).
 
-    The revision names that world, wherever it is kept: equal revisions judge by equal rules. Without a seed it cannot
+    The revision is a digest of that world: equal revisions judge by equal rules. Without a seed it cannot
     tell whether intent was preserved; where the last message is no response, what is asked about one is unknown.
     Raises OSError if there is no such file, ValueError if it describes no world.
     """
@@ -35,12 +35,14 @@ class RulesGuard(ComputedGuard):
 
     @property
     def probe(self) -> JudgeItem:
+        """A plain request of the world and its delivery, with all fields asked."""
         item = self._world.items("train")[0]
         seed = Seed(PROBE, render(self._world, PLAIN, item), self._world.label(item))
-        said = (Message("user", seed.text), Message("assistant", delivery(self._world, item)))
-        return make_item(PROBE, said, ask=Ask, seed=seed)
+        conversation = (Message("user", seed.text), Message("assistant", delivery(self._world, item)))
+        return make_item(PROBE, conversation, ask=Ask, seed=seed)
 
     def opinion(self, item: JudgeItem) -> Opinion:
+        """By the world's rules; without a seed the prompt counts as the seed."""
         seed = item.seed.text if item.seed else item.prompt
         facts = judge_conversation(self._world, seed, item.prompt, item.response or "")
         answered = item.response is not None

@@ -1,4 +1,4 @@
-"""The rubric guard's way of asking, for another question: by which strategies was a request reworded?
+"""A rubric for another question than a guard's: by which strategies was a request reworded?
 
 It names strategies after the run and decides no reward, so it gives no verdict. As in the rubric guard, texts are
 filled in as JSON strings, a text that could speak for the model is not asked about, and an answer is one JSON object or
@@ -45,8 +45,8 @@ class StrategyRubric:
     def __init__(
         self, template: str, taxonomy: Sequence[StrategyDefinition], system: str = "", markers: Sequence[str] = MARKERS
     ) -> None:
-        if not _NEEDED <= (found := slots(template)) <= _SLOTS:
-            raise ValueError(f"strategy has the slots {sorted(found)}; it takes {sorted(_SLOTS)}, needs attack and "
+        if not _NEEDED <= (used := slots(template)) <= _SLOTS:
+            raise ValueError(f"strategy has the slots {sorted(used)}; it takes {sorted(_SLOTS)}, needs attack and "
                              "strategies")  # fmt: skip
         names = [one.name for one in taxonomy]
         if len(names) < 2 or len(set(names)) < len(names):
@@ -62,7 +62,7 @@ class StrategyRubric:
         self.grammar = "1." + hashlib.sha256(words.encode()).hexdigest()[:8]
 
     def render(self, seed: str, messages: Sequence[str]) -> tuple[Message, ...]:
-        """What the model is sent about an attack, message by message. Raises ValueError if it cannot be asked about."""
+        """The chat that asks about an attack of ``messages``. Raises ValueError if a text contains a marker."""
         for text in (seed, *messages):
             for marker in self._markers:
                 if marker in text:
@@ -79,10 +79,10 @@ class StrategyRubric:
     def parse(self, text: str) -> tuple[int, ...]:
         """The ids that the model named, rising. Raises ValueError for anything but ``{"strategies": [ids]}`` with known
         ids, each once, and the last one alone if at all."""
-        given = json_object(text)
-        if set(given) != {"strategies"}:
+        answer = json_object(text)
+        if set(answer) != {"strategies"}:
             raise ValueError("the model's JSON does not have exactly the key strategies")
-        ids = given["strategies"]
+        ids = answer["strategies"]
         # A bool is an int, and is no id.
         if not isinstance(ids, list) or not ids or any(type(id) is not int for id in ids):
             raise ValueError("the model's strategies are no list of ids")
@@ -103,14 +103,14 @@ def read_strategy_rubric(path: Path) -> StrategyRubric:
         ValueError: it is no such file; the message names it.
     """
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(given, Mapping) or not {"strategy", "strategies"} <= set(given) <= _KEYS:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(content, Mapping) or not {"strategy", "strategies"} <= set(content) <= _KEYS:
             raise ValueError(f"it needs the keys strategy and strategies, and takes {', '.join(sorted(_KEYS))}")
-        entries = given["strategies"]
+        entries = content["strategies"]
         if not isinstance(entries, list):
             raise ValueError("strategies is no list")
         taxonomy = [_entry(id, entry) for id, entry in enumerate(entries)]
-        return StrategyRubric(str(given["strategy"]), taxonomy, str(given.get("system") or ""))
+        return StrategyRubric(str(content["strategy"]), taxonomy, str(content.get("system") or ""))
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is no rubric for strategies: {error}") from error
 

@@ -52,6 +52,7 @@ class WildGuard(TextGuard):
     markers = ("<s>", "</s>", "<|user|>", "<|assistant|>", "[INST]", "[/INST]")
 
     def render(self, kind: str, item: JudgeItem) -> Sent:
+        """The prompt, with an empty response for the kind ``prompt``. Raises ValueError if there is no response."""
         if kind == "prompt":
             return fill(TEMPLATE, {"prompt": item.prompt, "response": ""})
         if not item.response:
@@ -59,6 +60,7 @@ class WildGuard(TextGuard):
         return fill(TEMPLATE, {"prompt": item.prompt, "response": item.response})
 
     def parse(self, kind: str, text: str) -> Opinion:
+        """Raises ValueError for a text that is not the guard's three lines, or does not tell of the response."""
         match = _TEXT.fullmatch(text.strip())
         if match is None:
             raise ValueError("the guard's text is not its three lines")

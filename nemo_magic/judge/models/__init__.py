@@ -15,7 +15,7 @@ MODELS: dict[str, str] = {
 
 
 def build_model(config: Mapping[str, Any]) -> Model:
-    """The model of a guard's ``model`` settings: ``kind`` (``openai`` unless said) and that kind's own keys.
+    """The model of a guard's ``model`` settings: ``kind`` (``openai`` by default) and that kind's own keys.
 
     Raises ValueError for another kind, or for keys and values that it does not take.
     """

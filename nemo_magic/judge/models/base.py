@@ -1,4 +1,4 @@
-"""What a model is: something that completes texts, near or far."""
+"""The Model protocol: completes texts, in this process or on a server."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from nemo_magic.judge.errors import GuardUnavailable
 from nemo_magic.judge.telemetry import Telemetry
 
 Sent = str | tuple[Message, ...]
-"""What a model is sent: a raw prompt, completed as it stands, or a chat, put into the model's own template."""
+"""A raw prompt, completed as it stands, or a chat, put into the model's own template."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One call of a guard's model. ``kind`` tells the guard what it asked."""
+    """One call of a guard's model; ``kind`` is the guard's name for what it asks."""
 
     kind: str
     sent: Sent
@@ -25,16 +25,20 @@ class Question:
 class Model(Protocol):
     """Completes at temperature 0. ``name`` and ``revision`` identify the weights; they are known once it started."""
 
-    observer: Telemetry
+    telemetry: Telemetry
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Of the model, as verdicts have it."""
+        ...
 
     @property
-    def revision(self) -> str: ...
+    def revision(self) -> str:
+        """Of the weights and of whatever else changes the texts."""
+        ...
 
     async def start(self) -> None:
-        """Return once the model can be asked. Raises GuardUnavailable if it cannot within its patience."""
+        """Return once the model can be asked. Raises GuardUnavailable if a server does not get there in its time."""
 
     async def complete(self, sent: Sent, max_tokens: int) -> str:
         """The text that follows, at most ``max_tokens`` of it, without special tokens.
@@ -44,11 +48,11 @@ class Model(Protocol):
         ...
 
     async def close(self) -> None:
-        """Let go of what ``start`` took; what is under way ends as GuardUnavailable."""
+        """Free what ``start`` acquired."""
 
 
 class WrongModel(GuardUnavailable):
-    """Another model answers where the guard's own was expected: nothing it says is used."""
+    """Another model answers than the guard's own: its texts are not used."""
 
 
 class ModelRefused(GuardUnavailable):

@@ -1,7 +1,7 @@
 """A model behind any OpenAI-compatible server: vLLM, trtllm-serve, SGLang, llama.cpp; several urls are replicas.
 
 Raw prompts go to ``/completions``, chats to ``/chat/completions``. A server that has another model is an error that
-names both: what another model says is no answer of this guard.
+names both: another model's text is no answer of this guard.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import httpx
 
 from nemo_magic.judge.errors import GuardUnavailable
 from nemo_magic.judge.models.base import ModelRefused, Sent, WrongModel
-from nemo_magic.judge.telemetry import UNOBSERVED, Telemetry
+from nemo_magic.judge.telemetry import NO_TELEMETRY, Telemetry
 from nemo_magic.net.endpoint import GenerationEndpointConfig
 from nemo_magic.net.faults import BrokenReply
 from nemo_magic.net.limits import likely_tokens
@@ -69,20 +69,21 @@ class OpenAIConfig(GenerationEndpointConfig):
 
 
 class OpenAIModel:
-    """The model of ``config``; ``clock`` (seconds) is what patience is counted by.
+    """The model of ``config``; ``clock`` (seconds) measures outages.
 
     Raises ValueError if the token's environment variable is empty.
     """
 
     def __init__(self, config: OpenAIConfig, clock: Callable[[], float] = time.monotonic) -> None:
         config.token()  # known now and not when the server starts
-        self.observer: Telemetry = UNOBSERVED
+        self.telemetry: Telemetry = NO_TELEMETRY
         self._config = config
         self._clock = clock
         self._client: RetryingClient | None = None
 
     @property
     def name(self) -> str:
+        """The configured one."""
         return self._config.model
 
     @property
@@ -94,7 +95,11 @@ class OpenAIModel:
         return f"{self._config.revision}+{hashlib.sha256(extra.encode()).hexdigest()[:8]}"
 
     async def start(self) -> None:
-        """Wait until a server lists the model. Raises WrongModel if it lists others, ModelRefused for a wrong token."""
+        """Wait until a server lists the model.
+
+        Raises WrongModel if it lists others, ModelRefused for a wrong token or a reply that is no list of models, both
+        of which are a GuardUnavailable, and GuardUnavailable itself after ``start_timeout``.
+        """
         cfg = self._config
         self._client = RetryingClient(
             cfg, cfg.NOUN, cfg.KEY, GuardUnavailable, self._clock, hedge=cfg.hedge, limit=cfg.rate_limit
@@ -102,6 +107,12 @@ class OpenAIModel:
         await self._client.until_ready("/models", self._read_models, cfg.start_timeout)
 
     async def complete(self, sent: Sent, max_tokens: int) -> str:
+        """The text that the server generates, at most ``max_tokens`` of it.
+
+        Raises GuardUnavailable before ``start``, after ``give_up_after`` seconds without an answer, for another model
+        (WrongModel) and for a refused token or route (ModelRefused); ValueError for a refused text, one that is too
+        long, or one that is answered with what is no completion, ``protocol_retries`` times.
+        """
         if self._client is None:
             raise GuardUnavailable(f"the {self._config.NOUN} is not started")
         body: dict[str, Any] = {"model": self._config.model, "temperature": 0.0, "max_tokens": max_tokens, "n": 1}
@@ -115,7 +126,7 @@ class OpenAIModel:
             text, _ = await self._client.ask(
                 lambda url: self._ask(f"{url}{path}", content, isinstance(sent, str)),
                 likely_tokens(content, max_tokens),
-                lambda said: said[1],
+                lambda completion: completion[1],
             )
         except BrokenReply as fault:
             retries = f"{self._config.KEY}.protocol_retries={self._config.protocol_retries}"
@@ -123,15 +134,18 @@ class OpenAIModel:
         return text
 
     async def close(self) -> None:
+        """Close the connections."""
         if self._client is not None:
             await self._client.aclose()
 
     async def _ask(self, url: str, body: bytes, raw: bool) -> tuple[str, int | None]:
-        """One request: the text, and how many tokens it took if the server tells. Raises Outage, Broken, ModelRefused,
-        WrongModel or ValueError."""
+        """One request: the text, and how many tokens it took if the server tells.
+
+        Raises Unavailable, BrokenReply, ModelRefused, WrongModel or ValueError.
+        """
         assert self._client is not None
         response = await self._client.post(url, body)
-        self._accepted(url, response)
+        self._check_status(url, response)
         if is_too_long(response):
             raise ValueError(f"too long for {self.name}: {error_text(response)[:200]}")
         if response.status_code == 404:
@@ -152,7 +166,7 @@ class OpenAIModel:
         return text, total_tokens(usage)
 
     def _read_models(self, url: str, response: httpx.Response) -> None:
-        self._accepted(url, response)
+        self._check_status(url, response)
         if response.status_code != 200:
             raise ModelRefused(
                 f"{url}/models: {response.status_code} {error_text(response)[:300]}; is it an OpenAI base url?"
@@ -166,7 +180,7 @@ class OpenAIModel:
                 f"{url} has {', '.join(map(repr, known)) or 'no model'}; {self._config.KEY}.model={self.name!r}"
             )
 
-    def _accepted(self, url: str, response: httpx.Response) -> None:
+    def _check_status(self, url: str, response: httpx.Response) -> None:
         status = response.status_code
         if status in (401, 403):
             variable = f"{self._config.KEY}.token_env={self._config.token_env or 'null'}"

@@ -1,7 +1,6 @@
 """A Hugging Face model in this process: for a guard small enough to live beside the judge, and for tests.
 
-Questions that wait while a batch is decoded make up the next one, so that batches are as large as the load asks for and
-nobody waits for one to fill.
+Questions that wait while a batch is decoded make up the next one: batches grow with the load, and none waits to fill.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 
 from nemo_magic.judge.errors import GuardUnavailable
 from nemo_magic.judge.models.base import Sent
-from nemo_magic.judge.telemetry import UNOBSERVED, Telemetry
+from nemo_magic.judge.telemetry import NO_TELEMETRY, Telemetry
 
 
 @dataclass
@@ -48,7 +47,7 @@ class TransformersModel:
     ) -> None:
         if max_batch < 1:
             raise ValueError(f"judge.guard_config.model.max_batch={max_batch} must be at least 1")
-        self.observer: Telemetry = UNOBSERVED
+        self.telemetry: Telemetry = NO_TELEMETRY
         self.name = name or Path(path).name
         self.revision = revision or "not loaded"
         self._path = path
@@ -67,6 +66,8 @@ class TransformersModel:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
 
     async def complete(self, sent: Sent, max_tokens: int) -> str:
+        """The greedy continuation. Raises GuardUnavailable before ``start`` and once closed, ValueError for a text that
+        is too long, and what transformers raises."""
         if self._model is None:
             raise GuardUnavailable("the guard's model is not loaded")
         waiting = _Waiting(sent, max_tokens, asyncio.get_running_loop().create_future())
@@ -76,6 +77,7 @@ class TransformersModel:
         return await waiting.answer
 
     async def close(self) -> None:
+        """Wait for the batch in progress; what still waits for one ends as GuardUnavailable."""
         # The batch under way is waited for: a thread cannot be interrupted.
         self._model = None
         while self._waiting:
@@ -85,17 +87,17 @@ class TransformersModel:
         self._thread.shutdown()
 
     async def _decode_all(self) -> None:
-        """Batch after batch until nobody waits."""
-        await asyncio.sleep(0)  # whoever asks in the same breath is in the first batch
+        """Decode batch after batch until no question waits."""
+        await asyncio.sleep(0)  # questions that come together are decoded together
         loop = asyncio.get_running_loop()
         model = self._model
         while self._waiting:
             batch = [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
-            batch = [waiting for waiting in batch if not waiting.answer.done()]  # nobody waits for it any more
+            batch = [waiting for waiting in batch if not waiting.answer.done()]  # its caller is gone
             if not batch:
                 continue
-            self.observer.observe("model_batch", len(batch), model=self.name)
-            self.observer.observe("model_waiting", len(self._waiting), model=self.name)
+            self.telemetry.observe("model_batch", len(batch), model=self.name)
+            self.telemetry.observe("model_waiting", len(self._waiting), model=self.name)
             try:
                 texts = await loop.run_in_executor(self._thread, self._texts, model, batch)
             except RuntimeError as error:  # closed meanwhile
@@ -107,7 +109,7 @@ class TransformersModel:
                     waiting.answer.set_result(text)
 
     def _texts(self, model: Any, batch: Sequence[_Waiting]) -> list[str | Exception]:
-        """What follows each, in order. What cannot be asked fails alone."""
+        """The continuation of each, in order. A text that cannot be asked fails alone."""
         results: list[str | Exception] = []
         rows: list[list[int]] = []
         for waiting in batch:
@@ -116,18 +118,18 @@ class TransformersModel:
                 results.append("")
             except Exception as error:
                 results.append(error)
-        asked = [number for number, result in enumerate(results) if not isinstance(result, Exception)]
-        if not asked:
+        valid = [number for number, result in enumerate(results) if not isinstance(result, Exception)]
+        if not valid:
             return results
         try:
-            texts = self._generate(model, rows, [batch[number].max_tokens for number in asked])
+            texts = self._generate(model, rows, [batch[number].max_tokens for number in valid])
         except Exception as error:
-            if len(asked) == 1:
-                results[asked[0]] = error
+            if len(valid) == 1:
+                results[valid[0]] = error
                 return results
             # One of them may be to blame: each is asked alone.
             return [result or self._texts(model, [batch[number]])[0] for number, result in enumerate(results)]
-        for number, text in zip(asked, texts, strict=True):
+        for number, text in zip(valid, texts, strict=True):
             results[number] = text
         return results
 

@@ -1,4 +1,4 @@
-"""The referee's figures, and that a second judge, whatever it says or fails to say, leaves every reward as it was."""
+"""The reward manager's figures, and that a second judge, whatever it says, leaves every reward as it was."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def server() -> Iterator[Callable[..., FaultyServer]]:
 
 
 @pytest.fixture
-def referee() -> Iterator[Callable[..., RewardManager]]:
+def reward_manager() -> Iterator[Callable[..., RewardManager]]:
     opened: list[RewardManager] = []
 
     def build(first: str, second: str | None = None, world: Any = ALONE, observe: Sequence[str] = ()) -> RewardManager:
@@ -106,13 +106,13 @@ def contrary(connection: Any, body: dict[str, Any], closing: Any) -> None:
     )
 
 
-def test_a_judge_somewhere_that_can_never_tell_what_a_run_asks_for_is_refused_before_the_game(referee) -> None:  # type: ignore[no-untyped-def]
+def test_a_judge_somewhere_that_can_never_tell_what_a_run_asks_for_is_refused_before_the_game(reward_manager) -> None:  # type: ignore[no-untyped-def]
     asked = ["helpful", "intent_preserved"]
     never = pytest.raises(JudgeFailed, match=r"narrow@1 never answers helpful, intent_preserved, which the run asks")
     with launch_local(JudgeConfig(guard="keyword_guards:NarrowGuard")) as narrow, never:
-        referee(narrow.url, observe=asked).wait_ready(30)
+        reward_manager(narrow.url, observe=asked).wait_ready(30)
     with launch_local(JudgeConfig(guard="keyword_guards:KeywordGuard")) as able:
-        referee(able.url, observe=asked).wait_ready(30)
+        reward_manager(able.url, observe=asked).wait_ready(30)
 
 
 SECOND: dict[str, Act] = {
@@ -127,11 +127,11 @@ SECOND: dict[str, Act] = {
 
 
 @pytest.mark.parametrize("kind", SECOND)
-def test_rewards_are_the_same_with_and_without_a_second_judge(kind: str, server, referee) -> None:  # type: ignore[no-untyped-def]
+def test_rewards_are_the_same_with_and_without_a_second_judge(kind: str, server, reward_manager) -> None:  # type: ignore[no-untyped-def]
     first, second = server(judging), server(SECOND[kind])
     played = episodes(9)
-    alone = referee(first.url)
-    audited = referee(first.url, second.url)
+    alone = reward_manager(first.url)
+    audited = reward_manager(first.url, second.url)
     without = alone.collect(alone.submit(played))
     for _ in range(3):
         assert audited.collect(audited.submit(played, audit=True)) == without
@@ -141,20 +141,20 @@ def test_rewards_are_the_same_with_and_without_a_second_judge(kind: str, server,
     assert {"judge_audit/samples", "judge_audit/failed", "judge_audit/skipped"} <= set(figures)
 
 
-def test_a_second_judge_is_shown_what_is_to_be_audited_and_nothing_else(server, referee) -> None:  # type: ignore[no-untyped-def]
+def test_a_second_judge_is_shown_what_is_to_be_audited_and_nothing_else(server, reward_manager) -> None:  # type: ignore[no-untyped-def]
     first, second = server(judging), server(contrary)
-    audited = referee(first.url, second.url)
+    audited = reward_manager(first.url, second.url)
     audited.collect(audited.submit(episodes(5)))
     audited.collect(audited.submit(episodes(2), audit=True))
     wait_for(lambda: audited.metrics()["judge_audit/samples"] == 2)
     assert sum(len(body["items"]) for body in second.asked) == 2
 
 
-def test_figures_count_since_they_were_last_asked_for(server, referee) -> None:  # type: ignore[no-untyped-def]
+def test_figures_count_since_they_were_last_asked_for(server, reward_manager) -> None:  # type: ignore[no-untyped-def]
     judge = server(saying(503, b"busy"), judging)
-    ref = referee(judge.url)
-    ref.collect(ref.submit(episodes(8)))
-    one, two = ref.metrics(), ref.metrics()
+    manager = reward_manager(judge.url)
+    manager.collect(manager.submit(episodes(8)))
+    one, two = manager.metrics(), manager.metrics()
     assert one["judge/items"] == 8
     assert one["judge/retries"] >= 1
     assert one["judge/requests"] == 2 + one["judge/retries"]
@@ -162,26 +162,26 @@ def test_figures_count_since_they_were_last_asked_for(server, referee) -> None: 
     assert one["judge/latency_mean_s"] > 0
     assert set(two) == set(one) - {"judge/latency_mean_s"}
     assert not any(two.values())
-    ref.collect(ref.submit(episodes(3)))
-    assert ref.metrics()["judge/items"] == 3
+    manager.collect(manager.submit(episodes(3)))
+    assert manager.metrics()["judge/items"] == 3
 
 
-def test_figures_of_ranks_add_up_and_their_latency_does_not(server, referee) -> None:  # type: ignore[no-untyped-def]
+def test_figures_of_ranks_add_up_and_their_latency_does_not(server, reward_manager) -> None:  # type: ignore[no-untyped-def]
     first, second = server(judging), server(contrary)
-    ref = referee(first.url, second.url, world=Twins())
-    ref.collect(ref.submit(episodes(6), audit=True))
-    mean = ref._client.stats()["latency_mean_s"]
-    found = ref.metrics()
+    manager = reward_manager(first.url, second.url, world=Twins())
+    manager.collect(manager.submit(episodes(6), audit=True))
+    mean = manager._client.stats()["latency_mean_s"]
+    found = manager.metrics()
     assert found["judge/items"] == 12
     assert found["judge/latency_mean_s"] == pytest.approx(mean)
-    wait_for(lambda: ref.metrics()["judge_audit/samples"] == 12)
-    found = ref.metrics()
+    wait_for(lambda: manager.metrics()["judge_audit/samples"] == 12)
+    found = manager.metrics()
     # Of six replies the first judge finds four unsafe; the second none.
     assert found["judge_audit/agreement_response_safety"] == pytest.approx(1 / 3)
     assert found["judge_audit/kappa_response_safety"] == 0
 
 
-def test_without_a_second_judge_there_are_no_figures_of_one(server, referee) -> None:  # type: ignore[no-untyped-def]
-    ref = referee(server(judging).url)
-    ref.collect(ref.submit(episodes(2), audit=True))
-    assert not [name for name in ref.metrics() if name.startswith("judge_audit/")]
+def test_without_a_second_judge_there_are_no_figures_of_one(server, reward_manager) -> None:  # type: ignore[no-untyped-def]
+    manager = reward_manager(server(judging).url)
+    manager.collect(manager.submit(episodes(2), audit=True))
+    assert not [name for name in manager.metrics() if name.startswith("judge_audit/")]
