@@ -10,7 +10,7 @@ allocators handed out at once during an optimizer step. ``key=value`` are overri
 ``model.hidden_size=512``.
 
 ``--gpu``: on a GPU without apex and transformer_engine, in bf16, a model of 1.2 billion parameters unless overridden
-(``--worlds TP1``). Not run on hardware.
+(``--worlds TP1``).
 """
 
 from __future__ import annotations

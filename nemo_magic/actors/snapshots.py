@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from cachetools import LRUCache
 from nemo_aligner.utils.utils import retrieve_model_state_dict_in_cpu, swap_dict
 
-from nemo_magic.actors.recent import Recent
 from nemo_magic.actors.weights import load_weights, save_weights
 
 if TYPE_CHECKING:
@@ -39,11 +39,11 @@ class SnapshotCache:
 
     def __init__(self, max_bytes: float = 0) -> None:
         self._max_bytes = max_bytes
-        self._kept: Recent[Path, Mapping[str, Any]] = Recent(max_bytes)
+        self._states: LRUCache[Path, Mapping[str, Any]] = LRUCache(max_bytes, getsizeof=_size)
 
     def evict(self, snapshot: Snapshot) -> None:
         """The folder holds, or is about to hold, other weights or none."""
-        self._kept.forget(snapshot.folder)
+        self._states.pop(snapshot.folder, None)
 
     @contextmanager
     def use_snapshot(self, policy: TrainablePolicy | None, folder: Path | None) -> Iterator[None]:
@@ -65,14 +65,14 @@ class SnapshotCache:
             _put(actor, own)
 
     def _load(self, actor: MagicActor, folder: Path) -> None:
-        state = self._kept.get(folder)
+        state = self._states.get(folder)
         if state is not None:
             _put(actor, state)
             return
         load_weights(actor, folder)
         if self._max_bytes > 0:
-            state = _host_state(actor)
-            self._kept.keep(folder, state, _size(state))
+            with suppress(ValueError):  # larger than the whole cache
+                self._states[folder] = _host_state(actor)
 
 
 def _host_state(actor: MagicActor) -> Mapping[str, Any]:

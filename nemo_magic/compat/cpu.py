@@ -92,7 +92,7 @@ def install(announce: bool = True) -> None:
 def do_without_apex() -> None:
     """Make the stack run on a GPU without apex and transformer_engine: Megatron-core's layers, torch's Adam.
 
-    For measurements; a training run needs the container. Not run on hardware (docs/hardware.md).
+    For measurements; a training run needs the container.
 
     Raises:
         RuntimeError: one of the packages is installed, and would be patched while in use.
