@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from nemo_magic.config.errors import ConfigError
 from nemo_magic.config.evaluation import evaluated_roles, evaluation_problems
+from nemo_magic.config.keys import renamed_metric_problems
 from nemo_magic.config.parallelism import Parallelism
 from nemo_magic.config.roles import huggingface_problems, remote_problems, serving_problems
 from nemo_magic.config.schema import MagicConfig, optimizer_steps, role_model
@@ -92,6 +93,7 @@ def validate(cfg: MagicConfig, command: str = "train") -> None:
         problems += serving_problems(cfg) if command == "serve" else remote_problems(cfg, command)
         problems += huggingface_problems(cfg, roles)
     if command == "train":
+        problems += renamed_metric_problems(cfg)
         problems += _metrics(cfg)
         problems += _pool(cfg)
     if command in ("train", "evaluate") and cfg.generation.trt_llm.enable:
