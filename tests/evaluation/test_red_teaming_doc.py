@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from nemo_magic.commands.seeds_export import FORMATS
 from nemo_magic.config.keys import is_known
 from nemo_magic.evaluation.catalogue import RECORDED
 from nemo_magic.evaluation.config import ATTACKERS
@@ -18,6 +17,7 @@ from nemo_magic.evaluation.defence_config import (
     SelfEvalConfig,
     SmoothLLMConfig,
 )
+from nemo_magic.evaluation.seed_formats import FORMATS
 
 DOC = (Path(__file__).parents[2] / "docs" / "red_teaming.md").read_text(encoding="utf-8")
 
