@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from nemo_magic.analysis.attacks import AttackRecord, attacks_of
-from nemo_magic.analysis.config import AnalysisConfig
 from nemo_magic.analysis.embedding import Embedder
 from nemo_magic.analysis.errors import AnalysisError
 from nemo_magic.analysis.figures import Labelled, Measures, agreement, by_phase, by_steps, by_strategy, figures
@@ -27,6 +26,7 @@ from nemo_magic.analysis.labels import (
     of_column,
 )
 from nemo_magic.analysis.pool import PoolStrategies, find_pool, pool_strategies
+from nemo_magic.config.analysis import AnalysisConfig
 from nemo_magic.data.errors import DataError
 from nemo_magic.data.pools import AttackRow
 from nemo_magic.fsync_io import write_durably

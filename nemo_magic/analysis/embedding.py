@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
-from nemo_magic.analysis.config import EmbeddingConfig
 from nemo_magic.analysis.errors import AnalysisError
+from nemo_magic.config.analysis import EmbeddingConfig
 from nemo_magic.net.faults import BrokenReply, first_fault, outage
 from nemo_magic.net.openai import NOT_NOW, is_too_long, words
 from nemo_magic.net.retrying_client import RetryingClient, gather

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nemo_magic.data.catalogue import BENCHMARKS
 from nemo_magic.data.errors import DataError
 from nemo_magic.data.tables import DropReport
-from nemo_magic.evaluation.catalogue import BENCHMARKS
 from nemo_magic.evaluation.example import Example
 from nemo_magic.evaluation.load_examples import load_benchmark
 from nemo_magic.evaluation.seed_formats import FORMATS, representable

@@ -17,10 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nemo_magic.config.errors import ConfigError, concise
 from nemo_magic.config.keys import is_known, unknown_key_message, unknown_keys
+from nemo_magic.config.locate_files import with_files
 from nemo_magic.config.schema import MagicConfig
 from nemo_magic.config.validation import validate
 from nemo_magic.data.errors import DataError
-from nemo_magic.evaluation.locate_files import with_files
 
 
 def conf_dir() -> Path:

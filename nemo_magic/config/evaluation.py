@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nemo_magic.actors.config import ActorConfig, is_hf_folder
+from nemo_magic.config.eval_config import EvalTaskConfig
+from nemo_magic.config.locate_files import why_not
 from nemo_magic.config.schema import VERDICT_FIELDS, MagicConfig
-from nemo_magic.evaluation.catalogue import RECORDED
-from nemo_magic.evaluation.config import EvalTaskConfig
-from nemo_magic.evaluation.locate_files import why_not
+from nemo_magic.data.catalogue import RECORDED
 from nemo_magic.game.episode import Role
 
 

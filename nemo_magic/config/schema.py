@@ -8,13 +8,13 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_magic.actors.config import ActorConfig, GenerationConfig
-from nemo_magic.analysis.config import AnalysisConfig
+from nemo_magic.config.analysis import AnalysisConfig
 from nemo_magic.config.errors import ConfigError, concise
+from nemo_magic.config.eval_config import EvalConfig
 from nemo_magic.config.experiment import ExpManagerConfig, SFTConfig
 from nemo_magic.config.hardware import HardwareConfig, PlanConfig
 from nemo_magic.config.serving import ServeConfig
 from nemo_magic.data.seeds import DataConfig
-from nemo_magic.evaluation.config import EvalConfig
 from nemo_magic.game.alarms import AlarmsConfig
 from nemo_magic.game.episode import Role
 from nemo_magic.game.pool import PoolConfig

@@ -17,18 +17,18 @@ from rich.console import Console
 
 from nemo_magic.actors.config import ActorConfig, LengthConfig
 from nemo_magic.config import MagicConfig, role_model
+from nemo_magic.config.defence import DefenceConfig
+from nemo_magic.config.eval_config import EvalTaskConfig
 from nemo_magic.config.evaluation import evaluated_roles, needs_world
+from nemo_magic.config.locate_files import why_not
 from nemo_magic.config.validation import models
 from nemo_magic.data.errors import DataError
 from nemo_magic.evaluation.cached_judge import CachedJudge
 from nemo_magic.evaluation.capability import Capability, read_capability
-from nemo_magic.evaluation.config import EvalTaskConfig
-from nemo_magic.evaluation.defence_config import DefenceConfig
 from nemo_magic.evaluation.defences import Defence, NoDefence, RunStats, SelfEval, SmoothLLM
 from nemo_magic.evaluation.example import Example, attempts
 from nemo_magic.evaluation.fingerprint import fingerprint
 from nemo_magic.evaluation.load_examples import LoadedExamples, load_benchmark
-from nemo_magic.evaluation.locate_files import why_not
 from nemo_magic.evaluation.metrics import Judged, Measured, belongs, measure
 from nemo_magic.evaluation.progress import EvaluationProgress
 from nemo_magic.evaluation.results import MARKDOWN_FILE, Results, read_outcomes

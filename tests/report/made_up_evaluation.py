@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from nemo_magic.data.catalogue import BENCHMARKS
 from nemo_magic.evaluation.capability import Capability
-from nemo_magic.evaluation.catalogue import BENCHMARKS
 from nemo_magic.evaluation.example import Example, attempts
 from nemo_magic.evaluation.metrics import Judged, Measured, belongs, measure
 from nemo_magic.evaluation.results import Results, read_outcomes

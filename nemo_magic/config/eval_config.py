@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
-from nemo_magic.evaluation.capability import CapabilityConfig
-from nemo_magic.evaluation.catalogue import BENCHMARKS, Benchmark, Figure, Metric
-from nemo_magic.evaluation.defence_config import DefenceConfig
+from nemo_magic.config.capability import CapabilityConfig
+from nemo_magic.config.defence import DefenceConfig
+from nemo_magic.data.catalogue import BENCHMARKS, Benchmark, Figure, Metric
 
 ATTACKERS = ("none", "rewrite", "best_of_n", "multi_turn")
 ANSWERS = ("defender", "file")
