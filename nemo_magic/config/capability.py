@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
 
-HOW = ("score", "text", "chat")
+from nemo_magic.config_checks import CheckedConfig, NonNegativeInt, OneOf, PositiveInt
 
 
 @dataclass
-class CapabilityTaskConfig:
+class CapabilityTaskConfig(CheckedConfig):
     """A task of the harness, or a group.
 
     ``task``: its name there. ``metric``: the one that is reported, with its filter as in the harness's results
@@ -17,25 +18,23 @@ class CapabilityTaskConfig:
     null is the task's own. ``published``: the figure's name in the paper's Table 2.
     """
 
+    KEY: ClassVar[str] = "eval.capability.tasks.<name>"
+
     task: str = ""
     metric: str = "acc,none"
-    how: str = "score"
+    how: Annotated[str, OneOf("score", "text", "chat")] = "score"
     chat_template: bool = False
-    num_fewshot: int | None = None
+    num_fewshot: NonNegativeInt | None = None
     published: str | None = None
 
     def __post_init__(self) -> None:
-        key = "eval.capability.tasks.<name>"
-        if self.how not in HOW:
-            raise ValueError(f"{key}.how={self.how!r} must be one of: {', '.join(HOW)}")
+        super().__post_init__()
         if "," not in self.metric:
-            raise ValueError(f"{key}.metric={self.metric!r} must name its filter too, as in acc,none")
-        if self.num_fewshot is not None and self.num_fewshot < 0:
-            raise ValueError(f"{key}.num_fewshot={self.num_fewshot} must be at least 0, or null")
+            raise ValueError(f"{self.KEY}.metric={self.metric!r} must name its filter too, as in acc,none")
 
 
 @dataclass
-class CapabilityConfig:
+class CapabilityConfig(CheckedConfig):
     """``nemo-magic capability``, and what ``nemo-magic evaluate`` puts beside its own figures.
 
     ``results``: what the harness wrote (``--output_path``), a file or a folder; null: none. ``url``: base url of a
@@ -45,22 +44,21 @@ class CapabilityConfig:
     all. ``include_path``: a folder of tasks of your own.
     """
 
+    KEY: ClassVar[str] = "eval.capability"
+
     results: str | None = None
     url: str | None = None
     model: str = "defender"
     tokenizer: str | None = None
-    max_length: int | None = None
-    num_concurrent: int = 32
-    batch_size: int = 8
-    limit: int | None = None
+    max_length: PositiveInt | None = None
+    num_concurrent: PositiveInt = 32
+    batch_size: PositiveInt = 8
+    limit: PositiveInt | None = None
     include_path: str | None = None
     tasks: dict[str, CapabilityTaskConfig] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for key in ("max_length", "num_concurrent", "batch_size", "limit"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ValueError(f"eval.capability.{key}={value} must be at least 1")
+        super().__post_init__()
         for key in ("url", "model", "tokenizer"):
             # The harness takes its arguments as one text of key=value,key=value.
             if "," in (getattr(self, key) or ""):
