@@ -117,6 +117,7 @@ class EvalConfig(CheckedConfig):
         return {name: task for name, task in self.tasks.items() if task.file is not None}
 
     def benchmark_name(self, task: str) -> str:
+        """The benchmark that a task measures: by default its own name."""
         return self.tasks[task].benchmark or task
 
     def benchmark(self, task: str) -> Benchmark:

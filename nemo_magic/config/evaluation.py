@@ -1,4 +1,4 @@
-"""What an evaluation cannot run is refused before any model is built or any file is read."""
+"""Checks of an evaluation's configuration, before a model is built or a file is read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nemo_magic.game.episode import Role
 
 
 def evaluated_roles(cfg: MagicConfig) -> tuple[Role, ...]:
-    """The roles that ``nemo-magic evaluate`` needs: those that have something to say."""
+    """The roles that generate something in ``nemo-magic evaluate``."""
     needed = {Role.ATTACKER: cfg.eval.attacked, Role.DEFENDER: cfg.eval.answered}
     return tuple(role for role in Role if needed[role])
 

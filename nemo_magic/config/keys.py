@@ -95,7 +95,7 @@ def nearest(path: str) -> str:
     for old, new in RENAMED_KEYS.items():
         if path == old or path.startswith(f"{old}."):
             return new + path[len(old) :]
-    return max(_paths(schema_tree()), key=lambda known: _alike(path, known))
+    return max(_paths(schema_tree()), key=lambda known: _similarity(path, known))
 
 
 def unknown_key_message(path: str) -> str:
@@ -103,9 +103,9 @@ def unknown_key_message(path: str) -> str:
     return f"unknown key {path}; did you mean {nearest(path)}?"
 
 
-def _alike(written: str, known: str) -> float:
-    leaf = SequenceMatcher(None, written.rpartition(".")[2], known.rpartition(".")[2]).ratio()
-    return leaf + SequenceMatcher(None, written, known).ratio()
+def _similarity(path: str, known: str) -> float:
+    last_part = SequenceMatcher(None, path.rpartition(".")[2], known.rpartition(".")[2]).ratio()
+    return last_part + SequenceMatcher(None, path, known).ratio()
 
 
 def _paths(tree: Tree, above: str = "") -> Iterator[str]:

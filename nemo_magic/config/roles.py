@@ -1,4 +1,4 @@
-"""Roles that are no Megatron actors of a run: what a server plays, what transformers plays, and what is served."""
+"""Checks of roles that a server or transformers plays, and of the role that is served."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nemo_magic.game.episode import Role
 
 
 def remote_problems(cfg: MagicConfig, command: str) -> Iterator[str]:
-    """A role that a server plays does not learn, and has nothing that a local model has."""
+    """A role that a server plays cannot learn, and has no options of a local model."""
     if command == "sft":
         if cfg.actors.of(cfg.sft.model_role).is_remote:
             yield f"actors.{cfg.sft.model_role}.remote.urls has to be [] where sft.role={cfg.sft.role} is to be trained"
@@ -46,7 +46,7 @@ def remote_problems(cfg: MagicConfig, command: str) -> Iterator[str]:
 
 
 def huggingface_problems(cfg: MagicConfig, roles: Iterable[Role]) -> Iterator[str]:
-    """Transformers' weights speak, in an evaluation; what learns is Megatron's."""
+    """Only an evaluation takes weights of Hugging Face as they are."""
     for role in roles:
         options = cfg.actors.of(role)
         if (path := options.hf_path) is not None:
@@ -58,7 +58,7 @@ def huggingface_problems(cfg: MagicConfig, roles: Iterable[Role]) -> Iterator[st
 
 
 def serving_problems(cfg: MagicConfig) -> Iterator[str]:
-    """What is served is an actor of this world, which decodes natively."""
+    """A served role is a local actor that decodes natively."""
     if cfg.actors.of(cfg.serve.role).is_remote:
         yield f"actors.{cfg.serve.role}.remote.urls has to be [] where serve.role={cfg.serve.role} is to be served"
     if cfg.generation.trt_llm.enable:

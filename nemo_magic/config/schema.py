@@ -48,7 +48,7 @@ class TrainerConfig(CheckedConfig):
 
 @dataclass
 class ActorsConfig:
-    """The two players."""
+    """The two roles' actors."""
 
     attacker: ActorConfig = field(default_factory=ActorConfig)
     defender: ActorConfig = field(default_factory=ActorConfig)
