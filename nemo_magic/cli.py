@@ -52,6 +52,14 @@ GROUPS = {
 COMMANDS = {name: about for group in GROUPS.values() for name, about in group.items()}
 
 
+EXTRAS = {
+    **dict.fromkeys(("fastapi", "prometheus_client", "uvicorn"), "judge"),
+    **dict.fromkeys(("jinja2", "markupsafe", "matplotlib", "plotly"), "report"),
+    "sacrebleu": "analysis",
+}
+"""Module → the extra of pyproject.toml that brings it."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit status.
 
@@ -59,11 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     command: str = _top_parser().parse_args(argv[:1]).command
-    module = command_module(command)
-    args = _parse(command, module, argv)
     try:
-        status: int = module.run(args)
+        module = command_module(command)
+        status: int = module.run(_parse(command, module, argv))
         return status
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        print(f"nemo-magic {command}: {error}: pip install 'nemo-magic[{EXTRAS[error.name]}]'", file=sys.stderr)
+        return EXIT_CONFIG
     except _expected_errors() as error:
         return _exit_status(command, error)
     except KeyboardInterrupt:

@@ -15,6 +15,8 @@ from zipfile import ZipFile
 import pytest
 import tomllib
 
+from nemo_magic.cli import EXTRAS
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -123,6 +125,23 @@ def test_a_configuration_is_checked_and_a_judge_is_asked_without_any_extra() -> 
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_command_whose_extra_is_not_installed_names_it_in_a_line() -> None:
+    code = (
+        "import sys; sys.modules['fastapi'] = None; from nemo_magic import cli;"
+        "sys.exit(cli.main(['judge', '-cn', 'magic_sandbox']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("nemo-magic judge: ")
+    assert done.stderr.endswith(": pip install 'nemo-magic[judge]'\n")
+
+
+def test_every_extra_that_a_message_names_brings_the_module() -> None:
+    owners = packages_distributions()
+    for module, extra in EXTRAS.items():
+        assert {name.lower() for name in owners[module]} & {name.replace("-", "_") for name in declared(extra)}
 
 
 @pytest.mark.parametrize("part", ["cpu", "dev"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from nemo_magic.actors.config import ActorConfig
 from nemo_magic.config.schema import MagicConfig
 from nemo_magic.game.episode import Role
 
@@ -26,13 +27,7 @@ def remote_problems(cfg: MagicConfig, command: str) -> Iterator[str]:
                 f"{urls}: a role that a server plays cannot learn, and game.schedule.train_roles="
                 f"{list(cfg.game.schedule.train_roles)}: set game.schedule.train_roles=[{role.opponent}]"
             )
-        if not options.remote.model:
-            yield f"{urls}: actors.{role}.remote.model has to be given, the model's name on that server"
-        if options.restore_from_path is not None:
-            yield (
-                f"{urls}: the server has its own weights, set actors.{role}.restore_from_path=null, which is "
-                f"{options.restore_from_path}"
-            )
+        yield from server_problems(options, role)
         if sampling.top_k:
             yield (
                 f"{urls}: the protocol has no actors.{role}.sampling_params.top_k={sampling.top_k}, set it to 0 and, "
@@ -43,6 +38,18 @@ def remote_problems(cfg: MagicConfig, command: str) -> Iterator[str]:
                 f"{urls}: the protocol has no actors.{role}.length_params.min_length="
                 f"{options.length_params.min_length}, set it to 1"
             )
+
+
+def server_problems(options: ActorConfig, role: Role) -> Iterator[str]:
+    """A server names its model, and has its own weights."""
+    urls = f"actors.{role}.remote.urls={list(options.remote.urls)}"
+    if not options.remote.model:
+        yield f"{urls}: actors.{role}.remote.model has to be given, the model's name on that server"
+    if options.restore_from_path is not None:
+        yield (
+            f"{urls}: the server has its own weights, set actors.{role}.restore_from_path=null, which is "
+            f"{options.restore_from_path}"
+        )
 
 
 def huggingface_problems(cfg: MagicConfig, roles: Iterable[Role]) -> Iterator[str]:

@@ -26,11 +26,12 @@ from nemo_magic.game.rewards import RewardConfig
 from nemo_magic.game.schedule import ScheduleConfig, learning_rounds
 from nemo_magic.game.stopping import EarlyStopConfig
 from nemo_magic.judge.config import JudgeConfig
+from nemo_magic.judge.protocol import Ask
 from nemo_magic.model_config import ModelConfig
 from nemo_magic.rl.config import GRPOConfig
 from nemo_magic.sandbox.world import SandboxConfig
 
-VERDICT_FIELDS = ("prompt_safety", "response_safety", "refusal", "helpful", "intent_preserved")
+VERDICT_FIELDS = tuple(map(str, Ask))
 
 
 @dataclass
