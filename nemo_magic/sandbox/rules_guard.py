@@ -35,12 +35,14 @@ class RulesGuard(ComputedGuard):
 
     @property
     def probe(self) -> JudgeItem:
+        """A plain request of the world and its answer, which every judge of these rules can judge."""
         item = self._world.items("train")[0]
         seed = Seed(PROBE, render(self._world, PLAIN, item), self._world.label(item))
-        said = (Message("user", seed.text), Message("assistant", delivery(self._world, item)))
-        return make_item(PROBE, said, ask=Ask, seed=seed)
+        conversation = (Message("user", seed.text), Message("assistant", delivery(self._world, item)))
+        return make_item(PROBE, conversation, ask=Ask, seed=seed)
 
     def opinion(self, item: JudgeItem) -> Opinion:
+        """What the rules say of the last exchange."""
         seed = item.seed.text if item.seed else item.prompt
         facts = judge_conversation(self._world, seed, item.prompt, item.response or "")
         answered = item.response is not None
