@@ -31,7 +31,7 @@ from figures import report, settle, table
 
 from nemo_magic.config import MagicConfig, compose
 from nemo_magic.game.episode import Role
-from nemo_magic.judge.guards.rules import RulesGuard
+from nemo_magic.sandbox.rules_guard import RulesGuard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

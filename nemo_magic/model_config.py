@@ -7,8 +7,11 @@ multiplies it by TP, and weights saved at one TP would then not fit another). Wh
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
 
 from omegaconf import MISSING
+
+from nemo_magic.config_checks import CheckedConfig, NonNegativeInt, OneOf, PositiveFloat
 
 ACTIVATIONS = (
     "gelu", "geglu", "reglu", "swiglu", "squared-relu", "fast-geglu", "fast-swiglu", "fast-reglu", "approx-gelu"
@@ -19,10 +22,12 @@ OPTIMIZERS = (
 
 
 @dataclass
-class TokenizerConfig:
+class TokenizerConfig(CheckedConfig):
     """``library=huggingface`` with ``type`` naming a hub model or a folder is what a chat template needs."""
 
-    library: str = "huggingface"
+    KEY: ClassVar[str] = "model.tokenizer"
+
+    library: Annotated[str, OneOf("huggingface", "sentencepiece", "megatron")] = "huggingface"
     type: str | None = None
     model: str | None = None
     vocab_file: str | None = None
@@ -32,37 +37,32 @@ class TokenizerConfig:
     use_fast: bool = True
     trust_remote_code: bool = False
 
-    def __post_init__(self) -> None:
-        _one_of("model.tokenizer.library", self.library, ("huggingface", "sentencepiece", "megatron"))
-
 
 @dataclass
-class SchedConfig:
+class SchedConfig(CheckedConfig):
     """The learning rate over ``max_steps`` optimizer steps: ``warmup_steps`` up to ``lr``, a cosine down to ``min_lr``.
 
     The last ``constant_steps`` of them stay at ``min_lr``. ``min_lr`` null means ``lr``: the rate is constant
     after warm-up. ``max_steps`` null means the optimizer steps that the run gives the role.
     """
 
-    name: str = "CosineAnnealing"
-    warmup_steps: int = 0
-    constant_steps: int = 0
+    KEY: ClassVar[str] = "model.optim.sched"
+
+    name: Annotated[str, OneOf("CosineAnnealing")] = "CosineAnnealing"
+    warmup_steps: NonNegativeInt = 0
+    constant_steps: NonNegativeInt = 0
     min_lr: float | None = None
     max_steps: int | None = None
 
-    def __post_init__(self) -> None:
-        _one_of("model.optim.sched.name", self.name, ("CosineAnnealing",))
-        for key in ("warmup_steps", "constant_steps"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"model.optim.sched.{key}={getattr(self, key)} must be at least 0")
-
 
 @dataclass
-class OptimConfig:
+class OptimConfig(CheckedConfig):
     """The optimizer; keys that are null are not passed to it."""
 
-    name: str = "distributed_fused_adam"
-    lr: float = 1e-6
+    KEY: ClassVar[str] = "model.optim"
+
+    name: Annotated[str, OneOf(*OPTIMIZERS)] = "distributed_fused_adam"
+    lr: PositiveFloat = 1e-6
     weight_decay: float = 0.0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
     eps: float | None = None
@@ -75,9 +75,7 @@ class OptimConfig:
     sched: SchedConfig = field(default_factory=SchedConfig)
 
     def __post_init__(self) -> None:
-        _one_of("model.optim.name", self.name, OPTIMIZERS)
-        if not self.lr > 0:
-            raise ValueError(f"model.optim.lr={self.lr} must be greater than 0")
+        super().__post_init__()
         if len(self.betas) != 2:
             raise ValueError(f"model.optim.betas={self.betas} must be two numbers")
         floor, key = self.sched.min_lr, "model.optim.sched.min_lr"
@@ -91,7 +89,7 @@ class OptimConfig:
 
 
 @dataclass
-class ModelConfig:
+class ModelConfig(CheckedConfig):
     """One decoder-only Megatron model and how it is laid out over ranks.
 
     Keys without a default must be given. Null keys mean: ``num_query_groups`` as many as heads, ``kv_channels``
@@ -99,6 +97,8 @@ class ModelConfig:
     ids as the tokenizer has (before padding; a number given here has to be its own), ``global_batch_size`` the rows of
     one optimizer step (see ``nemo_magic.config``; a number given here has to agree).
     """
+
+    KEY: ClassVar[str] = "model"
 
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
 
@@ -113,12 +113,12 @@ class ModelConfig:
     max_position_embeddings: int | None = None
     vocab_size: int | None = None
     make_vocab_size_divisible_by: int = 128
-    normalization: str = "rmsnorm"
+    normalization: Annotated[str, OneOf("rmsnorm", "layernorm", "layernorm1p")] = "rmsnorm"
     layernorm_epsilon: float = 1e-5
     bias: bool = False
     qkv_bias: bool = False
-    activation: str = "fast-swiglu"
-    position_embedding_type: str = "rope"
+    activation: Annotated[str, OneOf(*ACTIVATIONS)] = "fast-swiglu"
+    position_embedding_type: Annotated[str, OneOf("rope", "learned_absolute", "none")] = "rope"
     rotary_percentage: float = 1.0
     rotary_base: int = 10000
     rotary_interleaved: bool = False
@@ -160,25 +160,10 @@ class ModelConfig:
     grad_allreduce_chunk_size_mb: int = 125
 
     # Memory
-    activations_checkpoint_granularity: str | None = None
-    activations_checkpoint_method: str | None = None
+    activations_checkpoint_granularity: Annotated[str, OneOf("selective", "full")] | None = None
+    activations_checkpoint_method: Annotated[str, OneOf("uniform", "block")] | None = None
     activations_checkpoint_num_layers: int | None = None
     num_micro_batches_with_partial_activation_checkpoints: int | None = None
     activations_checkpoint_layers_per_pipeline: int | None = None
 
     optim: OptimConfig = field(default_factory=OptimConfig)
-
-    def __post_init__(self) -> None:
-        _one_of("model.activation", self.activation, ACTIVATIONS)
-        _one_of("model.normalization", self.normalization, ("rmsnorm", "layernorm", "layernorm1p"))
-        _one_of("model.position_embedding_type", self.position_embedding_type, ("rope", "learned_absolute", "none"))
-        if self.activations_checkpoint_granularity is not None:
-            choices = ("selective", "full")
-            _one_of("model.activations_checkpoint_granularity", self.activations_checkpoint_granularity, choices)
-        if self.activations_checkpoint_method is not None:
-            _one_of("model.activations_checkpoint_method", self.activations_checkpoint_method, ("uniform", "block"))
-
-
-def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{key}={value!r} must be one of: {', '.join(choices)}")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+import tomllib
+
+from nemo_magic.cli import EXTRAS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -74,6 +79,69 @@ def test_the_command_is_installed_under_its_name(wheel: Path) -> None:
     with ZipFile(wheel) as archive:
         (entry,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
         assert "nemo-magic = nemo_magic.cli:main" in archive.read(entry).decode()
+
+
+WITH_THE_STACK = {"torch", "nemo", "nemo_aligner", "megatron", "lightning", "apex", "tensorrt_llm", "mpi4py"}
+"""Packages of the container, or of `make`, that pip does not bring."""
+
+
+def declared(*extras: str) -> set[str]:
+    """The distributions that pyproject.toml names, those of ``extras`` included, by normal names."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
+    return {re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", line)[0]).lower() for line in lines}  # type: ignore[index]
+
+
+def imported() -> set[str]:
+    """The top-level packages that are not Python's and that nemo_magic imports anywhere, inside of functions too."""
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "nemo_magic").rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    return {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names) - {"nemo_magic"}
+
+
+def test_everything_that_is_imported_is_declared() -> None:
+    distributions = packages_distributions() | {"async_timeout": ["async-timeout"]}  # of Python 3.10 only
+    missing = {
+        module
+        for module in imported() - WITH_THE_STACK
+        if not {re.sub(r"[-_.]+", "-", name).lower() for name in distributions[module]}
+        & declared("train", "judge", "report", "analysis")
+    }
+    assert missing == set()
+
+
+def test_a_configuration_is_checked_and_a_judge_is_asked_without_any_extra() -> None:
+    extras = declared("train", "judge", "report", "analysis") - declared()
+    modules = {name for name, owners in packages_distributions().items() if {o.lower() for o in owners} & extras}
+    blocked = sorted((modules | {"torch", "nemo", "megatron", "lightning"}) - {"nemo_magic"})
+    code = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({blocked}))\n"
+        "from nemo_magic import cli\n"
+        "import nemo_magic.evaluation.runner, nemo_magic.judge.client\n"
+        "sys.exit(cli.main(['train', '-cn', 'magic_sandbox', '--dry-run']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_command_whose_extra_is_not_installed_names_it_in_a_line() -> None:
+    code = (
+        "import sys; sys.modules['fastapi'] = None; from nemo_magic import cli;"
+        "sys.exit(cli.main(['judge', '-cn', 'magic_sandbox']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("nemo-magic judge: ")
+    assert done.stderr.endswith(": pip install 'nemo-magic[judge]'\n")
+
+
+def test_every_extra_that_a_message_names_brings_the_module() -> None:
+    owners = packages_distributions()
+    for module, extra in EXTRAS.items():
+        assert {name.lower() for name in owners[module]} & {name.replace("-", "_") for name in declared(extra)}
 
 
 @pytest.mark.parametrize("part", ["cpu", "dev"])

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from nemo_magic.analysis.attacks import AttackRecord, attacks_of
-from nemo_magic.analysis.config import AnalysisConfig
 from nemo_magic.analysis.embedding import Embedder
 from nemo_magic.analysis.errors import AnalysisError
 from nemo_magic.analysis.figures import (
@@ -35,6 +34,7 @@ from nemo_magic.analysis.labels import (
     labelling_model,
 )
 from nemo_magic.analysis.pool import PoolStrategies, find_pool, pool_strategies
+from nemo_magic.config.analysis import AnalysisConfig
 from nemo_magic.data.errors import DataError
 from nemo_magic.data.pools import AttackRow
 from nemo_magic.fsync_io import replace_durably

@@ -11,8 +11,8 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
-from nemo_magic.analysis.config import EmbeddingConfig
 from nemo_magic.analysis.errors import AnalysisError
+from nemo_magic.config.analysis import EmbeddingConfig
 from nemo_magic.net.faults import BrokenReply
 from nemo_magic.net.openai import Embeddings, error_text, is_too_long, raise_if_unavailable, read_reply
 from nemo_magic.net.retrying_client import RetryingClient, gather

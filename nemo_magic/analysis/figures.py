@@ -9,10 +9,10 @@ from statistics import mean
 from typing import Any
 
 from nemo_magic.analysis.attacks import NO_VERDICT, SUCCEEDED, AttackRecord
-from nemo_magic.analysis.config import SelfBleuConfig
 from nemo_magic.analysis.diversity import mean_similarity, self_bleu
 from nemo_magic.analysis.embedding import Vector
 from nemo_magic.analysis.labels import UNKNOWN, StrategyLabel
+from nemo_magic.config.analysis import SelfBleuConfig
 
 _SEEDS = 64
 """At most so many seeds of a stretch of steps have two of their attacks compared."""

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from nemo_magic.analysis.config import LabelsConfig
 from nemo_magic.analysis.errors import AnalysisError
+from nemo_magic.config.analysis import LabelsConfig
 from nemo_magic.judge.errors import GuardUnavailable
 from nemo_magic.judge.guards.strategies import StrategyRubric
 from nemo_magic.judge.models import build_model

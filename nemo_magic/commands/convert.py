@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    Ways = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _ROLES = ("attacker", "defender")
 _DTYPES = ("bf16", "fp16", "fp32")
 
 
-def add_parser(commands: Any) -> None:
-    """``nemo-magic convert``."""
-    about = "bring published weights to Megatron's format, and trained ones back"
-    parser = commands.add_parser("convert", help=about, description=about, allow_abbrev=False)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """A way, hf-to-nemo or nemo-to-hf, and what it takes."""
     ways = parser.add_subparsers(dest="way", required=True, metavar="{hf-to-nemo,nemo-to-hf}")
-    there = _way(ways, "hf-to-nemo", "a folder of Hugging Face (Llama, Qwen2) becomes starting weights of an actor")
-    there.add_argument("source", metavar="SOURCE", type=Path, help="config.json, *.safetensors and tokenizer files")
-    there.add_argument("target", metavar="TARGET", type=Path, help="a new folder, or a new file that ends in .nemo")
-    back = _way(ways, "nemo-to-hf", "weights of a run become a folder of Hugging Face")
-    back.add_argument(
+    to_nemo = _add_way(
+        ways, "hf-to-nemo", "a folder of Hugging Face (Llama, Qwen2) becomes starting weights of an actor"
+    )
+    to_nemo.add_argument("source", metavar="SOURCE", type=Path, help="config.json, *.safetensors and tokenizer files")
+    to_nemo.add_argument("target", metavar="TARGET", type=Path, help="a new folder, or a new file that ends in .nemo")
+    to_hf = _add_way(ways, "nemo-to-hf", "weights of a run become a folder of Hugging Face")
+    to_hf.add_argument(
         "source",
         metavar="SOURCE",
         type=Path,
         help="a run, its weights, one of its checkpoints or snapshots, what hf-to-nemo wrote, or a .nemo file",
     )
-    back.add_argument("target", metavar="TARGET", type=Path, help="a new folder")
-    back.add_argument("--role", choices=_ROLES, help="whose weights, where there are both")
-    back.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of a safetensors file (5GB)")
-    back.add_argument("--hf-config", type=Path, metavar="FOLDER", help="of the config.json that the model came with")
-    for way in (there, back):
+    to_hf.add_argument("target", metavar="TARGET", type=Path, help="a new folder")
+    to_hf.add_argument("--role", choices=_ROLES, help="whose weights, where there are both")
+    to_hf.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of a safetensors file (5GB)")
+    to_hf.add_argument("--hf-config", type=Path, metavar="FOLDER", help="of the config.json that the model came with")
+    for way in (to_nemo, to_hf):
         way.add_argument("--dtype", choices=_DTYPES, help="of the result; by default as it is")
 
 
@@ -38,18 +41,17 @@ def run(args: argparse.Namespace) -> int:
     if args.way == "hf-to-nemo":
         from nemo_magic.convert.hf_to_nemo import hf_to_nemo
 
-        hf_to_nemo(args.source, args.target, args.dtype, _say)
+        hf_to_nemo(args.source, args.target, args.dtype, _print)
     else:
         from nemo_magic.convert.nemo_to_hf import nemo_to_hf
 
-        nemo_to_hf(args.source, args.target, args.role, args.dtype, args.max_shard_size, args.hf_config, _say)
+        nemo_to_hf(args.source, args.target, args.role, args.dtype, args.max_shard_size, args.hf_config, _print)
     return 0
 
 
-def _way(ways: Any, name: str, about: str) -> argparse.ArgumentParser:
-    way: argparse.ArgumentParser = ways.add_parser(name, help=about, description=about, allow_abbrev=False)
-    return way
+def _add_way(ways: Ways, name: str, about: str) -> argparse.ArgumentParser:
+    return ways.add_parser(name, help=about, description=about, allow_abbrev=False)
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, flush=True)

@@ -10,10 +10,11 @@ import json
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
+from nemo_magic.commands.config_arguments import add_overrides
+from nemo_magic.commands.ranks import run_on_ranks
 from nemo_magic.config import ConfigError, MagicConfig, compose
 from nemo_magic.config.save_resolved import CONFIG_FILE
 from nemo_magic.fsync_io import write_durably
@@ -22,17 +23,8 @@ from nemo_magic.league.participants import START, LeagueSeeds, attackers, defend
 FOLDER, RESULT, TABLE = "cross-play", "league.json", "league.txt"
 
 
-def add_parser(commands: Any) -> None:
-    """Add ``nemo-magic cross-play`` and its arguments."""
-    about = "play every attacker a run kept against every defender it kept, and say what the game has come to"
-    parser = commands.add_parser(
-        "cross-play",
-        help=about,
-        description=about,
-        usage="nemo-magic cross-play RUN [--attacker [NAME=]PATH ...] [key=value ...]",
-        epilog="Overrides change the run's own configuration: game.crossplay.num_seeds=200, trainer.devices=1.",
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The run, attackers from elsewhere, how precise the figures have to be, and overrides."""
     parser.add_argument("run", metavar="RUN", type=Path, help="a run's folder")
     parser.add_argument(
         "--attacker",
@@ -43,6 +35,21 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--replicates", type=int, default=500, metavar="N", help="resampled matrices (500)")
     parser.add_argument("--confidence", type=float, default=0.95, metavar="SHARE", help="of the intervals (0.95)")
+    add_overrides(parser, "laid over the run's own configuration: game.crossplay.num_seeds=200, trainer.devices=1")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Play on the ranks of the run's configuration.
+
+    Raises:
+        ConfigError: there is no run, or it cannot be played.
+        TrainingError, JudgeError, RemoteError: a game failed.
+    """
+
+    def work(cfg: MagicConfig) -> None:
+        play(args, cfg)
+
+    return run_on_ranks(args, load_config(args), work, needs_judge=True)
 
 
 def load_config(args: argparse.Namespace) -> MagicConfig:
@@ -68,7 +75,7 @@ def load_config(args: argparse.Namespace) -> MagicConfig:
     return replace(cfg, exp_manager=replace(cfg.exp_manager, explicit_log_dir=str(run)))
 
 
-def run(args: argparse.Namespace, cfg: MagicConfig) -> None:
+def play(args: argparse.Namespace, cfg: MagicConfig) -> None:
     """The work of one rank: play the missing games; rank 0 writes and prints the report.
 
     Raises:

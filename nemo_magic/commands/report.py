@@ -5,18 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
+from nemo_magic.report.evaluation_folder import EvaluationFolder, is_evaluation
+from nemo_magic.report.page import write
 from nemo_magic.report.records import REPORT_FILE
+from nemo_magic.report.run_folder import RunFolder
 
 POINTS = 3000
 """Points of a curve, all runs of a page together."""
 
 
-def add_parser(commands: Any) -> None:
-    """``nemo-magic report``."""
-    about = "one self-contained HTML page of runs and evaluations: the game, what it cost, figures, conversations"
-    parser = commands.add_parser("report", help=about, description=about, allow_abbrev=False)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The folders, and where to write the page."""
     parser.add_argument("runs", metavar="FOLDER", type=Path, nargs="+", help="a run's or an evaluation's")
     parser.add_argument(
         "--out", metavar="FILE", type=Path, help=f"where to write it ({REPORT_FILE} in the first run's folder)"
@@ -24,29 +24,28 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 1 for a run whose files cannot be read. Raises FileNotFoundError for a folder without a run."""
-    from nemo_magic.report.evaluation_folder import EvaluationFolder, is_evaluation
-    from nemo_magic.report.page import write  # Jinja2 and plotly.js are wanted here only
-    from nemo_magic.report.run_folder import RunFolder
+    """Write the page; exit status 1 for a run whose files cannot be read.
 
-    evaluated = [folder for folder in args.runs if is_evaluation(folder)]
-    played = [folder for folder in args.runs if folder not in evaluated]
-    points = max(200, min(1000, POINTS // max(1, len(played))))
+    Raises:
+        FileNotFoundError: a folder holds neither a run nor an evaluation.
+    """
+    evaluation_paths = [folder for folder in args.runs if is_evaluation(folder)]
+    run_paths = [folder for folder in args.runs if folder not in evaluation_paths]
+    points = max(200, min(1000, POINTS // max(1, len(run_paths))))
     try:
-        runs = [RunFolder(folder, points) for folder in played]
-        evaluations = [EvaluationFolder(folder) for folder in evaluated]
-        both: list[RunFolder | EvaluationFolder] = [*runs, *evaluations]
-        names = [one.name for one in both]
-        for one in both:
-            if names.count(one.name) > 1:
-                one.name = str(one.path)
-        path = write(runs, args.out or args.runs[0] / REPORT_FILE, evaluations)
+        runs = [RunFolder(folder, points) for folder in run_paths]
+        evaluations = [EvaluationFolder(folder) for folder in evaluation_paths]
+        folders: list[RunFolder | EvaluationFolder] = [*runs, *evaluations]
+        names = [folder.name for folder in folders]
+        for folder in folders:
+            if names.count(folder.name) > 1:
+                folder.name = str(folder.path)
+        page = write(runs, args.out or args.runs[0] / REPORT_FILE, evaluations)
     except ValueError as error:
         print(f"nemo-magic report: {error}", file=sys.stderr)
         return 1
-    rows = sum(one.rows for one in runs)
-    told = [f"{rows:,} rows of figures of {len(runs)} run(s)"] if runs else []
+    contents = [f"{sum(run.rows for run in runs):,} rows of figures of {len(runs)} run(s)"] if runs else []
     if evaluations:
-        told.append(f"{sum(len(one.figures) for one in evaluations)} figures of {len(evaluations)} evaluation(s)")
-    print(f"{path}: {', '.join(told)}, {path.stat().st_size / 1e6:.1f} MB")
+        contents.append(f"{sum(len(one.figures) for one in evaluations)} figures of {len(evaluations)} evaluation(s)")
+    print(f"{page}: {', '.join(contents)}, {page.stat().st_size / 1e6:.1f} MB")
     return 0

@@ -1,12 +1,12 @@
 """The typed configuration of a run: composed by Hydra from conf/ and overrides, checked as a whole, saved with the run.
 
-Importing this imports neither torch nor NeMo, so that a wrong configuration is answered at once.
+Importing this imports neither torch nor NeMo, so that a wrong configuration is refused at once.
 """
 
 from nemo_magic.config.composition import compose, conf_dir
+from nemo_magic.config.description import describe
 from nemo_magic.config.errors import ConfigError
 from nemo_magic.config.parallelism import Parallelism
-from nemo_magic.config.plan import describe
 from nemo_magic.config.save_resolved import save_resolved, to_yaml
 from nemo_magic.config.schema import (
     ActorsConfig,

@@ -1,4 +1,4 @@
-"""From names, files and overrides to a checked ``MagicConfig``: Hydra composes, the schema decides what exists."""
+"""Hydra composes files and overrides; the schema says which keys exist; the result is a checked ``MagicConfig``."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nemo_magic.config.errors import ConfigError, concise
 from nemo_magic.config.keys import is_known, unknown_key_message, unknown_keys
+from nemo_magic.config.locate_files import with_files
 from nemo_magic.config.schema import MagicConfig
 from nemo_magic.config.validation import validate
 from nemo_magic.data.errors import DataError
-from nemo_magic.evaluation.locate_files import with_files
 
 
 def conf_dir() -> Path:
@@ -46,9 +46,8 @@ def compose(
             schema can be set, whether or not a file mentions it.
         config_dir: a folder of the user's own, searched before the package's; its groups add to the package's. Where
             ``config_name`` is the package's, so are all files of its names.
-        command: what will run; ``train`` and ``sft`` have different things to check, ``plan`` what
-            ``train`` has, but files and servers (``???``) may be left open, and others nothing beyond types;
-            for ``capability`` they may be left open too.
+        command: what will run. ``train``, ``sft``, ``evaluate``, ``serve`` and ``plan`` are checked as a whole, other
+            commands by types only. For ``plan`` and ``capability`` files and servers may stay open (``???``).
 
     Raises:
         ConfigError: for anything that cannot be run.
@@ -61,10 +60,10 @@ def compose(
         folders.insert(0, own)
     folders = _primary_first(config_name, folders)
     try:
-        written = _parse(overrides, _groups(folders))
+        hydra_overrides = _parse(overrides, _groups(folders))
         with hydra.initialize_config_dir(str(folders[0]), version_base="1.3"):
             search = [f'hydra.searchpath=["file://{folders[-1]}"]'] if len(folders) > 1 else []
-            composed = hydra.compose(config_name, [*search, *written])
+            composed = hydra.compose(config_name, [*search, *hydra_overrides])
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"{config_name}: {concise(error)}") from error
     cfg = _typed(composed, complete=command not in ("plan", "capability"), unread=_unread(composed, command))
@@ -103,10 +102,10 @@ def _groups(folders: Sequence[Path]) -> set[str]:
 
 
 def _parse(overrides: Sequence[str], groups: set[str]) -> list[str]:
-    """Overrides for Hydra, once they are known to name something.
+    """Overrides in the form that Hydra takes. Raises ConfigError for one whose key or group does not exist.
 
-    Hydra asks for a ``+`` where no file mentions a key. Here the schema says which keys there are, so every one may be
-    set plainly, and ``+`` does not make a key valid.
+    Hydra wants a ``+`` where no file mentions a key. Here the schema says which keys there are: each of them can be
+    set without ``+``, and ``+`` does not make a key valid.
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     unknown = [o.key_or_group for o in parsed if o.key_or_group not in groups and not is_known(o.key_or_group)]
@@ -128,9 +127,9 @@ def _forced(override: Override) -> str:
 
 
 def _unread(composed: DictConfig, command: str) -> tuple[str, ...]:
-    """Beginnings of keys that a command never looks at: a warm-up has no seeds, no judge and one role's weights."""
+    """Prefixes of keys that a command never reads: a warm-up has no seeds, no judge and one role's weights."""
     if command == "evaluate":
-        # A configuration of the game is one of its evaluation too; whoever rewrites nothing has no weights to give.
+        # An evaluation can have the configuration of a game; without an attacker it needs no weights of one.
         tasks = OmegaConf.select(composed, "eval.tasks", default={}).values()
         attacked = any(task.get("attacker") == "rewrite" for task in tasks)
         return ("data.", "sft.") if attacked else ("data.", "sft.", "actors.attacker.")
@@ -139,8 +138,8 @@ def _unread(composed: DictConfig, command: str) -> tuple[str, ...]:
         return ("data.", "sft.", "judge.", "eval.", "actors.defender." if role == "attacker" else "actors.attacker.")
     if command != "sft":
         return ()
-    learns = OmegaConf.select(composed, "sft.role", default=MagicConfig().sft.role)
-    return ("data.", "judge.", "actors.defender." if learns == "attacker" else "actors.attacker.")
+    role = OmegaConf.select(composed, "sft.role", default=MagicConfig().sft.role)
+    return ("data.", "judge.", "actors.defender." if role == "attacker" else "actors.attacker.")
 
 
 def _typed(composed: DictConfig, complete: bool = True, unread: tuple[str, ...] = ()) -> MagicConfig:
@@ -149,7 +148,7 @@ def _typed(composed: DictConfig, complete: bool = True, unread: tuple[str, ...] 
     if unknown:
         raise ConfigError("\n".join(unknown_key_message(path) for path in unknown))
     if complete and (missing := sorted(key for key in _missing(raw) if not key.startswith(unread))):
-        # Asked of the files: a merge takes ??? for "as before", and what was before is a default.
+        # Checked before the merge: there ??? keeps the schema's default.
         raise ConfigError("\n".join(f"{path} has to be given" for path in missing))
     try:
         cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(MagicConfig), composed))

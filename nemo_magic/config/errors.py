@@ -1,4 +1,4 @@
-"""What a wrong configuration raises."""
+"""The error that a wrong configuration raises."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ class ConfigError(ValueError):
 
 
 def concise(error: Exception, above: str = "") -> str:
-    """What Hydra or OmegaConf says, the key first (below ``above``), without the types and search paths they add."""
+    """The message of Hydra or OmegaConf: the key first, with the prefix ``above``; no types, no search paths."""
     message, _, details = str(error).partition("\n")
     for line in details.splitlines():
         name, _, key = line.strip().partition(": ")

@@ -1,19 +1,20 @@
-"""What an evaluation cannot run is refused before any model is built or any file is read."""
+"""Checks of an evaluation's configuration, before a model is built or a file is read."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from nemo_magic.actors.config import ActorConfig, is_hf_folder
+from nemo_magic.config.eval_config import EvalTaskConfig
+from nemo_magic.config.locate_files import why_not_measured
+from nemo_magic.config.roles import server_problems
 from nemo_magic.config.schema import MagicConfig
-from nemo_magic.evaluation.catalogue import RECORDED
-from nemo_magic.evaluation.config import EvalTaskConfig
-from nemo_magic.evaluation.locate_files import why_not_measured
+from nemo_magic.data.catalogue import RECORDED
 from nemo_magic.game.episode import VERDICT_FIELDS, Role
 
 
 def evaluated_roles(cfg: MagicConfig) -> tuple[Role, ...]:
-    """The roles that ``nemo-magic evaluate`` needs: those that have something to say."""
+    """The roles that generate something in ``nemo-magic evaluate``."""
     needed = {Role.ATTACKER: cfg.eval.needs_attacker, Role.DEFENDER: cfg.eval.needs_defender}
     return tuple(role for role in Role if needed[role])
 
@@ -65,16 +66,8 @@ def evaluation_problems(cfg: MagicConfig) -> Iterator[str]:
             yield f"eval.extra_verdict_fields={name!r} must be one of: {', '.join(VERDICT_FIELDS)}"
     for role in evaluated_roles(cfg):
         options = cfg.actors.of(role)
-        if options.is_remote and not options.remote.model:
-            yield (
-                f"actors.{role}.remote.urls={list(options.remote.urls)}: actors.{role}.remote.model has to be given, "
-                "the model's name on that server"
-            )
-        if options.is_remote and options.restore_from_path is not None:
-            yield (
-                f"actors.{role}.remote.urls={list(options.remote.urls)}: the server has its own weights, set actors."
-                f"{role}.restore_from_path=null, which is {options.restore_from_path}"
-            )
+        if options.is_remote:
+            yield from server_problems(options, role)
         yield from _huggingface(options, f"actors.{role}")
     if cfg.eval.defence.kind == "self_eval":
         evaluator = cfg.eval.defence.self_eval.evaluator

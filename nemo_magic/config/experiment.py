@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
 
-ROLES = ("attacker", "defender", "both")
-WANDB_MODES = ("offline", "online", "disabled")
+from nemo_magic.config_checks import CheckedConfig, NonNegativeInt, OneOf, PositiveFloat, PositiveInt
 
 
 @dataclass
-class SFTConfig:
+class SFTConfig(CheckedConfig):
     """Phase 1: supervised warm-up of one role, loss on completion tokens only.
 
     ``role`` learns from ``pool`` (jsonl or parquet) for ``max_steps`` optimizer steps of ``batch_size`` rows, counted
@@ -19,14 +19,16 @@ class SFTConfig:
     ``num_val_samples`` rows of ``val_pool``; null means no validation.
     """
 
-    role: str = "attacker"
+    KEY: ClassVar[str] = "sft"
+
+    role: Annotated[str, OneOf("attacker", "defender", "both")] = "attacker"
     pool: str | None = None
     defender_pool: str | None = None
     val_pool: str | None = None
-    max_steps: int = 300
-    batch_size: int = 128
-    val_check_interval: int = 50
-    num_val_samples: int = 256
+    max_steps: PositiveInt = 300
+    batch_size: PositiveInt = 128
+    val_check_interval: PositiveInt = 50
+    num_val_samples: PositiveInt = 256
 
     @property
     def model_role(self) -> str:
@@ -34,11 +36,7 @@ class SFTConfig:
         return "defender" if self.role == "both" else self.role
 
     def __post_init__(self) -> None:
-        if self.role not in ROLES:
-            raise ValueError(f"sft.role={self.role!r} must be one of: {', '.join(ROLES)}")
-        for key in ("max_steps", "batch_size", "val_check_interval", "num_val_samples"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"sft.{key}={getattr(self, key)} must be at least 1")
+        super().__post_init__()
         if self.role == "both" and self.batch_size % 2:
             raise ValueError(f"sft.batch_size={self.batch_size} must be even: half of it is from either pool")
         if self.role == "both" and self.val_pool is not None:
@@ -48,25 +46,21 @@ class SFTConfig:
 
 
 @dataclass
-class WandbConfig:
+class WandbConfig(CheckedConfig):
     """Keyword arguments of ``wandb.init``; offline unless asked otherwise."""
+
+    KEY: ClassVar[str] = "exp_manager.wandb_logger_kwargs"
 
     project: str = "nemo-magic"
     name: str | None = None
-    mode: str = "offline"
+    mode: Annotated[str, OneOf("offline", "online", "disabled")] = "offline"
     entity: str | None = None
     group: str | None = None
     tags: list[str] | None = None
 
-    def __post_init__(self) -> None:
-        if self.mode not in WANDB_MODES:
-            raise ValueError(
-                f"exp_manager.wandb_logger_kwargs.mode={self.mode!r} must be one of: {', '.join(WANDB_MODES)}"
-            )
-
 
 @dataclass
-class CheckpointConfig:
+class CheckpointConfig(CheckedConfig):
     """Game checkpoints, in ``<run>/checkpoints``; NeMo's own key names where it has them.
 
     One is saved every ``every_n_train_steps`` steps and at the end, in the background (``async_save``), and counts once
@@ -74,24 +68,17 @@ class CheckpointConfig:
     ``mode``: min or max), to which the link ``best`` points.
     """
 
-    every_n_train_steps: int = 15
-    keep_last: int = 2
-    monitor: str | None = None
-    mode: str = "min"
-    async_save: bool = True
+    KEY: ClassVar[str] = "exp_manager.checkpoint_callback_params"
 
-    def __post_init__(self) -> None:
-        for key in ("every_n_train_steps", "keep_last"):
-            if getattr(self, key) < 1:
-                raise ValueError(
-                    f"exp_manager.checkpoint_callback_params.{key}={getattr(self, key)} must be at least 1"
-                )
-        if self.mode not in ("min", "max"):
-            raise ValueError(f"exp_manager.checkpoint_callback_params.mode={self.mode!r} must be one of: min, max")
+    every_n_train_steps: PositiveInt = 15
+    keep_last: PositiveInt = 2
+    monitor: str | None = None
+    mode: Annotated[str, OneOf("min", "max")] = "min"
+    async_save: bool = True
 
 
 @dataclass
-class ExpManagerConfig:
+class ExpManagerConfig(CheckedConfig):
     """Where a run writes, and to what it reports; NeMo's own key names.
 
     ``explicit_log_dir``: the run's folder. ``num_logged_samples``: conversations saved per step.
@@ -103,15 +90,17 @@ class ExpManagerConfig:
     (attacks written ahead for a phase, a wait for the judge) and than a checkpoint.
     """
 
+    KEY: ClassVar[str] = "exp_manager"
+
     explicit_log_dir: str = "runs/${name}"
     create_wandb_logger: bool = False
     wandb_logger_kwargs: WandbConfig = field(default_factory=WandbConfig)
     create_tensorboard_logger: bool = True
     create_report: bool = True
-    num_logged_samples: int = 8
+    num_logged_samples: NonNegativeInt = 8
     log_texts: bool = False
     max_time_per_run: str | None = None
-    hang_timeout: float | None = None
+    hang_timeout: PositiveFloat | None = None
     checkpoint_callback_params: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     @property
@@ -123,11 +112,8 @@ class ExpManagerConfig:
         return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.explicit_log_dir:
             raise ValueError("exp_manager.explicit_log_dir is empty: name the folder the run writes to")
-        if self.num_logged_samples < 0:
-            raise ValueError(f"exp_manager.num_logged_samples={self.num_logged_samples} must be at least 0")
-        if self.hang_timeout is not None and not self.hang_timeout > 0:
-            raise ValueError(f"exp_manager.hang_timeout={self.hang_timeout} must be greater than 0, or null")
         if self.max_time_per_run is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", self.max_time_per_run):
             raise ValueError(f"exp_manager.max_time_per_run={self.max_time_per_run!r} must read DD:HH:MM:SS or be null")

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from annotated_types import Interval
+
+from nemo_magic.config_checks import CheckedConfig, NonNegativeFloat, PositiveFloat, PositiveInt
+
+_Share = Annotated[float, Interval(gt=0, le=1)]
 
 
 @dataclass
-class HardwareConfig:
+class HardwareConfig(CheckedConfig):
     """A node of the cluster; the defaults are a DGX H100. Sizes in GiB, rates in 10⁹ bytes per second, per GPU.
 
     Published: ``memory_gib`` and ``host_memory_gib`` (of the node), ``tflops`` (dense, at the training precision),
@@ -23,44 +30,31 @@ class HardwareConfig:
     use.
     """
 
-    name: str = "DGX H100"
-    memory_gib: float = 79.6
-    host_memory_gib: float = 2048.0
-    tflops: float = 989.0
-    memory_gb_s: float = 3350.0
-    nvlink_gb_s: float = 450.0
-    network_gb_s: float = 50.0
-    host_link_gb_s: float = 55.0
-    storage_gb_s: float = 40.0
-    node_kilowatts: float = 8.5
-    flops_reached: float = 0.52
-    memory_reached: float = 0.75
-    links_reached: float = 0.5
-    layer_floor_us: float = 600.0
-    decode_layer_us: float = 60.0
-    refit_gb_s: float = 9.4
-    reserved_gib: float = 4.0
-    slack: float = 0.04
+    KEY: ClassVar[str] = "hardware"
 
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in ("flops_reached", "memory_reached", "links_reached"):
-                if not 0 < value <= 1:
-                    raise ValueError(f"hardware.{field.name}={value} must be above 0 and at most 1")
-            elif field.name == "slack":
-                if not 0 <= value < 1:
-                    raise ValueError(f"hardware.slack={value} must be at least 0 and below 1")
-            elif field.name in ("layer_floor_us", "decode_layer_us", "reserved_gib"):
-                if not value >= 0:
-                    raise ValueError(f"hardware.{field.name}={value} must be at least 0")
-            elif field.name != "name" and not value > 0:
-                raise ValueError(f"hardware.{field.name}={value} must be greater than 0")
+    name: str = "DGX H100"
+    memory_gib: PositiveFloat = 79.6
+    host_memory_gib: PositiveFloat = 2048.0
+    tflops: PositiveFloat = 989.0
+    memory_gb_s: PositiveFloat = 3350.0
+    nvlink_gb_s: PositiveFloat = 450.0
+    network_gb_s: PositiveFloat = 50.0
+    host_link_gb_s: PositiveFloat = 55.0
+    storage_gb_s: PositiveFloat = 40.0
+    node_kilowatts: PositiveFloat = 8.5
+    flops_reached: _Share = 0.52
+    memory_reached: _Share = 0.75
+    links_reached: _Share = 0.5
+    layer_floor_us: NonNegativeFloat = 600.0
+    decode_layer_us: NonNegativeFloat = 60.0
+    refit_gb_s: PositiveFloat = 9.4
+    reserved_gib: NonNegativeFloat = 4.0
+    slack: Annotated[float, Interval(ge=0, lt=1)] = 0.04
 
 
 @dataclass
-class PlanConfig:
-    """Mean lengths in tokens, chat template included, and other assumptions of a plan.
+class PlanConfig(CheckedConfig):
+    """Mean lengths in tokens that a plan counts with, chat template included, and what else it cannot know.
 
     ``attacker_prompt``, ``attack``: tokens that the attacker reads and writes in a turn; ``defender_prompt``,
     ``reply``: the same of the defender. ``longest``: the longest response of a decoding batch, which the whole batch
@@ -68,19 +62,12 @@ class PlanConfig:
     ``search``: also search for the best layout on these nodes.
     """
 
-    attacker_prompt: int = 300
-    attack: int = 500
-    defender_prompt: int = 300
-    reply: int = 400
-    longest: float = 1.0
-    judge_items_per_second: float = 50.0
-    search: bool = True
+    KEY: ClassVar[str] = "plan"
 
-    def __post_init__(self) -> None:
-        for key in ("attacker_prompt", "attack", "defender_prompt", "reply"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"plan.{key}={getattr(self, key)} must be at least 1")
-        if not 0 < self.longest <= 1:
-            raise ValueError(f"plan.longest={self.longest} must be above 0 and at most 1")
-        if not self.judge_items_per_second > 0:
-            raise ValueError(f"plan.judge_items_per_second={self.judge_items_per_second} must be greater than 0")
+    attacker_prompt: PositiveInt = 300
+    attack: PositiveInt = 500
+    defender_prompt: PositiveInt = 300
+    reply: PositiveInt = 400
+    longest: _Share = 1.0
+    judge_items_per_second: PositiveFloat = 50.0
+    search: bool = True

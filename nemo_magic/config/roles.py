@@ -1,15 +1,16 @@
-"""Roles that are no Megatron actors of a run: what a server plays, what transformers plays, and what is served."""
+"""Checks of roles that a server or transformers plays, and of the role that is served."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from nemo_magic.actors.config import ActorConfig
 from nemo_magic.config.schema import MagicConfig
 from nemo_magic.game.episode import Role
 
 
 def remote_problems(cfg: MagicConfig, command: str) -> Iterator[str]:
-    """A role that a server plays does not learn, and has nothing that a local model has."""
+    """A role that a server plays cannot learn, and has no options of a local model."""
     if command == "sft":
         if cfg.actors.of(cfg.sft.model_role).is_remote:
             yield f"actors.{cfg.sft.model_role}.remote.urls has to be [] where sft.role={cfg.sft.role} is to be trained"
@@ -26,13 +27,7 @@ def remote_problems(cfg: MagicConfig, command: str) -> Iterator[str]:
                 f"{urls}: a role that a server plays cannot learn, and game.schedule.train_roles="
                 f"{list(cfg.game.schedule.train_roles)}: set game.schedule.train_roles=[{role.opponent}]"
             )
-        if not options.remote.model:
-            yield f"{urls}: actors.{role}.remote.model has to be given, the model's name on that server"
-        if options.restore_from_path is not None:
-            yield (
-                f"{urls}: the server has its own weights, set actors.{role}.restore_from_path=null, which is "
-                f"{options.restore_from_path}"
-            )
+        yield from server_problems(options, role)
         if sampling.top_k:
             yield (
                 f"{urls}: the protocol has no actors.{role}.sampling_params.top_k={sampling.top_k}, set it to 0 and, "
@@ -45,8 +40,20 @@ def remote_problems(cfg: MagicConfig, command: str) -> Iterator[str]:
             )
 
 
+def server_problems(options: ActorConfig, role: Role) -> Iterator[str]:
+    """A server names its model, and has its own weights."""
+    urls = f"actors.{role}.remote.urls={list(options.remote.urls)}"
+    if not options.remote.model:
+        yield f"{urls}: actors.{role}.remote.model has to be given, the model's name on that server"
+    if options.restore_from_path is not None:
+        yield (
+            f"{urls}: the server has its own weights, set actors.{role}.restore_from_path=null, which is "
+            f"{options.restore_from_path}"
+        )
+
+
 def huggingface_problems(cfg: MagicConfig, roles: Iterable[Role]) -> Iterator[str]:
-    """Transformers' weights speak, in an evaluation; what learns is Megatron's."""
+    """Only an evaluation takes weights of Hugging Face as they are."""
     for role in roles:
         options = cfg.actors.of(role)
         if (path := options.hf_path) is not None:
@@ -58,7 +65,7 @@ def huggingface_problems(cfg: MagicConfig, roles: Iterable[Role]) -> Iterator[st
 
 
 def serving_problems(cfg: MagicConfig) -> Iterator[str]:
-    """What is served is an actor of this world, which decodes natively."""
+    """A served role is a local actor that decodes natively."""
     if cfg.actors.of(cfg.serve.role).is_remote:
         yield f"actors.{cfg.serve.role}.remote.urls has to be [] where serve.role={cfg.serve.role} is to be served"
     if cfg.generation.trt_llm.enable:

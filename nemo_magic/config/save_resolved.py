@@ -1,4 +1,4 @@
-"""What a run was: its resolved configuration and the versions it ran with."""
+"""A run's resolved configuration and the versions of its software, in its folder."""
 
 from __future__ import annotations
 

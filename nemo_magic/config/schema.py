@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, ClassVar
 
+from annotated_types import Ge
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_magic.actors.config import ActorConfig, GenerationConfig
-from nemo_magic.analysis.config import AnalysisConfig
+from nemo_magic.config.analysis import AnalysisConfig
 from nemo_magic.config.errors import ConfigError, concise
+from nemo_magic.config.eval_config import EvalConfig
 from nemo_magic.config.experiment import ExpManagerConfig, SFTConfig
 from nemo_magic.config.hardware import HardwareConfig, PlanConfig
 from nemo_magic.config.serving import ServeConfig
+from nemo_magic.config_checks import CheckedConfig, Fraction, OneOf, PositiveFloat, PositiveInt
 from nemo_magic.data.seeds import DataConfig
-from nemo_magic.evaluation.config import EvalConfig
 from nemo_magic.game.alarms import AlarmsConfig
 from nemo_magic.game.episode import VERDICT_FIELDS, Role
 from nemo_magic.game.pool import PoolConfig
@@ -29,27 +32,21 @@ from nemo_magic.sandbox.world import SandboxConfig
 
 
 @dataclass
-class TrainerConfig:
+class TrainerConfig(CheckedConfig):
     """The machines; NeMo's own key names. ``devices`` counts ranks per node, one GPU or one CPU process each."""
+
+    KEY: ClassVar[str] = "trainer"
 
     num_nodes: int = 1
     devices: int = 1
-    accelerator: str = "gpu"
-    precision: str = "bf16"
-    gradient_clip_val: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.accelerator not in ("gpu", "cpu"):
-            raise ValueError(f"trainer.accelerator={self.accelerator!r} must be one of: gpu, cpu")
-        if self.precision not in ("bf16", "32"):
-            raise ValueError(f"trainer.precision={self.precision!r} must be one of: bf16, 32")
-        if not self.gradient_clip_val > 0:
-            raise ValueError(f"trainer.gradient_clip_val={self.gradient_clip_val} must be greater than 0")
+    accelerator: Annotated[str, OneOf("gpu", "cpu")] = "gpu"
+    precision: Annotated[str, OneOf("bf16", "32")] = "bf16"
+    gradient_clip_val: PositiveFloat = 1.0
 
 
 @dataclass
 class ActorsConfig:
-    """The two players."""
+    """The two roles' actors."""
 
     attacker: ActorConfig = field(default_factory=ActorConfig)
     defender: ActorConfig = field(default_factory=ActorConfig)
@@ -60,24 +57,23 @@ class ActorsConfig:
 
 
 @dataclass
-class CrossPlayConfig:
+class CrossPlayConfig(CheckedConfig):
     """At the end of a run, every saved attacker against every saved defender on ``num_seeds`` held-out seeds.
 
     ``sample_defender``: defenders answer as in training instead of at temperature 0.
     """
 
-    enabled: bool = True
-    num_seeds: int = 64
-    sample_defender: bool = False
+    KEY: ClassVar[str] = "game.crossplay"
 
-    def __post_init__(self) -> None:
-        if self.num_seeds < 1:
-            raise ValueError(f"game.crossplay.num_seeds={self.num_seeds} must be at least 1")
+    enabled: bool = True
+    num_seeds: PositiveInt = 64
+    sample_defender: bool = False
 
 
 @dataclass
-class GameConfig:
-    """Phase 2 (Algorithm 1). ``batch_size`` seeds a step over all ranks, each with ``group_size`` samples (G).
+class GameConfig(CheckedConfig):
+    """Phase 2 (Algorithm 1). ``batch_size`` seeds a step over all ranks, each with ``group_size`` samples (G): at least
+    two, for a group of one has no spread to learn from.
 
     ``max_steps`` rounds in all, or as many as show the training seeds ``max_epochs`` times where these are fewer; the
     run may end before that by ``early_stop``. Every ``val_check_interval`` rounds the pair plays ``num_val_samples``
@@ -93,46 +89,33 @@ class GameConfig:
     ``sandbox`` ends the run with the defender against every strategy of the sandbox.
     """
 
-    max_turns: int = 1
-    attack_prefetch_steps: int | None = None
+    KEY: ClassVar[str] = "game"
+
+    max_turns: PositiveInt = 1
+    attack_prefetch_steps: PositiveInt | None = None
     self_play: bool = False
     defender_cot: bool = False
-    batch_size: int = 64
-    group_size: int = 4
-    max_steps: int = 300
-    max_epochs: int | None = None
+    batch_size: PositiveInt = 64
+    group_size: Annotated[int, Ge(2)] = 4
+    max_steps: PositiveInt = 300
+    max_epochs: PositiveInt | None = None
     early_stop: EarlyStopConfig = field(default_factory=EarlyStopConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     prompts: PromptConfig = field(default_factory=PromptConfig)
-    val_check_interval: int = 15
-    num_val_samples: int = 256
+    val_check_interval: PositiveInt = 15
+    num_val_samples: PositiveInt = 256
     crossplay: CrossPlayConfig = field(default_factory=CrossPlayConfig)
-    raw_prompt_fraction: float = 0.0
-    max_unplayed_share: float = 0.1
+    raw_prompt_fraction: Fraction = 0.0
+    max_unplayed_share: Fraction = 0.1
     extra_verdict_fields: list[str] = field(default_factory=list)
-    strategy_sweep: str | None = None
+    strategy_sweep: Annotated[str, OneOf("sandbox")] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in self.extra_verdict_fields:
             if name not in VERDICT_FIELDS:
                 raise ValueError(f"game.extra_verdict_fields={name!r} must be one of: {', '.join(VERDICT_FIELDS)}")
-        for key in ("raw_prompt_fraction", "max_unplayed_share"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ValueError(f"game.{key}={getattr(self, key)} must be between 0 and 1")
-        if self.strategy_sweep not in (None, "sandbox"):
-            raise ValueError(f"game.strategy_sweep={self.strategy_sweep!r} must be sandbox or null")
-        if self.attack_prefetch_steps is not None and self.attack_prefetch_steps < 1:
-            raise ValueError(f"game.attack_prefetch_steps={self.attack_prefetch_steps} must be at least 1, or null")
-        if self.group_size < 2:
-            raise ValueError(
-                f"game.group_size={self.group_size} must be at least 2: a group of one has no spread to learn from"
-            )
-        for key in ("max_turns", "batch_size", "max_steps", "val_check_interval", "num_val_samples"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"game.{key}={getattr(self, key)} must be at least 1")
-        if self.max_epochs is not None and self.max_epochs < 1:
-            raise ValueError(f"game.max_epochs={self.max_epochs} must be at least 1, or null")
 
 
 @dataclass

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
+from annotated_types import Interval
+
+from nemo_magic.config_checks import CheckedConfig, NonNegativeFloat, OneOf, PositiveFloat, PositiveInt
 from nemo_magic.net.endpoint import read_token
 from nemo_magic.net.hosts import is_loopback
 
-ROLES = ("attacker", "defender")
-
 
 @dataclass
-class ServeConfig:
+class ServeConfig(CheckedConfig):
     """``nemo-magic serve``: one role's actor behind an OpenAI-compatible HTTP server.
 
     ``model``: its name there; null: the role's. ``port`` 0 lets the system choose. ``token_env``: environment variable
@@ -22,28 +24,19 @@ class ServeConfig:
     at shutdown.
     """
 
-    role: str = "defender"
+    KEY: ClassVar[str] = "serve"
+
+    role: Annotated[str, OneOf("attacker", "defender")] = "defender"
     model: str | None = None
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: Annotated[int, Interval(ge=0, le=65535)] = 8000
     token_env: str | None = None
-    max_batch_size: int = 256
-    max_prompts: int = 256
-    max_body_mb: float = 32.0
-    max_pending: int = 8192
-    request_timeout: float = 600.0
-    drain_timeout: float = 60.0
-
-    def __post_init__(self) -> None:
-        if self.role not in ROLES:
-            raise ValueError(f"serve.role={self.role!r} must be one of: {', '.join(ROLES)}")
-        if not 0 <= self.port <= 65535:
-            raise ValueError(f"serve.port={self.port} must be between 0 (any free port) and 65535")
-        for key in ("max_batch_size", "max_prompts", "max_body_mb", "max_pending", "request_timeout"):
-            if not getattr(self, key) > 0:
-                raise ValueError(f"serve.{key}={getattr(self, key)} must be greater than 0")
-        if self.drain_timeout < 0:
-            raise ValueError(f"serve.drain_timeout={self.drain_timeout} must be at least 0")
+    max_batch_size: PositiveInt = 256
+    max_prompts: PositiveInt = 256
+    max_body_mb: PositiveFloat = 32.0
+    max_pending: PositiveInt = 8192
+    request_timeout: PositiveFloat = 600.0
+    drain_timeout: NonNegativeFloat = 60.0
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""What cannot be run is refused here, before any model is built, in numbers."""
+"""Checks of a configuration as a whole, before any model is built; messages have the numbers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from nemo_magic.config.errors import ConfigError
 from nemo_magic.config.evaluation import evaluated_roles, evaluation_problems
+from nemo_magic.config.keys import renamed_metric_problems
 from nemo_magic.config.parallelism import Parallelism
 from nemo_magic.config.roles import huggingface_problems, remote_problems, serving_problems
 from nemo_magic.config.schema import MagicConfig, optimizer_steps, role_model
@@ -19,7 +20,7 @@ _APEX_OPTIMIZERS = ("distributed_fused_adam", "megatron_fused_adam", "fused_adam
 _SHARED = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "micro_batch_size")
 
 _TRAINING, _VALIDATION = "train_rollouts/", "val_rollouts/"
-# Figures of the rollouts (docs/metrics.md) that exist only where the judge is asked for this field.
+# Metrics of rollouts (docs/metrics.md) → the verdict's field that they need.
 _JUDGED = {"useful": "helpful", "intent_preserved": "intent_preserved"}
 
 
@@ -71,7 +72,7 @@ def batch(cfg: MagicConfig, roles: Models, command: str = "train") -> Batch:
 
 
 def validate(cfg: MagicConfig, command: str = "train") -> None:
-    """Refuse what ``nemo-magic <command>`` cannot run; for ``plan``, what ``train`` could not, whoever judges.
+    """Refuse what ``nemo-magic <command>`` cannot run. ``plan`` is checked as ``train`` is, except for the judge.
 
     Raises:
         ConfigError: with one line for every thing that is wrong.
@@ -92,6 +93,7 @@ def validate(cfg: MagicConfig, command: str = "train") -> None:
         problems += serving_problems(cfg) if command == "serve" else remote_problems(cfg, command)
         problems += huggingface_problems(cfg, roles)
     if command == "train":
+        problems += renamed_metric_problems(cfg)
         problems += _metrics(cfg)
         problems += _pool(cfg)
     if command in ("train", "evaluate") and cfg.generation.trt_llm.enable:
@@ -111,10 +113,10 @@ def validate(cfg: MagicConfig, command: str = "train") -> None:
         problems.append("judge.urls is empty and judge.launch=false: name a running judge, or let the run start one")
     if judged and cfg.judge.launch:
         try:
-            asked = (
+            fields = (
                 cfg.eval.fields() if command == "evaluate" else cfg.rewards.needs() | set(cfg.game.extra_verdict_fields)
             )
-            refuse_unanswerable(cfg.judge.guard, cfg.judge.guard_config, asked)
+            refuse_unanswerable(cfg.judge.guard, cfg.judge.guard_config, fields)
         except (ValueError, ImportError, AttributeError) as error:
             problems.append(str(error) if "judge.guard" in str(error) else f"judge.guard={cfg.judge.guard}: {error}")
     if problems:
@@ -129,7 +131,7 @@ def _faults(cfg: MagicConfig, role: Role, model: ModelConfig, command: str) -> I
 
 
 def _named(text: str, role: Role, faults: dict[Role, list[str]]) -> str:
-    """A fault of the shared model is nobody's; any other one is its role's."""
+    """A fault that all roles have is of the shared model; any other one is named with its role."""
     return text if role in text or all(text in texts for texts in faults.values()) else f"{role}: {text}"
 
 
@@ -146,7 +148,7 @@ def _batches(cfg: MagicConfig, roles: Models, command: str) -> Iterator[str]:
     if command in ("evaluate", "serve"):
         return  # any number of cases is shared out
     ranks = f"{dp} data-parallel ranks"
-    seeds, size, minibatches = cfg.game.batch_size, cfg.game.group_size, cfg.grpo.minibatches
+    seeds, group_size, minibatches = cfg.game.batch_size, cfg.game.group_size, cfg.grpo.minibatches
     key, count = ("sft.batch_size", cfg.sft.batch_size) if command == "sft" else ("game.batch_size", seeds)
     if count % dp:
         yield f"{key}={count} is not divisible by {ranks}: try {_multiple(count, dp)}"
@@ -159,11 +161,11 @@ def _batches(cfg: MagicConfig, roles: Models, command: str) -> Iterator[str]:
         )
         return
     rows = batch(cfg, roles, command).rows
-    wrong = {model.global_batch_size for model in roles.values()} - {None, rows}
-    for given in sorted(value for value in wrong if value is not None):
-        source = f"game.batch_size={seeds} × game.group_size={size} / grpo.minibatches={minibatches} = {rows}"
+    sizes = {model.global_batch_size for model in roles.values()} - {None, rows}
+    for size in sorted(size for size in sizes if size is not None):
+        source = f"game.batch_size={seeds} × game.group_size={group_size} / grpo.minibatches={minibatches} = {rows}"
         yield (
-            f"model.global_batch_size={given} is not {source if command == 'train' else f'sft.batch_size={rows}'}: "
+            f"model.global_batch_size={size} is not {source if command == 'train' else f'sft.batch_size={rows}'}: "
             "leave it null, it is derived"
         )
 
@@ -261,7 +263,7 @@ def _self_play(cfg: MagicConfig) -> Iterator[str]:
 
 
 def _pool(cfg: MagicConfig) -> Iterator[str]:
-    """Past selves exist of a role that learns, in a run that keeps the roles apart."""
+    """Snapshots of earlier phases exist of a role that learns, where each role has its own weights."""
     pool, learners = cfg.game.pool, cfg.game.schedule.learners()
     if cfg.game.self_play:
         if pool.draw != "latest":
@@ -281,14 +283,14 @@ def _pool(cfg: MagicConfig) -> Iterator[str]:
 
 
 def _trt_llm(cfg: MagicConfig, roles: Models) -> Iterator[str]:
-    """What TensorRT-LLM and its exporter in this stack have not."""
-    wanted, native = "generation.trt_llm.enable=true", "set generation.trt_llm.enable=false to decode natively"
+    """What TensorRT-LLM and its exporter in this stack cannot do."""
+    enabled, native = "generation.trt_llm.enable=true", "set generation.trt_llm.enable=false to decode natively"
     if cfg.trainer.accelerator == "cpu":
-        yield f"{wanted} needs a GPU, and trainer.accelerator=cpu: {native}"
+        yield f"{enabled} needs a GPU, and trainer.accelerator=cpu: {native}"
     if cfg.grpo.tis_clip is not None:
         yield (
             f"grpo.tis_clip={cfg.grpo.tis_clip} weighs by the generator's own log-probabilities, and TensorRT-LLM "
-            f"gives none ({wanted}): set grpo.tis_clip=null"
+            f"gives none ({enabled}): set grpo.tis_clip=null"
         )
     local = {role: model for role, model in roles.items() if not cfg.actors.of(role).is_remote}
     limits = {role: cfg.actors.of(role).length_params for role in local}
@@ -299,31 +301,31 @@ def _trt_llm(cfg: MagicConfig, roles: Models) -> Iterator[str]:
         actor = f"actors.{role}"
         if model.qkv_bias:
             yield (
-                f"{wanted}, but the {role}'s model has model.qkv_bias=true, as Qwen has, and TensorRT-LLM of this "
+                f"{enabled}, but the {role}'s model has model.qkv_bias=true, as Qwen has, and TensorRT-LLM of this "
                 f"stack has no such type: {native}, or serve the role elsewhere while it does not learn "
                 f"({actor}.remote.urls)"
             )
         if model.bias and cfg.generation.trt_llm.model_type == "llama":
-            yield f"{wanted} with generation.trt_llm.model_type=llama, but the {role} has model.bias=true: {native}"
+            yield f"{enabled} with generation.trt_llm.model_type=llama, but the {role} has model.bias=true: {native}"
         if prompt + response > model.encoder_seq_length:
             yield (
-                f"{wanted}: one engine decodes for both roles, prompts of {prompt} tokens (generation.trt_llm."
+                f"{enabled}: one engine decodes for both roles, prompts of {prompt} tokens (generation.trt_llm."
                 f"max_input_len, or what length_params allow) and responses of {response}, together more than the "
                 f"{role}'s model.encoder_seq_length={model.encoder_seq_length}: lower generation.trt_llm.max_input_len"
             )
         if limits[role].min_length > 0:
             yield (
                 f"{actor}.length_params.min_length={limits[role].min_length} is not kept to by TensorRT-LLM "
-                f"({wanted}): set it to 0"
+                f"({enabled}): set it to 0"
             )
 
 
 def _metrics(cfg: MagicConfig) -> Iterator[str]:
-    """What is waited for has to be measured: a metric that never comes would end no phase and no run."""
+    """A metric that ends a phase or a run has to be measured; one that never comes would end none."""
     game, switch = cfg.game, cfg.game.schedule.metric
-    waited = {"game.early_stop.metric": game.early_stop.metric}
+    metrics = {"game.early_stop.metric": game.early_stop.metric}
     if game.schedule.by == "metric":
-        waited["game.schedule.metric.name"] = switch.name
+        metrics["game.schedule.metric.name"] = switch.name
         validations = -(-switch.max_steps // game.val_check_interval)
         if switch.name.startswith(_VALIDATION) and validations < switch.window:
             yield (
@@ -332,11 +334,11 @@ def _metrics(cfg: MagicConfig) -> Iterator[str]:
                 f"game.schedule.metric.max_steps={switch.max_steps}: that never fills "
                 f"game.schedule.metric.window={switch.window}"
             )
-    asked = cfg.rewards.needs() | set(game.extra_verdict_fields)
-    for key, name in waited.items():
+    fields = cfg.rewards.needs() | set(game.extra_verdict_fields)
+    for key, name in metrics.items():
         prefix, _, figure = (name or "").rpartition("/")
         needed = _JUDGED.get(figure) if f"{prefix}/" in (_TRAINING, _VALIDATION) else None
-        if needed is not None and needed not in asked:
+        if needed is not None and needed not in fields:
             yield (
                 f"{key}={name} needs the verdict's field {needed}, which nothing asks for: add it to "
                 "game.extra_verdict_fields"
@@ -344,7 +346,7 @@ def _metrics(cfg: MagicConfig) -> Iterator[str]:
 
 
 def _lane(cfg: MagicConfig, model: ModelConfig) -> Iterator[str]:
-    """What exists on CUDA only, or is not offered without it."""
+    """Options that exist on CUDA only, or on CPU only."""
     if cfg.trainer.accelerator != "cpu":
         if model.optim.name == "cpu_fused_adam":
             yield "model.optim.name=cpu_fused_adam exists where trainer.accelerator=cpu: use distributed_fused_adam"

@@ -8,77 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_magic.config.capability import CapabilityConfig, CapabilityTaskConfig
 from nemo_magic.data.errors import DataError
 from nemo_magic.evaluation.published import published_row
 from nemo_magic.formatting import MISSING, percent
-
-HOW = ("score", "text", "chat")
-
-
-@dataclass
-class CapabilityTaskConfig:
-    """A task of the harness, or a group.
-
-    ``task``: its name there. ``metric``: the one that is reported, with its filter as in the harness's results
-    (``acc_norm,none``). ``how``: ``score`` has answers scored by their log-likelihood, ``text`` has a text continued,
-    ``chat`` a chat answered. ``chat_template``: ``score`` and ``text`` go through the tokenizer's. ``num_fewshot``:
-    null is the task's own. ``published``: the figure's name in the paper's Table 2.
-    """
-
-    task: str = ""
-    metric: str = "acc,none"
-    how: str = "score"
-    chat_template: bool = False
-    num_fewshot: int | None = None
-    published: str | None = None
-
-    def __post_init__(self) -> None:
-        key = "eval.capability.tasks.<name>"
-        if self.how not in HOW:
-            raise ValueError(f"{key}.how={self.how!r} must be one of: {', '.join(HOW)}")
-        if "," not in self.metric:
-            raise ValueError(f"{key}.metric={self.metric!r} must name its filter too, as in acc,none")
-        if self.num_fewshot is not None and self.num_fewshot < 0:
-            raise ValueError(f"{key}.num_fewshot={self.num_fewshot} must be at least 0, or null")
-
-
-@dataclass
-class CapabilityConfig:
-    """Options of ``nemo-magic capability``, whose figures ``nemo-magic evaluate`` puts beside its own.
-
-    ``results``: what the harness wrote (``--output_path``), a file or a folder; null: none. ``url``: base url of a
-    server, ending in ``/v1``; ``model``: the model's name there; ``tokenizer``: its folder, which the harness needs
-    where it scores. ``max_length``: tokens that the model can read; null: ``model.encoder_seq_length``.
-    ``num_concurrent`` requests of ``batch_size`` prompts are under way at once. ``limit``: examples of each task;
-    null: all. ``include_path``: a folder of tasks of your own.
-    """
-
-    results: str | None = None
-    url: str | None = None
-    model: str = "defender"
-    tokenizer: str | None = None
-    max_length: int | None = None
-    num_concurrent: int = 32
-    batch_size: int = 8
-    limit: int | None = None
-    include_path: str | None = None
-    tasks: dict[str, CapabilityTaskConfig] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for key in ("max_length", "num_concurrent", "batch_size", "limit"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ValueError(f"eval.capability.{key}={value} must be at least 1")
-        for key in ("url", "model", "tokenizer"):
-            # The harness takes its arguments as one text of key=value,key=value.
-            if "," in (getattr(self, key) or ""):
-                raise ValueError(f"eval.capability.{key}={getattr(self, key)!r} must not contain a comma")
-        if self.url is not None and not (self.url.startswith(("http://", "https://")) and self.url.endswith("/v1")):
-            raise ValueError(f"eval.capability.url={self.url!r} must be a base url such as http://127.0.0.1:8000/v1")
 
 
 @dataclass(frozen=True)

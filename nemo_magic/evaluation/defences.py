@@ -11,8 +11,8 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from nemo_magic.actors.rank_group import RankGroup
+from nemo_magic.config.defence import SelfEvalConfig, SmoothLLMConfig
 from nemo_magic.evaluation.cached_judge import CachedJudge
-from nemo_magic.evaluation.defence_config import SelfEvalConfig, SmoothLLMConfig
 from nemo_magic.evaluation.example import Example
 from nemo_magic.game import tags
 from nemo_magic.game.episode import Completion, Message, Safety

@@ -10,11 +10,11 @@ from pathlib import Path
 from sys import intern
 from typing import Any
 
+from nemo_magic.data.catalogue import BENCHMARKS, RECORDED, Benchmark
 from nemo_magic.data.errors import DataError
 from nemo_magic.data.seeds import read_label
 from nemo_magic.data.streams import RowStream, stream_table
 from nemo_magic.data.tables import DropReport, text_of
-from nemo_magic.evaluation.catalogue import BENCHMARKS, RECORDED, Benchmark
 from nemo_magic.evaluation.example import Example
 from nemo_magic.evaluation.red_teaming import READERS, deduplicate_attacks, keep_answered
 from nemo_magic.game.episode import Label

@@ -8,7 +8,7 @@ from hashlib import blake2b
 from math import comb
 from typing import NamedTuple
 
-from nemo_magic.evaluation.catalogue import Figure, Metric
+from nemo_magic.data.catalogue import Figure, Metric
 from nemo_magic.evaluation.example import Example
 from nemo_magic.evaluation.statistics import bootstrap_interval
 from nemo_magic.game.episode import Answer, Verdict

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nemo_magic.data.catalogue import Figure
 from nemo_magic.data.errors import DataError
 from nemo_magic.evaluation.capability import Capability, capability_json, capability_table
-from nemo_magic.evaluation.catalogue import Figure
 from nemo_magic.evaluation.metrics import MetricResult, Rate
 from nemo_magic.evaluation.published import published_row
 from nemo_magic.evaluation.statistics import PairedComparison, compare_pairs

@@ -15,13 +15,13 @@ from pathlib import Path
 from rich.console import Console
 
 from nemo_magic.config import MagicConfig
+from nemo_magic.config.eval_config import EvalTaskConfig
+from nemo_magic.config.locate_files import why_not_measured
 from nemo_magic.data.errors import DataError
 from nemo_magic.evaluation.capability import Capability, read_capability
-from nemo_magic.evaluation.config import EvalTaskConfig
 from nemo_magic.evaluation.defences import Defence, NoDefence, RunStats, SelfEval, SmoothLLM
 from nemo_magic.evaluation.example import Example, expand_attempts
 from nemo_magic.evaluation.load_examples import LoadedExamples, load_benchmark
-from nemo_magic.evaluation.locate_files import why_not_measured
 from nemo_magic.evaluation.metrics import JudgedExample, MetricResult, belongs, measure
 from nemo_magic.evaluation.progress import EvaluationProgress
 from nemo_magic.evaluation.results import MARKDOWN_FILE, Results, read_outcomes

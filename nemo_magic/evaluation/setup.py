@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from nemo_magic.actors.config import ActorConfig, LengthConfig
 from nemo_magic.actors.rank_group import RankGroup, SingleProcess, run_on_all, run_on_sources
 from nemo_magic.config import MagicConfig, role_model
+from nemo_magic.config.defence import DefenceConfig
 from nemo_magic.config.evaluation import evaluated_roles, needs_world
 from nemo_magic.config.validation import models
 from nemo_magic.evaluation.cached_judge import CachedJudge
-from nemo_magic.evaluation.defence_config import DefenceConfig
 from nemo_magic.evaluation.errors import EvaluationError
 from nemo_magic.evaluation.fingerprint import fingerprint
 from nemo_magic.game.episode import Role

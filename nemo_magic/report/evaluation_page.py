@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nemo_magic.evaluation.catalogue import Metric
+from nemo_magic.data.catalogue import Metric
 from nemo_magic.evaluation.statistics import PairedComparison
 from nemo_magic.formatting import MISSING, percent
 from nemo_magic.report.conversations import cut_text

@@ -1,11 +1,10 @@
-"""Runs side by side: ``nemo-magic sweep-table RUN …``. Imports neither torch nor NeMo.
+"""Runs side by side in one table. Imports neither torch nor NeMo.
 
 Each row is what a run's own files say. A run that did not finish has a row too, with what it had measured until then.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -13,7 +12,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -48,25 +46,6 @@ class Outcome:
     state: str
     step: int | None
     figures: Mapping[str, float]
-
-
-def add_parser(commands: Any) -> None:
-    """``nemo-magic sweep-table``."""
-    about = "put runs side by side in one table: what became of each, and of its defender"
-    parser = commands.add_parser("sweep-table", help=about, description=about, allow_abbrev=False)
-    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run's folder")
-    parser.add_argument(
-        "--into", metavar="FOLDER", type=Path, help="also write table.md, table.csv and table.json there"
-    )
-
-
-def run(args: argparse.Namespace) -> int:
-    """Print the table, and write it where ``--into`` says."""
-    outcomes = [outcome(folder) for folder in args.runs]
-    if args.into is not None:
-        write(outcomes, args.into)
-    print(markdown(outcomes), end="")
-    return 0
 
 
 def outcome(folder: Path) -> Outcome:

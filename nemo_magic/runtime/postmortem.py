@@ -1,4 +1,4 @@
-"""Which rank a run died of: ``nemo-magic postmortem RUN``. Imports neither torch nor NeMo.
+"""Which rank a run died of. Imports neither torch nor NeMo.
 
 Read are what the watchdogs wrote (``hangs/``) and, in ``logs/<attempt>`` of the newest attempt, what torch's flight
 recorder did (``nccl_trace_rank_N``), the ends of the ranks' logs (``rank-NNNN.log``) and srun's own (``srun.log``).
@@ -6,7 +6,6 @@ recorder did (``nccl_trace_rank_N``), the ends of the ranks' logs (``rank-NNNN.l
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -30,20 +29,6 @@ _SELF = ("nemo-magic train: ", "nemo-magic sft: ")
 _ERROR = re.compile(
     r"^(\[rank\d+\]: )?\S*(Error|Exception|Interrupt)\b|^nemo-magic |^srun: error|CUDA error|Killed|Segmentation fault"
 )
-
-
-def add_parser(commands: Any) -> None:
-    """``nemo-magic postmortem``."""
-    about = "say which rank a failed run died of, where it was and on which host"
-    parser = commands.add_parser("postmortem", help=about, description=about, allow_abbrev=False)
-    parser.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Print the report of a run's folder."""
-    for line in report(args.run):
-        print(line)
-    return 0
 
 
 def report(folder: Path) -> Iterator[str]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nemo_magic.analysis.analyse import Analyst
-from nemo_magic.analysis.config import AnalysisConfig, EmbeddingConfig
+from nemo_magic.config.analysis import AnalysisConfig, EmbeddingConfig
 from nemo_magic.report.conversations import sandbox_of
 from nemo_magic.report.records import ATTACKS_FILE, REPORT_FILE
 from nemo_magic.report.run_folder import RunFolder

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from typing_extensions import Self
 
-from nemo_magic.analysis.config import AnalysisConfig
+from nemo_magic.config.analysis import AnalysisConfig
 from nemo_magic.game.alarms import AlarmEvent
 from nemo_magic.game.metrics import Ratios, Scored, rollout_metrics
 from nemo_magic.report.media import collect_media

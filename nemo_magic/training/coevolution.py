@@ -25,12 +25,12 @@ from nemo_magic.rollout.engine import build_rollout_engine
 from nemo_magic.rollout.reward_manager import RewardManager
 from nemo_magic.runtime.failures import consistent_on_failure
 from nemo_magic.runtime.resume import Resume, start_weights
-from nemo_magic.runtime.run import Run
 from nemo_magic.runtime.timers import Timers
 from nemo_magic.training.final_evaluation import final_evaluation
 from nemo_magic.training.measures import Measures
 from nemo_magic.training.opponents import Opponents
 from nemo_magic.training.policies import PolicyPair, build_policies
+from nemo_magic.training.run import Run
 from nemo_magic.training.state import GameState
 from nemo_magic.training.trainer import Trainer
 

@@ -14,9 +14,9 @@ from nemo_magic.report.game_picture import draw_game
 from nemo_magic.report.records import CROSSPLAY_FILE, METRICS_FILE, PICTURE_FILE, STRATEGIES_FILE
 from nemo_magic.rollout.engine import RolloutEngine
 from nemo_magic.rollout.reward_manager import RewardManager
-from nemo_magic.runtime.run import Run
 from nemo_magic.tracking.run_summary import print_summary
 from nemo_magic.training.policies import PolicyPair
+from nemo_magic.training.run import Run
 
 
 def final_evaluation(

@@ -30,8 +30,8 @@ from nemo_magic.runtime.errors import TrainingError
 if TYPE_CHECKING:
     from nemo_magic.actors.distributed import World
     from nemo_magic.actors.snapshots import Snapshot, SnapshotCache
-    from nemo_magic.runtime.run import Run
     from nemo_magic.training.policies import PolicyPair
+    from nemo_magic.training.run import Run
     from nemo_magic.training.state import GameState
 
 

@@ -13,7 +13,6 @@ import pytest
 from made_up_attacks import PHASES, attack, labelled, pool, row
 
 from nemo_magic.analysis.attacks import attacks_of
-from nemo_magic.analysis.config import SelfBleuConfig
 from nemo_magic.analysis.diversity import mean_similarity, self_bleu
 from nemo_magic.analysis.figures import (
     FigureOptions,
@@ -28,6 +27,7 @@ from nemo_magic.analysis.figures import (
 from nemo_magic.analysis.labels import UNKNOWN, StrategyLabel, decode_label, label_of_column
 from nemo_magic.analysis.pool import find_pool, pool_strategies
 from nemo_magic.config import conf_dir
+from nemo_magic.config.analysis import SelfBleuConfig
 from nemo_magic.judge.guards.strategies import read_strategy_rubric
 from nemo_magic.sandbox.world import SandboxConfig, SandboxWorld
 

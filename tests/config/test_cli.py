@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from argparse import Namespace
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from nemo_magic import cli, launcher
-from nemo_magic.config import ConfigError, TrainerConfig
+from nemo_magic import cli, commands, launcher
+from nemo_magic.commands import ranks
+from nemo_magic.config import ConfigError, TrainerConfig, compose
 from nemo_magic.judge.errors import JudgeUnavailable
-from nemo_magic.runtime.resume import Resume
 
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "TORCHELASTIC_RUN_ID")
 
@@ -49,8 +50,56 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(launcher, "local_judge", Judge)
     monkeypatch.setattr(launcher, "launch", launch)
-    monkeypatch.setattr(cli, "_one_rank", lambda args, cfg, resume: calls.append(("rank", args.command, cfg)))
+    monkeypatch.setattr(ranks, "run_rank", lambda command, cfg, work: calls.append(("rank", command, cfg)))
     return calls
+
+
+def test_every_command_is_a_file_of_the_same_shape_and_help_lists_it(capsys: pytest.CaptureFixture[str]) -> None:
+    files = {path.stem for path in Path(commands.__file__).parent.glob("*.py")}
+    assert files - {"__init__", "config_arguments", "ranks"} == {name.replace("-", "_") for name in cli.COMMANDS}
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--help"])
+    assert ended.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [f"{group}:" for group in cli.GROUPS if f"{group}:" not in lines] == []
+    for name, about in cli.COMMANDS.items():
+        assert sum(line.split() == [name, *about.split()] for line in lines) == 1
+        module = cli.command_module(name)
+        assert callable(module.add_arguments)
+        assert callable(module.run)
+
+
+def test_no_command_imports_torch_or_nemo_before_it_is_run_and_help_imports_no_command() -> None:
+    heavy = "{'torch', 'nemo', 'megatron', 'lightning', 'transformers', 'pandas'}"
+    code = (
+        "import sys; from nemo_magic import cli; cli._top_parser();"
+        "print([name for name in sys.modules if name.startswith(('nemo_magic.commands', 'hydra', 'numpy'))]);"
+        f"[cli.command_module(name) for name in cli.COMMANDS]; print(sorted({heavy} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]", "[]"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "-cn", "magic_sandbox", "--dry"], "unknown option: --dry"),
+        (["report", "folder", "--outt", "x"], "unknown option: --outt"),
+        (["judge-check", "file", "--judge", "http://a", "seed=3"], "unknown argument: seed=3"),
+    ],
+)
+def test_a_word_that_a_command_does_not_know_is_named(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(words)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_judges_are_checked_two_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["judge-check", "file", *["--judge", "http://a"] * 3]) == cli.EXIT_CONFIG
+    assert capsys.readouterr().err == "nemo-magic judge-check: --judge is given at most twice\n"
 
 
 def test_a_dry_run_prints_a_configuration_that_can_be_used_and_starts_nothing(
@@ -92,7 +141,7 @@ def test_a_failure_of_the_run_ends_with_status_1(
     def fail(*_: object) -> None:
         raise JudgeUnavailable("nobody answers")
 
-    monkeypatch.setattr(cli, "_one_rank", fail)
+    monkeypatch.setattr(ranks, "run_rank", fail)
     assert cli.main(["train", "-cn", "magic_sandbox", "trainer.devices=1"]) == cli.EXIT_RUNTIME
     assert capsys.readouterr().err == "nemo-magic train: nobody answers\n"
 
@@ -144,8 +193,8 @@ def test_whoever_speaks_for_a_run_saves_its_configuration(started: list[Any], tm
 def test_the_sandbox_command_writes_the_files_that_the_configurations_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["sandbox", "-cn", "magic_sandbox", "sandbox.attack_rows=5", "sandbox.defender_rows=5"]) == 0
     assert "runs/sandbox" in capsys.readouterr().out
-    cfg = cli.compose("magic_sandbox")
-    pools = [cli.compose(f"sft_sandbox_{role}", command="sft").sft.pool for role in ("attacker", "defender")]
+    cfg = compose("magic_sandbox")
+    pools = [compose(f"sft_sandbox_{role}", command="sft").sft.pool for role in ("attacker", "defender")]
     files = [*cfg.data.train_files, *cfg.data.validation_files, *cfg.data.test_files, *pools]
     files += [cfg.judge.guard_config["world"], f"{cfg.model.tokenizer.type}/tokenizer.json"]
     assert [path for path in files if not Path(path).is_file()] == []
@@ -208,9 +257,9 @@ def test_launching_runs_every_rank_and_reports_a_failed_one(
     assert "--config-name nothing: no such file" in capfd.readouterr().err
 
 
-def test_a_run_by_one_rank_installs_the_cpu_lane_first_and_then_trains(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
+def test_a_run_by_one_rank_installs_the_cpu_lane_first_and_then_trains(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     order: list[str] = []
     lane = SimpleNamespace(install=lambda: order.append("lane"), CudaAvailableError=RuntimeError)
     monkeypatch.setitem(sys.modules, "nemo_magic.compat.cpu", lane)
@@ -219,7 +268,7 @@ def test_a_run_by_one_rank_installs_the_cpu_lane_first_and_then_trains(monkeypat
     loop = SimpleNamespace(train=lambda cfg, resume: order.append(f"train {cfg.judge.urls}"))
     monkeypatch.setitem(sys.modules, "nemo_magic.training.sft", sft)
     monkeypatch.setitem(sys.modules, "nemo_magic.training.coevolution", loop)
-    cli._one_rank(Namespace(command="sft"), cli.compose("sft_sandbox_defender", command="sft"), Resume())
-    judged = cli.compose("magic_sandbox", ["judge.launch=false", "judge.urls=[http://here]"])
-    cli._one_rank(Namespace(command="train"), judged, Resume())
+    one_rank = ["trainer.devices=1", "judge.launch=false", "judge.urls=[http://here]"]
+    assert cli.main(["sft", "-cn", "sft_sandbox_defender", *one_rank]) == 0
+    assert cli.main(["train", "-cn", "magic_sandbox", *one_rank]) == 0
     assert order == ["lane", "sft defender", "lane", "train ['http://here']"]

@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from nemo_magic.config import ConfigError, MagicConfig, compose, conf_dir, optimizer_steps, role_model
+from nemo_magic.config.keys import RENAMED_KEYS, is_known
 
 PRIMARY = sorted(path.stem for path in conf_dir().glob("*.yaml"))
 REAL = [
@@ -105,6 +107,47 @@ def test_the_nearest_key_is_the_one_that_was_meant(written: str, meant: str) -> 
     with pytest.raises(ConfigError) as caught:
         compose("magic_sandbox", [f"{written}=1"])
     assert str(caught.value) == f"unknown key {written}; did you mean {meant}?"
+
+
+@pytest.mark.parametrize(("old", "new"), [(old, new) for old, new in RENAMED_KEYS.items() if "." in new])
+def test_a_renamed_key_is_refused_with_its_new_name_on_the_command_line_and_in_a_file(
+    old: str, new: str, tmp_path: Path
+) -> None:
+    message = f"unknown key {old}; did you mean {new}?"
+    with pytest.raises(ConfigError) as caught:
+        compose("magic_sandbox", [f"{old}=1"])
+    assert str(caught.value) == message
+    OmegaConf.save(OmegaConf.from_dotlist([f"{old}=1"]), tmp_path / "below.yaml")
+    (tmp_path / "mine.yaml").write_text("defaults: [magic_sandbox, below, _self_]\n")
+    with pytest.raises(ConfigError) as caught:
+        compose("mine", config_dir=str(tmp_path))
+    assert message in str(caught.value)
+
+
+def test_the_new_name_of_a_key_is_a_key() -> None:
+    for new in RENAMED_KEYS.values():
+        for key in new.replace("<role>", "attacker").split(" and "):
+            assert is_known(key)
+
+
+@pytest.mark.parametrize(
+    "key", ["game.early_stop.metric", "game.schedule.metric.name", "exp_manager.checkpoint_callback_params.monitor"]
+)
+def test_a_renamed_metric_is_refused_with_its_new_name_on_the_command_line_and_in_a_file(
+    key: str, tmp_path: Path
+) -> None:
+    old, new = "train_optim/surprise", "train_optim/neg_logprob_minus_entropy"
+    message = f"{key}={old}: unknown metric; did you mean {new}?"
+    bound = ["game.early_stop.below=1"] if key == "game.early_stop.metric" else []
+    with pytest.raises(ConfigError) as caught:
+        compose("magic_sandbox", [f"{key}={old}", *bound])
+    assert str(caught.value) == message
+    OmegaConf.save(OmegaConf.from_dotlist([f"{key}={old}", *bound]), tmp_path / "below.yaml")
+    (tmp_path / "mine.yaml").write_text("defaults: [magic_sandbox, below, _self_]\nname: mine\n")
+    with pytest.raises(ConfigError) as caught:
+        compose("mine", config_dir=str(tmp_path))
+    assert str(caught.value) == message
+    compose("magic_sandbox", [f"{key}={new}", *bound])
 
 
 def test_a_free_mapping_takes_any_key() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from nemo_magic.actors.rank_group import SingleProcess
+from nemo_magic.config.defence import SelfEvalConfig, SmoothLLMConfig
 from nemo_magic.evaluation.cached_judge import CachedJudge
-from nemo_magic.evaluation.defence_config import SelfEvalConfig, SmoothLLMConfig
 from nemo_magic.evaluation.defences import Defence, NoDefence, RunStats, SelfEval, SmoothLLM
 from nemo_magic.evaluation.task_runner import Attacker, TaskRunner
 from nemo_magic.game.episode import Completion, Safety, Verdict

@@ -8,7 +8,7 @@ from itertools import combinations
 import pytest
 
 from nemo_magic.config import ConfigError, compose
-from nemo_magic.evaluation.catalogue import BENCHMARKS, Metric
+from nemo_magic.data.catalogue import BENCHMARKS, Metric
 from nemo_magic.evaluation.example import Example, expand_attempts
 from nemo_magic.evaluation.metrics import JudgedExample, measure, success_at
 from nemo_magic.evaluation.results import Results

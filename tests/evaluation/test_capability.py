@@ -13,10 +13,9 @@ from tokenizers import Tokenizer, models, processors
 
 from nemo_magic.cli import main
 from nemo_magic.config import compose
+from nemo_magic.config.capability import CapabilityConfig, CapabilityTaskConfig
 from nemo_magic.data.errors import DataError
 from nemo_magic.evaluation.capability import (
-    CapabilityConfig,
-    CapabilityTaskConfig,
     capability_table,
     command_lines,
     read_capability,

@@ -10,7 +10,7 @@ import pytest
 from staging import Judge, Rule, Staged
 
 from nemo_magic.config import ConfigError, compose
-from nemo_magic.evaluation.defence_config import DefenceConfig, SelfEvalConfig, SmoothLLMConfig
+from nemo_magic.config.defence import DefenceConfig, SelfEvalConfig, SmoothLLMConfig
 from nemo_magic.evaluation.defences import DefenceInput, Reply, perturbed
 from nemo_magic.evaluation.example import Example
 from nemo_magic.game.episode import Label

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from nemo_magic.evaluation.catalogue import BENCHMARKS, Benchmark
-from nemo_magic.evaluation.config import EvalConfig
+from nemo_magic.config.eval_config import EvalConfig
+from nemo_magic.data.catalogue import BENCHMARKS, Benchmark
 
 ROOT = Path(__file__).parents[2]
 DOC = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")

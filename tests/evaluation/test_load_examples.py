@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from made_up import COUNTS, ROWS, write
 
+from nemo_magic.data.catalogue import BENCHMARKS, RECORDED
 from nemo_magic.data.errors import DataError
-from nemo_magic.evaluation.catalogue import BENCHMARKS, RECORDED
 from nemo_magic.evaluation.example import Example
 from nemo_magic.evaluation.load_examples import load_benchmark
 from nemo_magic.game.episode import Label

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import recall_score
 
-from nemo_magic.evaluation.catalogue import BENCHMARKS, Figure, Metric
+from nemo_magic.data.catalogue import BENCHMARKS, Figure, Metric
 from nemo_magic.evaluation.example import Example
 from nemo_magic.evaluation.metrics import JudgedExample, any_of, belongs, measure, outcome
 from nemo_magic.evaluation.statistics import PairedComparison, bootstrap_interval, compare_pairs

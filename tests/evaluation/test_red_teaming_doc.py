@@ -5,11 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from nemo_magic.commands.seeds_export import FORMATS
-from nemo_magic.config.keys import is_known
-from nemo_magic.evaluation.catalogue import RECORDED
-from nemo_magic.evaluation.config import ATTACKERS
-from nemo_magic.evaluation.defence_config import (
+from nemo_magic.config.defence import (
     CHECKS,
     DEFENCES,
     PERTURBATIONS,
@@ -18,6 +14,10 @@ from nemo_magic.evaluation.defence_config import (
     SelfEvalConfig,
     SmoothLLMConfig,
 )
+from nemo_magic.config.eval_config import ATTACKERS
+from nemo_magic.config.keys import is_known
+from nemo_magic.data.catalogue import RECORDED
+from nemo_magic.evaluation.seed_formats import FORMATS
 
 DOC = (Path(__file__).parents[2] / "docs" / "red_teaming.md").read_text(encoding="utf-8")
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from nemo_magic.config import ConfigError, compose
+from nemo_magic.data.catalogue import BENCHMARKS, Figure, Metric
 from nemo_magic.data.errors import DataError
-from nemo_magic.evaluation.catalogue import BENCHMARKS, Figure, Metric
 from nemo_magic.evaluation.example import Example
 from nemo_magic.evaluation.metrics import JudgedExample, measure
 from nemo_magic.evaluation.published import PUBLISHED, published_row

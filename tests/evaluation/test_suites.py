@@ -10,7 +10,7 @@ from nemo_magic.config import ConfigError, compose
 from nemo_magic.config.composition import conf_dir
 from nemo_magic.config.evaluation import describe_evaluation
 from nemo_magic.config.schema import MagicConfig
-from nemo_magic.evaluation.catalogue import BENCHMARKS
+from nemo_magic.data.catalogue import BENCHMARKS
 from nemo_magic.evaluation.published import PUBLISHED
 
 SUITES = sorted(path.stem for path in (conf_dir() / "suite").glob("*.yaml"))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from nemo_magic.data.catalogue import BENCHMARKS
 from nemo_magic.evaluation.capability import Capability
-from nemo_magic.evaluation.catalogue import BENCHMARKS
 from nemo_magic.evaluation.example import Example, expand_attempts
 from nemo_magic.evaluation.metrics import JudgedExample, MetricResult, belongs, measure
 from nemo_magic.evaluation.results import Results, read_outcomes

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from nemo_magic.analysis.analyse import Analyst
-from nemo_magic.analysis.config import AnalysisConfig
+from nemo_magic.config.analysis import AnalysisConfig
 from nemo_magic.game.alarms import Alarms, AlarmsConfig
 from nemo_magic.game.payoff import NO_REWRITE, CrossPlay
 from nemo_magic.report.records import StepRecord

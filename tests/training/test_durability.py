@@ -189,7 +189,7 @@ def test_a_judge_that_stays_away_costs_nothing_but_time(game: Game, unbroken: Pa
 RIDDLE = """
 from pathlib import Path
 from nemo_magic.judge.guards.base import Opinion
-from nemo_magic.judge.guards.rules import RulesGuard
+from nemo_magic.sandbox.rules_guard import RulesGuard
 
 class Riddle(RulesGuard):
     def __init__(self, world, gate):

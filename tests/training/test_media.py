@@ -11,7 +11,7 @@ import pytest
 from made_up_run import analysed, make_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nemo_magic.analysis.config import AnalysisConfig
+from nemo_magic.config.analysis import AnalysisConfig
 from nemo_magic.config.experiment import ExpManagerConfig
 from nemo_magic.report.media import Table, collect_media
 from nemo_magic.report.records import StepRecord

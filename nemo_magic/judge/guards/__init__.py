@@ -16,7 +16,7 @@ GUARDS: dict[str, str] = {
     "llamaguard": "nemo_magic.judge.guards.llamaguard:LlamaGuard",
     "qwen3guard": "nemo_magic.judge.guards.qwen3guard:Qwen3Guard",
     "rubric": "nemo_magic.judge.guards.rubric:Rubric",
-    "rules": "nemo_magic.judge.guards.rules:RulesGuard",
+    "rules": "nemo_magic.sandbox.rules_guard:RulesGuard",
     "wildguard": "nemo_magic.judge.guards.wildguard:WildGuard",
 }
 

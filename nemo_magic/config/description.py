@@ -1,4 +1,4 @@
-"""What a configuration will do, in a few lines for people."""
+"""A few lines that describe what a run will do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nemo_magic.model_config import ModelConfig
 
 
 def describe(cfg: MagicConfig, command: str = "train") -> str:
-    """The plan of ``nemo-magic <command>`` for a valid configuration."""
+    """What ``nemo-magic <command>`` will do with a valid configuration, line by line."""
     roles = models(cfg, command)
     world, step = layout(cfg, roles), batch(cfg, roles, command)
     lines = [
@@ -78,7 +78,7 @@ def _judge(cfg: MagicConfig) -> str:
         return f"{judge.guard}, started with the run on {judge.server.host}"
     if not judge.urls:
         return "none: set judge.urls or judge.launch"
-    # Whoever is there is another process with a configuration of its own, judge.guard or not.
+    # The judge is another process: its own configuration names its guard.
     guard = (
         "any guard, all the same one (judge.expect is null)" if judge.expect is None else f"has to be {judge.expect}"
     )

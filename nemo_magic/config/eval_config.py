@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from typing import Annotated, ClassVar
 
-from nemo_magic.evaluation.capability import CapabilityConfig
-from nemo_magic.evaluation.catalogue import BENCHMARKS, Benchmark, Figure, Metric
-from nemo_magic.evaluation.defence_config import DefenceConfig
+from nemo_magic.config.capability import CapabilityConfig
+from nemo_magic.config.defence import DefenceConfig
+from nemo_magic.config_checks import CheckedConfig, OneOf, PositiveInt
+from nemo_magic.data.catalogue import BENCHMARKS, Benchmark, Figure, Metric
 
 ATTACKERS = ("none", "rewrite", "best_of_n", "multi_turn")
-ANSWERS = ("defender", "file")
 BEST_OF = 8
 """Attempts of ``best_of_n`` where none are named."""
 
 
 @dataclass
-class EvalTaskConfig:
-    """One task: a benchmark and how it is played.
+class EvalTaskConfig(CheckedConfig):
+    """One benchmark, played one way.
 
     ``benchmark``: which one the ``file`` is of (docs/evaluation.md); null means the task's own name. ``file``: your
     copy; null: not measured, and the notes say so. ``attacker``: ``none`` shows the defender what the file says,
@@ -27,17 +28,18 @@ class EvalTaskConfig:
     only judged. ``limit``: that many examples, labels taking turns; null: all.
     """
 
+    KEY: ClassVar[str] = "eval.tasks.<name>"
+
     benchmark: str | None = None
     file: str | None = None
-    attacker: str = "none"
+    attacker: Annotated[str, OneOf(*ATTACKERS)] = "none"
     attempts: int | None = None
     turns: int | None = None
-    answers: str = "defender"
-    limit: int | None = None
+    answers: Annotated[str, OneOf("defender", "file")] = "defender"
+    limit: PositiveInt | None = None
 
     def __post_init__(self) -> None:
-        if self.attacker not in ATTACKERS:
-            raise ValueError(f"eval.tasks.<name>.attacker={self.attacker!r} must be one of: {', '.join(ATTACKERS)}")
+        super().__post_init__()
         if self.attempts is not None:
             if self.attacker not in ("best_of_n", "multi_turn"):
                 raise ValueError(
@@ -55,15 +57,11 @@ class EvalTaskConfig:
                 )
             if self.turns < 2:
                 raise ValueError(f"eval.tasks.<name>.turns={self.turns} must be at least 2, or null")
-        if self.answers not in ANSWERS:
-            raise ValueError(f"eval.tasks.<name>.answers={self.answers!r} must be one of: {', '.join(ANSWERS)}")
         if self.answers == "file" and self.attacker != "none":
             raise ValueError(
                 f"eval.tasks.<name>.attacker={self.attacker}: answers=file only judges what was said already; set "
                 "attacker=none or answers=defender"
             )
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"eval.tasks.<name>.limit={self.limit} must be at least 1, or null")
 
     @property
     def attack_count(self) -> int:
@@ -79,7 +77,7 @@ class EvalTaskConfig:
 
 
 @dataclass
-class EvalConfig:
+class EvalConfig(CheckedConfig):
     """``nemo-magic evaluate``: the defender on benchmarks, at temperature 0.
 
     ``model``: what the results call the defender; where the paper has figures of that model they stand beside.
@@ -91,20 +89,17 @@ class EvalConfig:
     user and the defender. ``capability``: tasks and results of lm-evaluation-harness.
     """
 
+    KEY: ClassVar[str] = "eval"
+
     tasks: dict[str, EvalTaskConfig] = field(default_factory=dict)
     model: str | None = None
-    max_judged_tokens: int = 512
+    max_judged_tokens: PositiveInt = 512
     extra_verdict_fields: list[str] = field(default_factory=list)
-    chunk_size: int = 256
+    chunk_size: PositiveInt = 256
     baseline: str | None = None
     folder: str | None = None
     defence: DefenceConfig = field(default_factory=DefenceConfig)
     capability: CapabilityConfig = field(default_factory=CapabilityConfig)
-
-    def __post_init__(self) -> None:
-        for key in ("max_judged_tokens", "chunk_size"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"eval.{key}={getattr(self, key)} must be at least 1")
 
     @property
     def needs_attacker(self) -> bool:
@@ -122,7 +117,7 @@ class EvalConfig:
         return {name: task for name, task in self.tasks.items() if task.file is not None}
 
     def benchmark_name(self, task: str) -> str:
-        """The benchmark's name in ``BENCHMARKS``, of the task of this name."""
+        """The benchmark that a task measures: by default its own name."""
         return self.tasks[task].benchmark or task
 
     def benchmark(self, task: str) -> Benchmark:

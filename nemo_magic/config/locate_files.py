@@ -8,9 +8,9 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from nemo_magic.config.eval_config import EvalConfig
+from nemo_magic.data.catalogue import BENCHMARKS
 from nemo_magic.data.errors import DataError
-from nemo_magic.evaluation.catalogue import BENCHMARKS
-from nemo_magic.evaluation.config import EvalConfig
 
 _MAX_NAMED = 5
 FORMATS = ("csv", "tsv", "json", "jsonl", "parquet")

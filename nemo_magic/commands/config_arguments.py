@@ -1,0 +1,36 @@
+"""The options of commands that take a configuration: ``-cn``, ``-cd``, ``--dry-run`` and overrides."""
+
+from __future__ import annotations
+
+import argparse
+
+from nemo_magic.config import MagicConfig, compose, to_yaml
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """``-cn NAME [-cd DIR] [--dry-run] [key=value …]``."""
+    parser.add_argument("-cn", "--config-name", required=True, metavar="NAME", help="a file of conf/, e.g. magic")
+    parser.add_argument("-cd", "--config-dir", metavar="DIR", help="a folder of your own, searched before conf/")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and the plan")
+    add_overrides(parser, "game.schedule.freq=5 sets a key, game=paper takes a group's file")
+
+
+def add_overrides(parser: argparse.ArgumentParser, examples: str) -> None:
+    """``[key=value …]``, of which ``examples`` gives some; ``args.overrides`` has them."""
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help=f"overrides are Hydra's: {examples}")
+
+
+def compose_config(args: argparse.Namespace) -> MagicConfig:
+    """The checked configuration that a command line asks for. Raises ConfigError where it cannot be run."""
+    return compose(args.config_name, args.overrides, args.config_dir, args.command)
+
+
+def print_dry_run(cfg: MagicConfig, description: str | None = None) -> int:
+    """Print the resolved configuration, a description below it as YAML comments; return the exit status 0.
+
+    The output of ``--dry-run`` is itself a configuration.
+    """
+    print(to_yaml(cfg), end="")
+    if description is not None:
+        print("\n" + "\n".join(f"# {line}".rstrip() for line in description.splitlines()))
+    return 0

@@ -1,0 +1,38 @@
+"""``nemo-magic evaluate``: measure a defender on benchmarks. Imports torch and NeMo in a rank only."""
+
+from __future__ import annotations
+
+import argparse
+
+from nemo_magic.commands.config_arguments import add_config_arguments, compose_config, print_dry_run
+from nemo_magic.commands.ranks import run_on_ranks
+from nemo_magic.config import MagicConfig
+from nemo_magic.config.evaluation import describe_evaluation, needs_world
+from nemo_magic.config.validation import models
+from nemo_magic.convert.compatibility import refuse_other_models
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a configuration."""
+    add_config_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate on the ranks of the configuration, or in one process where no Megatron actor takes part.
+
+    Raises:
+        ConfigError: the evaluation cannot be run.
+        EvaluationError, JudgeError, RemoteError: the evaluation failed.
+    """
+    cfg = compose_config(args)
+    if args.dry_run:
+        return print_dry_run(cfg, describe_evaluation(cfg))
+    refuse_other_models(cfg, models(cfg, "evaluate"))
+    single_process = not needs_world(cfg)
+    return run_on_ranks(args, cfg, _work, needs_judge=True, saves_config=True, single_process=single_process)
+
+
+def _work(cfg: MagicConfig) -> None:
+    from nemo_magic.evaluation.runner import evaluate
+
+    evaluate(cfg)

@@ -1,0 +1,37 @@
+"""``nemo-magic sft``: warm up one role on a pool of examples (phase 1). Imports torch and NeMo in a rank only."""
+
+from __future__ import annotations
+
+import argparse
+
+from nemo_magic.commands.config_arguments import add_config_arguments, compose_config, print_dry_run
+from nemo_magic.commands.ranks import run_on_ranks
+from nemo_magic.config import MagicConfig, describe
+from nemo_magic.config.validation import models
+from nemo_magic.convert.compatibility import refuse_other_models
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a configuration."""
+    add_config_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train on the ranks of the configuration.
+
+    Raises:
+        ConfigError: the warm-up cannot be run.
+        DataError: its pool cannot be used.
+        TrainingError: the warm-up failed.
+    """
+    cfg = compose_config(args)
+    if args.dry_run:
+        return print_dry_run(cfg, describe(cfg, "sft"))
+    refuse_other_models(cfg, models(cfg, "sft"))
+    return run_on_ranks(args, cfg, _work, needs_judge=False, saves_config=True)
+
+
+def _work(cfg: MagicConfig) -> None:
+    from nemo_magic.training.sft import run_sft
+
+    run_sft(cfg)

@@ -1,0 +1,44 @@
+"""``nemo-magic train``: co-train attacker and defender (phase 2). Imports torch and NeMo in a rank only."""
+
+from __future__ import annotations
+
+import argparse
+
+from nemo_magic.commands.config_arguments import add_config_arguments, compose_config, print_dry_run
+from nemo_magic.commands.ranks import run_on_ranks
+from nemo_magic.config import MagicConfig, describe
+from nemo_magic.config.validation import models
+from nemo_magic.convert.compatibility import refuse_other_models
+from nemo_magic.runtime.resume import decide
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a configuration, and ``--resume``."""
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|never|FOLDER",
+        help="go on from the newest checkpoint of the run's folder (auto), from none, or from a given one",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train on the ranks of the configuration.
+
+    Raises:
+        ConfigError: the run cannot be run, or not go on from what there is.
+        TrainingError, JudgeError, RemoteError: the run failed.
+    """
+    cfg = compose_config(args)
+    if args.dry_run:
+        return print_dry_run(cfg, describe(cfg, "train"))
+    resume = decide(cfg, args.resume)
+    refuse_other_models(cfg, models(cfg, "train"))
+
+    def work(cfg: MagicConfig) -> None:
+        from nemo_magic.training.coevolution import train
+
+        train(cfg, resume)
+
+    return run_on_ranks(args, cfg, work, needs_judge=True, saves_config=True)
