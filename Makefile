@@ -2,7 +2,9 @@
 # make turns   the same with three turns, in a sandbox where more turns help
 # make experiments  the game, its ablations and opponent pools, several seeds each; tables and pictures of docs/experiments.md
 # make ablations  the ablations only, one seed each
-# make test    run the tests
+# make test    run the tests, in a quarter of an hour; needs neither root nor a package manager
+# make test-fast    the tests that start no process, in a minute
+# make test-system  the tests in a real Slurm and a real Chromium, installed if missing (as root, on Debian)
 # make lint    style, types, dependency direction
 #
 # Each builds .venv first if it is missing or out of date. If PyPI would install an unneeded CUDA build of torch, choose the
@@ -12,7 +14,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: train turns experiments ablations test lint venv lock clean help
+.PHONY: train turns experiments ablations test test-fast test-system lint venv lock clean help
 
 PYTHON ?= python3.11
 TORCH_INDEX ?=
@@ -63,7 +65,13 @@ ablations: $(WARM)
 	$(BIN)/python benchmarks/experiments.py --arms $(PRESETS) --seeds 1 --out runs/experiments/ablations.json
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not system" $(PYTEST_ARGS)
+
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -m "not process and not slow and not system" $(PYTEST_ARGS)
+
+test-system: $(STAMP)
+	$(BIN)/python -m pytest -m system $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

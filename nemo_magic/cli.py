@@ -107,7 +107,7 @@ def _top_parser() -> argparse.ArgumentParser:
 
 
 def _parse(command: str, module: ModuleType, argv: list[str]) -> argparse.Namespace:
-    """``command`` and ``argv`` are part of the result: a launcher starts ranks with the same words."""
+    """``command``, ``argv`` and ``main`` are part of the result: a launcher starts ranks with the same words."""
     parser = argparse.ArgumentParser(prog=f"nemo-magic {command}", description=COMMANDS[command], allow_abbrev=False)
     module.add_arguments(parser)
     # argparse takes the first positionals that stand together; overrides may stand between options as well.
@@ -118,7 +118,7 @@ def _parse(command: str, module: ModuleType, argv: list[str]) -> argparse.Namesp
         args.overrides += rest
     elif rest:
         parser.error(f"unknown argument: {' '.join(rest)}")
-    args.command, args.argv = command, argv
+    args.command, args.argv, args.main = command, argv, main
     return args
 
 
@@ -153,12 +153,6 @@ def _exit_status(command: str, error: Exception) -> int:
         print(f"nemo-magic {command}: {error}{goes_on}", file=sys.stderr)
     return EXIT_PREEMPTED if isinstance(error, Preempted) else EXIT_RUNTIME
 
-
-if __name__ == "__mp_main__":
-    # A process that Megatron-core spawns beside a rank to collect what was written imports the rank's main module.
-    from nemo_magic.commands.ranks import follow_rank
-
-    follow_rank()
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -48,6 +48,7 @@ def test_one_call_per_sample_replaces_the_wait_only(step: ModuleType) -> None:
     assert found["step"] == pytest.approx(2.5)
 
 
+@pytest.mark.slow
 def test_the_plans_page_has_the_tables_of_the_present_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[1] / "benchmarks"), *sys.path])
     tables = importlib.import_module("plan_tables")

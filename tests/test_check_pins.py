@@ -124,6 +124,7 @@ def _command(folder: Path, *argv: str, **pins: str) -> subprocess.CompletedProce
     return subprocess.run(command, env=os.environ | PINS | running | pins, capture_output=True, text=True)
 
 
+@pytest.mark.process
 def test_the_first_step_of_a_build_writes_the_pins_down_or_fails(tmp_path: Path) -> None:
     done = _command(tmp_path, "sources", "--offline", APEX_COMMIT="")
     assert (done.returncode, done.stderr) == (1, "pin: APEX_COMMIT is not set\n")
@@ -133,6 +134,7 @@ def test_the_first_step_of_a_build_writes_the_pins_down_or_fails(tmp_path: Path)
     assert f"TE_COMMIT={PINS['TE_COMMIT']}\n" in (tmp_path / "pins.env").read_text()
 
 
+@pytest.mark.process
 def test_the_last_step_of_a_build_fails_where_nothing_is_as_pinned(tmp_path: Path) -> None:
     _command(tmp_path, "sources", "--offline")
     done = _command(tmp_path, "installed", "--no-imports")
@@ -141,6 +143,7 @@ def test_the_last_step_of_a_build_fails_where_nothing_is_as_pinned(tmp_path: Pat
     assert "pin: te: " in done.stderr
 
 
+@pytest.mark.process
 def test_a_module_that_cannot_be_imported_is_named_with_its_reason() -> None:
     assert check.unimportable(["json"]) == []
     (problem,) = check.unimportable(["no_such_module"])
@@ -167,6 +170,7 @@ def repository(tmp_path: Path) -> tuple[str, str, str]:
     return f"file://{folder}", commits[0], commits[1]
 
 
+@pytest.mark.process
 def test_a_commit_that_no_repository_has_is_found_before_anything_is_built(repository: tuple[str, str, str]) -> None:
     url, first, second = repository
     assert check.missing_commit(url, second) is None
@@ -175,6 +179,7 @@ def test_a_commit_that_no_repository_has_is_found_before_anything_is_built(repos
     assert check.missing_commit(url, second, "refs/tags/v1") == f"{url}: refs/tags/v1 is {first}, not {second}"
 
 
+@pytest.mark.process
 def test_a_checkout_is_the_commit_and_writes_it_down(repository: tuple[str, str, str], tmp_path: Path) -> None:
     url, first, second = repository
 

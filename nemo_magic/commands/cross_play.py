@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     def work(cfg: MagicConfig) -> None:
         play(args, cfg)
 
-    return run_on_ranks(args, load_config(args), work, needs_judge=True)
+    return run_on_ranks(args, load_config(args), work, needs_judge=True, modules=["nemo_magic.league.cross_play"])
 
 
 def load_config(args: argparse.Namespace) -> MagicConfig:

@@ -29,7 +29,15 @@ def run(args: argparse.Namespace) -> int:
         return print_dry_run(cfg, describe_evaluation(cfg))
     refuse_other_models(cfg, models(cfg, "evaluate"))
     single_process = not needs_world(cfg)
-    return run_on_ranks(args, cfg, _work, needs_judge=True, saves_config=True, single_process=single_process)
+    return run_on_ranks(
+        args,
+        cfg,
+        _work,
+        needs_judge=True,
+        saves_config=True,
+        single_process=single_process,
+        modules=["nemo_magic.evaluation.runner"],
+    )
 
 
 def _work(cfg: MagicConfig) -> None:

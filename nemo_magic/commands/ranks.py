@@ -10,8 +10,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from importlib import import_module
 
 from nemo_magic import launcher
+from nemo_magic.beside import stands_beside
 from nemo_magic.config import ConfigError, MagicConfig, save_resolved
 from nemo_magic.runtime.errors import Preempted
 from nemo_magic.runtime.preemption import SAVE_SIGNALS
@@ -19,8 +21,8 @@ from nemo_magic.runtime.preemption import SAVE_SIGNALS
 Work = Callable[[MagicConfig], None]
 """What a rank does. The configuration has the address of the judge that the run started, where it started one."""
 
-_RANK = "NEMO_MAGIC_RANK"
-"""Environment variable: the process id of the rank that a spawned process belongs to."""
+_OF_EVERY_RANK = ("nemo_magic.actors.builder", "nemo_magic.training.policies", "nemo_magic.rollout.local_policies")
+"""Modules that a rank of any command imports."""
 
 
 def run_on_ranks(
@@ -32,6 +34,7 @@ def run_on_ranks(
     saves_config: bool = False,
     single_process: bool = False,
     forwarded_signals: Sequence[signal.Signals] = SAVE_SIGNALS,
+    modules: Sequence[str] = (),
 ) -> int:
     """Do ``work`` on ``trainer.num_nodes`` × ``trainer.devices`` ranks and return the exit status.
 
@@ -43,6 +46,7 @@ def run_on_ranks(
         saves_config: the resolved configuration is written to the run's folder.
         single_process: the first process does all the work, without torch and NeMo.
         forwarded_signals: are passed on to the ranks instead of ending the process that started them.
+        modules: what ``work`` imports; on CPU it is imported once, and the ranks are forked after that.
 
     Raises:
         ConfigError: the ranks that are running are not those of the configuration, or would each start a judge.
@@ -57,18 +61,23 @@ def run_on_ranks(
         )
     if saves_config and launcher.is_first_process():
         save_resolved(cfg, cfg.exp_manager.explicit_log_dir)
-    argv = args.argv
+    argv, supervise = args.argv, None
     with launcher.local_judge(cfg) if launches_judge else nullcontext() as judge:
         if judge is not None:
             cfg = replace(cfg, judge=judge.config)
             argv = [*argv, f'judge.urls=["{judge.url}"]', "judge.launch=false"]
-        if single_process:
-            if launcher.is_first_process():
-                work(cfg)
-            return 0
-        if not is_rank and cfg.trainer.num_nodes * cfg.trainer.devices > 1:
-            return launcher.launch(argv, cfg.trainer, forwarded_signals)
-        run_rank(args.command, cfg, work)
+            supervise = judge.supervise
+        if not (single_process or is_rank) and cfg.trainer.num_nodes * cfg.trainer.devices > 1:
+            fork = None
+            if cfg.trainer.accelerator == "cpu":
+                fork = launcher.Fork(lambda: _load(args.command, cfg, modules), args.main)
+            return launcher.launch(argv, cfg.trainer, forwarded_signals, fork, supervise)
+        if supervise is not None:
+            supervise()
+        if not single_process:
+            run_rank(args.command, cfg, work)
+        elif launcher.is_first_process():
+            work(cfg)
     return 0
 
 
@@ -79,7 +88,9 @@ def run_rank(command: str, cfg: MagicConfig, work: Work) -> None:
         ConfigError: what ``trainer.accelerator`` and ``generation.trt_llm`` ask for is not here.
         Preempted: the run was asked to end, and has saved.
     """
-    _set_up_rank(command, cfg)
+    launcher.die_with_launcher()
+    stands_beside()
+    _prepare_imports(command, cfg)
     try:
         work(cfg)
     except Preempted:
@@ -88,21 +99,15 @@ def run_rank(command: str, cfg: MagicConfig, work: Work) -> None:
     _destroy_process_groups()
 
 
-def follow_rank() -> None:
-    """In a process that a rank spawned: do not outlive a rank that is killed, and ignore signals that ask it to save.
-
-    Megatron-core spawns such a process to collect what was written.
-    """
-    if rank := os.environ.get(_RANK):
-        launcher.die_with_parent(int(rank))
-        for number in SAVE_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+def _load(command: str, cfg: MagicConfig, modules: Sequence[str]) -> None:
+    """Import, once, what each of the ranks that are forked next would import for itself."""
+    _prepare_imports(command, cfg)
+    for name in (*_OF_EVERY_RANK, *modules):
+        import_module(name)
 
 
-def _set_up_rank(command: str, cfg: MagicConfig) -> None:
-    launcher.die_with_launcher()
-    # multiprocessing names the parent to a spawned process too late.
-    os.environ[_RANK] = str(os.getpid())
+def _prepare_imports(command: str, cfg: MagicConfig) -> None:
+    """What has to hold before NeMo is imported; a second call changes nothing."""
     if not sys.warnoptions:
         # Importing NeMo warns some dozen times of packages that are not needed here; python -W shows them again.
         warnings.simplefilter("ignore")

@@ -29,7 +29,9 @@ def run(args: argparse.Namespace) -> int:
         return print_dry_run(cfg)
     refuse_other_models(cfg, models(cfg, "serve"))
     signals = (*SAVE_SIGNALS, signal.SIGINT)
-    return run_on_ranks(args, cfg, _work, needs_judge=False, forwarded_signals=signals)
+    return run_on_ranks(
+        args, cfg, _work, needs_judge=False, forwarded_signals=signals, modules=["nemo_magic.serving.server"]
+    )
 
 
 def _work(cfg: MagicConfig) -> None:

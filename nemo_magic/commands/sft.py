@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return print_dry_run(cfg, describe(cfg, "sft"))
     refuse_other_models(cfg, models(cfg, "sft"))
-    return run_on_ranks(args, cfg, _work, needs_judge=False, saves_config=True)
+    return run_on_ranks(args, cfg, _work, needs_judge=False, saves_config=True, modules=["nemo_magic.training.sft"])
 
 
 def _work(cfg: MagicConfig) -> None:

@@ -41,4 +41,6 @@ def run(args: argparse.Namespace) -> int:
 
         train(cfg, resume)
 
-    return run_on_ranks(args, cfg, work, needs_judge=True, saves_config=True)
+    return run_on_ranks(
+        args, cfg, work, needs_judge=True, saves_config=True, modules=["nemo_magic.training.coevolution"]
+    )

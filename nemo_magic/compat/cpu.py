@@ -62,6 +62,7 @@ def install(announce: bool = True) -> None:
         CudaAvailableError: where ``torch.cuda.is_available()``; use ``trainer.accelerator=gpu`` there.
     """
     if installed():
+        _announce(announce)
         return
     if torch.cuda.is_available():
         raise CudaAvailableError(
@@ -73,6 +74,8 @@ def install(announce: bool = True) -> None:
     os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     # NeMo 2.1 parses this variable of NVIDIA's containers unguarded.
     os.environ.setdefault("NVIDIA_PYTORCH_VERSION", "24.07")
+    # pyarrow's allocator would start a thread when it is loaded, and this process may have to fork ranks.
+    os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
     torch.set_num_threads(1)
     _patch_torch_cuda()
     _patch_gloo()
@@ -82,11 +85,27 @@ def install(announce: bool = True) -> None:
     # Last: torch.jit.script, which runs while those packages are imported, cannot read a wrapped factory.
     _patch_factories()
     torch._nemo_magic_cpu_lane = True  # type: ignore[attr-defined]
-    if announce and os.environ.get("RANK", "0") == "0":
+    _announce(announce)
+
+
+def _announce(wanted: bool) -> None:
+    """Once a process, and once a run: ranks that are forked from one who said it have said it."""
+    if wanted and os.environ.get("RANK", "0") == "0" and not getattr(torch, "_nemo_magic_announced", False):
+        torch._nemo_magic_announced = True  # type: ignore[attr-defined]
         print(
             "nemo-magic: CPU lane active (torch.cuda entry points answered on CPU, gloo, one thread per rank)",
             flush=True,
         )
+
+
+def tell_rank(rank: int) -> None:
+    """In a fork that is to be a rank: what Lightning and NeMo asked the environment while they were imported."""
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+    from nemo.utils import logging
+
+    rank_zero_only.rank = rank
+    if rank > 0:
+        logging.remove_stream_handlers()
 
 
 def do_without_apex() -> None:

@@ -48,9 +48,13 @@ class LocalJudge:
         self.config = cfg.at(self.url)
         # A server that died comes back where the clients look for it.
         port = httpx.URL(self.url).port or cfg.server.port
-        again = replace(cfg, server=replace(cfg.server, port=port))
-        self._supervisor = threading.Thread(target=self._supervise, args=(again,), name="judge-supervisor", daemon=True)
-        self._supervisor.start()
+        self._again = replace(cfg, server=replace(cfg.server, port=port))
+
+    def supervise(self) -> None:
+        """From now on, in a thread: start the server again where it dies."""
+        if self._supervisor is None:
+            self._supervisor = threading.Thread(target=self._supervise, name="judge-supervisor", daemon=True)
+            self._supervisor.start()
 
     @property
     def pid(self) -> int:
@@ -103,7 +107,7 @@ class LocalJudge:
                 time.sleep(0.02)
         raise JudgeUnavailable(f"the local judge is not ready after {timeout:g} s:\n{self._tail()}")
 
-    def _supervise(self, cfg: JudgeConfig) -> None:
+    def _supervise(self) -> None:
         delay = 0.0
         while True:
             born = time.monotonic()
@@ -116,20 +120,26 @@ class LocalJudge:
                 if self._closing.is_set():
                     return
                 logger.warning("the local judge ended with status %d; starting it again at %s", status, self.url)
-                self._process = self._spawn(cfg)
+                self._process = self._spawn(self._again)
 
     def _tail(self) -> str:
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
 
 
-def launch_local(cfg: JudgeConfig, log: Path | None = None, start_timeout: float = 60.0) -> LocalJudge:
+def launch_local(
+    cfg: JudgeConfig, log: Path | None = None, start_timeout: float = 60.0, supervised: bool = True
+) -> LocalJudge:
     """Start a server for ``cfg.guard`` in a process of its own and wait until it is ready.
 
-    It ends with this process, however this process ends, and is started again on its port if it dies first. ``log``
-    takes its output (by default a temporary file). Clients use ``.config``, which is ``cfg.at(url)``.
+    It ends with this process, however this process ends, and is started again on its port if it dies first: where it is
+    not ``supervised`` yet, only from a call of ``supervise`` on, which begins a thread. ``log`` takes its output
+    (otherwise kept in a temporary folder). Clients use ``.config``, which is ``cfg.at(url)``.
     Raises JudgeUnavailable with the end of its log if it is not ready within ``start_timeout`` seconds.
     """
-    return LocalJudge(cfg, log, start_timeout)
+    judge = LocalJudge(cfg, log, start_timeout)
+    if supervised:
+        judge.supervise()
+    return judge
 
 
 def _reachable(host: str) -> str:

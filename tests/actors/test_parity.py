@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,9 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from nemo_magic.sandbox.corpus import prepare
 from nemo_magic.sandbox.world import SandboxConfig
+from tests import zygote
+
+pytestmark = pytest.mark.process
 
 # name: (ranks, TP, PP)
 WORLDS = {"tp1": (1, 1, 1), "tp2": (2, 2, 1), "pp2": (2, 1, 2), "dp2": (2, 1, 1), "tp2pp2": (4, 2, 2)}
@@ -30,10 +30,8 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, li
     prepare(SandboxConfig(folder=str(folder / "sandbox"), attack_rows=10, defender_rows=10))
     found = {}
     for name, (ranks, tp, pp) in WORLDS.items():
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-        command += [str(Path(__file__).with_name("measure.py")), str(folder), name, str(tp), str(pp)]
-        env = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=env)
+        measure = Path(__file__).with_name("measure.py")
+        run = zygote.run(zygote.script(measure, str(folder), name, str(tp), str(pp), ranks=ranks), timeout=300)
         assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
         found[name] = json.loads((folder / f"{name}.json").read_text())
     return folder, found

@@ -16,7 +16,6 @@ from typing import Any
 
 import httpx
 import pytest
-from chat_endpoint import Answer, Body, Endpoint, Reply, chat, echo, free_url, says, wait_for
 
 from nemo_magic.actors.config import ActorConfig, LengthConfig, RemoteConfig, SamplingConfig
 from nemo_magic.actors.errors import RemoteProtocolError, RemoteRefused, RemoteUnavailable
@@ -25,6 +24,7 @@ from nemo_magic.net.faults import retry_after
 from nemo_magic.net.limits import RateLimit
 from nemo_magic.net.replicas import Replicas
 from nemo_magic.rollout.remote import RemotePolicy
+from tests.actors.chat_endpoint import Answer, Body, Endpoint, Reply, chat, echo, free_url, says, wait_for
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,11 +20,12 @@ from nemo_magic.actors.config import TRTLLM_MODEL_TYPES
 from nemo_magic.config import ConfigError, compose
 from nemo_magic.sandbox.corpus import prepare
 from nemo_magic.sandbox.world import SandboxConfig
+from tests import zygote
+from tests.zygote import environment
 
 HERE = Path(__file__).parent
 # name: (TP, PP, what is measured there)
 WORLDS = {"tp2": (2, 1, ["plain"]), "pp2": (1, 2, ["plain", "reshard"])}
-ENV = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,8 @@ def worlds(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Per world, what every rank found."""
     found = {}
     for name, (tp, pp, modes) in WORLDS.items():
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command += [str(HERE / "trtllm_world.py"), str(folder), name, str(tp), str(pp), *modes]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=ENV)
+        words = [str(folder), name, str(tp), str(pp), *modes]
+        run = zygote.run(zygote.script(HERE / "trtllm_world.py", *words, ranks=2), timeout=300)
         assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
         for mode in modes:
             found[f"{name}-{mode}"] = json.loads((folder / f"{name}-{mode}.json").read_text())
@@ -58,6 +57,7 @@ def ranks(request: pytest.FixtureRequest, worlds: dict[str, list[dict[str, Any]]
     return worlds[request.param]
 
 
+@pytest.mark.process
 def test_an_engine_says_what_megatron_says_whoever_speaks_and_after_every_update(ranks: Any) -> None:
     for rank in ranks:
         for key in ("attacker", "defender", "updated", "read_again", "smaller", "attacker_again", "mended"):
@@ -67,6 +67,7 @@ def test_an_engine_says_what_megatron_says_whoever_speaks_and_after_every_update
         assert rank["update_changed_what_is_said"]
 
 
+@pytest.mark.process
 def test_there_is_one_engine_per_architecture_and_it_is_not_refitted_in_vain(ranks: Any) -> None:
     for rank in ranks:
         assert rank["one_build"] == 1
@@ -75,6 +76,7 @@ def test_there_is_one_engine_per_architecture_and_it_is_not_refitted_in_vain(ran
         assert "there can be one only" in rank["second"]
 
 
+@pytest.mark.process
 def test_weights_that_are_not_the_actors_are_refused(ranks: Any) -> None:
     for rank in ranks:
         assert "the defender is at weights version" in rank["stale"]
@@ -82,6 +84,7 @@ def test_weights_that_are_not_the_actors_are_refused(ranks: Any) -> None:
         assert "mlp.extra.weight" in rank["forgotten"]  # only one rank's engine wanted it
 
 
+@pytest.mark.process
 def test_memory_is_given_back_and_nothing_is_left_on_disk(ranks: Any) -> None:
     for rank in ranks:
         assert rank["released"]
@@ -89,6 +92,7 @@ def test_memory_is_given_back_and_nothing_is_left_on_disk(ranks: Any) -> None:
         assert rank["left_on_disk"] == []
 
 
+@pytest.mark.process
 def test_a_rows_sample_follows_its_own_seed_and_the_roles_own_temperature(ranks: Any) -> None:
     for rank in ranks:
         assert rank["sampled"] == ranks[0]["sampled"]
@@ -99,6 +103,7 @@ def test_a_rows_sample_follows_its_own_seed_and_the_roles_own_temperature(ranks:
         assert alike >= len(rank["cold"]) // 2
 
 
+@pytest.mark.process
 def test_a_response_ends_at_its_end_string_or_where_an_id_is_none(ranks: Any) -> None:
     for rank in ranks:
         for key in ("phrase", "word"):
@@ -115,12 +120,14 @@ def test_a_response_ends_at_its_end_string_or_where_an_id_is_none(ranks: Any) ->
         assert "generation.trt_llm.max_input_len=36" in rank["too_long"]
 
 
+@pytest.mark.process
 def test_engines_turn_by_the_scaled_angles_of_llama_3_1(ranks: Any) -> None:
     for rank in ranks:
         assert rank["scaled"]["scaled"] < 1e-4
         assert rank["scaled"]["plain"] > 1e-3  # what the exporter would build by itself
 
 
+@pytest.mark.process
 def test_a_whole_game_is_played_through_the_engine(folder: Path) -> None:
     # Without an intent gate, which the attacks of an attacker with random weights would all fail: nobody would learn.
     overrides = [
@@ -134,7 +141,7 @@ def test_a_whole_game_is_played_through_the_engine(folder: Path) -> None:
         "actors.attacker.length_params.min_length=0", "actors.defender.length_params.min_length=0",
     ]  # fmt: skip
     command = [sys.executable, str(HERE / "trtllm_game.py"), "train", "-cn", "magic_sandbox", *overrides]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=ENV)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment())
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
     steps = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     learners = [step["learner"] for step in steps]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 
 import torch
-import trtllm_double as double
+
+from tests.actors import trtllm_double as double
 
 double.install()
 # ruff: noqa: E402

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import trtllm_double as double
+
+from tests.actors import trtllm_double as double
 
 double.install()
 # ruff: noqa: E402

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from chat_endpoint import Body, Endpoint
-
-ROOT = Path(__file__).parents[2]
+from tests import zygote
+from tests.actors.chat_endpoint import Body, Endpoint
+from tests.zygote import Forked
 
 
 def attacked(body: Body) -> str:
@@ -54,13 +51,9 @@ class Models:
         return 200, {"model": "tiny", "choices": [choice]}
 
 
-def start(run: Path, *overrides: str) -> subprocess.Popen[str]:
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    return subprocess.Popen(
-        [sys.executable, "-m", "nemo_magic.cli", "analyse", str(run), *overrides],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-    )  # fmt: skip
+def start(run: Path, *overrides: str) -> Forked:
+    words = zygote.nemo_magic("analyse", str(run), *overrides)
+    return zygote.start(words, stdout=zygote.PIPE, stderr=zygote.STDOUT, text=True)
 
 
 def found_in(run: Path) -> dict[str, Any]:

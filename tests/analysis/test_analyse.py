@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from analysing import Models, found_in, start
-from chat_endpoint import Endpoint, free_url
-from made_up_attacks import pool, row, write_run
 
 from nemo_magic import cli
 from nemo_magic.judge.models.transformers import TransformersModel
 from nemo_magic.report.page import render
 from nemo_magic.report.run_folder import RunFolder
+from tests.actors.chat_endpoint import Endpoint, free_url
+from tests.analysis.analysing import Models, found_in, start
+from tests.analysis.made_up_attacks import pool, row, write_run
 
 ANSWERS = {
     "wug": '{"strategies": [0]}',
@@ -154,6 +154,7 @@ def test_nothing_is_asked_twice_until_something_is_another_question(real_run: Pa
         again.close()
 
 
+@pytest.mark.process
 def test_an_analysis_that_is_killed_goes_on_and_pays_for_no_more_than_was_under_way(
     real_run: Path, models: Models
 ) -> None:
@@ -240,6 +241,7 @@ def test_without_a_model_to_ask_strategies_are_unknown_and_the_rest_is_measured(
     assert "16 × nobody was asked (analysis.labels.model)" in capsys.readouterr().out
 
 
+@pytest.mark.process
 def test_what_was_found_can_be_shown_in_the_runs_own_wandb_run(
     real_run: Path, models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,13 +11,15 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
-import tiny_checkpoint
 import torch
-from analysing import found_in
-from made_up_attacks import row, write_run
 from transformers import AutoModel, AutoTokenizer
 
 from nemo_magic import cli
+from tests.analysis.analysing import found_in
+from tests.analysis.made_up_attacks import row, write_run
+from tests.judge import tiny_checkpoint
+
+pytestmark = pytest.mark.process
 
 TEXTS = [f"wug {n} {'dax ' * n}zup" for n in range(6)]
 TOO_LONG = "x" * 600

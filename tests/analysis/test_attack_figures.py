@@ -10,7 +10,6 @@ from statistics import mean
 
 import numpy as np
 import pytest
-from made_up_attacks import PHASES, attack, labelled, pool, row
 
 from nemo_magic.analysis.attacks import attacks_of
 from nemo_magic.analysis.diversity import mean_similarity, self_bleu
@@ -30,6 +29,7 @@ from nemo_magic.config import conf_dir
 from nemo_magic.config.analysis import SelfBleuConfig
 from nemo_magic.judge.guards.strategies import read_strategy_rubric
 from nemo_magic.sandbox.world import SandboxConfig, SandboxWorld
+from tests.analysis.made_up_attacks import PHASES, attack, labelled, pool, row
 
 PLAIN = FigureOptions(SelfBleuConfig(size=2))
 RUBRIC = read_strategy_rubric(conf_dir() / "judge" / "rubric" / "strategies.yaml")

@@ -84,6 +84,7 @@ def test_anything_else_is_no_answer(text: str) -> None:
         RUBRIC.parse(text)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.text(max_size=60) | st.binary(max_size=60).map(lambda data: data.decode("latin-1")))
 def test_no_text_is_read_as_more_than_a_set_of_ids_or_fails_otherwise(text: str) -> None:

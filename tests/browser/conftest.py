@@ -3,13 +3,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import chromium
 import pytest
-from made_up_run import analysed, make_run
 from playwright.sync_api import Browser, Page
 
 from nemo_magic.report.page import write
 from nemo_magic.report.run_folder import RunFolder
+from tests.browser import chromium
+from tests.report.made_up_run import analysed, make_run
 
 Open = Callable[..., Page]
 

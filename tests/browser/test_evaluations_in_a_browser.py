@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made_up_evaluation import make_evaluation
 from playwright.sync_api import Page, expect
 
 from nemo_magic.report.evaluation_folder import EvaluationFolder
 from nemo_magic.report.page import write
+from tests.report.made_up_evaluation import make_evaluation
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.process]
 
 WIDTHS = (1440, 400)
 Open = Callable[..., Page]

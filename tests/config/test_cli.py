@@ -44,7 +44,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
         def __exit__(self, *_: object) -> None: ...
 
-    def launch(argv: list[str], trainer: TrainerConfig, passed_on: object) -> int:
+        def supervise(self) -> None: ...
+
+    def launch(argv: list[str], trainer: TrainerConfig, passed_on: object, fork: object, watched: object) -> int:
         calls.append(("ranks", argv, trainer.devices))
         return 0
 
@@ -135,6 +137,7 @@ def test_a_wrong_command_line_ends_with_status_2(argv: list[str]) -> None:
     assert caught.value.code == 2
 
 
+@pytest.mark.process
 def test_a_failure_of_the_run_ends_with_status_1(
     monkeypatch: pytest.MonkeyPatch, started: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,12 +149,14 @@ def test_a_failure_of_the_run_ends_with_status_1(
     assert capsys.readouterr().err == "nemo-magic train: nobody answers\n"
 
 
+@pytest.mark.process
 def test_several_ranks_are_started_with_the_same_words_and_the_judge_that_runs_beside_them(started: list[Any]) -> None:
     words = ["train", "-cn", "magic_sandbox", "seed=3"]
     assert cli.main(words) == 0
     assert started == [("ranks", [*words, 'judge.urls=["http://127.0.0.1:4711"]', "judge.launch=false"], 2)]
 
 
+@pytest.mark.process
 def test_one_rank_runs_in_this_process_with_the_judges_address(started: list[Any]) -> None:
     assert cli.main(["train", "-cn", "magic_sandbox", "trainer.devices=1"]) == 0
     ((kind, command, cfg),) = started
@@ -159,6 +164,7 @@ def test_one_rank_runs_in_this_process_with_the_judges_address(started: list[Any
     assert (cfg.judge.urls, cfg.judge.launch) == (["http://127.0.0.1:4711"], False)
 
 
+@pytest.mark.process
 def test_warm_up_starts_no_judge(started: list[Any]) -> None:
     words = ["sft", "-cn", "sft_sandbox_attacker"]
     assert cli.main(words) == 0
@@ -183,6 +189,7 @@ def test_ranks_that_srun_started_refuse_to_start_a_judge_each(
     assert started == []
 
 
+@pytest.mark.process
 def test_whoever_speaks_for_a_run_saves_its_configuration(started: list[Any], tmp_path: Path) -> None:
     cli.main(["sft", "-cn", "sft_sandbox_attacker", "seed=9"])
     saved = yaml.safe_load((tmp_path / "runs" / "sft_sandbox_attacker" / "config.yaml").read_text())
@@ -241,6 +248,7 @@ def test_exactly_one_process_speaks_for_a_run() -> None:
     assert not launcher.is_first_process({"RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "nemo-magic-1"})
 
 
+@pytest.mark.process
 def test_launching_runs_every_rank_and_reports_a_failed_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

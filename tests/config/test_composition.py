@@ -180,6 +180,7 @@ def test_a_folder_of_the_users_own_is_searched_first_and_adds_to_groups(tmp_path
     assert (cfg.game.max_steps, cfg.game.schedule.freq) == (7, 2)
 
 
+@pytest.mark.process
 def test_a_saved_configuration_composes_to_itself(tmp_path: Path) -> None:
     from nemo_magic.config import save_resolved
 
@@ -240,6 +241,7 @@ def test_the_schedule_of_the_learning_rate_spans_the_steps_that_the_role_takes()
     assert role_model(cfg, "defender", steps=7).optim.sched.max_steps == 7
 
 
+@pytest.mark.process
 def test_configuring_imports_neither_torch_nor_nemo() -> None:
     code = (
         "import sys; from nemo_magic.config import compose; from nemo_magic import cli; compose('magic_sandbox');"

@@ -6,6 +6,8 @@ import pytest
 
 from nemo_magic.config import ConfigError, MagicConfig, compose
 
+pytestmark = pytest.mark.slow
+
 
 def sandbox(*words: str) -> MagicConfig:
     return compose("magic_sandbox", list(words))

@@ -28,6 +28,7 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.process
 def test_a_run_keeps_its_resolved_configuration_and_the_versions_it_ran_with(tmp_path: Path) -> None:
     cfg = compose("magic_sandbox", ["seed=77"])
     save_resolved(cfg, tmp_path / "run")
@@ -42,6 +43,7 @@ def test_a_run_keeps_its_resolved_configuration_and_the_versions_it_ran_with(tmp
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.yaml", "versions.json"]
 
 
+@pytest.mark.process
 def test_the_revision_says_whether_the_tree_is_dirty(checkout: Path) -> None:
     clean = git_state(checkout)
     assert clean is not None
@@ -51,12 +53,14 @@ def test_the_revision_says_whether_the_tree_is_dirty(checkout: Path) -> None:
     assert git_state(checkout) == {"revision": clean["revision"], "dirty": True}
 
 
+@pytest.mark.process
 def test_the_repository_around_an_installed_package_is_not_its_revision(checkout: Path) -> None:
     inside = checkout / "venv" / "site-packages"
     inside.mkdir(parents=True)
     assert git_state(inside) is None
 
 
+@pytest.mark.process
 def test_a_checkout_without_a_commit_has_no_revision(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     assert git_state(tmp_path) == {"revision": None, "dirty": False}

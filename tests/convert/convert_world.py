@@ -19,10 +19,9 @@ from nemo_magic.compat import cpu
 
 
 def main(folder: Path, name: str, tp: int, pp: int) -> None:
-    from tiny_hf import CHECKPOINTS
-
     from nemo_magic.actors.distributed import World
     from nemo_magic.actors.weights import save_weights
+    from tests.convert.tiny_hf import CHECKPOINTS
 
     out = folder / name
     out.mkdir(exist_ok=True)

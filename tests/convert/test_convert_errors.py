@@ -14,7 +14,6 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from tiny_hf import edit_config, make, tensors
 
 from nemo_magic.convert import sources, torch_dist
 from nemo_magic.convert.errors import ConvertError
@@ -22,6 +21,7 @@ from nemo_magic.convert.hf_to_nemo import hf_to_nemo
 from nemo_magic.convert.mapping import Block
 from nemo_magic.convert.nemo_to_hf import nemo_to_hf
 from nemo_magic.convert.safetensors_folder import INDEX, SafetensorsFolder
+from tests.convert.tiny_hf import edit_config, make, tensors
 
 ONE = "model.safetensors"
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_hf import LLAMA31_ROPE, SHAPE
 from transformers import LlamaConfig, Qwen2Config
 
 from nemo_magic.config.composition import conf_dir
 from nemo_magic.convert.errors import ConvertError
 from nemo_magic.convert.families import config_of, difference, model_of, model_yaml, padded_rows, vocabulary_multiple
 from nemo_magic.model_config import ModelConfig
+from tests.convert.tiny_hf import LLAMA31_ROPE, SHAPE
 
 LLAMA31: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

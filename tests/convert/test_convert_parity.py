@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import functools
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_hf import CHECKPOINTS, ROWS, make, tensors
 from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForCausalLM
 
 from nemo_magic.convert.errors import ConvertError
 from nemo_magic.convert.hf_to_nemo import hf_to_nemo
 from nemo_magic.convert.nemo_to_hf import nemo_to_hf
+from tests import zygote
+from tests.convert.tiny_hf import CHECKPOINTS, ROWS, make, tensors
+
+pytestmark = pytest.mark.process
 
 # name: (ranks, TP, PP)
 WORLDS = {"tp1": (1, 1, 1), "tp2": (2, 2, 1), "pp2": (2, 1, 2)}
@@ -38,10 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     hf_to_nemo(make(folder / "bf16", "qwen", torch.bfloat16), folder / "nemo" / "bf16", say=lambda _: None)
     torch.save(tokens(), folder / "tokens.pt")
     for name, (ranks, tp, pp) in WORLDS.items():
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-        command += [str(Path(__file__).with_name("convert_world.py")), str(folder), name, str(tp), str(pp)]
-        env = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=env)
+        program = Path(__file__).with_name("convert_world.py")
+        run = zygote.run(zygote.script(program, str(folder), name, str(tp), str(pp), ranks=ranks), timeout=300)
         assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
     return folder
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny_hf import CHECKPOINTS, TEMPLATE, TOKENS, make, tensors
 from transformers import AutoTokenizer
 
 from nemo_magic import cli
 from nemo_magic.convert.hf_to_nemo import hf_to_nemo
 from nemo_magic.convert.nemo_to_hf import nemo_to_hf
 from nemo_magic.convert.safetensors_folder import INDEX
+from tests.convert.tiny_hf import CHECKPOINTS, TEMPLATE, TOKENS, make, tensors
 
 
 def there_and_back(source: Path, tmp_path: Path, middle: str = "nemo", **options: str) -> Path:
@@ -104,6 +104,7 @@ else:
 """
 
 
+@pytest.mark.process
 def test_what_a_killed_conversion_left_is_no_target_and_in_nobodys_way(tmp_path: Path) -> None:
     source = make(tmp_path / "hf")
     hf_to_nemo(source, tmp_path / "nemo", say=lambda _: None)
@@ -130,6 +131,7 @@ def test_the_command_line_converts_both_ways(tmp_path: Path, capsys: pytest.Capt
     assert model["tokenizer"] == {"library": "huggingface", "type": str(tmp_path / "nemo" / "tokenizer")}
 
 
+@pytest.mark.process
 def test_converting_needs_neither_megatron_nor_nemo(tmp_path: Path) -> None:
     source = make(tmp_path / "hf")
     program = (
@@ -161,6 +163,7 @@ print(int(peak.split()[1]) * 1024 - before)
 """
 
 
+@pytest.mark.process
 def test_host_memory_stays_far_below_the_checkpoints_size(tmp_path: Path) -> None:
     wide = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 16, "num_attention_heads": 16}
     source = make(tmp_path / "hf", "llama31", torch.bfloat16, shard="150MB", **wide)

@@ -4,17 +4,14 @@ counts."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from chat_endpoint import Body, Endpoint, says
-from made_up import ROWS, write
-
-HERE = Path(__file__).parent
+from tests import zygote
+from tests.actors.chat_endpoint import Body, Endpoint, says
+from tests.evaluation.made_up import ROWS, write
+from tests.zygote import Forked
 
 
 def answer(prompt: str) -> str:
@@ -65,18 +62,14 @@ class Evaluated:
             "evaluate", "-cn", "eval_paper", f"exp_manager.explicit_log_dir={self.folder(name)}", *files,
             "actors.defender.restore_from_path=null", f"actors.defender.remote.urls=[{self.endpoint.url}]",
             "actors.defender.remote.model=tiny", "actors.defender.remote.max_concurrency=1",
-            "judge.urls=[]", "judge.launch=true", "judge.guard=counting_guard:CountingGuard",
+            "judge.urls=[]", "judge.launch=true", "judge.guard=tests.evaluation.counting_guard:CountingGuard",
             *(f"judge.guard_config.{key}={value}" for key, value in guard.items()), *overrides,
         ]  # fmt: skip
 
-    def start(self, name: str, *overrides: str) -> subprocess.Popen[str]:
+    def start(self, name: str, *overrides: str) -> Forked:
         self.folder(name).mkdir(exist_ok=True)
-        path = os.pathsep.join(filter(None, (str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH"))))
-        return subprocess.Popen(
-            [sys.executable, "-m", "nemo_magic.cli", *self.words(name, *overrides)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        )  # fmt: skip
+        words = zygote.nemo_magic(*self.words(name, *overrides))
+        return zygote.start(words, stdout=zygote.PIPE, stderr=zygote.STDOUT, text=True)
 
     def run(self, name: str, *overrides: str, status: int = 0) -> str:
         running = self.start(name, *overrides)

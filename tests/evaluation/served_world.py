@@ -3,7 +3,6 @@ and as llama.cpp's, and the commands that serve and evaluate it."""
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import string
@@ -12,13 +11,12 @@ import sys
 import threading
 from pathlib import Path
 
-import tiny_checkpoint
-
 from nemo_magic.convert.hf_to_nemo import hf_to_nemo
 from nemo_magic.sandbox.corpus import prepare
 from nemo_magic.sandbox.world import SandboxConfig, SandboxWorld
+from tests import zygote
+from tests.judge import tiny_checkpoint
 
-ROOT = Path(__file__).parents[2]
 ROWS = 128
 """Of the embedding, and of the tokenizer: nothing is padded, so that two normalisations are over the same numbers."""
 POSITIONS = tiny_checkpoint.CONTEXT
@@ -47,7 +45,7 @@ class ServedWorld:
     def words(self, command: str, *overrides: str) -> list[str]:
         """A command line for the model at TP2, from the ``.nemo`` file."""
         return [
-            sys.executable, "-m", "nemo_magic.cli", command, "-cn", "three_ways", "-cd", str(self.home / "conf"),
+            command, "-cn", "three_ways", "-cd", str(self.home / "conf"),
             "model=served", "cluster=cpu", "model.transformer_engine=false", "model.megatron_amp_O2=false",
             "model.optim.name=cpu_fused_adam", "model.tensor_model_parallel_size=2", "model.micro_batch_size=8",
             f"model.encoder_seq_length={POSITIONS}", f"model.tokenizer.type={self.hf}",
@@ -56,23 +54,17 @@ class ServedWorld:
         ]  # fmt: skip
 
     def run(self, *words: str, status: int = 0) -> str:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False, env=environment())
+        done = zygote.run(zygote.nemo_magic(*words), PATIENCE)
         assert done.returncode == status, f"{done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
         return done.stdout
-
-
-def environment() -> dict[str, str]:
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    return os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": path}
 
 
 class Server:
     """A command that says ``… on http://…/v1, ready`` and serves until it is told to end."""
 
     def __init__(self, words: list[str]) -> None:
-        self._running = subprocess.Popen(
-            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
-        )
+        request = zygote.nemo_magic(*words)
+        self._running = zygote.start(request, stdout=zygote.PIPE, stderr=zygote.STDOUT, text=True)
         self.said: list[str] = []
         self.url = ""
         assert self._running.stdout is not None

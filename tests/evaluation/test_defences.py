@@ -7,7 +7,6 @@ import string
 from pathlib import Path
 
 import pytest
-from staging import Judge, Rule, Staged
 
 from nemo_magic.config import ConfigError, compose
 from nemo_magic.config.defence import DefenceConfig, SelfEvalConfig, SmoothLLMConfig
@@ -15,6 +14,7 @@ from nemo_magic.evaluation.defences import DefenceInput, Reply, perturbed
 from nemo_magic.evaluation.example import Example
 from nemo_magic.game.episode import Label
 from nemo_magic.game.prompts import Chat
+from tests.evaluation.staging import Judge, Rule, Staged
 
 SPELL = "norp the wug zalomi"
 

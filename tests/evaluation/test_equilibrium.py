@@ -52,6 +52,7 @@ def sampled(rates: Matrix, seeds: int = 200, games: int = 2) -> Outcomes:
     return Outcomes(wins, counts)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("game", "attacker", "defender", "value"),
     [

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from evaluating import Evaluated
-from made_up import ROWS
 
 from nemo_magic.cli import main
 from nemo_magic.evaluation.transcripts import read_transcript
+from tests.evaluation.evaluating import Evaluated
+from tests.evaluation.made_up import ROWS
+from tests.zygote import Forked
+
+pytestmark = pytest.mark.process
 
 KILLS = 4
 CHUNK = 3
@@ -33,6 +35,7 @@ def whole(evaluated: Evaluated) -> str:
     return evaluated.run("whole", f"eval.chunk_size={CHUNK}", "eval.model=Qwen/Qwen2.5-7B-Instruct")
 
 
+@pytest.mark.process
 def test_the_table_says_what_the_model_did(evaluated: Evaluated, whole: str) -> None:
     assert evaluated.rates("whole") == {
         ("wildguardtest", "adversarial harmful asr"): (0, 1, 0),
@@ -53,6 +56,7 @@ def test_the_table_says_what_the_model_did(evaluated: Evaluated, whole: str) -> 
     assert "Judged by counting@1" in whole
 
 
+@pytest.mark.process
 def test_the_papers_figure_of_the_same_model_stands_beside(evaluated: Evaluated, whole: str) -> None:
     published = {(f["task"], f["figure"]): f["published"] for f in evaluated.figures("whole")}
     assert published["harmbench", "harmful asr"] == 0.25
@@ -61,11 +65,13 @@ def test_the_papers_figure_of_the_same_model_stands_beside(evaluated: Evaluated,
     assert "| published |" in whole
 
 
+@pytest.mark.process
 def test_the_model_is_asked_greedily_and_for_no_more_than_is_judged(evaluated: Evaluated, whole: str) -> None:
     assert {body["temperature"] for body in evaluated.endpoint.bodies} == {0.0}
     assert {body["max_tokens"] for body in evaluated.endpoint.bodies} == {512}
 
 
+@pytest.mark.process
 def test_a_plan_is_played_turn_by_turn(evaluated: Evaluated, whole: str) -> None:
     chats = [body["messages"] for body in evaluated.endpoint.bodies if body["messages"][-1]["content"] == "norp 10"]
     assert [[message["content"] for message in chat] for chat in chats] == [
@@ -73,6 +79,7 @@ def test_a_plan_is_played_turn_by_turn(evaluated: Evaluated, whole: str) -> None
     ]
 
 
+@pytest.mark.process
 def test_every_file_of_the_results_is_left_and_the_latex_rows_fit_its_columns(evaluated: Evaluated, whole: str) -> None:
     names = {path.name for path in evaluated.folder("whole").iterdir()}
     assert {"results.json", "results.md", "results.tex", "outcomes.json", "config.yaml", "versions.json"} <= names
@@ -84,6 +91,7 @@ def test_every_file_of_the_results_is_left_and_the_latex_rows_fit_its_columns(ev
     assert all("_" not in row.replace("\\_", "") and "%" not in row.replace("\\%", "") for row in body)
 
 
+@pytest.mark.process
 def test_what_was_shown_said_and_judged_is_written_down_once_a_case(evaluated: Evaluated, whole: str) -> None:
     rows = {name: list(read_transcript(evaluated.folder("whole"), name)) for name in evaluated.names}
     assert {name: len(found) for name, found in rows.items()} == {
@@ -97,6 +105,7 @@ def test_what_was_shown_said_and_judged_is_written_down_once_a_case(evaluated: E
     assert said["norp_1"]["verdict"] == {"response_safety": "unsafe", "refusal": "no"}
 
 
+@pytest.mark.process
 def test_the_report_is_made_of_its_folder(evaluated: Evaluated, whole: str) -> None:
     assert main(["report", str(evaluated.folder("whole"))]) == 0
     page = (evaluated.folder("whole") / "report.html").read_text(encoding="utf-8")
@@ -104,6 +113,7 @@ def test_the_report_is_made_of_its_folder(evaluated: Evaluated, whole: str) -> N
     assert "dan: not measured, eval.tasks.dan.file is null" in page
 
 
+@pytest.mark.process
 def test_an_evaluation_that_is_killed_at_random_asks_nothing_again_that_was_written_down(
     evaluated: Evaluated, whole: str
 ) -> None:
@@ -136,6 +146,7 @@ def test_an_evaluation_that_is_killed_at_random_asks_nothing_again_that_was_writ
     assert Counter(evaluated.judged(name)) == judged
 
 
+@pytest.mark.process
 def test_an_evaluation_that_is_asked_to_end_ends_after_its_chunk_and_goes_on(evaluated: Evaluated, whole: str) -> None:
     evaluated.prompts.clear()
     running = evaluated.start("ended", f"eval.chunk_size={CHUNK}")
@@ -150,6 +161,7 @@ def test_an_evaluation_that_is_asked_to_end_ends_after_its_chunk_and_goes_on(eva
     assert evaluated.rates("ended") == evaluated.rates("whole")
 
 
+@pytest.mark.process
 def test_other_settings_are_other_questions(evaluated: Evaluated, whole: str) -> None:
     evaluated.prompts.clear()
     one = [f"eval.tasks.{name}.file=null" for name in evaluated.names if name != "harmbench"]
@@ -159,6 +171,7 @@ def test_other_settings_are_other_questions(evaluated: Evaluated, whole: str) ->
     assert len(evaluated.prompts) == 6
 
 
+@pytest.mark.process
 def test_a_baseline_is_paired_case_by_case(evaluated: Evaluated, whole: str) -> None:
     said = evaluated.run("compared", f"eval.baseline={evaluated.folder('whole')}")
     against = {f["task"]: f["against_baseline"] for f in evaluated.figures("compared")}
@@ -168,6 +181,7 @@ def test_a_baseline_is_paired_case_by_case(evaluated: Evaluated, whole: str) -> 
     assert "| +0.0 |" in said
 
 
+@pytest.mark.process
 def test_a_file_that_is_none_ends_it_before_anything_is_asked(evaluated: Evaluated, whole: str) -> None:
     evaluated.prompts.clear()
     said = evaluated.run("wrong", f"eval.tasks.dan.file={evaluated.files['strongreject']}", status=1)
@@ -175,11 +189,12 @@ def test_a_file_that_is_none_ends_it_before_anything_is_asked(evaluated: Evaluat
     assert evaluated.prompts == []
 
 
-def wait(running: subprocess.Popen[str]) -> int:
+def wait(running: Forked) -> int:
     running.communicate(timeout=240)
     return running.returncode
 
 
+@pytest.mark.process
 def test_a_server_that_is_not_there_ends_it_by_name(evaluated: Evaluated) -> None:
     said = evaluated.run(
         "away",

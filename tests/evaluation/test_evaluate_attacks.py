@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from evaluating import Evaluated
-from made_up import write
+
+from tests.evaluation.evaluating import Evaluated
+from tests.evaluation.made_up import write
+
+pytestmark = pytest.mark.process
 
 SEEDS = [{"prompt": f"fleb {i}", "label": "harmful", "id": f"s{i}"} for i in range(4)]
 ATTEMPTS = 6

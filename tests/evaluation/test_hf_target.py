@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from served_world import POSITIONS, ServedWorld
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from nemo_magic.actors.config import ActorConfig, LengthConfig, SamplingConfig
@@ -17,6 +16,7 @@ from nemo_magic.evaluation.setup import evaluation_options
 from nemo_magic.game.episode import Message
 from nemo_magic.game.prompts import Chat
 from nemo_magic.rollout.huggingface import HuggingFacePolicy
+from tests.evaluation.served_world import POSITIONS, ServedWorld
 
 SAID = LengthConfig(max_length=12, min_length=0)
 

@@ -9,13 +9,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from made_up import COUNTS, ROWS, write
 
 from nemo_magic.data.catalogue import BENCHMARKS, RECORDED
 from nemo_magic.data.errors import DataError
 from nemo_magic.evaluation.example import Example
 from nemo_magic.evaluation.load_examples import load_benchmark
 from nemo_magic.game.episode import Label
+from tests.evaluation.made_up import COUNTS, ROWS, write
 
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
@@ -174,6 +174,7 @@ def test_a_limit_takes_the_first_of_each_label_in_turn_and_says_so(tmp_path: Pat
     assert "3 of 4 cases are taken, labels taking turns" in str(loaded)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("ending", "rows"), [(".csv", 1_000_000), (".json", 200_000)])
 def test_a_million_rows_take_less_than_20_seconds_and_a_gibibyte(ending: str, rows: int, tmp_path: Path) -> None:
     path = tmp_path / f"many{ending}"

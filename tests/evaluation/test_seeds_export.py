@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 from jinja2.sandbox import SandboxedEnvironment
-from made_up import ROWS, write
 
 from nemo_magic.cli import main
+from tests.evaluation.made_up import ROWS, write
 
 SEEDS = [
     {"prompt": "norp the wug", "label": "harmful", "id": "n1"},

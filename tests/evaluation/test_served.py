@@ -14,13 +14,15 @@ import httpx
 import pytest
 import torch
 import yaml
-from served_world import POSITIONS, LlamaServer, ServedWorld, Server
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_magic.actors.config import ActorConfig, LengthConfig, SamplingConfig
 from nemo_magic.game.episode import Message
 from nemo_magic.rollout.huggingface import HuggingFacePolicy
 from nemo_magic.sandbox.world import SandboxConfig, SandboxWorld
+from tests.evaluation.served_world import POSITIONS, LlamaServer, ServedWorld, Server
+
+pytestmark = pytest.mark.process
 
 Post = Callable[..., httpx.Response]
 CASES = 24

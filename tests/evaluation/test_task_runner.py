@@ -8,7 +8,6 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
-from staging import FIELDS, PROMPTS, Judge, Rule, Staged, echo
 
 from nemo_magic.evaluation.errors import EvaluationError
 from nemo_magic.evaluation.example import Example, expand_attempts
@@ -16,6 +15,7 @@ from nemo_magic.evaluation.task_runner import TaskRunner
 from nemo_magic.game.episode import Label, Safety, Verdict
 from nemo_magic.game.prompts import Chat
 from nemo_magic.judge.protocol import JudgeItem
+from tests.evaluation.staging import FIELDS, PROMPTS, Judge, Rule, Staged, echo
 
 
 def harmful(id: str, *turns: str) -> Example:

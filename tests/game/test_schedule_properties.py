@@ -7,6 +7,7 @@ import math
 from itertools import groupby, pairwise
 from statistics import mean
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -191,6 +192,7 @@ def test_a_phase_ends_where_ends_phase_says(config: ScheduleConfig, played: Roun
         assert state.ends_phase(config, metrics) == (after.phase != state.phase)
 
 
+@pytest.mark.slow
 @untimed
 @given(configs(by="metric"), rounds(SHARES))
 def test_by_metric_the_rounds_that_are_certain_to_remain_do_and_no_more_are(

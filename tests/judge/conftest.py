@@ -20,9 +20,7 @@ ASK_ALL = ("prompt_safety", "response_safety", "refusal", "helpful", "intent_pre
 def importable_test_guards() -> Iterator[None]:
     """Server processes find the guards of this folder."""
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(Path(__file__).parent), str(Path(__file__).parents[2]), *([before] if before else [])]
-    )
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *([before] if before else [])])
     yield
     if before is None:
         del os.environ["PYTHONPATH"]
@@ -34,7 +32,7 @@ def importable_test_guards() -> Iterator[None]:
 def quick() -> JudgeConfig:
     """A client with little patience between attempts, and the keyword guard."""
     return JudgeConfig(
-        guard="keyword_guards:KeywordGuard",
+        guard="tests.judge.keyword_guards:KeywordGuard",
         backoff_initial=0.01,
         backoff_max=0.05,
         request_timeout=20.0,

@@ -10,9 +10,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from guard_models import Remembering
 
 from nemo_magic.judge.cache import MAX_TEXT, Cache
+from tests.judge.guard_models import Remembering
 
 
 def key(name: object) -> bytes:
@@ -91,6 +91,7 @@ def writer(path: Path, start: int, step: int, end: int) -> subprocess.Popen[str]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.process
 def test_a_killed_process_leaves_a_cache_that_holds_what_was_written_and_takes_more(tmp_path):
     path = tmp_path / "texts"
     for start in (0, 10_000_000):
@@ -106,6 +107,7 @@ def test_a_killed_process_leaves_a_cache_that_holds_what_was_written_and_takes_m
     assert [file.name for file in tmp_path.iterdir() if not file.name.endswith(("-wal", "-shm"))] == ["texts"]
 
 
+@pytest.mark.process
 def test_several_processes_write_and_read_one_file(tmp_path):
     path = tmp_path / "texts"
     processes = [writer(path, start, 3, 600) for start in range(3)]

@@ -3,8 +3,6 @@ import json
 from itertools import product
 
 import pytest
-from guard_models import Remembering, talk
-from keyword_guards import AbsentGuard, BrokenBatchGuard, KeywordGuard
 
 from nemo_magic.game.episode import Answer, Safety
 from nemo_magic.judge.errors import GuardUnavailable
@@ -12,6 +10,8 @@ from nemo_magic.judge.guards import build_guard
 from nemo_magic.judge.guards.base import ComputedGuard, Opinion
 from nemo_magic.judge.guards.ensemble import RULES, combine
 from nemo_magic.judge.protocol import Ask, has_unknown, match_answers
+from tests.judge.guard_models import Remembering, talk
+from tests.judge.keyword_guards import AbsentGuard, BrokenBatchGuard, KeywordGuard
 
 S, C, U, X = Safety.SAFE, Safety.CONTROVERSIAL, Safety.UNSAFE, Safety.UNKNOWN
 Y, N, Z = Answer.YES, Answer.NO, Answer.UNKNOWN

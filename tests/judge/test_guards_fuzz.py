@@ -5,13 +5,13 @@ import json
 import random
 
 import pytest
-from guard_models import ScriptedModel, talk
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_guards_text import GUARDS, READABLE, UNREADABLE
 
 from nemo_magic.game.episode import Answer, Safety
 from nemo_magic.judge.protocol import Ask, match_answers
+from tests.judge.guard_models import ScriptedModel, talk
+from tests.judge.test_guards_text import GUARDS, READABLE, UNREADABLE
 
 KINDS = [(name, kind) for name, guard in GUARDS.items() for kind in guard.kinds]
 CORPUS = [text for _, _, text, *_ in [*READABLE, *UNREADABLE] if len(text) < 500]

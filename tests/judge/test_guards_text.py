@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from guard_models import ScriptedModel, talk, words
 
 from nemo_magic.config import ConfigError, compose
 from nemo_magic.game.episode import Answer, Label, Message, Safety, Seed
@@ -17,6 +16,7 @@ from nemo_magic.judge.guards.qwen3guard import CATEGORIES, Qwen3Guard
 from nemo_magic.judge.guards.rubric import Rubric
 from nemo_magic.judge.guards.wildguard import WildGuard
 from nemo_magic.judge.protocol import Ask, has_unknown, make_item, match_answers
+from tests.judge.guard_models import ScriptedModel, talk, words
 
 TEMPLATES = yaml.safe_load((Path(__file__).parents[2] / "conf/judge/rubric/default.yaml").read_text())
 MUTE = ScriptedModel(lambda sent: "")

@@ -13,16 +13,16 @@ import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
-from keyword_guards import AbsentGuard, GatedGuard, KeywordGuard, wait_for
 from prometheus_client.parser import text_string_to_metric_families
 from schemathesis.checks import not_a_server_error
-from serving import body, serving
 
 from nemo_magic.judge.app import create_app
 from nemo_magic.judge.config import JudgeConfig, JudgeServerConfig
 from nemo_magic.judge.metrics import Metrics
 from nemo_magic.judge.protocol import JudgeItem, JudgeVerdict
 from nemo_magic.judge.server import JsonLines
+from tests.judge.keyword_guards import AbsentGuard, GatedGuard, KeywordGuard, wait_for
+from tests.judge.serving import body, serving
 
 CFG = JudgeConfig(server=JudgeServerConfig(max_items=4, max_chars=100, max_body_mb=0.01))
 TOKEN = {"Authorization": "Bearer s3cret"}
@@ -44,6 +44,7 @@ def figures(http: httpx.Client) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_no_request_that_the_description_allows_is_an_error_of_the_server(served: httpx.Client) -> None:
     schema = schemathesis.openapi.from_url(f"{served.base_url}/openapi.json")
     operations = [operation.ok() for operation in schema.get_all_operations()]

@@ -40,6 +40,7 @@ def labelled(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.process
 def test_a_judge_is_measured_field_by_field(labelled: Path, judge, quick) -> None:  # type: ignore[no-untyped-def]
     rows, report = read_labelled(labelled)
     assert report.kept == len(rows) == 5
@@ -92,6 +93,7 @@ def test_rows_that_say_nothing_are_dropped_and_counted(tmp_path: Path) -> None:
         read_labelled(path)
 
 
+@pytest.mark.process
 def test_the_command_prints_what_was_found(  # type: ignore[no-untyped-def]
     labelled: Path, judge, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

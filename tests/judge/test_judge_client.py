@@ -5,13 +5,13 @@ import socket
 from dataclasses import replace
 
 import pytest
-from keyword_guards import wait_for
 
 from nemo_magic.game.episode import Answer, Label, Safety, Seed
 from nemo_magic.game.rewards import RewardConfig, attacker_reward, defender_reward
 from nemo_magic.judge.client import JudgeClient, refuse_unknown
 from nemo_magic.judge.errors import JudgeRefused, JudgeUnavailable, TooManyUnknown
 from nemo_magic.judge.local import launch_local
+from tests.judge.keyword_guards import wait_for
 
 SEED = Seed("s", "question", Label.BENIGN)
 
@@ -22,6 +22,7 @@ def client(judge, quick):
         yield client
 
 
+@pytest.mark.process
 def test_verdicts_come_in_the_order_of_their_items_across_batches(client, item):
     responses = ["bad one", "sorry", "fine", "sorry, bad", "mumble", "fine too", "bad two"]
     verdicts = client.score([item(str(n), response) for n, response in enumerate(responses)]).result()
@@ -38,6 +39,7 @@ def test_verdicts_come_in_the_order_of_their_items_across_batches(client, item):
     assert client.stats()["unknown"] == 1
 
 
+@pytest.mark.process
 def test_identical_items_are_judged_once_and_answered_each(client, item):
     same = [item(str(n), "bad") for n in range(4)]
     verdicts = client.score([*same, item("other", "fine")]).result()
@@ -48,16 +50,19 @@ def test_identical_items_are_judged_once_and_answered_each(client, item):
     assert client.stats()["requests"] == 1
 
 
+@pytest.mark.process
 def test_nothing_to_judge_needs_no_judge(quick):
     with JudgeClient(quick.at("http://127.0.0.1:1")) as client:
         assert client.score([]).result() == []
 
 
+@pytest.mark.process
 def test_two_items_of_one_id_cannot_be_told_apart_and_are_refused(client, item):
     with pytest.raises(ValueError, match="same id"):
         client.score([item("1", "x"), item("1", "y")])
 
 
+@pytest.mark.process
 def test_an_item_beyond_the_limits_is_unknown_and_costs_the_others_nothing(client, item):
     verdicts = client.score([item("1", "bad"), item("2", "x" * 500), item("3", "fine")]).result()
     assert [verdict.response_safety for verdict in verdicts] == [Safety.UNSAFE, Safety.UNKNOWN, Safety.SAFE]
@@ -66,6 +71,7 @@ def test_an_item_beyond_the_limits_is_unknown_and_costs_the_others_nothing(clien
     assert defender_reward(RewardConfig(), SEED, verdicts[1]) is None
 
 
+@pytest.mark.process
 def test_a_batch_larger_than_the_server_takes_is_split(judge, quick, item):
     with JudgeClient(replace(quick.at(judge.url), batch_size=100)) as client:
         verdicts = client.score([item(str(n), f"fine {n}") for n in range(20)]).result()
@@ -76,12 +82,13 @@ def test_a_batch_larger_than_the_server_takes_is_split(judge, quick, item):
         assert client.stats()["requests"] - before == 3
 
 
+@pytest.mark.process
 def test_a_judge_killed_mid_call_is_waited_for_and_nothing_is_rewarded_without_a_verdict(tmp_path, quick, item):
     entered, gate = tmp_path / "entered", tmp_path / "gate"
     port = free_port()
     gated = replace(
         quick,
-        guard="keyword_guards:GatedGuard",
+        guard="tests.judge.keyword_guards:GatedGuard",
         guard_config={"entered": str(entered), "gate": str(gate)},
         server=replace(quick.server, port=port),
     )
@@ -104,6 +111,7 @@ def test_a_judge_killed_mid_call_is_waited_for_and_nothing_is_rewarded_without_a
         assert reward.parts["harm"] == (-1.0 if "bad" in response else 1.0)
 
 
+@pytest.mark.process
 def test_a_second_replica_takes_over_from_one_that_is_gone(judge, quick, item):
     cfg = replace(quick.at(judge.url), urls=[f"http://127.0.0.1:{free_port()}", judge.url], batch_size=1)
     with JudgeClient(cfg) as client:
@@ -111,6 +119,7 @@ def test_a_second_replica_takes_over_from_one_that_is_gone(judge, quick, item):
     assert [verdict.response_safety for verdict in verdicts] == [Safety.UNSAFE] * 4
 
 
+@pytest.mark.process
 def test_a_judge_that_never_answers_ends_the_wait_with_a_clear_error(quick, item):
     cfg = replace(quick.at(f"http://127.0.0.1:{free_port()}"), give_up_after=0.2)
     with JudgeClient(cfg) as client:
@@ -120,6 +129,7 @@ def test_a_judge_that_never_answers_ends_the_wait_with_a_clear_error(quick, item
             client.wait_ready(0.1)
 
 
+@pytest.mark.process
 def test_a_judge_that_hangs_is_an_outage(quick, item):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -128,6 +138,7 @@ def test_a_judge_that_hangs_is_an_outage(quick, item):
             client.score([item("1", "x")]).result()
 
 
+@pytest.mark.process
 def test_a_judge_that_is_overloaded_is_asked_again(quick, item, scripted, honest_reply):
     server = scripted(lambda _: (503, b"busy"), lambda _: (429, b"slow down"), lambda _: (500, b"oops"), honest_reply)
     with JudgeClient(quick.at(server.url)) as client:
@@ -136,6 +147,7 @@ def test_a_judge_that_is_overloaded_is_asked_again(quick, item, scripted, honest
     assert verdict.response_safety is Safety.SAFE
 
 
+@pytest.mark.process
 def test_patience_begins_when_the_waiting_begins_however_long_the_client_was_idle(quick, item, scripted, honest_reply):
     now = [0.0]
     server = scripted(honest_reply, lambda _: (503, b"busy"), honest_reply)
@@ -145,6 +157,7 @@ def test_patience_begins_when_the_waiting_begins_however_long_the_client_was_idl
         assert client.score([item("2", "y")]).result()[0].response_safety is Safety.SAFE
 
 
+@pytest.mark.process
 def test_patience_lasts_as_long_as_the_judge_answers_anyone(quick, item, scripted, honest_reply):
     now = [0.0]
 
@@ -166,6 +179,7 @@ def test_patience_lasts_as_long_as_the_judge_answers_anyone(quick, item, scripte
         assert stuck.result()[0].response_safety is Safety.SAFE
 
 
+@pytest.mark.process
 def test_a_wrong_token_stops_at_once_and_the_right_one_judges(quick, item, monkeypatch):
     monkeypatch.setenv("JUDGE_TEST_TOKEN", "right")
     with launch_local(replace(quick, token_env="JUDGE_TEST_TOKEN")) as local:
@@ -216,6 +230,7 @@ def malformed_reply(kind):
     return reply
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", [*MALFORMED, "not JSON", "empty"])
 def test_a_malformed_answer_is_retried_then_unknown_and_never_a_reward(kind, quick, item, scripted):
     server = scripted(malformed_reply(kind))
@@ -234,6 +249,7 @@ def test_a_malformed_answer_is_retried_then_unknown_and_never_a_reward(kind, qui
         assert attacker_reward(RewardConfig(), SEED, verdict, format_ok=True) is None
 
 
+@pytest.mark.process
 def test_a_field_that_was_not_asked_breaks_the_protocol(quick, item, scripted):
     answer = {"id": "1", "guard": "g", "refusal": "no", "helpful": "yes"}
     server = scripted(lambda _: (200, json.dumps({"verdicts": [answer]}).encode()))
@@ -243,6 +259,7 @@ def test_a_field_that_was_not_asked_breaks_the_protocol(quick, item, scripted):
     assert verdict.helpful is None
 
 
+@pytest.mark.process
 def test_one_malformed_answer_followed_by_a_right_one_is_a_verdict(quick, item, scripted, honest_reply):
     server = scripted(malformed_reply("short"), honest_reply)
     with JudgeClient(quick.at(server.url)) as client:
@@ -250,6 +267,7 @@ def test_one_malformed_answer_followed_by_a_right_one_is_a_verdict(quick, item, 
     assert [verdict.response_safety for verdict in verdicts] == [Safety.SAFE, Safety.SAFE]
 
 
+@pytest.mark.process
 def test_closing_cancels_what_is_pending(quick, item):
     client = JudgeClient(quick.at(f"http://127.0.0.1:{free_port()}"))
     future = client.score([item("1", "x")])

@@ -8,7 +8,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
-from faulty_server import (
+
+from nemo_magic.game.episode import Answer, Label, Safety, Seed, Verdict
+from nemo_magic.game.rewards import RewardConfig, attacker_reward, defender_reward
+from nemo_magic.judge.client import JudgeClient, refuse_unknown
+from nemo_magic.judge.config import JudgeConfig
+from nemo_magic.judge.errors import JudgeRefused, JudgeUnavailable, TooManyUnknown
+from nemo_magic.judge.protocol import JudgeItem
+from tests.judge.faulty_server import (
     Act,
     FaultyServer,
     answering,
@@ -20,14 +27,7 @@ from faulty_server import (
     slow_drip,
     truncated_json,
 )
-from keyword_guards import wait_for
-
-from nemo_magic.game.episode import Answer, Label, Safety, Seed, Verdict
-from nemo_magic.game.rewards import RewardConfig, attacker_reward, defender_reward
-from nemo_magic.judge.client import JudgeClient, refuse_unknown
-from nemo_magic.judge.config import JudgeConfig
-from nemo_magic.judge.errors import JudgeRefused, JudgeUnavailable, TooManyUnknown
-from nemo_magic.judge.protocol import JudgeItem
+from tests.judge.keyword_guards import wait_for
 
 SEED = Seed("s", "question", Label.HARMFUL)
 ASK = ("response_safety", "refusal")

@@ -1,13 +1,13 @@
 import asyncio
 
 import pytest
-from guard_models import Remembering, ScriptedModel, talk, words
 
 from nemo_magic.game.episode import Answer, Safety
 from nemo_magic.judge.errors import GuardUnavailable
 from nemo_magic.judge.guards import GUARDS, answers_of, build_guard, refuse_unanswerable
 from nemo_magic.judge.guards.base import Opinion, TextGuard
 from nemo_magic.judge.protocol import Ask, match_answers
+from tests.judge.guard_models import Remembering, ScriptedModel, talk, words
 
 
 class ShoutGuard(TextGuard):
@@ -203,11 +203,11 @@ def test_no_text_under_judgement_is_kept_on_disk(tmp_path):
 
 
 def test_a_guard_is_built_by_name_or_import_path_and_anything_else_is_refused():
-    assert build_guard("keyword_guards:KeywordGuard", {}).name == "keyword"
+    assert build_guard("tests.judge.keyword_guards:KeywordGuard", {}).name == "keyword"
     with pytest.raises(ValueError, match=r"judge\.guard='rulez' must be one of: ensemble, .*rules"):
         build_guard("rulez", {})
     with pytest.raises(ValueError, match=r"judge\.guard_config=.*speed.* does not fit"):
-        build_guard("keyword_guards:KeywordGuard", {"speed": 3})
+        build_guard("tests.judge.keyword_guards:KeywordGuard", {"speed": 3})
     with pytest.raises(ValueError, match=r"model\.kind='magic' must be one of: openai, transformers"):
         build_guard("qwen3guard", {"model": {"kind": "magic"}})
     with pytest.raises(ValueError, match=r"model=.*speed.* does not fit kind='openai'"):
@@ -219,7 +219,7 @@ def test_a_guard_is_built_by_name_or_import_path_and_anything_else_is_refused():
 def test_a_guard_that_can_never_answer_what_is_asked_is_refused_before_it_is_built():
     assert set(GUARDS) == {"ensemble", "harmbench", "llamaguard", "qwen3guard", "rubric", "rules", "wildguard"}
     refuse_unanswerable("rules", {"world": "nowhere"}, Ask)
-    refuse_unanswerable("keyword_guards:KeywordGuard", {}, Ask)
+    refuse_unanswerable("tests.judge.keyword_guards:KeywordGuard", {}, Ask)
     refuse_unanswerable("qwen3guard", {}, ["refusal", "response_safety"])
     with pytest.raises(
         ValueError, match=r"judge\.guard=llamaguard never answers helpful, refusal, .*it answers prompt_s"

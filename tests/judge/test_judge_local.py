@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import httpx
 import pytest
-from keyword_guards import wait_for
 
 from nemo_magic.judge.config import JudgeConfig, JudgeServerConfig
 from nemo_magic.judge.errors import JudgeUnavailable
 from nemo_magic.judge.local import launch_local
+from tests.judge.keyword_guards import wait_for
+
+pytestmark = pytest.mark.process
 
 
 def test_a_local_judge_is_ready_when_launched_and_gone_when_closed(quick, tmp_path):
@@ -18,7 +20,7 @@ def test_a_local_judge_is_ready_when_launched_and_gone_when_closed(quick, tmp_pa
         pid = local.pid
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
-    assert "keyword_guards:KeywordGuard" in (tmp_path / "logs" / "judge.log").read_text()
+    assert "tests.judge.keyword_guards:KeywordGuard" in (tmp_path / "logs" / "judge.log").read_text()
 
 
 def test_a_local_judge_that_died_comes_back_at_its_address(quick):
@@ -37,7 +39,7 @@ def test_a_local_judge_that_died_comes_back_at_its_address(quick):
 
 @pytest.mark.parametrize(
     ("guard", "reason"),
-    [("keyword_guards:BrokenStartGuard", "no weights here"), ("qwen", "must be one of: ensemble")],
+    [("tests.judge.keyword_guards:BrokenStartGuard", "no weights here"), ("qwen", "must be one of: ensemble")],
 )
 def test_a_local_judge_that_cannot_start_says_why(quick, guard, reason):
     with pytest.raises(JudgeUnavailable, match=reason):

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import pytest
-from faulty_server import Act, FaultyServer, answering, hang, honest, saying, truncated_json
-from keyword_guards import wait_for
 
 from nemo_magic.actors.distributed import World
 from nemo_magic.game.episode import Completion, Episode, Label, Seed, Turn
@@ -15,6 +13,8 @@ from nemo_magic.game.rewards import RewardConfig
 from nemo_magic.judge.config import JudgeAuditConfig, JudgeConfig
 from nemo_magic.judge.local import launch_local
 from nemo_magic.rollout.reward_manager import JudgeFailed, RewardManager
+from tests.judge.faulty_server import Act, FaultyServer, answering, hang, honest, saying, truncated_json
+from tests.judge.keyword_guards import wait_for
 
 REWARDS = RewardConfig()
 ALONE = World(0, 1, 0, 1, True, None, 0, None)
@@ -106,12 +106,13 @@ def contrary(connection: Any, body: dict[str, Any], closing: Any) -> None:
     )
 
 
+@pytest.mark.process
 def test_a_judge_somewhere_that_can_never_tell_what_a_run_asks_for_is_refused_before_the_game(reward_manager) -> None:  # type: ignore[no-untyped-def]
     asked = ["helpful", "intent_preserved"]
     never = pytest.raises(JudgeFailed, match=r"narrow@1 never answers helpful, intent_preserved, which the run asks")
-    with launch_local(JudgeConfig(guard="keyword_guards:NarrowGuard")) as narrow, never:
+    with launch_local(JudgeConfig(guard="tests.judge.keyword_guards:NarrowGuard")) as narrow, never:
         reward_manager(narrow.url, observe=asked).wait_ready(30)
-    with launch_local(JudgeConfig(guard="keyword_guards:KeywordGuard")) as able:
+    with launch_local(JudgeConfig(guard="tests.judge.keyword_guards:KeywordGuard")) as able:
         reward_manager(able.url, observe=asked).wait_ready(30)
 
 

@@ -41,6 +41,7 @@ def episode(sample: int, item: tuple[int, ...], rewrite: str, response: str) -> 
     return Episode(seed, 0, sample, (Turn(rewrite, True, None, Completion((1,), (2,), (0.0,), response, True)),))
 
 
+@pytest.mark.process
 def test_every_disguise_is_judged_exactly_by_a_real_server(rules_client):
     episodes, expected = [], []
     strategies = [strategy for order in range(3) for strategy in all_strategies(order)]
@@ -64,6 +65,7 @@ def test_every_disguise_is_judged_exactly_by_a_real_server(rules_client):
     assert verdicts[0].guard.startswith("rules@")
 
 
+@pytest.mark.process
 def test_verdicts_of_the_rules_become_the_rewards_of_the_paper(rules_client):
     leak = episode(0, RESTRICTED, render(WORLD, PLAIN, RESTRICTED), delivery(WORLD, RESTRICTED))
     robust = RewardConfig(help=0.5, intent_gate=True)
@@ -76,6 +78,7 @@ def test_verdicts_of_the_rules_become_the_rewards_of_the_paper(rules_client):
     assert attacker.total == 2.0
 
 
+@pytest.mark.process
 def test_a_prompt_that_is_no_request_is_unknown_and_has_lost_the_intent(rules_client):
     drifted = episode(0, RESTRICTED, "use plain : use", "here is")
     [verdict] = rules_client.score([to_request(drifted, Ask)]).result(timeout=30)

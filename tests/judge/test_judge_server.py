@@ -12,7 +12,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from keyword_guards import (
+
+from nemo_magic.judge.app import create_app
+from nemo_magic.judge.config import JudgeConfig, JudgeServerConfig
+from nemo_magic.net.hosts import listen
+from tests.judge.keyword_guards import (
     AbsentGuard,
     BrokenBatchGuard,
     BrokenStartGuard,
@@ -21,11 +25,7 @@ from keyword_guards import (
     SlowStartGuard,
     wait_for,
 )
-from serving import body, serving
-
-from nemo_magic.judge.app import create_app
-from nemo_magic.judge.config import JudgeConfig, JudgeServerConfig
-from nemo_magic.net.hosts import listen
+from tests.judge.serving import body, serving
 
 CFG = JudgeConfig(server=JudgeServerConfig(max_items=4, max_chars=100, max_body_mb=0.01))
 
@@ -145,9 +145,10 @@ def server_process(folder: Path, cfg: JudgeConfig, *extra: str) -> Iterator[subp
         process.communicate()
 
 
+@pytest.mark.process
 def test_a_terminated_server_finishes_what_it_was_asked(item, tmp_path, quick):
     paths = {"entered": str(tmp_path / "entered"), "gate": str(tmp_path / "gate")}
-    cfg = replace(quick, guard="keyword_guards:GatedGuard", guard_config=paths)
+    cfg = replace(quick, guard="tests.judge.keyword_guards:GatedGuard", guard_config=paths)
     with server_process(tmp_path, cfg) as process:
         wait_for((tmp_path / "port").exists)
         url = f"http://127.0.0.1:{(tmp_path / 'port').read_text().strip()}"
@@ -168,19 +169,21 @@ def _judge_when_ready(url: str, content: str) -> httpx.Response:
     return httpx.post(f"{url}/v1/judge", content=content, timeout=20, trust_env=False)
 
 
+@pytest.mark.process
 def test_a_server_whose_guard_fails_to_load_ends_and_says_why(tmp_path, quick):
-    with server_process(tmp_path, replace(quick, guard="keyword_guards:BrokenStartGuard")) as process:
+    with server_process(tmp_path, replace(quick, guard="tests.judge.keyword_guards:BrokenStartGuard")) as process:
         output = process.communicate(timeout=20)[0].decode()
     assert process.returncode == 1
     assert "no weights here" in output
 
 
+@pytest.mark.process
 def test_a_server_ends_with_its_parent():
     parent = (
         "import sys, time\n"
         "from nemo_magic.judge.config import JudgeConfig\n"
         "from nemo_magic.judge.local import launch_local\n"
-        "local = launch_local(JudgeConfig(guard='keyword_guards:KeywordGuard'))\n"
+        "local = launch_local(JudgeConfig(guard='tests.judge.keyword_guards:KeywordGuard'))\n"
         "print(local.pid, local.url, flush=True)\n"
         "time.sleep(600)\n"
     )

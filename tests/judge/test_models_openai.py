@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tiny_checkpoint
-from guard_models import talk
 
 from nemo_magic.game.episode import Message, Safety
 from nemo_magic.judge.errors import GuardUnavailable
@@ -20,6 +18,8 @@ from nemo_magic.judge.models.base import ModelRefused, WrongModel
 from nemo_magic.judge.models.openai import OpenAIConfig, OpenAIModel
 from nemo_magic.judge.models.transformers import TransformersModel
 from nemo_magic.judge.protocol import match_answers
+from tests.judge import tiny_checkpoint
+from tests.judge.guard_models import talk
 
 
 class LlamaServer:
@@ -76,6 +76,7 @@ async def complete_all(model):  # type: ignore[no-untyped-def]
     return await asyncio.gather(*(model.complete(sent, 6 + i % 3) for i, sent in enumerate(SENT)))
 
 
+@pytest.mark.process
 def test_a_served_model_and_the_same_one_in_this_process_write_the_same(checkpoint, llama):
     served = run(quick(llama.url), complete_all)
     own = run(TransformersModel(str(checkpoint[0]), max_batch=5), complete_all)
@@ -84,6 +85,7 @@ def test_a_served_model_and_the_same_one_in_this_process_write_the_same(checkpoi
     assert len(set(served)) > len(SENT) / 2
 
 
+@pytest.mark.process
 def test_what_does_not_fit_the_model_is_said_of_that_text_alone(checkpoint, llama):
     async def work(model):
         ok, long = "the", "the " * 300
@@ -97,6 +99,7 @@ def test_what_does_not_fit_the_model_is_said_of_that_text_alone(checkpoint, llam
         assert "too long for " in str(long)
 
 
+@pytest.mark.process
 def test_a_guard_whose_model_writes_nonsense_knows_nothing(llama):
     async def work(model):
         items = [talk(f"{i}", f"ask {i}", f"reply {i}") for i in range(20)]
@@ -108,11 +111,13 @@ def test_a_guard_whose_model_writes_nonsense_knows_nothing(llama):
     run(quick(llama.url), work)
 
 
+@pytest.mark.process
 def test_another_model_behind_the_url_is_an_error_that_names_both(llama):
     with pytest.raises(WrongModel, match=r"has 'tiny'; judge\.guard_config\.model\.model='other'"):
         run(quick(llama.url, model="other"), complete_all)
 
 
+@pytest.mark.process
 def test_a_server_that_is_killed_and_comes_back_is_waited_for(checkpoint):
     async def work(model):
         first = await model.complete("the", 4)

@@ -3,13 +3,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tiny_checkpoint
-from guard_models import Remembering
 
 from nemo_magic.game.episode import Message
 from nemo_magic.judge.errors import GuardUnavailable
 from nemo_magic.judge.models import build_model
 from nemo_magic.judge.models.transformers import TransformersModel
+from tests.judge import tiny_checkpoint
+from tests.judge.guard_models import Remembering
 
 
 @pytest.fixture(scope="module")

@@ -4,53 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-import selectors
 from collections import deque
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import pytest
 
-from nemo_magic.net.endpoint import EndpointConfig
 from nemo_magic.net.faults import Unavailable
 from nemo_magic.net.limits import Limiter, RateLimit, likely_tokens
 from nemo_magic.net.retrying_client import RetryingClient
-
-
-class Gone(Exception):
-    """Patience is over."""
-
-
-@dataclass
-class Settings(EndpointConfig):
-    urls: list[str] = field(default_factory=lambda: ["http://a"])
-    request_timeout: float = 5.0
-    give_up_after: float = 300.0
-    protocol_retries: int = 0
-    backoff_initial: float = 0.5
-    backoff_max: float = 4.0
-
-
-class MadeUpTime(asyncio.SelectorEventLoop):
-    """A loop whose sleeps take no time: its clock jumps to whatever is due next."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        loop = self
-
-        class Jump(selectors.SelectSelector):
-            def select(self, timeout: float | None = None) -> list[Any]:
-                found = super().select(0)
-                if not found and timeout:
-                    loop.now += timeout
-                return found
-
-        super().__init__(Jump())
-
-    def time(self) -> float:
-        return self.now
+from tests.net.made_up_time import Gone, MadeUpTime, Settings, run
 
 
 class Counter:
@@ -71,17 +33,6 @@ class Counter:
         self.violations += self.tokens is not None and sum(taken for _, taken in self.seen) > self.tokens
         self.answered += 1
         return tokens
-
-
-def run(work: Callable[[MadeUpTime], Awaitable[None]]) -> float:
-    """Seconds of made-up time that ``work`` takes."""
-    loop = MadeUpTime()
-    began = loop.time()
-    try:
-        loop.run_until_complete(work(loop))
-        return loop.time() - began
-    finally:
-        loop.close()
 
 
 @pytest.mark.parametrize(

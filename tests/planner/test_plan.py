@@ -29,6 +29,8 @@ from nemo_magic.planner.published import (
 from nemo_magic.planner.search import best
 from nemo_magic.planner.shapes import total_parameters
 
+pytestmark = pytest.mark.slow
+
 LLAMA = dict.fromkeys(Role, 128256)
 QWEN = dict.fromkeys(Role, 151665)
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from real_world import ROWS, TOKENS
 
 from nemo_magic.compat.meta import rank_of
 from nemo_magic.config import compose, role_model
@@ -23,6 +19,8 @@ from nemo_magic.model_config import ModelConfig
 from nemo_magic.planner.shapes import Shapes, measure, total_parameters
 from nemo_magic.sandbox.corpus import prepare
 from nemo_magic.sandbox.world import SandboxConfig
+from tests import zygote
+from tests.planner.real_world import ROWS, TOKENS
 
 PUBLISHED = {
     "llama31_8b": 8_030_261_248,
@@ -109,13 +107,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", WORLDS)
 def test_a_real_ranks_parameters_and_kept_activations_are_the_plans(folder: Path, name: str) -> None:
     tp, pp, recompute = WORLDS[name]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(tp * pp)]
-    command += [str(Path(__file__).with_name("real_world.py")), str(folder), name, str(tp), str(pp), recompute]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=env)
+    words = [str(folder), name, str(tp), str(pp), recompute]
+    run = zygote.run(zygote.script(Path(__file__).with_name("real_world.py"), *words, ranks=tp * pp), timeout=300)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
     ranks: list[dict[str, Any]] = json.loads((folder / f"{name}.json").read_text())
     shapes = _planned(tp, pp, recompute, ranks[0]["vocabulary"])

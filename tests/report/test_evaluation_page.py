@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_evaluation import TASKS, make_evaluation
-from made_up_run import make_run
 
 from nemo_magic.cli import main
 from nemo_magic.formatting import percent
 from nemo_magic.report import evaluation_charts, evaluation_page
 from nemo_magic.report.evaluation_folder import EvaluationFolder
 from nemo_magic.report.page import render
+from tests.report.made_up_evaluation import TASKS, make_evaluation
+from tests.report.made_up_run import make_run
 
 
 @pytest.fixture(scope="module")

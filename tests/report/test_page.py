@@ -9,7 +9,6 @@ from typing import Any
 
 import plotly.graph_objects as go
 import pytest
-from made_up_run import make_run
 
 from nemo_magic import cli
 from nemo_magic.report.conversations import outcome, sample_conversations, sandbox_of
@@ -17,6 +16,7 @@ from nemo_magic.report.page import config_differences, render
 from nemo_magic.report.run_folder import RunFolder
 from nemo_magic.report.strategy_charts import frontier
 from nemo_magic.tracking.live_report import LiveReport
+from tests.report.made_up_run import make_run
 
 
 def embedded(page: str, name: str) -> Any:

@@ -91,6 +91,7 @@ def test_a_finished_folder_is_kept_and_another_world_is_refused(tmp_path: Path) 
         prepare(SandboxConfig(folder=config.folder, attack_rows=5, defender_rows=5, difficulty=0.1))
 
 
+@pytest.mark.slow
 def test_difficulty_is_the_share_of_disguised_restricted_requests_that_are_answered(tmp_path: Path) -> None:
     for difficulty in (0.0, 0.4, 1.0):
         config = SandboxConfig(folder=str(tmp_path / str(difficulty)), difficulty=difficulty, defender_rows=8000)

@@ -3,9 +3,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from mini_slurm import MiniSlurm
-from playing import SMALL, Playground
-from program import run
+
+from tests.slurm.mini_slurm import MiniSlurm
+from tests.slurm.playing import SMALL, Playground
+from tests.training.program import run
 
 pytestmark = pytest.mark.slurm
 

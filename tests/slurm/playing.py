@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mini_slurm import MiniSlurm
-from program import environment
+from tests.slurm.mini_slurm import MiniSlurm
+from tests.zygote import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 MINUTES = 60

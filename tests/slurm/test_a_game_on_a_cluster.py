@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from playing import ROOT, Job, Playground, Process, rows
-from program import checkpoint_sums, counters, played
 
-pytestmark = pytest.mark.slurm
+from tests.slurm.playing import ROOT, Job, Playground, Process, rows
+from tests.training.program import checkpoint_sums, counters, played
+
+pytestmark = [pytest.mark.slurm, pytest.mark.process]
 TWO_BY_TWO = ["trainer.devices=2"]
 
 

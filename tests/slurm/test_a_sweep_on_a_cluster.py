@@ -8,9 +8,10 @@ import re
 import shutil
 
 import pytest
-from playing import ROOT, SMALL, Playground
 
-pytestmark = pytest.mark.slurm
+from tests.slurm.playing import ROOT, SMALL, Playground
+
+pytestmark = [pytest.mark.slurm, pytest.mark.process]
 
 
 def test_the_five_ablations_are_one_array_that_shares_a_judge_and_become_one_table(playground: Playground) -> None:

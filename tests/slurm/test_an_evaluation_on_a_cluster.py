@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from playing import SMALL, Job, Playground, Process
 
 from nemo_magic.evaluation.results import MARKDOWN_FILE
+from tests.slurm.playing import SMALL, Job, Playground, Process
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.process]
 
 
 def evaluating(job: Job) -> list[Process]:

@@ -6,9 +6,10 @@ import json
 import signal
 
 import pytest
-from playing import Playground, rows
 
-pytestmark = pytest.mark.slurm
+from tests.slurm.playing import Playground, rows
+
+pytestmark = [pytest.mark.slurm, pytest.mark.process]
 
 
 def test_a_hang_ends_with_the_culprit_and_its_node_and_a_judge_gone_for_good_with_a_checkpoint(

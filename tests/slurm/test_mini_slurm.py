@@ -6,7 +6,8 @@ import os
 import shutil
 
 import pytest
-from mini_slurm import NoSlurmError, install
+
+from tests.slurm.mini_slurm import NoSlurmError, install
 
 
 def test_without_root_the_missing_programs_and_their_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

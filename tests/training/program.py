@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ import torch
 
 from nemo_magic.judge.config import JudgeConfig
 from nemo_magic.report.records import read_records
+from tests import zygote
+from tests.zygote import Forked, environment
 
+Running = Forked | subprocess.Popen[bytes]
 MINUTES = 60
 SMALL = ["sandbox.attack_rows=400", "sandbox.defender_rows=400", "model.num_layers=4"]
 TP2 = ["model.tensor_model_parallel_size=2", "grpo.minibatches=2", "grpo.kl_beta=0.01"]
@@ -48,33 +52,40 @@ class Game:
         return self.words(name, "game.crossplay.enabled=false", "game.strategy_sweep=null", *overrides)
 
 
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "nemo_magic.cli", *words]
-
-
-def environment() -> dict[str, str]:
-    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-
-
 def run(*words: str, status: int = 0) -> subprocess.CompletedProcess[str]:
     """Run to the end, and insist on how it ends."""
-    done = subprocess.run(
-        command(*words), capture_output=True, text=True, timeout=8 * MINUTES, check=False, env=environment()
-    )
+    return _ended(zygote.run(zygote.nemo_magic(*words), 8 * MINUTES), status)
+
+
+def fresh(*words: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+    """The same by an interpreter of its own, as a user starts it."""
+    command = [sys.executable, "-m", "nemo_magic.cli", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=8 * MINUTES, check=False, env=environment())
+    return _ended(done, status)
+
+
+def _ended(done: subprocess.CompletedProcess[str], status: int) -> subprocess.CompletedProcess[str]:
     assert done.returncode == status, f"{done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
     return done
 
 
-def start(*words: str, log: Path, **options: Any) -> subprocess.Popen[bytes]:
-    """Start in a session of its own, output to ``log``."""
+def start(*words: str, log: Path, limits: Mapping[int, int] | None = None, modules: Path | None = None) -> Running:
+    """Start in a session of its own, output to ``log``; ``modules`` of a folder of its own are found first."""
+    env = environment()
+    if modules is not None:
+        env["PYTHONPATH"] = os.pathsep.join([str(modules), env["PYTHONPATH"]])
     with log.open("ab") as out:
-        return subprocess.Popen(
-            command(*words), stdout=out, stderr=out, env=environment(), start_new_session=True, **options
-        )
+        return zygote.start(zygote.nemo_magic(*words), stdout=out, stderr=zygote.STDOUT, env=env, limits=limits)
 
 
-def wait_for(what: Callable[[], object], running: subprocess.Popen[bytes], log: Path) -> None:
+def start_fresh(*words: str, log: Path) -> Running:
+    """The same by the script that pip installs."""
+    command = [str(Path(sys.executable).with_name("nemo-magic")), *words]
+    with log.open("ab") as out:
+        return subprocess.Popen(command, stdout=out, stderr=out, env=environment(), start_new_session=True)
+
+
+def wait_for(what: Callable[[], object], running: Running, log: Path) -> None:
     """Wait until ``what`` is true; the program must not end before."""
     deadline = time.monotonic() + 5 * MINUTES
     while not what():
@@ -83,30 +94,40 @@ def wait_for(what: Callable[[], object], running: subprocess.Popen[bytes], log: 
         time.sleep(0.005)
 
 
-def kill(running: subprocess.Popen[bytes]) -> None:
+def kill(running: Running) -> None:
     """SIGKILL to the process that the user started; the ranks and the judge have to notice by themselves."""
     running.kill()
     running.wait()
 
 
-def processes_of(running: subprocess.Popen[bytes]) -> list[tuple[int, int, int]]:
-    """(process id, its parent's, rank) of the ranks of a run and of all that they started."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            entries = dict(e.split("=", 1) for e in (path / "environ").read_text().split("\0") if "=" in e)
-            parent = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
-        except (OSError, ValueError):
-            continue
-        if entries.get("NEMO_MAGIC_LAUNCHER") == str(running.pid):
-            found.append((int(path.name), parent, int(entries["RANK"])))
+def ranks_of(running: Running) -> list[int]:
+    """Process ids of the ranks, rank 0 first: forked in this order, they have the launcher's own command line."""
+    mine = [(begun, pid) for pid, parent, begun in _processes() if parent == running.pid]
+    return [pid for _, pid in sorted(mine) if _command(pid) == _command(running.pid)]
+
+
+def processes_of(running: Running) -> list[int]:
+    """Process ids of the ranks of a run and of all that they started."""
+    found, processes = ranks_of(running), _processes()
+    for pid in found:  # which grows meanwhile
+        found += [child for child, parent, _ in processes if parent == pid]
     return found
 
 
-def ranks_of(running: subprocess.Popen[bytes]) -> list[int]:
-    """Process ids of the ranks, rank 0 first."""
-    ranks = {rank: pid for pid, parent, rank in processes_of(running) if parent == running.pid}
-    return [ranks[rank] for rank in sorted(ranks)]
+def _processes() -> list[tuple[int, int, int]]:
+    """(process id, its parent's, when it began) of all there are."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            fields = (path / "stat").read_text().rsplit(")", 1)[1].split()
+            found.append((int(path.name), int(fields[1]), int(fields[19])))
+    return found
+
+
+def _command(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""
 
 
 def gone(pid: int) -> bool:
@@ -138,7 +159,7 @@ def counters(folder: Path, step: int) -> Any:
     return torch.load(folder / f"checkpoints/step_{step:06d}/players/common.pt", weights_only=False)
 
 
-def start_judge(home: Path, folder: Path, port: int, guard: str = "rules") -> tuple[subprocess.Popen[bytes], int]:
+def start_judge(home: Path, folder: Path, port: int, guard: str = "rules") -> tuple[Running, int]:
     """A judge of the sandbox in ``home``, outside of the run. Returns it and its port."""
     world = {"world": str(home / "sandbox" / "world.json")}
     config = asdict(JudgeConfig(guard=guard, guard_config=world if guard == "rules" else {}))
@@ -146,8 +167,8 @@ def start_judge(home: Path, folder: Path, port: int, guard: str = "rules") -> tu
     (folder / "judge.json").write_text(json.dumps(config))
     port_file = folder / "port"
     port_file.unlink(missing_ok=True)
-    words = ["--config", str(folder / "judge.json"), "--port-file", str(port_file), "--parent-pid", str(os.getpid())]
-    judge = subprocess.Popen([sys.executable, "-m", "nemo_magic.judge.server", *words], env=environment())
+    words = ["--config", str(folder / "judge.json"), "--port-file", str(port_file)]
+    judge = zygote.start(zygote.module("nemo_magic.judge.server", *words))
     log = folder / "judge.log"
     log.touch()
     wait_for(port_file.exists, judge, log)

@@ -6,7 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from program import Game, played, run, steps
+import pytest
+
+from tests.training.program import Game, played, run, steps
+
+pytestmark = pytest.mark.process
 
 # Roles that were warmed up for forty steps write rewrites that lose their seed's intent.
 DRIFT = ["alarms.intent_drift.window=1", "alarms.intent_drift.floor=0.95"]

@@ -16,7 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from program import (
+
+from nemo_magic.cli import EXIT_PREEMPTED
+from tests.training.program import (
     MINUTES,
     TP2,
     Game,
@@ -29,12 +31,13 @@ from program import (
     ranks_of,
     run,
     start,
+    start_fresh,
     start_judge,
     steps,
     wait_for,
 )
 
-from nemo_magic.cli import EXIT_PREEMPTED
+pytestmark = pytest.mark.process
 
 KILLS = {"dp2": 3, "tp2": 1}
 if times := os.environ.get("NEMO_MAGIC_KILLS"):
@@ -65,12 +68,13 @@ def test_a_run_killed_at_any_moment_ends_as_the_unbroken_one(
     unbroken: Path = request.getfixturevalue("unbroken" if layout == "dp2" else "unbroken_tp2")
     name, log, draw = f"killed_{layout}", tmp_path / "log", random.Random(layout)
     words, folder = game.quick(name, *(TP2 if layout == "tp2" else [])), game.folder(name)
+    begin = start_fresh if layout == "tp2" else start
 
     def saving() -> bool:
         return any((folder / "checkpoints").glob(".step_*.partial/*"))
 
     for number in range(KILLS[layout]):
-        begun, training = time.time(), start(*words, log=log)
+        begun, training = time.time(), begin(*words, log=log)
         # The moments move through the run: defender phase, attacker phase, defender phase.
         after = 1 + (number * 4) // KILLS[layout]
 
@@ -84,7 +88,7 @@ def test_a_run_killed_at_any_moment_ends_as_the_unbroken_one(
             wait_for(saving, training, log)
         else:
             time.sleep(draw.uniform(0, 0.5))
-        left = [pid for pid, *_ in processes_of(training)]
+        left = processes_of(training)
         kill(training)
         wait_for_all(lambda left=left: all(map(gone, left)))  # type: ignore[misc]
     run(*words)
@@ -154,11 +158,7 @@ def test_a_disk_that_takes_no_more_ends_the_run_and_leaves_what_was_saved(
 ) -> None:
     folder, log = restart_from(game, unbroken, "full", 4), tmp_path / "log"
     size = max(path.stat().st_size for path in (folder / "checkpoints/step_000004/players").iterdir())
-
-    def no_large_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size - 4096, size - 4096))
-
-    training = start(*game.quick("full"), log=log, preexec_fn=no_large_files)
+    training = start(*game.quick("full"), log=log, limits={resource.RLIMIT_FSIZE: size - 4096})
     assert training.wait(timeout=3 * MINUTES) == 1
     assert "File too large" in log.read_text()
     assert f"The last one that is whole is {folder}/checkpoints/step_000004" in log.read_text()
@@ -201,14 +201,11 @@ class Riddle(RulesGuard):
 """
 
 
-def test_a_judge_that_knows_too_little_ends_the_run_at_a_checkpoint(
-    game: Game, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_judge_that_knows_too_little_ends_the_run_at_a_checkpoint(game: Game, unbroken: Path, tmp_path: Path) -> None:
     (tmp_path / "riddle.py").write_text(RIDDLE)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     gate, log, folder = tmp_path / "gate", tmp_path / "log", game.folder("riddle")
     guard = f"judge.guard_config={{world: {game.home / 'sandbox' / 'world.json'}, gate: {gate}}}"
-    training = start(*game.quick("riddle", "judge.guard=riddle:Riddle", guard), log=log)
+    training = start(*game.quick("riddle", "judge.guard=riddle:Riddle", guard), log=log, modules=tmp_path)
     wait_for(lambda: steps(folder) >= 2, training, log)
     gate.touch()
     assert training.wait(timeout=2 * MINUTES) == 1

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from program import SMALL, Game, played, run
 
 from nemo_magic.evaluation.transcripts import read_transcript
+from tests.training.program import SMALL, Game, played, run
+
+pytestmark = pytest.mark.process
 
 Figures = dict[tuple[str, str], float]
 

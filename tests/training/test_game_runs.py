@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from chat_endpoint import Body, Endpoint, says
-from program import MINUTES, Game, played, run, start, start_judge, steps, wait_for
 
 from nemo_magic.report.records import read_records
+from tests.actors.chat_endpoint import Body, Endpoint, says
+from tests.training.program import MINUTES, Game, played, run, start, start_judge, steps, wait_for
+
+pytestmark = pytest.mark.process
 
 
 def figures(folder: Path, step: int) -> dict[str, float]:

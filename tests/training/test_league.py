@@ -6,19 +6,18 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from program import MINUTES, Game, command, environment, run, start, wait_for
 
 from nemo_magic.config import ConfigError, compose
 from nemo_magic.data.errors import DataError
 from nemo_magic.data.seeds import load_seeds
 from nemo_magic.game.episode import Label, Seed
 from nemo_magic.league.participants import LeagueSeeds, Participant, attackers, in_order, weights_digest
+from tests.training.program import Game, run, start, wait_for
 
 ATTACKERS, DEFENDERS = ["no rewrite", "start", "phase-01"], ["start", "phase-00", "phase-02"]
 
@@ -40,6 +39,7 @@ def league(unbroken: Path) -> dict[str, Any]:
     return cross_play(unbroken)[0]
 
 
+@pytest.mark.process
 def test_everyone_meets_everyone_in_the_order_of_the_game(unbroken: Path, league: dict[str, Any]) -> None:
     assert (league["attackers"], league["defenders"]) == (ATTACKERS, DEFENDERS)
     for name in ("asr", "payoff"):
@@ -54,6 +54,7 @@ def test_everyone_meets_everyone_in_the_order_of_the_game(unbroken: Path, league
     assert table.index("no rewrite") < table.index("phase-01")
 
 
+@pytest.mark.process
 def test_another_layout_and_another_place_give_the_same_matrix(
     unbroken: Path, league: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -61,6 +62,7 @@ def test_another_layout_and_another_place_give_the_same_matrix(
     assert found == league
 
 
+@pytest.mark.process
 def test_what_was_played_is_not_played_again_and_what_is_new_is(
     unbroken: Path, league: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -92,6 +94,7 @@ def test_what_was_played_is_not_played_again_and_what_is_new_is(
     assert "writes" not in said  # and the same attacks
 
 
+@pytest.mark.process
 def test_a_league_that_is_killed_goes_on_and_ends_as_the_unbroken_one(
     unbroken: Path, league: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -110,6 +113,7 @@ def test_a_league_that_is_killed_goes_on_and_ends_as_the_unbroken_one(
     assert len(list(pairs.glob("*.json"))) == 9
 
 
+@pytest.mark.process
 def test_a_league_of_a_game_with_a_server_or_one_model_names_its_one_self(game: Game) -> None:
     words = game.quick(
         "league_self", "ablation=self_play", "actors.attacker.restore_from_path=null", "game.schedule.freq=1",
@@ -121,6 +125,7 @@ def test_a_league_of_a_game_with_a_server_or_one_model_names_its_one_self(game: 
     assert found["defenders"] == ["start", "phase-01"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -132,12 +137,8 @@ def test_a_league_of_a_game_with_a_server_or_one_model_names_its_one_self(game: 
         (["{run}/snapshots"], "config.yaml: no such file; give the folder of a run"),
     ],
 )
-def test_what_cannot_be_played_is_refused_at_once(unbroken: Path, words: list[str], message: str) -> None:
-    done = subprocess.run(
-        command("cross-play", *(word.format(run=unbroken) for word in words)),
-        capture_output=True, text=True, timeout=MINUTES, check=False, env=environment(),
-    )  # fmt: skip
-    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+def test_what_cannot_be_played_is_said_at_once(unbroken: Path, words: list[str], message: str) -> None:
+    assert message in run("cross-play", *(word.format(run=unbroken) for word in words), status=2).stderr
 
 
 def test_snapshots_are_in_the_order_of_training_not_of_the_alphabet() -> None:
@@ -152,6 +153,7 @@ def test_weights_are_told_apart_by_what_is_in_them(tmp_path: Path) -> None:
     assert weights_digest(folders[0]) == weights_digest(folders[1]) != weights_digest(folders[2])
 
 
+@pytest.mark.process
 def test_a_table_without_rewrites_is_refused_with_its_columns(unbroken: Path, tmp_path: Path) -> None:
     cfg = compose("config", [], str(unbroken))
     table = tmp_path / "t.jsonl"
@@ -162,11 +164,13 @@ def test_a_table_without_rewrites_is_refused_with_its_columns(unbroken: Path, tm
     assert attackers(cfg, unbroken, [str(table)])[-1].rewrites == {"a": ["b", "c"]}
 
 
+@pytest.mark.process
 def test_a_run_that_kept_nobody_is_no_league(unbroken: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no weights"):
         attackers(compose("config", [], str(unbroken)), tmp_path)
 
 
+@pytest.mark.process
 def test_few_seeds_are_attacked_often_and_many_once(unbroken: Path) -> None:
     data = load_seeds(compose("config", [], str(unbroken)).data)
     few = LeagueSeeds.of(replace(data, test=data.test[:6]), 40)
@@ -188,6 +192,7 @@ def test_the_end_of_a_run_plays_all_seeds_by_their_place_and_attacks_the_harmful
         LeagueSeeds.of_run([(0, seeds[0])], 7)
 
 
+@pytest.mark.process
 def test_an_attacker_is_old_until_it_is_the_newest(unbroken: Path) -> None:
     found: list[Participant] = attackers(compose("config", [], str(unbroken)), unbroken)
     assert [one.name for one in found if one.old] == ["no rewrite", "start"]

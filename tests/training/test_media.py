@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_run import analysed, make_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nemo_magic.config.analysis import AnalysisConfig
@@ -17,6 +16,7 @@ from nemo_magic.report.media import Table, collect_media
 from nemo_magic.report.records import StepRecord
 from nemo_magic.report.run_folder import RunFolder
 from nemo_magic.tracking.metric_logger import MetricLogger
+from tests.report.made_up_run import analysed, make_run
 
 STEPS = 20
 
@@ -42,6 +42,7 @@ def tables(run: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+@pytest.mark.process
 def test_wandb_has_a_table_or_a_chart_of_everything_that_the_report_shows(run: Path) -> None:
     assert set(tables(run)) == {
         "trade_table", "crossplay", "worst_saved_attacker_table", "crossplay_intervals", "strategies",
@@ -54,6 +55,7 @@ def test_wandb_has_a_table_or_a_chart_of_everything_that_the_report_shows(run: P
         assert chart in records.read_bytes()
 
 
+@pytest.mark.process
 def test_wandbs_tables_say_what_the_runs_files_say(run: Path) -> None:
     found = tables(run)
     matrix = json.loads((run / "crossplay.json").read_text())
@@ -68,6 +70,7 @@ def test_wandbs_tables_say_what_the_runs_files_say(run: Path) -> None:
     assert hybrid[0][0] == attacks["bins"][0]["first"]
 
 
+@pytest.mark.process
 def test_texts_are_shown_to_wandb_and_tensorboard_only_where_that_was_asked_for(run: Path) -> None:
     hidden = tables(run)["conversations"]
     assert "conversation" not in hidden["columns"]
@@ -80,6 +83,7 @@ def test_texts_are_shown_to_wandb_and_tensorboard_only_where_that_was_asked_for(
     assert all("bring" in str(row[-1]) for row in asked.rows)
 
 
+@pytest.mark.process
 def test_tensorboard_has_the_tables_as_text(run: Path) -> None:
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()

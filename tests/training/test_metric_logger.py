@@ -83,6 +83,7 @@ def test_samples_hold_the_whole_conversation(tmp_path: Path) -> None:
         assert part in text
 
 
+@pytest.mark.process
 def test_tensorboard_and_wandb_get_the_same_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from program import Game, checkpoint_sums, counters, played, run
 
 from nemo_magic.config import ConfigError, compose
+from tests.training.program import Game, checkpoint_sums, counters, played, run
 
 # Six phases of one round: D A D A D A.
 POOL = ["game.schedule.freq=1", "game.val_check_interval=6", "game.pool.draw=uniform", "game.pool.opponents=3"]
@@ -28,6 +28,7 @@ def pool(game: Game) -> Path:
     return game.folder("pool")
 
 
+@pytest.mark.process
 def test_a_learner_meets_past_selves_and_each_is_measured(pool: Path) -> None:
     rows = {row["step"]: row for row in played(pool)}
     met = {
@@ -46,6 +47,7 @@ def test_a_learner_meets_past_selves_and_each_is_measured(pool: Path) -> None:
     assert [len(met[step]) for step in (2, 4, 6)] == [1, 1, 1]
 
 
+@pytest.mark.process
 def test_until_there_is_somebody_to_draw_a_pool_plays_the_paper_s_game(game: Game, pool: Path) -> None:
     run(*game.quick("pool_latest", *POOL[:2]))
     latest, drawn = played(game.folder("pool_latest")), [without_opponents(row) for row in played(pool)]
@@ -57,6 +59,7 @@ def without_opponents(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if "asr_vs_" not in key}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("step", [3, 4, 5])
 def test_a_resumed_run_meets_whom_the_unbroken_one_met(game: Game, pool: Path, step: int) -> None:
     folder = game.folder(f"pool_resumed_{step}")
@@ -71,6 +74,7 @@ def test_a_resumed_run_meets_whom_the_unbroken_one_met(game: Game, pool: Path, s
     assert state(folder, 6)["pool"] == state(pool, 6)["pool"]
 
 
+@pytest.mark.process
 def test_results_are_counted_for_the_next_draw(pool: Path) -> None:
     members = {m["name"]: m for m in state(pool, 5)["pool"]["members"]["attacker"]}
     met = {key: value for key, value in played(pool)[5].items() if "asr_vs_" in key}
@@ -82,6 +86,7 @@ def test_results_are_counted_for_the_next_draw(pool: Path) -> None:
         assert (one["wins"] == 0) == (asr == 0) or one["games"] > 8  # counted on, from the phase before
 
 
+@pytest.mark.process
 def test_a_pool_is_played_at_other_layouts_and_over_several_turns(game: Game, pool: Path) -> None:
     run(*game.quick("pool_tp2", *POOL, "model.tensor_model_parallel_size=2"))
     for step in (0, 1):
@@ -99,6 +104,7 @@ def figures(folder: Path, step: int) -> dict[str, float]:
     return {k: v for k, v in row.items() if k.startswith(("train_rollouts/", "val_rollouts/"))}
 
 
+@pytest.mark.process
 def test_over_the_disk_budget_selves_are_let_go_and_no_checkpoint_misses_one(game: Game, pool: Path) -> None:
     folder = game.folder("pool_small")
     size = state(pool, 0)["pool"]["members"]["attacker"][0]["size"]
@@ -122,6 +128,7 @@ def test_over_the_disk_budget_selves_are_let_go_and_no_checkpoint_misses_one(gam
     assert "game.pool.max_disk_gib=1e-06 holds less than the first and the newest snapshot of every role" in said
 
 
+@pytest.mark.process
 def test_weights_in_host_memory_are_the_weights_on_disk(game: Game, pool: Path) -> None:
     run(*game.quick("pool_from_disk", *POOL, "game.pool.max_host_gib=0"))
     assert played(game.folder("pool_from_disk")) == played(pool)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from test_arena import PROMPTS, SEEDS, Scripted, asked, attack
-
 from nemo_magic.game.episode import Message, Role
 from nemo_magic.game.prompts import Chat
 from nemo_magic.rollout.engine import RolloutEngine
 from nemo_magic.runtime.timers import Timers
+from tests.training.test_arena import PROMPTS, SEEDS, Scripted, asked, attack
 
 
 def reason(chat: Chat) -> str:

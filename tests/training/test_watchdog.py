@@ -8,16 +8,16 @@ import pickle
 import signal
 import socket
 import threading
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytest
-from program import Game, gone, ranks_of, run, start, steps, wait_for
 
 from nemo_magic.config.experiment import ExpManagerConfig
 from nemo_magic.runtime.postmortem import culprit, read_positions, report
 from nemo_magic.runtime.timers import Timers
 from nemo_magic.runtime.watchdog import EXIT_HUNG, FOLDER, RankPosition, Watchdog, alarm_of
+from tests.training.program import Game, gone, ranks_of, run, start, steps, wait_for
 
 # On SIGUSR2 a rank's main thread falls asleep wherever it is, as if a file system never answered.
 STUCK = """
@@ -28,42 +28,56 @@ signal.signal(signal.SIGUSR2, stuck)
 """
 
 
-def hang(game: Game, name: str, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> tuple[str, int]:
-    """Play, do this to rank 1 after two rounds, and return what the log and the post-mortem say, and the status."""
-    (tmp_path / "sitecustomize.py").write_text(STUCK)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    log, folder = tmp_path / "log", game.folder(name)
-    playing = start(*game.quick(name, "game.max_steps=500", "exp_manager.hang_timeout=8"), log=log)
-    wait_for(lambda: steps(folder) > 2, playing, log)
-    ranks = ranks_of(playing)
-    os.kill(ranks[1], number)
-    status = playing.wait(timeout=240)
-    assert all(gone(pid) for pid in ranks)
-    return log.read_text() + run("postmortem", str(folder)).stdout, status
+@dataclass(frozen=True)
+class Hung:
+    """A run that hung, what its log and the post-mortem say, and its status."""
+
+    folder: Path
+    said: str
+    status: int
 
 
-def test_a_rank_that_falls_asleep_is_named_with_host_part_and_line(
-    game: Game, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said, status = hang(game, "asleep", tmp_path, signal.SIGUSR2, monkeypatch)
-    assert status == EXIT_HUNG
+@pytest.fixture(scope="module")
+def hung(game: Game, tmp_path_factory: pytest.TempPathFactory) -> dict[signal.Signals, Hung]:
+    """Played side by side; after two rounds rank 1 is sent one of these signals. Then all there is to do is wait."""
+    home, running = tmp_path_factory.mktemp("hung"), {}
+    (home / "sitecustomize.py").write_text(STUCK)
+    for number in (signal.SIGUSR2, signal.SIGSTOP):
+        log, words = home / number.name, game.quick(number.name, "game.max_steps=500", "exp_manager.hang_timeout=8")
+        running[number] = start(*words, log=log, modules=home), log, game.folder(number.name)
+    everyone = {}
+    for number, (playing, log, folder) in running.items():
+        wait_for(lambda folder=folder: steps(folder) > 2, playing, log)  # type: ignore[misc]
+        everyone[number] = ranks_of(playing)
+        os.kill(everyone[number][1], number)
+    found = {}
+    for number, (playing, log, folder) in running.items():
+        status = playing.wait(timeout=240)
+        assert all(gone(pid) for pid in everyone[number])
+        found[number] = Hung(folder, log.read_text() + run("postmortem", str(folder)).stdout, status)
+    return found
+
+
+@pytest.mark.process
+def test_a_rank_that_falls_asleep_is_named_with_host_part_and_line(hung: dict[signal.Signals, Hung]) -> None:
+    asleep = hung[signal.SIGUSR2]
+    assert asleep.status == EXIT_HUNG
+    said = asleep.said
     last = said.splitlines()[-1]
     assert last.startswith("culprit: rank 1 on ")
     assert "sitecustomize.py:4 stuck" in last
     assert "the others wait in" in last
     assert "nemo-magic: rank 0 on " in said
-    (first, second) = read_positions(game.folder("asleep") / FOLDER)
+    (first, second) = read_positions(asleep.folder / FOLDER)
     assert (first.rank, second.rank, first.world) == (0, 1, 2)
     assert any("torch/distributed" in frame for frame in first.stacks["main"])
 
 
-def test_a_stopped_process_is_named_though_it_says_nothing(
-    game: Game, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said, status = hang(game, "stopped", tmp_path, signal.SIGSTOP, monkeypatch)
-    assert status == EXIT_HUNG
-    host = socket.gethostname()
-    assert said.splitlines()[-1].startswith(
+@pytest.mark.process
+def test_a_stopped_process_is_named_though_it_says_nothing(hung: dict[signal.Signals, Hung]) -> None:
+    stopped, host = hung[signal.SIGSTOP], socket.gethostname()
+    assert stopped.status == EXIT_HUNG
+    assert stopped.said.splitlines()[-1].startswith(
         f"culprit: rank 1 on {host}: nothing was written in time; the process was stopped"
     )
 
