@@ -115,6 +115,7 @@ def test_everything_that_is_imported_is_declared() -> None:
     assert missing == set()
 
 
+@pytest.mark.process
 def test_a_configuration_is_checked_and_a_judge_is_asked_without_any_extra() -> None:
     extras = declared("train", "judge", "report", "analysis") - declared()
     modules = {name for name, owners in packages_distributions().items() if {o.lower() for o in owners} & extras}
@@ -130,6 +131,7 @@ def test_a_configuration_is_checked_and_a_judge_is_asked_without_any_extra() -> 
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.process
 def test_a_command_whose_extra_is_not_installed_names_it_in_a_line() -> None:
     code = (
         "import sys; sys.modules['fastapi'] = None; from nemo_magic import cli;"

@@ -71,6 +71,7 @@ def test_every_command_is_a_file_of_the_same_shape_and_help_lists_it(capsys: pyt
         assert callable(module.run)
 
 
+@pytest.mark.process
 def test_no_command_imports_torch_or_nemo_before_it_is_run_and_help_imports_no_command() -> None:
     heavy = "{'torch', 'nemo', 'megatron', 'lightning', 'transformers', 'pandas'}"
     code = (
@@ -265,6 +266,7 @@ def test_launching_runs_every_rank_and_reports_a_failed_one(
     assert "--config-name nothing: no such file" in capfd.readouterr().err
 
 
+@pytest.mark.process
 def test_a_run_by_one_rank_installs_the_cpu_lane_first_and_then_trains(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

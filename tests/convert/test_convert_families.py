@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import yaml
 from transformers import LlamaConfig, Qwen2Config
 
-from nemo_magic.config.composition import conf_dir
 from nemo_magic.convert.errors import ConvertError
 from nemo_magic.convert.families import config_of, difference, model_of, model_yaml, padded_rows, vocabulary_multiple
 from nemo_magic.model_config import ModelConfig
 from tests.convert.tiny_hf import LLAMA31_ROPE, SHAPE
+from tests.presets import model_preset
 
 LLAMA31: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -62,7 +61,7 @@ TINY = {"model_type": "llama"} | SHAPE
 def test_the_presets_are_what_the_published_configurations_become(name: str) -> None:
     config = PUBLISHED[name]
     made = model_yaml(model_of(config, TOKENS[config["model_type"]]))
-    preset = yaml.safe_load((conf_dir() / "model" / f"{name}.yaml").read_text())
+    preset = model_preset(name)
     preset |= {"layernorm_epsilon": float(preset["layernorm_epsilon"]), "qkv_bias": preset.get("qkv_bias", False)}
     preset.setdefault("scale_positional_embedding", False)
     assert {key: preset[key] for key in made if key != "tokenizer"} == {

@@ -13,7 +13,6 @@ from omegaconf import OmegaConf
 
 from nemo_magic.compat.meta import rank_of
 from nemo_magic.config import compose, role_model
-from nemo_magic.config.composition import conf_dir
 from nemo_magic.game.episode import Role
 from nemo_magic.model_config import ModelConfig
 from nemo_magic.planner.shapes import Shapes, measure, total_parameters
@@ -21,6 +20,7 @@ from nemo_magic.sandbox.corpus import prepare
 from nemo_magic.sandbox.world import SandboxConfig
 from tests import zygote
 from tests.planner.real_world import ROWS, TOKENS
+from tests.presets import model_preset
 
 PUBLISHED = {
     "llama31_8b": 8_030_261_248,
@@ -36,9 +36,7 @@ WORLDS = {"tp2": (2, 1, "none"), "pp2": (1, 2, "full"), "tp1": (1, 1, "selective
 
 
 def preset(name: str) -> ModelConfig:
-    model = OmegaConf.to_object(
-        OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(conf_dir() / "model" / f"{name}.yaml"))
-    )
+    model = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), model_preset(name)))
     assert isinstance(model, ModelConfig)
     return model
 

@@ -73,6 +73,7 @@ def test_arguments_of_functions_are_checked_too() -> None:
         group_advantages(torch.zeros(B), torch.zeros(B), bools(B))
 
 
+@pytest.mark.process
 def test_nothing_is_checked_in_production() -> None:
     program = (
         "import sys, torch; from nemo_magic.rl.loss import LossInputs; "
