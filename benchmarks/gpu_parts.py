@@ -2,10 +2,10 @@
 
     python benchmarks/gpu_parts.py [--billions 1 4] [--rows 512] [--vocabulary 128256] [--out FILE]
 
-Three parts, as the actors use them: an optimizer's state leaves for host memory and comes back (actors/offload.py, the
-phase switch); a token per row is sampled from logits (actors/sampling.py); the GRPO loss and its gradient (rl/loss.py).
-Each is timed on the GPU (median of five, synchronised) and checked: states bit-equal after the round trip, the same ids
-as the CPU draws, loss and gradient within 1e-5 of the CPU's in float64.
+Three parts, as the actors use them: an optimizer's state leaves for host memory and comes back, as at a phase switch
+(actors/optimizer_offload.py); a token per row is sampled from logits (actors/sampling.py); the GRPO loss and its
+gradient (rl/loss.py). Each is timed on the GPU (median of five, synchronised) and checked: states bit-equal after the
+round trip, the same ids as the CPU draws, loss and gradient within 1e-5 of the CPU's in float64.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from statistics import median
 import torch
 
 from nemo_magic.actors.config import SamplingConfig
-from nemo_magic.actors.offload import Offload
+from nemo_magic.actors.optimizer_offload import Offload
 from nemo_magic.actors.sampling import sample_tokens, uniform_draws
 from nemo_magic.rl.config import GRPOConfig
 from nemo_magic.rl.loss import LossInputs, Normalizer, grpo_loss

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from nemo_magic.beside import die_with_parent
+from nemo_magic.child_processes import die_with_parent
 from nemo_magic.config import ConfigError, MagicConfig, TrainerConfig
 from nemo_magic.runtime.preemption import SAVE_SIGNALS
 

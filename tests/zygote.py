@@ -208,7 +208,7 @@ def _zygote() -> socket.socket:
 def _be_zygote(control: socket.socket, parent: int) -> None:
     import warnings
 
-    from nemo_magic.beside import die_with_parent
+    from nemo_magic.child_processes import die_with_parent
     from nemo_magic.compat import cpu
 
     die_with_parent(parent)
@@ -274,7 +274,7 @@ def _import_everything() -> None:
 
 def _be_program(request: dict[str, Any], added: Mapping[str, str], out: int, err: int) -> None:
     """In a fork: begin as an interpreter that was started would, and end as it would."""
-    from nemo_magic.beside import die_with_parent
+    from nemo_magic.child_processes import die_with_parent
 
     status = 1
     try:

@@ -34,7 +34,7 @@ class ChatTokenizer:
         self.size: int = len(wrapped)
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """The ids of a chat up to where the assistant begins to speak."""
+        """The ids of a chat up to where the assistant begins its turn."""
         chat = [{"role": m.role, "content": m.content} for m in messages]
         return tuple(self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nemo_magic.actors.actor import LossFunction, MagicActor, Metrics
-from nemo_magic.actors.offload import Offload
+from nemo_magic.actors.optimizer_offload import Offload
 from nemo_magic.actors.rank_group import RankGroup
 from nemo_magic.game.episode import Role
 from nemo_magic.rl.batch import MicroBatch, Row, logprob_names, microbatch_count, microbatches

@@ -299,7 +299,7 @@ def _decode(wrapper: Any, rows: list[list[int]], seeds: list[int], batch_size: i
         sampling_config=wrapper.sampling_config,
         streaming=False,
     )
-    # Only the first pipeline stage is told: [rows, beams=1, prompt + response], and the length of both together.
+    # Only the first pipeline stage receives the result: [rows, beams=1, prompt + response], and the length of both.
     ids = broadcast_tensor_within_pp(answer["output_ids"] if answer else None, from_last=False).squeeze(1).long()
     sizes = broadcast_tensor_within_pp(answer["sequence_lengths"] if answer else None, from_last=False).long()
     # Equal in theory; a differing last bit would let tensor-parallel ranks go on with different texts.

@@ -13,7 +13,7 @@ from dataclasses import replace
 from importlib import import_module
 
 from nemo_magic import launcher
-from nemo_magic.beside import stands_beside
+from nemo_magic.child_processes import bind_children
 from nemo_magic.config import ConfigError, MagicConfig, save_resolved
 from nemo_magic.runtime.errors import Preempted
 from nemo_magic.runtime.preemption import SAVE_SIGNALS
@@ -89,7 +89,7 @@ def run_rank(command: str, cfg: MagicConfig, work: Work) -> None:
         Preempted: the run was asked to end, and has saved.
     """
     launcher.die_with_launcher()
-    stands_beside()
+    bind_children()
     _prepare_imports(command, cfg)
     try:
         work(cfg)

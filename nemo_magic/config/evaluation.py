@@ -39,8 +39,8 @@ def describe_evaluation(cfg: MagicConfig) -> str:
     for name, task in cfg.eval.tasks.items():
         how = _how(task, cfg.game.max_turns)
         limit = "" if task.limit is None else f", {task.limit} cases"
-        told = f"{task.file}, {how}{limit}" if task.file else why_not_measured(cfg.eval, name)
-        lines.append(f"task      {name}: {told}")
+        detail = f"{task.file}, {how}{limit}" if task.file else why_not_measured(cfg.eval, name)
+        lines.append(f"task      {name}: {detail}")
     if cfg.eval.defence.kind != "none":
         lines.append(f"defence   {cfg.eval.defence}")
     judge = f"{cfg.judge.guard}, started with the run" if cfg.judge.launch else ", ".join(cfg.judge.urls)

@@ -18,7 +18,7 @@ from nemo_magic.game.episode import Role
 from nemo_magic.model_config import ModelConfig
 from nemo_magic.runtime.checkpoint_paths import COMMITTED, FOLDER, committed_checkpoints
 
-_RUN, _POLICIES, _SNAPSHOTS, _WEIGHTS = "config.yaml", "players", "snapshots", "weights"
+_RUN, _POLICIES, _SNAPSHOTS, _WEIGHTS = "config.yaml", "policies", "snapshots", "weights"
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ FORMATS: dict[str, Callable[[Sequence[Example], str], str]] = {
 """By ``--format``: examples and a name → the file's text."""
 
 _JINJA_STATEMENT = re.compile(r"\{%[-+\s]*(for|endraw)\b")
-"""What cannot be told to be text: it ends the raw block, or has PyRIT leave the whole unrendered."""
+"""What cannot be marked as text: it ends the raw block, or has PyRIT leave the whole unrendered."""
 
 
 def _literal(text: str) -> str:

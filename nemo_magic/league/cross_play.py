@@ -114,7 +114,7 @@ class CrossPlayRunner:
             with self._use(Role.ATTACKER, attacker.weights):
                 attacks = self._write_openings(attacker)
             self._store[key] = [asdict(attack) for part in self._world.gather_data_parallel(attacks) for attack in part]
-        return [attack_from_row(row) for row in self._store[key] if self._is_mine(row["job"]["group"])]
+        return [attack_from_row(row) for row in self._store[key] if self._is_mine(row["spec"]["group"])]
 
     def _write_openings(self, attacker: Participant) -> list[AttackPrompt]:
         seeds = [(group, seed) for group, seed in self._seeds.numbered if self._is_mine(group)]

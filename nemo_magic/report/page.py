@@ -267,7 +267,7 @@ def _overview(run: RunFolder) -> dict[str, Any]:
     active = _active_alarms(run.alarms())
     ever = len({event["alarm"] for event in run.alarms()})
     mood = "bad" if active else ""
-    cards.append(Card("alarms", f"{len(active)} now", ", ".join(active) or f"{ever} heard in all", mood))
+    cards.append(Card("alarms", f"{len(active)} now", ", ".join(active) or f"{ever} raised in total", mood))
     return {"name": run.name, "state": run.state, "path": str(run.path), "cards": cards, "rows": run.rows,
             "step": run.last.step if run.last else 0}  # fmt: skip
 

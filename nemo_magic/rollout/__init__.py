@@ -1,1 +1,1 @@
-"""Playing conversations: who speaks for a role, the one loop that plays, and the rewards of what was played."""
+"""Playing conversations: which policy plays a role, the one loop that plays, and the rewards of what was played."""

@@ -60,14 +60,14 @@ class AttackPrefetcher:
         self._ready = {}
         for row in rows:
             step_attacks = self._ready.setdefault(row["step"], [])
-            if is_own(row["job"]["group"]):
+            if is_own(row["spec"]["group"]):
                 step_attacks.append(attack_from_row(row))
 
 
 def attack_from_row(row: Mapping[str, Any]) -> AttackPrompt:
     """An attack from the row that ``asdict`` made of it."""
-    job, saved = row["job"], row["completion"]
-    seed = Seed(job["seed"]["id"], job["seed"]["text"], Label(job["seed"]["label"]))
+    spec, saved = row["spec"], row["completion"]
+    seed = Seed(spec["seed"]["id"], spec["seed"]["text"], Label(spec["seed"]["label"]))
     completion = None
     if saved is not None:
         completion = Completion(
@@ -77,4 +77,4 @@ def attack_from_row(row: Mapping[str, Any]) -> AttackPrompt:
             saved["text"],
             saved["finished"],
         )
-    return AttackPrompt(RolloutSpec(seed, job["group"], job["sample"]), row["rewrite"], row["format_ok"], completion)
+    return AttackPrompt(RolloutSpec(seed, spec["group"], spec["sample"]), row["rewrite"], row["format_ok"], completion)

@@ -27,7 +27,7 @@ class RolloutSpec:
 class AttackPrompt:
     """What the defender is shown next. ``completion`` is None where no model wrote it."""
 
-    job: RolloutSpec
+    spec: RolloutSpec
     rewrite: str
     format_ok: bool
     completion: Completion | None

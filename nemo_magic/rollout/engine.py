@@ -18,6 +18,9 @@ from nemo_magic.runtime.timers import Timers
 GREEDY = frozenset(Role)
 """Both roles at temperature 0."""
 
+_GREEDY_STREAM = "duel"
+"""A part of the seeds only, as every stream's name is: another word would draw other samples."""
+
 
 class RolloutEngine:
     """Plays this rank's share of the seeds. Every rank of a model-parallel group plays the same conversations.
@@ -74,15 +77,15 @@ class RolloutEngine:
 
     def defender_rollout(self, openings: Sequence[AttackPrompt], step: int) -> list[Episode]:
         """G responses to each opening."""
-        shared = [replace(a, job=replace(a.job, sample=i)) for a in openings for i in range(self._group_size)]
+        shared = [replace(a, spec=replace(a.spec, sample=i)) for a in openings for i in range(self._group_size)]
         return self.play(shared, "train", step)
 
     # --- any conversations
 
     def greedy_rollout(self, seeds: Sequence[tuple[int, Seed]]) -> list[Episode]:
         """One conversation per seed, both roles at temperature 0."""
-        openings = self.attack([RolloutSpec(seed, group, 0) for group, seed in seeds], "duel", 0, GREEDY)
-        return self.play(openings, "duel", 0, GREEDY)
+        openings = self.attack([RolloutSpec(seed, group, 0) for group, seed in seeds], _GREEDY_STREAM, 0, GREEDY)
+        return self.play(openings, _GREEDY_STREAM, 0, GREEDY)
 
     def attack(
         self, specs: Sequence[RolloutSpec], stream: str, step: int, greedy: Collection[Role] = ()
@@ -98,12 +101,12 @@ class RolloutEngine:
         ``max_turns``. An opening that the defender cannot read at all has no episode."""
 
         def attack(going: Sequence[Conversation]) -> list[AttackPrompt | Ending]:
-            models = [one for one in going if one.turns[-1].attack is not None]
-            prompts = iter(self._attack(models, stream, [step] * len(models), greedy))
+            attacked = [one for one in going if one.turns[-1].attack is not None]
+            prompts = iter(self._attack(attacked, stream, [step] * len(attacked), greedy))
             # A fixed attack is a single message.
             return [Ending.PLAYED if one.turns[-1].attack is None else next(prompts) for one in going]
 
-        conversations = [Conversation(opening.job, opening) for opening in openings]
+        conversations = [Conversation(opening.spec, opening) for opening in openings]
         converse(
             conversations,
             attack,
@@ -155,6 +158,7 @@ class RolloutEngine:
         return row_seed(self._seed, "bare", step, group) < self._raw_prompt_fraction * 2**64
 
     def _row_seed(self, one: Conversation, stream: str, step: int, role: Role) -> int:
+        # The first turn adds nothing, so that games of one turn keep their samples whatever max_turns is.
         turn = (len(one.turns),) if one.turns else ()
         return row_seed(self._seed, stream, step, role, one.spec.group, one.spec.sample, *turn)
 

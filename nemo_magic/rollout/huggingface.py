@@ -106,10 +106,10 @@ class HuggingFacePolicy:
         for prompt, row, scores in zip(prompts, output[:, width:].tolist(), logprobs, strict=True):
             size = stops.end_of(chat, row)
             length = len(row) if size is None else size
-            found = to_completion(
+            completion = to_completion(
                 chat, prompt, prompt + row, [0.0] * len(prompt) + scores, length, size is not None, stops
             )
-            completions.append(found)
+            completions.append(completion)
         return completions
 
 
@@ -139,7 +139,7 @@ class _Choice:
 
 
 class _Ended:
-    """A stopping criterion: which rows have said one of the end strings."""
+    """A stopping criterion: which rows contain one of the end strings."""
 
     def __init__(self, width: int, chat: ChatTokenizer, stops: StopConditions) -> None:
         self._width, self._chat, self._strings = width, chat, stops.strings
@@ -148,5 +148,5 @@ class _Ended:
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         tails = input_ids[:, max(self._width, input_ids.size(1) - self._tail) :].tolist()
-        said = (self._chat.raw_text(tail) for tail in tails)
-        return torch.tensor([any(end in text for end in self._strings) for text in said], device=input_ids.device)
+        texts = (self._chat.raw_text(tail) for tail in tails)
+        return torch.tensor([any(end in text for end in self._strings) for text in texts], device=input_ids.device)

@@ -2,7 +2,7 @@
 
 A checkpoint is a folder ``step_XXXXXX`` with
 
-- ``players/``: weights, optimizers and learning-rate schedules, a Megatron distributed checkpoint;
+- ``policies/``: weights, optimizers and learning-rate schedules, a Megatron distributed checkpoint;
 - ``state.json``: everything else that the loop remembers; further JSON documents beside it;
 - ``rng/``: the random states of every rank;
 - ``checksums.json``: size and BLAKE2 of every file above; and ``COMMITTED``, which seals it.
@@ -44,7 +44,7 @@ from nemo_magic.runtime.checkpoint_paths import (
 from nemo_magic.runtime.errors import CheckpointError
 from nemo_magic.runtime.manifest import Checksums, checksums_of, find_corruption, write_manifest
 
-PLAYERS, RNG = "players", "rng"
+POLICIES, RNG = "policies", "rng"
 _MARGIN = 1 << 20
 
 T = TypeVar("T")
@@ -102,7 +102,7 @@ class CheckpointManager:
         layout = {"layout": layout_of(self._world, trainable)}
         documents = {**documents, STATE: documents[STATE] | layout}
         own = self._run_on_all(lambda: self._write_small(partial, documents))
-        request = save_policies(trainable, partial / PLAYERS)
+        request = save_policies(trainable, partial / POLICIES)
         receiver, sender = multiprocessing.Pipe(duplex=False)
         writer = DistributedAsyncCaller()
         if request.async_fn is not None:
@@ -152,7 +152,7 @@ class CheckpointManager:
 
     def restore(self, path: Path, trainable: Mapping[str, TrainablePolicy]) -> Mapping[str, Any]:
         """Restore policies and random generators from ``path``; returns ``state.json``."""
-        load_policies(trainable, path / PLAYERS)
+        load_policies(trainable, path / POLICIES)
         state: Mapping[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
         layout = layout_of(self._world, trainable)
         if state["layout"] == layout:
@@ -172,7 +172,7 @@ class CheckpointManager:
             for leftover in self.folder.glob(".step_*.partial"):
                 shutil.rmtree(leftover)
             partial = partial_path(self.folder, step)
-            for sub in (PLAYERS, RNG):
+            for sub in (POLICIES, RNG):
                 (partial / sub).mkdir(parents=True)
 
     def _refuse_without_room(self, trainable: Mapping[str, TrainablePolicy], partial: Path) -> None:
@@ -215,7 +215,7 @@ class CheckpointManager:
             raise CheckpointError(f"checkpoint {pending.partial.name}: {failed[0]}. {self._last_whole()}")
         for finalize in pending.request.finalize_fns:
             finalize()
-        self._run_on_all(lambda: self._refuse_incomplete(pending.partial / PLAYERS))
+        self._run_on_all(lambda: self._refuse_incomplete(pending.partial / POLICIES))
         everything = [sums for sums in self._world.all_gather(pending.sums) if sums is not None]
         self._run_on_all(lambda: self._commit_manifest(pending, everything))
         self._note(f"checkpoint {self.folder / checkpoint_name(pending.step)} committed")
@@ -286,7 +286,7 @@ def _write_and_checksum(write: Callable[..., None], buckets: Any, results: Any, 
 
 
 class _ErrorTap:
-    """Megatron's result queue, with an eye on whether it was told of an error."""
+    """Megatron's result queue, which records an error that is put into it."""
 
     def __init__(self, queue: Any) -> None:
         self._queue = queue

@@ -41,7 +41,8 @@ def train(cfg: MagicConfig, resume: Resume) -> None:
     Raises:
         TrainingError: the run cannot go on; its message says what is saved.
         Preempted: the run was asked to end; it has saved and goes on when it is started again.
-        JudgeFailed: no judge was there to begin with.
+        JudgeError: the judge failed before the first step, or in the final evaluation; a failure within a step is a
+            TrainingError.
     """
     with build_policies(cfg, start_weights(cfg, resume.checkpoint)) as pair:
         rewards = RewardManager(pair.world, cfg.judge, cfg.rewards, cfg.game.extra_verdict_fields)
@@ -93,7 +94,7 @@ class Coevolution:
             phase, learner = self.state.schedule.phase, self.state.schedule.learner
             while self.state.schedule.phase == phase and not self.is_over():
                 self.run.before_step(self.state, self.save)
-                with self.consistent_on_failure(learner):
+                with self.protected_step(learner):
                     metrics, scored = self.step(learner)
                     self.after_step(metrics, scored)
             if self.keeps_phase_end():
@@ -137,7 +138,11 @@ class Coevolution:
             return self.rollouts.defender_rollout(openings, step)
 
     def after_step(self, metrics: dict[str, float], scored: Sequence[Scored]) -> None:
-        """Validate, watch for alarms, log, and move the schedule on."""
+        """Validate, watch for alarms, log, and move the schedule on.
+
+        The order matters: win rates belong to this step's opponents, alarms look at the validation too, and the record
+        names the phase that the step was in.
+        """
         cfg, before = self.cfg, self.state.schedule
         done = before.step + 1
         if self.is_validated(done):
@@ -160,12 +165,13 @@ class Coevolution:
 
     def is_over(self) -> bool:
         """Whether all steps are done, or an early stop was reached."""
-        reached = self.state.early_stop.stop_reason(self.cfg.game.early_stop, self.state.step)
-        return self.state.step >= self.run.total_steps or reached is not None
+        early = self.state.early_stop.stop_reason(self.cfg.game.early_stop, self.state.step) is not None
+        return early or self.state.step >= self.run.total_steps
 
     def is_validated(self, done: int) -> bool:
         """Whether the step that ends with ``done`` steps is followed by a validation."""
-        return done % self.cfg.game.val_check_interval == 0 or done == self.run.total_steps
+        last = (self.run.total_steps, self.cfg.game.early_stop.at_step)
+        return done % self.cfg.game.val_check_interval == 0 or done in last
 
     def keeps_phase_end(self) -> bool:
         """Whether the learner is kept as it is at a phase's end; in self-play phases may be single steps, and only
@@ -193,11 +199,17 @@ class Coevolution:
         self.run.logger.record(StepRecord(0, "start", 0, None, self.state.metrics))
         self.save()
 
-    def consistent_on_failure(self, learner: Role) -> AbstractContextManager[None]:
+    def protected_step(self, learner: Role) -> AbstractContextManager[None]:
         """Within the context a failure ends the run where it can go on: before the step, or at the last checkpoint."""
-        actor, checkpoints = self.pair.trainable[learner].actor, self.run.checkpoints
+        policy, checkpoints = self.pair.trainable[learner], self.run.checkpoints
+        skipped = policy.skipped_updates
+
+        def save_as_before() -> None:
+            policy.skipped_updates = skipped
+            self.save(wait=True)
+
         return consistent_on_failure(
-            self.state.step, lambda: actor.weights_version, lambda: self.save(wait=True), checkpoints.finish
+            self.state.step, lambda: policy.actor.weights_version, save_as_before, checkpoints.finish
         )
 
     def save(self, wait: bool = False) -> None:

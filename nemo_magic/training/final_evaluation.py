@@ -1,4 +1,4 @@
-"""The end of a run: everyone who was kept against everyone, the strategies' probe, the picture and the summary."""
+"""The end of a run: everyone who was kept against everyone, the strategy sweep, the picture and the summary."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def build_policies(cfg: MagicConfig, weights: Mapping[str, Path] | None = None) 
     ``weights``: policy name → the weights it begins with, instead of ``actors.<role>.restore_from_path``.
 
     Raises:
-        RemotePolicyError: on every rank, when a role that a server plays is not to be had.
+        RemotePolicyError: on every rank, when the server that plays a role is unavailable.
     """
     weights = weights or {}
 

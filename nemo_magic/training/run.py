@@ -1,4 +1,4 @@
-"""What any long run does around a step: log, save when due, end when asked to, say where it hangs."""
+"""What a run does around a step: log, save when it is due, end on a signal, report a hang."""
 
 from __future__ import annotations
 
@@ -46,16 +46,18 @@ class Run:
         self._preemption: Preemption | None = None
 
     def note(self, text: str) -> None:
-        """Tell whoever watches something that is no metric."""
+        """Print a message for the user, on the main rank only."""
         if self._world.is_main:
             self._note(text)
 
     @contextmanager
-    def watch(self, logging: ExitStack, resume_step: int | None, step: Callable[[], int]) -> Iterator[None]:
-        """Within the context steps are logged, hangs end the process, and signals are remembered (``before_step``).
+    def watch(self, log_resources: ExitStack, resume_step: int | None, step: Callable[[], int]) -> Iterator[None]:
+        """Within the context steps are logged, a hang ends the process, and signals wait for ``before_step``.
+
+        The final evaluation comes after it: everything is saved then, and a signal may end the process at once.
 
         Args:
-            logging: closes the logs; what comes after the last step is logged too.
+            log_resources: closes the logs, later than this context: the final evaluation is logged too.
             resume_step: the step that the run goes on after; None for a new one.
             step: the number of the step under way.
         """
@@ -63,7 +65,7 @@ class Run:
         hosts = self._world.all_gather(host_of_process())
         watchdog = Watchdog(self.folder, exp.hang_timeout, self._world.rank, hosts, self._timers, step)
         with watchdog, Preemption(self._world, exp.max_seconds) as self._preemption:
-            self.logger = logging.enter_context(
+            self.logger = log_resources.enter_context(
                 MetricLogger(
                     exp,
                     is_main=self._world.is_main,
@@ -94,7 +96,7 @@ class Run:
             raise Preempted(f"{reason}: saved after {state.step} of {self.total_steps} steps")
         if reason := state.alarms.stop_reason(self._cfg.alarms):
             save(True)
-            raise TrainingError(f"{reason}; saved after {state.step}")
+            raise TrainingError(f"{reason}; saved after {state.step} of {self.total_steps} steps")
         self.checkpoints.poll()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from nemo_magic.actors.offload import Offload
+from nemo_magic.actors.optimizer_offload import Offload
 
 
 @pytest.fixture(autouse=True)

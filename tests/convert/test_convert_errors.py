@@ -248,8 +248,8 @@ def a_run(nemo: Path, run: Path, **model: object) -> Path:
 
 def test_a_run_without_weights_and_a_checkpoint_without_a_seal_are_refused(nemo: Path, tmp_path: Path) -> None:
     run = a_run(nemo, tmp_path / "run")
-    refused(nemo_to_hf, run, tmp_path, "FOLDER holds no weights: there is neither metadata.json, nor players/")
-    (run / "checkpoints" / "step_000004" / "players").mkdir(parents=True)
+    refused(nemo_to_hf, run, tmp_path, "FOLDER holds no weights: there is neither metadata.json, nor policies/")
+    (run / "checkpoints" / "step_000004" / "policies").mkdir(parents=True)
     refused(nemo_to_hf, run / "checkpoints" / "step_000004", tmp_path, "FOLDER has no COMMITTED: it was not finished")
 
 

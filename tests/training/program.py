@@ -156,7 +156,7 @@ def checkpoint_sums(folder: Path, step: int) -> dict[str, Any]:
 
 def counters(folder: Path, step: int) -> Any:
     """What a checkpoint holds of optimizers and learning-rate schedules beside tensors: equal by value, not by byte."""
-    return torch.load(folder / f"checkpoints/step_{step:06d}/players/common.pt", weights_only=False)
+    return torch.load(folder / f"checkpoints/step_{step:06d}/policies/common.pt", weights_only=False)
 
 
 def start_judge(home: Path, folder: Path, port: int, guard: str = "rules") -> tuple[Running, int]:

@@ -140,13 +140,13 @@ def test_a_scheduler_that_asks_is_given_a_checkpoint_and_a_status_of_its_own(
 
 def test_a_damaged_checkpoint_is_said_aloud_and_the_one_before_is_used(game: Game, unbroken: Path) -> None:
     folder = restart_from(game, unbroken, "damaged", 4)
-    shard = next((folder / "checkpoints/step_000004/players").glob("*.distcp"))
+    shard = next((folder / "checkpoints/step_000004/policies").glob("*.distcp"))
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
     (folder / "checkpoints/step_000003/state.json").unlink()
     said = run(*game.quick("damaged")).stdout
-    assert f"step_000004 is damaged (players/{shard.name} does not match its checksum)" in said
+    assert f"step_000004 is damaged (policies/{shard.name} does not match its checksum)" in said
     assert "step_000003 is damaged (state.json is missing)" in said
     assert "step_000002: 2 of 6 steps are done" in said
     assert (folder / "checkpoints/step_000004.damaged").is_dir()
@@ -157,7 +157,7 @@ def test_a_disk_that_takes_no_more_ends_the_run_and_leaves_what_was_saved(
     game: Game, unbroken: Path, tmp_path: Path
 ) -> None:
     folder, log = restart_from(game, unbroken, "full", 4), tmp_path / "log"
-    size = max(path.stat().st_size for path in (folder / "checkpoints/step_000004/players").iterdir())
+    size = max(path.stat().st_size for path in (folder / "checkpoints/step_000004/policies").iterdir())
     training = start(*game.quick("full"), log=log, limits={resource.RLIMIT_FSIZE: size - 4096})
     assert training.wait(timeout=3 * MINUTES) == 1
     assert "File too large" in log.read_text()

@@ -92,9 +92,9 @@ def test_every_drawn_attacker_writes_its_share_of_a_phase_once(tmp_path: Path) -
     assert sorted(stage.wrote) == sorted([("start", 30), ("phase-01", 30), ("itself", 30)])
     assert sorted(stage.worn) == [("attacker", "phase-01"), ("attacker", "start")]
     for step, attacks in taken.items():
-        assert sorted(attack.job.group for attack in attacks) == list(range(6))
+        assert sorted(attack.spec.group for attack in attacks) == list(range(6))
         for attack in attacks:
-            name = pool.state.pool.opponent_for(step, attack.job.group)
+            name = pool.state.pool.opponent_for(step, attack.spec.group)
             assert attack.rewrite == ("itself" if name == "phase-03" else name)
 
 

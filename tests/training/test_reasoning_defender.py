@@ -6,7 +6,7 @@ from nemo_magic.game.episode import Message, Role
 from nemo_magic.game.prompts import Chat
 from nemo_magic.rollout.engine import RolloutEngine
 from nemo_magic.runtime.timers import Timers
-from tests.training.test_arena import PROMPTS, SEEDS, Scripted, asked, attack
+from tests.training.test_rollout_engine import PROMPTS, SEEDS, Scripted, asked, attack
 
 
 def reason(chat: Chat) -> str:

@@ -55,7 +55,7 @@ def test_a_given_checkpoint_is_taken_whatever_its_settings(cfg: MagicConfig) -> 
     given = checkpoint(cfg, 9)
     assert decide(replace(cfg, seed=5), str(given)) == Resume(given)
     with pytest.raises(ConfigError, match="no committed checkpoint there"):
-        decide(cfg, str(given / "players"))
+        decide(cfg, str(given / "policies"))
 
 
 def test_a_given_checkpoint_whose_state_cannot_be_read_is_refused(cfg: MagicConfig) -> None:

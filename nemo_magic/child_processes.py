@@ -1,6 +1,6 @@
-"""Who lives beside a process, and no longer than it.
+"""Child processes end with their parent.
 
-After ``stands_beside`` this is the main module of a process, for those that it spawns: they import it again.
+After ``bind_children`` this is the main module of a process, for those that it spawns: they import it again.
 Megatron-core spawns one beside a rank to collect what was written, which must not outlive a rank that is killed, and
 must outlive a signal that asks the rank to save.
 """
@@ -14,7 +14,7 @@ import signal
 import sys
 
 _RANK = "NEMO_MAGIC_RANK"
-"""Tells what a rank starts who it belongs to; multiprocessing says so too late."""
+"""The process id of the rank that a spawned process belongs to; multiprocessing names the parent too late."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -26,11 +26,11 @@ def die_with_parent(parent: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def stands_beside() -> None:
-    """Have what this process spawns from now on end with it."""
+def bind_children() -> None:
+    """Make every process that this one spawns from now on end with it."""
     os.environ[_RANK] = str(os.getpid())
     # Whatever this process began as: a module, a console script, or a fork of either.
-    sys.modules["__main__"].__spec__ = importlib.util.find_spec("nemo_magic.beside")
+    sys.modules["__main__"].__spec__ = importlib.util.find_spec("nemo_magic.child_processes")
 
 
 if __name__ == "__mp_main__" and _RANK in os.environ:

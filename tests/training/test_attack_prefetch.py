@@ -80,5 +80,5 @@ def test_other_ranks_share_them_by_group() -> None:
     for rank in range(2):
         restored = rewrites(Attacker())
         restored.from_rows(rows, lambda group, rank=rank: group % 2 == rank)  # type: ignore[misc]
-        shares.append([attack.job.group for attack in restored.get(6, ahead=1)])
+        shares.append([attack.spec.group for attack in restored.get(6, ahead=1)])
     assert shares == [[0, 2], [1, 3]]
