@@ -12,6 +12,7 @@ OmegaConf and Hydra see the bare types. A check of several fields goes into ``__
 
 from __future__ import annotations
 
+import math
 import operator
 import types
 import typing
@@ -38,6 +39,9 @@ NonNegativeInt = Annotated[int, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Interval(ge=0, le=1)]
+FiniteFloat = Annotated[float, Interval(gt=-math.inf, lt=math.inf)]
+FinitePositiveFloat = Annotated[float, Interval(gt=0, lt=math.inf)]
+FiniteNonNegativeFloat = Annotated[float, Interval(ge=0, lt=math.inf)]
 
 
 class CheckedConfig:
@@ -100,5 +104,8 @@ def _text(rule: Rule) -> str:
         return f"greater than {rule.gt}"
     if rule.ge is not None and rule.le is not None:
         return f"between {rule.ge} and {rule.le}"
+    if rule.lt == math.inf:
+        low = "" if rule.gt == -math.inf else f" greater than {rule.gt}" if rule.ge is None else f", at least {rule.ge}"
+        return f"a finite number{low}"
     low = f"above {rule.gt}" if rule.ge is None else f"at least {rule.ge}"
     return f"{low} and {f'below {rule.lt}' if rule.le is None else f'at most {rule.le}'}"

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from typing_extensions import override
 
+from nemo_magic.config_checks import CheckedConfig, FinitePositiveFloat, OneOf, PositiveInt
 from nemo_magic.game.episode import Role
 
-ACTIONS = ("off", "warn", "stop")
 CLEAR_RATIO = 0.5
 """A raised alarm is cleared below this threshold ratio, so that a figure around the threshold raises it once."""
 
@@ -48,27 +48,21 @@ SeriesByMetric = Mapping[str, Series]
 
 
 @dataclass
-class AlarmConfig:
+class AlarmConfig(CheckedConfig):
     """One alarm. ``action``: off, warn, or stop the run at a checkpoint. ``window``: values that are averaged."""
 
-    action: str = "warn"
-    window: int = 10
+    action: Annotated[str, OneOf("off", "warn", "stop")] = "warn"
+    window: PositiveInt = 10
 
-    name: ClassVar[str] = ""
     metrics: ClassVar[Mapping[str, Role | None]] = {}
     """The metrics that the alarm reads, and whose steps it reads them in (None: all steps)."""
     cause: ClassVar[str] = ""
     remedy: ClassVar[str] = ""
 
-    def __post_init__(self) -> None:
-        if self.action not in ACTIONS:
-            raise ValueError(f"alarms.{self.name}.action={self.action!r} must be one of: {', '.join(ACTIONS)}")
-        if self.window < 1:
-            raise ValueError(f"alarms.{self.name}.window={self.window} must be at least 1")
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if one.name not in ("action", "window") and not (math.isfinite(value) and value > 0):
-                raise ValueError(f"alarms.{self.name}.{one.name}={value} must be a finite number greater than 0")
+    @property
+    def name(self) -> str:
+        """Its key below ``alarms``."""
+        return self.KEY.removeprefix("alarms.")
 
     def accepts(self, metric: str, metrics: Mapping[str, float]) -> bool:
         """Whether a step with these metrics has enough samples behind ``metric`` to count."""
@@ -101,7 +95,7 @@ class OptimAlarmConfig(AlarmConfig):
     """An alarm on ``train_optim/``, whose figures are of the rows that trained. A step with fewer than ``min_rows`` of
     them does not count: few rows are the ones with an unlikely response, and no sample of the policy."""
 
-    min_rows: int = 32
+    min_rows: PositiveInt = 32
 
     @override
     def accepts(self, metric: str, metrics: Mapping[str, float]) -> bool:
@@ -112,10 +106,10 @@ class OptimAlarmConfig(AlarmConfig):
 class UsefulDown(AlarmConfig):
     """Useful answers fell by ``drop`` from their best, and ASR by ``asr_drop`` from its highest."""
 
-    drop: float = 0.25
-    asr_drop: float = 0.1
+    drop: FinitePositiveFloat = 0.25
+    asr_drop: FinitePositiveFloat = 0.1
 
-    name: ClassVar[str] = "useful_down"
+    KEY: ClassVar[str] = "alarms.useful_down"
     metrics: ClassVar[Mapping[str, Role | None]] = {f"{_ROLLOUTS}useful": None, f"{_ROLLOUTS}asr": None}
     cause: ClassVar[str] = "attacks fail because the defender no longer answers, not because it became safe"
     remedy: ClassVar[str] = (
@@ -132,10 +126,10 @@ class UsefulDown(AlarmConfig):
 class IntentDrift(AlarmConfig):
     """Rewrites that keep the seed's intent fell by ``drop`` from their best, or are fewer than ``floor``."""
 
-    drop: float = 0.25
-    floor: float = 0.5
+    drop: FinitePositiveFloat = 0.25
+    floor: FinitePositiveFloat = 0.5
 
-    name: ClassVar[str] = "intent_drift"
+    KEY: ClassVar[str] = "alarms.intent_drift"
     metrics: ClassVar[Mapping[str, Role | None]] = {f"{_ROLLOUTS}intent_preserved": None}
     cause: ClassVar[str] = "the attacker no longer asks what its seeds ask: wrong labels decide the defender's reward"
     remedy: ClassVar[str] = (
@@ -156,9 +150,9 @@ class AttackerCollapse(OptimAlarmConfig):
     """The attacker's entropy, or the distance between its attacks on one seed, is less than a share ``left`` of its
     highest."""
 
-    left: float = 0.1
+    left: FinitePositiveFloat = 0.1
 
-    name: ClassVar[str] = "attacker_collapse"
+    KEY: ClassVar[str] = "alarms.attacker_collapse"
     metrics: ClassVar[Mapping[str, Role | None]] = {
         f"{_OPTIM}entropy": Role.ATTACKER,
         f"{_ROLLOUTS}attack_distance": Role.ATTACKER,
@@ -180,9 +174,9 @@ class AttackerCollapse(OptimAlarmConfig):
 class OverRefusal(AlarmConfig):
     """Refusals of benign seeds rose by ``rise`` from their lowest."""
 
-    rise: float = 0.2
+    rise: FinitePositiveFloat = 0.2
 
-    name: ClassVar[str] = "over_refusal"
+    KEY: ClassVar[str] = "alarms.over_refusal"
     metrics: ClassVar[Mapping[str, Role | None]] = {f"{_ROLLOUTS}over_refusal": None}
     cause: ClassVar[str] = "refusing pays more than answering, or benign seeds are made to look harmful"
     remedy: ClassVar[str] = "rewards.help (game=robust: 0.5), game.raw_prompt_fraction, a lower data.harmful_share"
@@ -198,9 +192,9 @@ class OverRefusal(AlarmConfig):
 class JudgeUnknown(AlarmConfig):
     """More than a share ``limit`` of the verdicts has an unknown field."""
 
-    limit: float = 0.05
+    limit: FinitePositiveFloat = 0.05
 
-    name: ClassVar[str] = "judge_unknown"
+    KEY: ClassVar[str] = "alarms.judge_unknown"
     metrics: ClassVar[Mapping[str, Role | None]] = {f"{_ROLLOUTS}unknown_share": None}
     cause: ClassVar[str] = "the judge's answers are cut, cannot be parsed, or the conversations outgrew its context"
     remedy: ClassVar[str] = "nemo-magic judge-check, the guard's own limits (docs/judge.md)"
@@ -217,10 +211,10 @@ class Mismatch(OptimAlarmConfig):
     """``exp(abs(Δ log π))`` between generator and trainer is more than ``excess`` above 1, or the sampled tokens are by
     ``neg_logprob_minus_entropy`` nats less likely than the policy's own samples are."""
 
-    excess: float = 0.1
-    neg_logprob_minus_entropy: float = 0.3
+    excess: FinitePositiveFloat = 0.1
+    neg_logprob_minus_entropy: FinitePositiveFloat = 0.3
 
-    name: ClassVar[str] = "mismatch"
+    KEY: ClassVar[str] = "alarms.mismatch"
     metrics: ClassVar[Mapping[str, Role | None]] = {
         f"{_OPTIM}mismatch": None,
         f"{_OPTIM}neg_logprob_minus_entropy": None,
@@ -318,8 +312,8 @@ class Alarms:
         for alarm in config.enabled():
             if alarm.action == "stop" and alarm.name in self.raised:
                 return (
-                    f"alarms.{alarm.name}.action=stop: {alarm.describe(self.series.get(alarm.name, {}))}. Likely: "
-                    f"{alarm.cause}. Helps: {alarm.remedy}. To go on as it is: alarms.{alarm.name}.action=warn"
+                    f"{alarm.KEY}.action=stop: {alarm.describe(self.series.get(alarm.name, {}))}. Likely: "
+                    f"{alarm.cause}. Helps: {alarm.remedy}. To go on as it is: {alarm.KEY}.action=warn"
                 )
         return None
 

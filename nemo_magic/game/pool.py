@@ -13,12 +13,20 @@ import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import accumulate
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
+from nemo_magic.config_checks import (
+    CheckedConfig,
+    FiniteNonNegativeFloat,
+    Fraction,
+    NonNegativeFloat,
+    OneOf,
+    PositiveFloat,
+    PositiveInt,
+)
 from nemo_magic.game.episode import Role
 from nemo_magic.game.schedule import check_count, check_keys
 
-DRAWS = ("latest", "uniform", "pfsp", "mixture")
 GIB = 1 << 30
 
 
@@ -27,24 +35,23 @@ class PoolFull(ValueError):
 
 
 @dataclass
-class MixtureConfig:
+class MixtureConfig(CheckedConfig):
     """``draw: mixture``: the weight of each draw; the three are scaled to a sum of 1."""
 
-    latest: float = 0.5
-    uniform: float = 0.25
-    pfsp: float = 0.25
+    KEY: ClassVar[str] = "game.pool.mixture"
+
+    latest: FiniteNonNegativeFloat = 0.5
+    uniform: FiniteNonNegativeFloat = 0.25
+    pfsp: FiniteNonNegativeFloat = 0.25
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"game.pool.mixture.{one.name}={value} must be a finite number, at least 0")
+        super().__post_init__()
         if not self.latest + self.uniform + self.pfsp > 0:
             raise ValueError("game.pool.mixture is all 0: give latest, uniform or pfsp a share")
 
 
 @dataclass
-class PoolConfig:
+class PoolConfig(CheckedConfig):
     """What a learner plays against: the opponent as it is, or its snapshots, one of which is kept after each phase.
 
     ``draw``: ``latest`` (the paper), ``uniform`` over all snapshots, ``pfsp`` (prioritised fictitious self-play: in
@@ -56,27 +63,15 @@ class PoolConfig:
     cache the snapshots that were drawn.
     """
 
-    draw: str = "latest"
-    opponents: int = 5
-    mixture: MixtureConfig = field(default_factory=MixtureConfig)
-    pfsp_power: float = 2.0
-    memory: float = 0.5
-    max_disk_gib: float | None = None
-    max_host_gib: float = 4.0
+    KEY: ClassVar[str] = "game.pool"
 
-    def __post_init__(self) -> None:
-        if self.draw not in DRAWS:
-            raise ValueError(f"game.pool.draw={self.draw!r} must be one of: {', '.join(DRAWS)}")
-        if self.opponents < 1:
-            raise ValueError(f"game.pool.opponents={self.opponents} must be at least 1")
-        if not (math.isfinite(self.pfsp_power) and self.pfsp_power >= 0):
-            raise ValueError(f"game.pool.pfsp_power={self.pfsp_power} must be a finite number, at least 0")
-        if not 0 <= self.memory <= 1:
-            raise ValueError(f"game.pool.memory={self.memory} must be between 0 and 1")
-        if self.max_disk_gib is not None and not self.max_disk_gib > 0:
-            raise ValueError(f"game.pool.max_disk_gib={self.max_disk_gib} must be greater than 0, or null")
-        if not self.max_host_gib >= 0:
-            raise ValueError(f"game.pool.max_host_gib={self.max_host_gib} must be at least 0 (0: none is kept)")
+    draw: Annotated[str, OneOf("latest", "uniform", "pfsp", "mixture")] = "latest"
+    opponents: PositiveInt = 5
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    pfsp_power: FiniteNonNegativeFloat = 2.0
+    memory: Fraction = 0.5
+    max_disk_gib: PositiveFloat | None = None
+    max_host_gib: NonNegativeFloat = 4.0
 
     def shares(self) -> Mapping[str, float]:
         """Draw → its weight; weights need not add up to 1."""

@@ -13,15 +13,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from statistics import mean
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
+from nemo_magic.config_checks import CheckedConfig, FiniteFloat, OneOf, PositiveInt
 from nemo_magic.game.episode import Role
 
 NO_METRICS: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass
-class MetricSwitchConfig:
+class MetricSwitchConfig(CheckedConfig):
     """``by: metric``: a phase lasts until its learner has won enough, in the mean of the last ``window`` values.
 
     A defender phase ends when that mean of the metric ``name`` is ≤ ``low``, an attacker phase when it is ≥ ``high``:
@@ -30,26 +31,23 @@ class MetricSwitchConfig:
     reports no finite value, adds nothing to the window and ends a phase at ``max_steps`` only.
     """
 
+    KEY: ClassVar[str] = "game.schedule.metric"
+
     name: str = "train_rollouts/asr"
-    low: float = 0.1
-    high: float = 0.3
-    window: int = 5
-    min_steps: int = 5
-    max_steps: int = 30
+    low: FiniteFloat = 0.1
+    high: FiniteFloat = 0.3
+    window: PositiveInt = 5
+    min_steps: PositiveInt = 5
+    max_steps: PositiveInt = 30
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.name:
             raise ValueError("game.schedule.metric.name is empty: name a metric of the run, such as train_rollouts/asr")
-        for key in ("low", "high"):
-            if not math.isfinite(getattr(self, key)):
-                raise ValueError(f"game.schedule.metric.{key}={getattr(self, key)} must be a finite number")
         if self.low > self.high:
             raise ValueError(
                 f"game.schedule.metric.low={self.low} must be at most game.schedule.metric.high={self.high}"
             )
-        for key in ("window", "min_steps", "max_steps"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"game.schedule.metric.{key}={getattr(self, key)} must be at least 1")
         for key in ("window", "min_steps"):
             if getattr(self, key) > self.max_steps:
                 raise ValueError(
@@ -66,7 +64,7 @@ class MetricSwitchConfig:
 
 
 @dataclass
-class ScheduleConfig:
+class ScheduleConfig(CheckedConfig):
     """When the learner changes.
 
     ``by: steps``: a phase of a role lasts ``freq`` × its ratio rounds. ``by: metric``: as long as ``metric`` says.
@@ -75,19 +73,18 @@ class ScheduleConfig:
     phase (a snapshot, an opponent for the pool) is done as often as in a game of two learners.
     """
 
-    freq: int = 15
-    ratio_defender: int = 1
-    ratio_attacker: int = 1
-    start: str = "defender"
-    by: str = "steps"
+    KEY: ClassVar[str] = "game.schedule"
+
+    freq: PositiveInt = 15
+    ratio_defender: PositiveInt = 1
+    ratio_attacker: PositiveInt = 1
+    start: Annotated[str, OneOf(*Role)] = "defender"
+    by: Annotated[str, OneOf("steps", "metric")] = "steps"
     train_roles: list[str] = field(default_factory=lambda: ["attacker", "defender"])
     metric: MetricSwitchConfig = field(default_factory=MetricSwitchConfig)
 
     def __post_init__(self) -> None:
-        if self.start not in tuple(Role):
-            raise ValueError(f"game.schedule.start={self.start!r} must be one of: attacker, defender")
-        if self.by not in ("steps", "metric"):
-            raise ValueError(f"game.schedule.by={self.by!r} must be one of: steps, metric")
+        super().__post_init__()
         if not self.train_roles:
             raise ValueError("game.schedule.train_roles is empty: name attacker, defender or both")
         for role in self.train_roles:
@@ -95,9 +92,6 @@ class ScheduleConfig:
                 raise ValueError(f"game.schedule.train_roles={role!r} must be one of: attacker, defender")
         if len(set(self.train_roles)) < len(self.train_roles):
             raise ValueError(f"game.schedule.train_roles={self.train_roles} names a role twice")
-        for key in ("freq", "ratio_defender", "ratio_attacker"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"game.schedule.{key}={getattr(self, key)} must be at least 1")
 
     def learners(self) -> tuple[Role, ...]:
         """The roles that learn, in the order of their phases."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
+from nemo_magic.config_checks import CheckedConfig, FiniteFloat, PositiveInt
 from nemo_magic.game.schedule import check_count, check_keys
 
 
 @dataclass
-class EarlyStopConfig:
+class EarlyStopConfig(CheckedConfig):
     """The run ends early, and the learning-rate schedule keeps the length that ``game.max_steps`` gives it.
 
     ``at_step``: after that many rounds (the paper: 300 steps, early stop at 200). ``metric``: once ``patience``
@@ -22,27 +23,22 @@ class EarlyStopConfig:
     count, so that ``val_rollouts/asr`` with ``patience: 2`` means two validations in a row.
     """
 
-    at_step: int | None = None
+    KEY: ClassVar[str] = "game.early_stop"
+
+    at_step: PositiveInt | None = None
     metric: str | None = None
-    below: float | None = None
-    above: float | None = None
-    patience: int = 1
+    below: FiniteFloat | None = None
+    above: FiniteFloat | None = None
+    patience: PositiveInt = 1
 
     def __post_init__(self) -> None:
-        if self.at_step is not None and self.at_step < 1:
-            raise ValueError(f"game.early_stop.at_step={self.at_step} must be at least 1, or null")
-        if self.patience < 1:
-            raise ValueError(f"game.early_stop.patience={self.patience} must be at least 1")
+        super().__post_init__()
         if self.metric == "":
             raise ValueError("game.early_stop.metric is empty: name a metric such as val_rollouts/asr, or null")
         for key in ("below", "above"):
             bound = getattr(self, key)
-            if bound is None:
-                continue
-            if self.metric is None:
+            if bound is not None and self.metric is None:
                 raise ValueError(f"game.early_stop.{key}={bound} needs game.early_stop.metric, which is null")
-            if not math.isfinite(bound):
-                raise ValueError(f"game.early_stop.{key}={bound} must be a finite number")
         if self.metric is not None and (self.below is None) == (self.above is None):
             raise ValueError(
                 f"game.early_stop.metric={self.metric!r} needs exactly one of below and above, has "

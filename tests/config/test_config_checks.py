@@ -10,7 +10,17 @@ import pytest
 from annotated_types import Interval
 from omegaconf import OmegaConf
 
-from nemo_magic.config_checks import CheckedConfig, Fraction, NonNegativeInt, OneOf, PositiveFloat, PositiveInt
+from nemo_magic.config_checks import (
+    CheckedConfig,
+    FiniteFloat,
+    FiniteNonNegativeFloat,
+    FinitePositiveFloat,
+    Fraction,
+    NonNegativeInt,
+    OneOf,
+    PositiveFloat,
+    PositiveInt,
+)
 
 
 @dataclass
@@ -24,6 +34,9 @@ class Options(CheckedConfig):
     share: Fraction = 1.0
     reached: Annotated[float, Interval(gt=0, le=1)] = 1.0
     slack: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    bound: FiniteFloat = 0.0
+    weight: FiniteNonNegativeFloat = 0.0
+    threshold: FinitePositiveFloat = 1.0
     limit: PositiveInt | None = None
     mode: Annotated[str, OneOf("fast")] | None = None
     text: str = ""
@@ -40,6 +53,10 @@ class Options(CheckedConfig):
         ({"share": 1.1}, "some.options.share=1.1 must be between 0 and 1"),
         ({"reached": 0.0}, "some.options.reached=0.0 must be above 0 and at most 1"),
         ({"slack": 1.0}, "some.options.slack=1.0 must be at least 0 and below 1"),
+        ({"bound": math.nan}, "some.options.bound=nan must be a finite number"),
+        ({"bound": -math.inf}, "some.options.bound=-inf must be a finite number"),
+        ({"weight": -1.0}, "some.options.weight=-1.0 must be a finite number, at least 0"),
+        ({"threshold": math.inf}, "some.options.threshold=inf must be a finite number greater than 0"),
         ({"limit": 0}, "some.options.limit=0 must be at least 1, or null"),
         ({"mode": "slow"}, "some.options.mode='slow' must be one of: fast, or null"),
     ],
@@ -53,7 +70,7 @@ def test_a_value_that_is_not_allowed_is_named_with_its_key_and_what_is_allowed(
 
 
 def test_what_is_allowed_passes_and_omegaconf_sees_the_bare_types() -> None:
-    own = Options(way="down", steps=3, share=0.0, reached=1.0, slack=0.0, limit=2, mode="fast")
+    own = Options(way="down", steps=3, share=0.0, reached=1.0, slack=0.0, bound=-5.0, limit=2, mode="fast")
     merged = OmegaConf.merge(OmegaConf.structured(Options), {"limit": "7", "rate": 2})
     assert OmegaConf.to_object(merged) == Options(limit=7, rate=2.0)
     assert own.limit == 2
