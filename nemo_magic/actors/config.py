@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from annotated_types import Interval
+
+from nemo_magic.config_checks import CheckedConfig, NonNegativeInt, OneOf, PositiveFloat, PositiveInt
 from nemo_magic.model_config import ModelConfig
 from nemo_magic.net.endpoint import GenerationEndpointConfig
 
 
 @dataclass
-class SamplingConfig:
+class SamplingConfig(CheckedConfig):
     """How a role's next token is drawn; NeMo's own key names.
 
     ``temperature`` also scales the log-probabilities that are trained on. ``top_k`` 0 and ``top_p`` 1.0 truncate
@@ -19,28 +22,27 @@ class SamplingConfig:
     token.
     """
 
+    KEY: ClassVar[str] = "sampling_params"
+
     temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    top_k: NonNegativeInt = 0
+    top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
     use_greedy: bool = False
     end_strings: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.temperature > 0:
             raise ValueError(
                 f"sampling_params.temperature={self.temperature} must be greater than 0; for temperature 0 set "
                 "sampling_params.use_greedy=true"
             )
-        if self.top_k < 0:
-            raise ValueError(f"sampling_params.top_k={self.top_k} must be at least 0 (0: all tokens)")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"sampling_params.top_p={self.top_p} must be in (0, 1] (1: all tokens)")
         if "" in self.end_strings:
             raise ValueError("sampling_params.end_strings contains an empty string, which would end every response")
 
 
 @dataclass
-class LengthConfig:
+class LengthConfig(CheckedConfig):
     """Lengths in tokens.
 
     ``max_length`` bounds a response, end token included; ``min_length`` what comes before its end token.
@@ -48,18 +50,19 @@ class LengthConfig:
     ``encoder_seq_length - max_length``.
     """
 
+    KEY: ClassVar[str] = "length_params"
+
     max_length: int = 256
     min_length: int = 1
-    max_prompt_length: int | None = None
+    max_prompt_length: PositiveInt | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.min_length <= self.max_length:
             raise ValueError(
                 f"length_params.min_length={self.min_length} must be between 0 and "
                 f"length_params.max_length={self.max_length}"
             )
-        if self.max_prompt_length is not None and self.max_prompt_length < 1:
-            raise ValueError(f"length_params.max_prompt_length={self.max_prompt_length} must be at least 1, or null")
 
     def prompt_room(self, encoder_seq_length: int) -> int:
         """The longest prompt, in tokens, that may be given to a model of ``encoder_seq_length`` positions."""
@@ -81,21 +84,18 @@ class RemoteConfig(GenerationEndpointConfig):
 
     KEY: ClassVar[str] = "remote"
 
-    max_concurrency: int = 32
-    request_timeout: float = 600.0
-    give_up_after: float = 1800.0
-    backoff_max: float = 30.0
+    max_concurrency: PositiveInt = 32
+    request_timeout: PositiveFloat = 600.0
+    give_up_after: PositiveFloat = 1800.0
+    backoff_max: PositiveFloat = 30.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_extra_body(_FIXED, _OMITTABLE, "the role's own settings")
 
 
-HF_DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
 @dataclass
-class HuggingFaceConfig:
+class HuggingFaceConfig(CheckedConfig):
     """A Hugging Face model that plays a role in this process, by transformers, where the role does not learn.
 
     ``path``: a folder with config.json, safetensors and a tokenizer with a chat template; null: none. ``dtype``:
@@ -103,13 +103,11 @@ class HuggingFaceConfig:
     null is that of ``trainer.accelerator``.
     """
 
-    path: str | None = None
-    dtype: str = "auto"
-    device: str | None = None
+    KEY: ClassVar[str] = "hf"
 
-    def __post_init__(self) -> None:
-        if self.dtype not in HF_DTYPES:
-            raise ValueError(f"hf.dtype={self.dtype!r} must be one of: {', '.join(HF_DTYPES)}")
+    path: str | None = None
+    dtype: Annotated[str, OneOf("auto", "float32", "bfloat16", "float16")] = "auto"
+    device: str | None = None
 
 
 @dataclass
@@ -158,7 +156,7 @@ TRTLLM_MODEL_TYPES = ("gpt", "gptnext", "llama", "starcoder", "gemma", "falcon",
 
 
 @dataclass
-class TRTLLMConfig:
+class TRTLLMConfig(CheckedConfig):
     """Decoding by TensorRT-LLM; NeMo-Aligner's own key names.
 
     ``reshard``: an engine holds all layers of its tensor-parallel shard, and the pipeline stages decode different rows.
@@ -167,36 +165,26 @@ class TRTLLMConfig:
     ``engine_dir`` (a folder of each node) before it is refitted.
     """
 
+    KEY: ClassVar[str] = "generation.trt_llm"
+
     enable: bool = False
     reshard: bool = True
-    model_type: str = "llama"
-    max_input_len: int | None = None
+    model_type: Annotated[str, OneOf(*TRTLLM_MODEL_TYPES)] = "llama"
+    max_input_len: PositiveInt | None = None
     unload_engine_train: bool = False
     engine_dir: str = "/tmp/nemo_magic_trt_llm"
 
-    def __post_init__(self) -> None:
-        if self.model_type not in TRTLLM_MODEL_TYPES:
-            raise ValueError(
-                f"generation.trt_llm.model_type={self.model_type!r} must be one of: {', '.join(TRTLLM_MODEL_TYPES)}"
-            )
-        if self.max_input_len is not None and self.max_input_len < 1:
-            raise ValueError(f"generation.trt_llm.max_input_len={self.max_input_len} must be at least 1, or null")
-
 
 @dataclass
-class GenerationConfig:
+class GenerationConfig(CheckedConfig):
     """Decoding. ``batch_size``: rows decoded at once on a rank, validation included.
 
     Native decoding: rows decoded together differ by at most ``max_prompt_spread`` prompt tokens; 0 means equal lengths,
     which wastes nothing, and more means fewer and larger batches. ``trt_llm``: TensorRT-LLM instead, where enabled.
     """
 
-    batch_size: int = 256
-    max_prompt_spread: int = 0
-    trt_llm: TRTLLMConfig = field(default_factory=TRTLLMConfig)
+    KEY: ClassVar[str] = "generation"
 
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"generation.batch_size={self.batch_size} must be at least 1")
-        if self.max_prompt_spread < 0:
-            raise ValueError(f"generation.max_prompt_spread={self.max_prompt_spread} must be at least 0")
+    batch_size: PositiveInt = 256
+    max_prompt_spread: NonNegativeInt = 0
+    trt_llm: TRTLLMConfig = field(default_factory=TRTLLMConfig)

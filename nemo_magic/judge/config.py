@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from annotated_types import Interval
+
+from nemo_magic.config_checks import CheckedConfig, Fraction, NonNegativeInt, PositiveFloat, PositiveInt
 from nemo_magic.net.endpoint import EndpointConfig
 from nemo_magic.net.hosts import is_loopback
 
 
 @dataclass
-class JudgeServerConfig:
+class JudgeServerConfig(CheckedConfig):
     """Where a server listens and what it accepts.
 
     ``port`` 0 lets the system choose. ``max_items`` per request, ``max_chars`` per item (all texts together) and
@@ -21,25 +24,18 @@ class JudgeServerConfig:
     harmful.
     """
 
-    host: str = "127.0.0.1"
-    port: int = 0
-    max_items: int = 256
-    max_chars: int = 100_000
-    max_body_mb: float = 32.0
-    max_pending: int = 8192
-    request_timeout: float = 300.0
-    drain_timeout: int = 10
-    probe_interval: float = 30.0
-    log_texts: bool = False
+    KEY: ClassVar[str] = "judge.server"
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65535:
-            raise ValueError(f"judge.server.port={self.port} must be between 0 (any free port) and 65535")
-        for key in ("max_items", "max_chars", "max_body_mb", "max_pending", "request_timeout", "probe_interval"):
-            if not getattr(self, key) > 0:
-                raise ValueError(f"judge.server.{key}={getattr(self, key)} must be greater than 0")
-        if self.drain_timeout < 0:
-            raise ValueError(f"judge.server.drain_timeout={self.drain_timeout} must be at least 0")
+    host: str = "127.0.0.1"
+    port: Annotated[int, Interval(ge=0, le=65535)] = 0
+    max_items: PositiveInt = 256
+    max_chars: PositiveInt = 100_000
+    max_body_mb: PositiveFloat = 32.0
+    max_pending: PositiveInt = 8192
+    request_timeout: PositiveFloat = 300.0
+    drain_timeout: NonNegativeInt = 10
+    probe_interval: PositiveFloat = 30.0
+    log_texts: bool = False
 
     @property
     def is_loopback(self) -> bool:
@@ -59,13 +55,12 @@ class JudgeClientConfig(EndpointConfig):
 
     KEY: ClassVar[str] = "judge"
 
-    batch_size: int = 64
+    batch_size: PositiveInt = 64
     expect: str | None = None
     hedge: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_at_least_1("batch_size")
         if self.hedge and len(self.urls) == 1:
             raise ValueError(
                 f"{self.KEY}.hedge asks a second replica: {self.KEY}.urls={list(self.urls)} names only one"
@@ -82,13 +77,9 @@ class JudgeAuditConfig(JudgeClientConfig):
 
     KEY: ClassVar[str] = "judge.audit"
 
-    max_concurrency: int = 2
-    window: int = 1024
-    max_pending: int = 1024
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_at_least_1("window", "max_pending")
+    max_concurrency: PositiveInt = 2
+    window: PositiveInt = 1024
+    max_pending: PositiveInt = 1024
 
 
 @dataclass
@@ -104,8 +95,8 @@ class JudgeConfig(JudgeClientConfig):
     launch: bool = False
     guard: str = "rules"
     guard_config: dict[str, Any] = field(default_factory=dict)
-    max_unknown_share: float = 0.1
-    audit_fraction: float = 0.0
+    max_unknown_share: Fraction = 0.1
+    audit_fraction: Fraction = 0.0
     audit: JudgeAuditConfig = field(default_factory=JudgeAuditConfig)
     server: JudgeServerConfig = field(default_factory=JudgeServerConfig)
 
@@ -115,9 +106,6 @@ class JudgeConfig(JudgeClientConfig):
             self.audit = JudgeAuditConfig(**self.audit)
         if self.urls and self.launch:
             raise ValueError(f"judge.launch starts a judge with the run: judge.urls={list(self.urls)} must be empty")
-        for key in ("max_unknown_share", "audit_fraction"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ValueError(f"judge.{key}={getattr(self, key)} must be between 0 and 1")
         if self.audit_fraction and not self.audit.urls:
             raise ValueError(
                 f"judge.audit_fraction={self.audit_fraction} asks a second judge: name it in judge.audit.urls"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
+from nemo_magic.config_checks import CheckedConfig, NonNegativeInt, PositiveFloat, PositiveInt
 from nemo_magic.net.limits import RateLimit
 
 
@@ -28,7 +29,7 @@ def read_token(key: str, token_env: str | None) -> str | None:
 
 
 @dataclass
-class EndpointConfig:
+class EndpointConfig(CheckedConfig):
     """A server that is asked over HTTP. All times in seconds.
 
     ``urls``: replicas of one server. ``token_env``: environment variable holding the bearer token; the token itself is
@@ -38,29 +39,23 @@ class EndpointConfig:
     nothing answers it tries again after ``backoff_initial``, doubled each time up to ``backoff_max`` and jittered,
     until ``give_up_after`` passed without any success. A reply that is no answer is asked for ``protocol_retries`` more
     times.
-
-    Raises ValueError for a value that cannot be, naming key and value.
     """
 
     KEY: ClassVar[str] = "endpoint"
-    """Where these settings are in the configuration."""
 
     urls: list[str] = field(default_factory=list)
     token_env: str | None = None
-    max_concurrency: int = 8
-    request_timeout: float = 60.0
-    give_up_after: float = 600.0
-    protocol_retries: int = 3
-    backoff_initial: float = 0.2
-    backoff_max: float = 10.0
+    max_concurrency: PositiveInt = 8
+    request_timeout: PositiveFloat = 60.0
+    give_up_after: PositiveFloat = 600.0
+    protocol_retries: NonNegativeInt = 3
+    backoff_initial: PositiveFloat = 0.2
+    backoff_max: PositiveFloat = 10.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for url in self.urls:
             self._check_url(url)
-        self._check_at_least_1("max_concurrency")
-        self._check_positive("request_timeout", "give_up_after", "backoff_initial", "backoff_max")
-        if self.protocol_retries < 0:
-            raise ValueError(f"{self.KEY}.protocol_retries={self.protocol_retries} must be at least 0")
 
     def token(self) -> str | None:
         """The bearer token, or None where none is wanted. Raises ValueError if its variable is unset or empty."""
@@ -69,16 +64,6 @@ class EndpointConfig:
     def _check_url(self, url: str) -> None:
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"{self.KEY}.urls={url!r} must start with one of: http://, https://")
-
-    def _check_at_least_1(self, *keys: str) -> None:
-        for key in keys:
-            if getattr(self, key) < 1:
-                raise ValueError(f"{self.KEY}.{key}={getattr(self, key)} must be at least 1")
-
-    def _check_positive(self, *keys: str) -> None:
-        for key in keys:
-            if not getattr(self, key) > 0:
-                raise ValueError(f"{self.KEY}.{key}={getattr(self, key)} must be greater than 0")
 
 
 @dataclass

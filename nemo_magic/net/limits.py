@@ -13,12 +13,15 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import ClassVar
+
+from nemo_magic.config_checks import CheckedConfig, PositiveFloat
 
 MINUTE = 61.0
 
 
 @dataclass
-class RateLimit:
+class RateLimit(CheckedConfig):
     """Ceilings of one endpoint, all its replicas and all that ask it from here taken together; null: none.
 
     Each try counts as a request. Tokens are those of prompt and response: until the server tells (``usage``), a third
@@ -26,14 +29,10 @@ class RateLimit:
     ``max_concurrency``. What the server itself refuses with 429 waits for its Retry-After in any case.
     """
 
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
+    KEY: ClassVar[str] = "rate_limit"
 
-    def __post_init__(self) -> None:
-        for key in ("requests_per_minute", "tokens_per_minute"):
-            value = getattr(self, key)
-            if value is not None and not value > 0:
-                raise ValueError(f"rate_limit.{key}={value} must be greater than 0, or null")
+    requests_per_minute: PositiveFloat | None = None
+    tokens_per_minute: PositiveFloat | None = None
 
     def shared(self, clients: int) -> RateLimit:
         """The part of one of ``clients`` that ask equally much."""

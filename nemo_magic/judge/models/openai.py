@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import httpx
 
+from nemo_magic.config_checks import PositiveFloat, PositiveInt
 from nemo_magic.judge.errors import GuardUnavailable
 from nemo_magic.judge.models.base import ModelRefused, Sent, WrongModel
 from nemo_magic.judge.telemetry import NO_TELEMETRY, Telemetry
@@ -50,11 +51,11 @@ class OpenAIConfig(GenerationEndpointConfig):
     """What logs and errors call the model."""
 
     model: str = ""
-    max_concurrency: int = 64
-    give_up_after: float = 30.0
-    backoff_max: float = 5.0
+    max_concurrency: PositiveInt = 64
+    give_up_after: PositiveFloat = 30.0
+    backoff_max: PositiveFloat = 5.0
     revision: str = "unpinned"
-    start_timeout: float = 1800.0
+    start_timeout: PositiveFloat = 1800.0
     hedge: bool = False
 
     def __post_init__(self) -> None:
@@ -64,7 +65,6 @@ class OpenAIConfig(GenerationEndpointConfig):
         if not self.model:
             raise ValueError(f"{self.KEY}.model is empty: give the name under which the server has it")
         super().__post_init__()
-        self._check_positive("start_timeout")
         self._check_extra_body(_FIXED, (), "what the guard asks")
 
 
