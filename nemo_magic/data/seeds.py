@@ -6,7 +6,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from typing import ClassVar
 
+from nemo_magic.config_checks import CheckedConfig, Fraction, PositiveInt
 from nemo_magic.data.errors import DataError
 from nemo_magic.data.streams import read_table
 from nemo_magic.data.tables import DropReport, Table, text_of
@@ -20,7 +22,7 @@ _BENIGN = {"benign", "safe", "unharmful", "0", "0.0", "false", "no", "vanilla_be
 
 
 @dataclass
-class DataConfig:
+class DataConfig(CheckedConfig):
     """The seeds of the RL phase.
 
     Files are jsonl, json, csv, tsv or parquet. ``text_column``, ``label_column``: null looks for the usual names
@@ -28,21 +30,16 @@ class DataConfig:
     Without ``validation_files``, ``validation_fraction`` of the training seeds is held out.
     """
 
+    KEY: ClassVar[str] = "data"
+
     train_files: list[str] = field(default_factory=list)
     validation_files: list[str] = field(default_factory=list)
     test_files: list[str] = field(default_factory=list)
     text_column: str | None = None
     label_column: str | None = None
-    harmful_share: float = 0.5
-    max_chars: int = 32_000
-    validation_fraction: float = 0.02
-
-    def __post_init__(self) -> None:
-        for key in ("harmful_share", "validation_fraction"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ValueError(f"data.{key}={getattr(self, key)} must be between 0 and 1")
-        if self.max_chars < 1:
-            raise ValueError(f"data.max_chars={self.max_chars} must be at least 1")
+    harmful_share: Fraction = 0.5
+    max_chars: PositiveInt = 32_000
+    validation_fraction: Fraction = 0.02
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
-_CHOICES = {
-    "kl_estimator": ("k1", "k2", "k3"),
-    "aggregation": ("token", "sequence"),
-    "truncated": ("keep", "mask", "drop"),
-}
+from annotated_types import Ge
+
+from nemo_magic.config_checks import CheckedConfig, NonNegativeFloat, OneOf, PositiveFloat, PositiveInt
 
 
 @dataclass
-class GRPOConfig:
+class GRPOConfig(CheckedConfig):
     """Group relative policy optimisation (paper section 4.1).
 
     ``ratio_clip_low``, ``ratio_clip_high``: the ratio is clipped to [1 − low, 1 + high]. ``kl_beta``: weight β of the
@@ -28,32 +27,21 @@ class GRPOConfig:
     made, and ``max_skipped_updates`` of them in a row stop the run.
     """
 
+    KEY: ClassVar[str] = "grpo"
+
     ratio_clip_low: float = 0.2
-    ratio_clip_high: float = 0.2
-    kl_beta: float = 0.0
-    kl_estimator: str = "k3"
-    aggregation: str = "token"
-    truncated: str = "keep"
-    minibatches: int = 1
+    ratio_clip_high: NonNegativeFloat = 0.2
+    kl_beta: NonNegativeFloat = 0.0
+    kl_estimator: Annotated[str, OneOf("k1", "k2", "k3")] = "k3"
+    aggregation: Annotated[str, OneOf("token", "sequence")] = "token"
+    truncated: Annotated[str, OneOf("keep", "mask", "drop")] = "keep"
+    minibatches: PositiveInt = 1
     scale_by_std: bool = True
-    tis_clip: float | None = None
-    skip_grad_norm: float | None = None
-    max_skipped_updates: int = 5
+    tis_clip: Annotated[float, Ge(1)] | None = None
+    skip_grad_norm: PositiveFloat | None = None
+    max_skipped_updates: PositiveInt = 5
 
     def __post_init__(self) -> None:
-        for key, choices in _CHOICES.items():
-            if getattr(self, key) not in choices:
-                raise ValueError(f"grpo.{key}={getattr(self, key)!r} must be one of: {', '.join(choices)}")
+        super().__post_init__()
         if not 0 <= self.ratio_clip_low < 1:
             raise ValueError(f"grpo.ratio_clip_low={self.ratio_clip_low} must be in [0, 1)")
-        if self.ratio_clip_high < 0:
-            raise ValueError(f"grpo.ratio_clip_high={self.ratio_clip_high} must be ≥ 0")
-        if self.kl_beta < 0:
-            raise ValueError(f"grpo.kl_beta={self.kl_beta} must be ≥ 0")
-        for key in ("minibatches", "max_skipped_updates"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"grpo.{key}={getattr(self, key)} must be at least 1")
-        if self.tis_clip is not None and not self.tis_clip >= 1:
-            raise ValueError(f"grpo.tis_clip={self.tis_clip} must be at least 1, or null")
-        if self.skip_grad_norm is not None and not self.skip_grad_norm > 0:
-            raise ValueError(f"grpo.skip_grad_norm={self.skip_grad_norm} must be greater than 0, or null")

@@ -5,7 +5,11 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from itertools import product
+from typing import Annotated, ClassVar
 
+from annotated_types import Interval
+
+from nemo_magic.config_checks import CheckedConfig, Fraction, PositiveInt
 from nemo_magic.game.episode import Label
 
 Item = tuple[int, ...]
@@ -16,7 +20,7 @@ SPLITS = ("train", "val", "test")
 
 
 @dataclass
-class SandboxConfig:
+class SandboxConfig(CheckedConfig):
     """The sandbox, generated from ``seed`` into ``folder``.
 
     ``difficulty`` (0..1) is the one knob of the game: the pre-trained defender refuses a share ``(1 − difficulty)^k``
@@ -28,29 +32,24 @@ class SandboxConfig:
     a fresh disguise, with every other one refused earlier in the conversation.
     """
 
+    KEY: ClassVar[str] = "sandbox"
+
     folder: str = "runs/sandbox"
     seed: int = 7
     syllables: int = 16
-    item_length: int = 2
-    difficulty: float = 0.65
-    single_share: float = 0.9
-    attack_rows: int = 6000
-    defender_rows: int = 60000
-    turns: int = 1
-    wear: float = 0.0
+    item_length: Annotated[int, Interval(ge=2, le=4)] = 2
+    difficulty: Fraction = 0.65
+    single_share: Fraction = 0.9
+    attack_rows: PositiveInt = 6000
+    defender_rows: PositiveInt = 60000
+    turns: PositiveInt = 1
+    wear: Fraction = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         limit = len(_CONSONANTS) * len(_VOWELS)
         if not 4 <= self.syllables <= limit or self.syllables % 2:
             raise ValueError(f"sandbox.syllables={self.syllables} must be an even number from 4 to {limit}")
-        if not 2 <= self.item_length <= 4:
-            raise ValueError(f"sandbox.item_length={self.item_length} must be 2, 3 or 4")
-        for key in ("difficulty", "single_share", "wear"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ValueError(f"sandbox.{key}={getattr(self, key)} must be between 0 and 1")
-        for key in ("attack_rows", "defender_rows", "turns"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"sandbox.{key}={getattr(self, key)} must be at least 1")
 
 
 class SandboxWorld:
