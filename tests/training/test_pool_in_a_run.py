@@ -37,12 +37,12 @@ def test_a_learner_meets_past_selves_and_each_is_measured(pool: Path) -> None:
     }
     for step in range(1, 7):
         role = "attacker" if rows[step]["phase"] == "defender" else "defender"
-        places = state(pool, step - 1)["pool"]["places"]
+        slots = state(pool, step - 1)["pool"]["slots"]
         members = [member["name"] for member in state(pool, step - 1)["pool"]["members"][role]]
-        assert len(places) == 3
-        assert met[step] <= set(places) <= set(members)
+        assert len(slots) == 3
+        assert met[step] <= set(slots) <= set(members)
     # In a defender phase every group has its own attacker, in an attacker phase a step has one defender.
-    assert set(state(pool, 4)["pool"]["places"]) == {"start", "phase-01", "phase-03"}
+    assert set(state(pool, 4)["pool"]["slots"]) == {"start", "phase-01", "phase-03"}
     assert len(met[5]) > 1
     assert [len(met[step]) for step in (2, 4, 6)] == [1, 1, 1]
 
