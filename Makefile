@@ -19,6 +19,8 @@ SHELL := /bin/bash
 PYTHON ?= python3.11
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+# Test files that run at once. A game of two ranks takes both cores only half of the time.
+TEST_WORKERS ?= 2
 EXPERIMENT ?=
 
 VENV := .venv
@@ -65,7 +67,7 @@ ablations: $(WARM)
 	$(BIN)/python benchmarks/experiments.py --arms $(PRESETS) --seeds 1 --out runs/experiments/ablations.json
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not system" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not system" --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m "not process and not slow and not system" $(PYTEST_ARGS)
