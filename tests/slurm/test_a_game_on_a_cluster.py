@@ -82,11 +82,11 @@ def test_the_token_is_in_no_command_line_and_in_no_file(run: str, request: pytes
     assert not [process.command for process in seen.everything if token in " ".join(process.command)]
     texts = [path for path in seen.folder.rglob("*") if path.suffix in (".log", ".yaml", ".json", ".jsonl")]
     assert len(texts) > 5
-    assert not [path for path in [*texts, seen.spec.log] if token in path.read_text(errors="replace")]
+    assert not [path for path in [*texts, seen.job.log] if token in path.read_text(errors="replace")]
 
 
 def test_requeued_out_of_time_and_robbed_of_its_judge_it_equals_the_unbroken_run(unbroken: Seen, broken: Seen) -> None:
-    said, number = broken.spec.said(), broken.spec.number
+    said, number = broken.job.said(), broken.job.number
     assert sorted(path.name for path in (broken.folder / "logs").iterdir()) == [f"{number}.{n}" for n in range(3)]
     assert said.count(f"JOB {number} ON ") == 2  # both times that Slurm ended an attempt
     assert said.count("asked to end: the ranks save") == said.count(f"saved: job {number} is requeued") == 1

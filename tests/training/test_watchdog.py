@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import signal
 import socket
 import threading
@@ -67,7 +68,8 @@ def test_a_rank_that_falls_asleep_is_named_with_host_part_and_line(hung: dict[si
     assert last.startswith("culprit: rank 1 on ")
     assert "sitecustomize.py:4 stuck" in last
     assert "the others wait in" in last
-    assert "nemo-magic: rank 0 on " in said
+    # Whichever rank ends first takes the other with it, before that may have said so too.
+    assert re.search(r"nemo-magic: rank [01] on ", said)
     (first, second) = read_positions(asleep.folder / FOLDER)
     assert (first.rank, second.rank, first.world) == (0, 1, 2)
     assert any("torch/distributed" in frame for frame in first.stacks["main"])
