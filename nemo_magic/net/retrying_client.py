@@ -288,6 +288,9 @@ class RetryingClient:
                     if replica is not None:
                         return replica
                 pause = self._replicas.next_change(now)
+                if self._last_outage is not None:
+                    # A cooldown may be longer than there is time left.
+                    pause = min(pause, max(0.0, self._cfg.give_up_after - self._waited(began)))
                 with suppress(asyncio.TimeoutError):
                     async with timeout(None if math.isinf(pause) else pause):
                         await self._changed.wait()
@@ -330,12 +333,16 @@ class RetryingClient:
     # --- when to give up
 
     def _raise_if_too_late(self, began: float, outage: Unavailable) -> None:
-        waited = self._clock() - max(began, self._last_success)
+        waited = self._waited(began)
         if waited >= self._cfg.give_up_after:
             raise self._unavailable(
                 f"no answer from {', '.join(self.urls)} for {waited:.0f} s "
                 f"({self._key}.give_up_after={self._cfg.give_up_after:g}); last: {outage}"
             ) from outage
+
+    def _waited(self, began: float) -> float:
+        """Seconds without any answer, for a request that came at ``began``."""
+        return self._clock() - max(began, self._last_success)
 
     def _backoff(self, failures: int) -> float:
         """Seconds after so many failures in a row: doubling, with jitter downwards."""
