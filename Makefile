@@ -2,7 +2,7 @@
 # make turns   the same with three turns, in a sandbox where more turns help
 # make experiments  the game, its ablations and opponent pools, several seeds each; tables and pictures of docs/experiments.md
 # make ablations  the ablations only, one seed each
-# make test    run the tests, in about 20 minutes; needs neither root nor a package manager
+# make test    run the tests, in about 12 minutes on two cores; needs neither root nor a package manager
 # make test-fast    the tests that start no process, in about two minutes
 # make test-system  the tests in a real Slurm and a real Chromium, installed if missing (as root, on Debian)
 # make lint    style, types, dependency direction

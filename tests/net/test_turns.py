@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from nemo_magic.net.endpoint import EndpointConfig
 from nemo_magic.net.faults import Unavailable
 from nemo_magic.net.retrying_client import RetryingClient
+from tests.net.made_up_time import Gone, MadeUpTime, run
 
 
 def test_a_request_that_keeps_failing_takes_no_turn_of_the_others() -> None:
@@ -36,3 +39,18 @@ def test_a_request_that_keeps_failing_takes_no_turn_of_the_others() -> None:
     requests = asyncio.run(work())
     # At most one that was sent before the sound request came, and one that was in line before it.
     assert "failing failing failing" not in " ".join(requests)
+
+
+def test_no_cooldown_outlasts_the_time_after_which_a_client_gives_up() -> None:
+    async def work(loop: MadeUpTime) -> None:
+        config = EndpointConfig(urls=["http://a"], give_up_after=5, backoff_initial=2, backoff_max=60)
+        client = RetryingClient(config, "server", "remote", Gone, loop.time)
+
+        async def failing(url: str) -> None:
+            raise Unavailable("gone")
+
+        with pytest.raises(Gone, match="no answer from http://a for 5 s"):
+            await client.ask(failing)
+        await client.aclose()
+
+    assert run(work) == pytest.approx(5)
