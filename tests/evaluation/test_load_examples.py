@@ -176,7 +176,7 @@ def test_a_limit_takes_the_first_of_each_label_in_turn_and_says_so(tmp_path: Pat
 
 @pytest.mark.process
 @pytest.mark.parametrize(("ending", "rows"), [(".csv", 1_000_000), (".json", 200_000)])
-def test_a_million_rows_take_less_than_20_seconds_and_a_gibibyte(ending: str, rows: int, tmp_path: Path) -> None:
+def test_a_million_rows_take_less_than_a_gibibyte(ending: str, rows: int, tmp_path: Path) -> None:
     path = tmp_path / f"many{ending}"
     with path.open("w") as file:
         made = (
@@ -188,17 +188,15 @@ def test_a_million_rows_take_less_than_20_seconds_and_a_gibibyte(ending: str, ro
         else:
             file.write("[" + ",\n".join(json.dumps(row) for row in made) + "]")
     program = (
-        "import sys, resource; from nemo_magic.evaluation.load_examples import load_benchmark; "
-        "before = resource.getrusage(resource.RUSAGE_SELF); loaded = load_benchmark('xstest', sys.argv[1]); "
-        "after = resource.getrusage(resource.RUSAGE_SELF); "
+        "import sys; from nemo_magic.evaluation.load_examples import load_benchmark; "
+        "loaded = load_benchmark('xstest', sys.argv[1]); "
         # Not ru_maxrss: a process inherits the peak of the one it was forked from.
         "peak = next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1]; "
-        "print(len(loaded.examples), int(peak) * 1024, after.ru_utime - before.ru_utime)"
+        "print(len(loaded.examples), int(peak) * 1024)"
     )
     done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
-    count, memory, seconds = map(float, done.stdout.split())
+    count, memory = map(int, done.stdout.split())
     assert count == rows
-    assert seconds < 20 * rows / 1e6
     assert memory < 2**30 * max(rows / 1e6, 0.3)
 
 
