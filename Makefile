@@ -3,7 +3,7 @@
 # make experiments  the game, its ablations and opponent pools, several seeds each; tables and pictures of docs/experiments.md
 # make ablations  the ablations only, one seed each
 # make test    run the tests, in about 12 minutes on two cores; needs neither root nor a package manager
-# make test-fast    the tests that start no process, in about two minutes
+# make test-fast    the tests that start no process, in about four minutes on two cores
 # make test-system  the tests in a real Slurm and a real Chromium, installed if missing (as root, on Debian)
 # make lint    style, types, dependency direction
 #
