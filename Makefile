@@ -70,7 +70,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -m "not system" --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m "not process and not slow and not system" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not process and not slow and not system" --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-system: $(STAMP)
 	$(BIN)/python -m pytest -m system $(PYTEST_ARGS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, cast
 
 from annotated_types import Ge
 from omegaconf import MISSING, OmegaConf
@@ -162,12 +162,14 @@ def role_model(cfg: MagicConfig, role: Role | str, steps: int | None = None) -> 
     values that no model can have.
     """
     own = cfg.actors.of(role).model
+    model = cfg.model
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), asdict(cfg.model), own)
-        model: ModelConfig = OmegaConf.to_object(merged)  # type: ignore[assignment]
+        if own:
+            merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), asdict(model), own)
+            model = cast(ModelConfig, OmegaConf.to_object(merged))
     except (OmegaConfBaseException, ValueError) as error:
         text = concise(error, "model.")
-        raise ConfigError(f"actors.{role}.{text}" if own and text.startswith("model.") else text) from error
+        raise ConfigError(f"actors.{role}.{text}" if text.startswith("model.") else text) from error
     if steps is None:
         steps = optimizer_steps(cfg, role)
     sched = model.optim.sched

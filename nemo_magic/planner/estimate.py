@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
-from typing import Any
+from functools import cached_property
 
 import torch
 
@@ -15,7 +14,6 @@ from nemo_magic.config.schema import MagicConfig
 from nemo_magic.config.validation import batch, layout, models
 from nemo_magic.game.episode import Role
 from nemo_magic.game.schedule import learning_rounds
-from nemo_magic.model_config import ModelConfig
 from nemo_magic.planner import memory, seconds
 from nemo_magic.planner.memory import GIB, BytesByPart, EngineMemory, Layout, Precision
 from nemo_magic.planner.shapes import Shapes, measure, total_parameters
@@ -67,37 +65,7 @@ class Plan:
 
 def plan_of(cfg: MagicConfig, vocabularies: Vocabularies) -> Plan:
     """The plan of a valid configuration of ``nemo-magic train``."""
-    estimate = PlanEstimate(cfg, vocabularies)
-    roles, world, step = estimate.roles, estimate.world, batch(cfg, dict(estimate.roles))
-    hardware = cfg.hardware
-    per_role = {role: estimate.step(role) for role in _learners(cfg)}
-    share = {role: learning_rounds(cfg.game.schedule, role, cfg.game.max_steps) for role in per_role}
-    total = sum(share.values())
-    names = dict.fromkeys(name for parts in per_role.values() for name in parts)
-    mean = {name: sum(share[r] * per_role[r].get(name, 0.0) for r in per_role) / total for name in names}
-    steps = min(cfg.game.max_steps, cfg.game.early_stop.at_step or cfg.game.max_steps)
-    saved = memory.checkpoint(estimate.widest, estimate.layout, estimate.precision)
-    writing = saved / (hardware.storage_gb_s * seconds.GIGA)
-    hours = (steps * sum(mean.values()) + steps // cfg.game.val_check_interval * estimate.validation()) / 3600
-    return Plan(
-        world=world,
-        micro_batch_size=step.micro_batch_size,
-        microbatches=step.microbatches,
-        recompute=cfg.model.activations_checkpoint_granularity,
-        parameters={role: _total(_undivided(model), vocabularies[role]) for role, model in roles.items()},
-        memory=estimate.moments(),
-        available=estimate.available,
-        host=estimate.host(),
-        host_available=estimate.host_available,
-        fits=estimate.fits,
-        checkpoint=saved,
-        checkpoint_seconds=writing,
-        seconds=mean,
-        per_role=per_role,
-        steps=steps,
-        hours=hours,
-        kilowatt_hours=hours * cfg.trainer.num_nodes * hardware.node_kilowatts,
-    )
+    return PlanEstimate(cfg, vocabularies).plan()
 
 
 def with_layout(cfg: MagicConfig, tp: int, pp: int, micro_batch_size: int, recompute: str | None) -> MagicConfig:
@@ -118,32 +86,6 @@ def with_layout(cfg: MagicConfig, tp: int, pp: int, micro_batch_size: int, recom
 
 def _learners(cfg: MagicConfig) -> list[Role]:
     return [role for role in Role if learning_rounds(cfg.game.schedule, role, cfg.game.max_steps) > 0]
-
-
-_Architecture = tuple[tuple[str, Any], ...]
-"""A model's keys, hashable; without tokenizer and optimizer, which do not change its shapes."""
-
-
-def _architecture(model: ModelConfig) -> _Architecture:
-    no_part = ("tokenizer", "optim", "micro_batch_size", "global_batch_size")
-    return tuple(sorted((key, value) for key, value in vars(model).items() if key not in no_part))
-
-
-def _undivided(model: ModelConfig) -> _Architecture:
-    on_one_rank = replace(model, tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
-    return _architecture(replace(on_one_rank, activations_checkpoint_granularity=None))
-
-
-@lru_cache(maxsize=64)
-def _total(architecture: _Architecture, vocab_size: int) -> int:
-    return total_parameters(ModelConfig(**dict(architecture)), vocab_size)
-
-
-@lru_cache(maxsize=4096)
-def _shapes(architecture: _Architecture, vocab_size: int, tp: int, pp: int, tokens: int, half: bool) -> Shapes:
-    """Shapes of microbatches of one row."""
-    dtype = torch.bfloat16 if half else torch.float32
-    return measure(ModelConfig(**dict(architecture)), vocab_size, tp, pp, 1, tokens, dtype)
 
 
 class PlanEstimate:
@@ -168,6 +110,37 @@ class PlanEstimate:
             keeps_gradients=model.optim.name == "distributed_fused_adam",
         )  # fmt: skip
         self.widest = {str(role): self.shapes(role, self._widest(role)) for role in local}
+
+    def plan(self) -> Plan:
+        """All figures together."""
+        cfg, hardware, game = self.cfg, self.hardware, self.cfg.game
+        per_role = {role: self.step(role) for role in _learners(cfg)}
+        share = {role: learning_rounds(game.schedule, role, game.max_steps) for role in per_role}
+        total = sum(share.values())
+        names = dict.fromkeys(name for parts in per_role.values() for name in parts)
+        mean = {name: sum(share[r] * per_role[r].get(name, 0.0) for r in per_role) / total for name in names}
+        steps = min(game.max_steps, game.early_stop.at_step or game.max_steps)
+        saved = memory.checkpoint(self.widest, self.layout, self.precision)
+        hours = (steps * sum(mean.values()) + steps // game.val_check_interval * self.validation()) / 3600
+        return Plan(
+            world=self.world,
+            micro_batch_size=self.rows,
+            microbatches=self.microbatches,
+            recompute=cfg.model.activations_checkpoint_granularity,
+            parameters={role: total_parameters(model, self.vocabularies[role]) for role, model in self.roles.items()},
+            memory=self.moments(),
+            available=self.available,
+            host=self.host(),
+            host_available=self.host_available,
+            fits=self.fits,
+            checkpoint=saved,
+            checkpoint_seconds=saved / (hardware.storage_gb_s * seconds.GIGA),
+            seconds=mean,
+            per_role=per_role,
+            steps=steps,
+            hours=hours,
+            kilowatt_hours=hours * cfg.trainer.num_nodes * hardware.node_kilowatts,
+        )
 
     @cached_property
     def mean(self) -> dict[Role, Shapes]:
@@ -316,8 +289,9 @@ class PlanEstimate:
 
     def shapes(self, role: Role, tokens: int) -> Shapes:
         """Shapes of ``role``'s microbatches of rows of ``tokens``."""
-        world, architecture = self.world, _architecture(self.roles[role])
-        return _shapes(architecture, self.vocabularies[role], world.tp, world.pp, tokens, self.half).times(self.rows)
+        world, dtype = self.world, torch.bfloat16 if self.half else torch.float32
+        one = measure(self.roles[role], self.vocabularies[role], world.tp, world.pp, 1, tokens, dtype)
+        return one.times(self.rows)
 
     def _actor(self, role: Role) -> ActorConfig:
         return self.cfg.actors.of(role)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from nemo_magic.config.errors import ConfigError
 from nemo_magic.config.schema import MagicConfig
 from nemo_magic.config.validation import validate
-from nemo_magic.planner.estimate import Plan, PlanEstimate, Vocabularies, plan_of, with_layout
+from nemo_magic.planner.estimate import Plan, PlanEstimate, Vocabularies, with_layout
 
 _MICRO_BATCHES = (1, 2, 4, 8)
 _RECOMPUTE = (None, "selective", "full")
@@ -35,9 +35,10 @@ def _microbatches(
             validate(candidate, "plan")
         except ConfigError:
             return  # the layout divides nothing, whatever the microbatch
-        if not PlanEstimate(candidate, vocabularies).fits:
+        estimate = PlanEstimate(candidate, vocabularies)
+        if not estimate.fits:
             return  # larger ones need more
-        plan = plan_of(candidate, vocabularies)
+        plan = estimate.plan()
         yield plan
         if plan.microbatches == 1:
             return  # larger ones are this one

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -102,8 +103,7 @@ class Shapes:
 
 def total_parameters(model: ModelConfig, vocab_size: int) -> int:
     """Parameters of the whole model with its padded vocabulary, built on one rank."""
-    with rank_of(1, 1):
-        return _count(_build(model, vocab_size, 1, 1, model.num_layers, True, True, torch.float32))
+    return _total(_architecture(_not_recomputed(model)), vocab_size)
 
 
 def measure(
@@ -117,45 +117,70 @@ def measure(
     split = tp if model.sequence_parallel else 1
     tokens = -(-tokens // split) * split
     chunk = _chunk(model)
-    with rank_of(tp, pp):
-        hidden = _hidden(model, rows, tokens // split, dtype)
+    recomputed, whole = _architecture(model), _architecture(_not_recomputed(model))
 
-        def run(count: int, recompute: bool = True) -> Part:
-            return _run(_build(model, vocab_size, tp, pp, count, False, False, dtype, recompute), hidden, rows, tokens)
+    def run(architecture: _Architecture, count: int, pre: bool = False, post: bool = False) -> Part:
+        return _run(architecture, vocab_size, tp, count, pre, post, rows, tokens, dtype)
 
-        # Bytes that all layers share (rotary angles, masks) are in one layer and in two layers once.
-        layers, twice = run(chunk), run(2 * chunk)
-        whole, whole_twice = layers, twice
-        if model.activations_checkpoint_granularity is not None:
-            whole, whole_twice = run(chunk, recompute=False), run(2 * chunk, recompute=False)
-        first = _ends(model, vocab_size, tp, pp, layers, chunk, hidden, rows, tokens, dtype, (True, pp == 1))
-        size = split * hidden.numel() * hidden.element_size()
-    last = first
-    if pp > 1:
-        with rank_of(tp, pp, pp - 1):
-            hidden = _hidden(model, rows, tokens // split, dtype)
-            last = _ends(model, vocab_size, tp, pp, layers, chunk, hidden, rows, tokens, dtype, (False, True))
-    nothing = Part(0, 0, 0, 0.0, 0.0)
+    def ends(pre: bool, post: bool) -> Part:
+        """What a stage with these ends has beyond its layers."""
+        stage, bare = run(whole, 1, pre, post), run(whole, 1)
+        return Part(
+            stage.parameters - bare.parameters,
+            stage.kept - bare.kept,
+            0,
+            stage.forward - bare.forward,
+            stage.backward - bare.backward,
+        )
+
+    # Bytes that all layers share (rotary angles, masks) are in one layer and in two layers once.
+    layers, twice = run(recomputed, chunk), run(recomputed, 2 * chunk)
     kept = twice.kept - layers.kept
     layer = Part(
         layers.parameters // chunk,
         kept // chunk,
-        whole_twice.kept - whole.kept - kept,
+        run(whole, 2 * chunk).kept - run(whole, chunk).kept - kept,
         layers.forward / chunk,
         layers.backward / chunk,
     )
+    first, last = (Part(0, 0, 0, 0.0, 0.0), ends(True, True)) if pp == 1 else (ends(True, False), ends(False, True))
     logits = rows * tokens * (padded(vocab_size, model) // tp)
-    return Shapes(model.num_layers, pp, layer, first if pp > 1 else nothing, last, layers.kept - kept, logits, size)
+    hidden = rows * tokens * model.hidden_size * dtype.itemsize
+    return Shapes(model.num_layers, pp, layer, first, last, layers.kept - kept, logits, hidden)
+
+
+_Architecture = tuple[tuple[str, Any], ...]
+"""The keys of a model that its parts depend on, hashable: a search asks for the same part of many layouts."""
+
+
+def _architecture(model: ModelConfig) -> _Architecture:
+    no_part = {
+        "tokenizer", "optim", "micro_batch_size", "global_batch_size", "tensor_model_parallel_size",
+        "pipeline_model_parallel_size",
+    }  # fmt: skip
+    return tuple(sorted((key, value) for key, value in vars(model).items() if key not in no_part))
+
+
+def _not_recomputed(model: ModelConfig) -> ModelConfig:
+    return replace(
+        model,
+        activations_checkpoint_granularity=None,
+        activations_checkpoint_method=None,
+        activations_checkpoint_num_layers=None,
+    )
+
+
+@lru_cache(maxsize=64)
+def _total(architecture: _Architecture, vocab_size: int) -> int:
+    model = ModelConfig(**dict(architecture))
+    with rank_of(1, 1):
+        return _count(_build(model, vocab_size, 1, 1, model.num_layers, True, True, torch.float32))
 
 
 def padded(vocab_size: int, model: ModelConfig) -> int:
     """Rows of the embedding: ``vocab_size`` padded as NeMo pads it."""
     multiple = model.make_vocab_size_divisible_by
     return -(-vocab_size // multiple) * multiple
-
-
-def _hidden(model: ModelConfig, rows: int, tokens: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.empty(tokens, rows, model.hidden_size, dtype=dtype, device=META, requires_grad=True)
 
 
 def _chunk(model: ModelConfig) -> int:
@@ -165,24 +190,8 @@ def _chunk(model: ModelConfig) -> int:
     return 1
 
 
-def _ends(
-    model: ModelConfig, vocab_size: int, tp: int, pp: int, layers: Part, chunk: int, hidden: torch.Tensor, rows: int,
-    tokens: int, dtype: torch.dtype, ends: tuple[bool, bool],
-) -> Part:  # fmt: skip
-    """The part of a stage with these ends beyond its ``layers``."""
-    stage = _run(_build(model, vocab_size, tp, pp, chunk, *ends, dtype), hidden, rows, tokens)
-    return Part(
-        stage.parameters - layers.parameters,
-        stage.kept - layers.kept,
-        0,
-        stage.forward - layers.forward,
-        stage.backward - layers.backward,
-    )
-
-
 def _build(
-    model: ModelConfig, vocab_size: int, tp: int, pp: int, layers: int, pre: bool, post: bool, dtype: torch.dtype,
-    recompute: bool = True,
+    model: ModelConfig, vocab_size: int, tp: int, pp: int, layers: int, pre: bool, post: bool, dtype: torch.dtype
 ) -> GPTModel:  # fmt: skip
     """``layers`` of a stage, built by Megatron-core as NeMo configures it."""
     name = model.activation.removeprefix("fast-")
@@ -213,9 +222,9 @@ def _build(
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
-        recompute_granularity=model.activations_checkpoint_granularity if recompute else None,
-        recompute_method=model.activations_checkpoint_method if recompute else None,
-        recompute_num_layers=model.activations_checkpoint_num_layers if recompute else None,
+        recompute_granularity=model.activations_checkpoint_granularity,
+        recompute_method=model.activations_checkpoint_method,
+        recompute_num_layers=model.activations_checkpoint_num_layers,
     )
     spec = get_gpt_layer_local_spec()
     if model.transformer_engine:
@@ -259,8 +268,20 @@ def _count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _run(model: GPTModel, hidden: torch.Tensor, rows: int, tokens: int) -> Part:
-    """One forward and one backward pass, on shapes."""
+@lru_cache(maxsize=4096)
+def _run(
+    architecture: _Architecture, vocab_size: int, tp: int, layers: int, pre: bool, post: bool, rows: int, tokens: int,
+    dtype: torch.dtype,
+) -> Part:  # fmt: skip
+    """One forward and one backward pass of ``layers`` layers with the given ends, on shapes."""
+    config = ModelConfig(**dict(architecture))
+    stages = 1 if pre == post else 2
+    with rank_of(tp, stages, stages - 1 if post else 0):
+        return _passes(_build(config, vocab_size, tp, stages, layers, pre, post, dtype), rows, tokens)
+
+
+def _passes(model: GPTModel, rows: int, tokens: int) -> Part:
+    config = model.config
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
     saved: dict[int, int] = {}
 
@@ -271,7 +292,9 @@ def _run(model: GPTModel, hidden: torch.Tensor, rows: int, tokens: int) -> Part:
         return tensor
 
     if not model.pre_process:
-        model.set_input_tensor(hidden)
+        split = config.tensor_model_parallel_size if config.sequence_parallel else 1
+        size = (tokens // split, rows, config.hidden_size)
+        model.set_input_tensor(torch.empty(size, dtype=config.params_dtype, device=META, requires_grad=True))
     ids = torch.zeros(rows, tokens, dtype=torch.long, device=META)
     positions = torch.arange(tokens, device=META).expand(rows, tokens)
     with FlopCounterMode(display=False) as forward, torch.autograd.graph.saved_tensors_hooks(save, lambda x: x):
