@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -151,11 +152,18 @@ def _typed(composed: DictConfig, complete: bool = True, unread: tuple[str, ...] 
         # Checked before the merge: there ??? keeps the schema's default.
         raise ConfigError("\n".join(f"{path} has to be given" for path in missing))
     try:
-        cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(MagicConfig), composed))
+        cfg = OmegaConf.to_object(OmegaConf.merge(_schema(), composed))
     except (OmegaConfBaseException, ValueError) as error:
         raise ConfigError(concise(error)) from error
     assert isinstance(cfg, MagicConfig)
     return cfg
+
+
+@cache
+def _schema() -> DictConfig:
+    """What a merge copies: made once, since it takes longer than the merge."""
+    schema: DictConfig = OmegaConf.structured(MagicConfig)
+    return schema
 
 
 def _missing(config: Mapping[Any, Any], above: str = "") -> Iterator[str]:
