@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
-from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region, vocab_parallel_cross_entropy
 from nemo_aligner.models.nlp.gpt.megatron_gpt_ppo_actor import MegatronGPTActorModel
 from nemo_aligner.utils.distributed import (
     _compute_distributed_log_softmax,
     broadcast_tensor_within_pp,
-    from_parallel_logits_to_logprobs,
 )
 from nemo_aligner.utils.train_utils import clip_gradients, set_eval, set_sync_funcs
 from nemo_aligner.utils.utils import cpu_weight_swap
 from omegaconf import DictConfig
 
+from nemo_magic.actors.output_positions import output_from
 from nemo_magic.actors.tokenizer import ChatTokenizer
 from nemo_magic.game.episode import Role
 from nemo_magic.rl.batch import MicroBatch
@@ -84,7 +84,7 @@ class MagicActor(MegatronGPTActorModel):
                 observed = self._observed(logits, logprobs, batch) if observe else {}
                 return objective.loss * scale, objective.metrics | observed
 
-            return self._forward(model, batch), loss_of
+            return self._forward(model, batch, batch.first), loss_of
 
         self.prepare_for_training_step()
         parts = self._run(batches, step, forward_only=False)
@@ -121,15 +121,16 @@ class MagicActor(MegatronGPTActorModel):
 
     @torch.no_grad()
     def token_logprobs(self, batches: Sequence[MicroBatch]) -> list[torch.Tensor]:
-        """Log-probabilities of every next token, one [b, S-1] tensor per microbatch, on every pipeline stage.
+        """Log-probabilities of the next tokens, one [b, S-1] tensor per microbatch, on every pipeline stage.
 
-        In nats, at the sampling temperature, from the training forward pass.
+        In nats, at the sampling temperature, from the training forward pass; 0 before the first position that the mask
+        of any of its rows has.
         """
 
         def step(iterator: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
             batch = next(iterator)
-            return self._forward(model, batch), lambda logits, non_loss_data=True: self._token_logprobs(
-                logits, batch.tokens, inference_only=True
+            return self._forward(model, batch, batch.first), lambda logits, non_loss_data=True: self._token_logprobs(
+                logits, batch.tokens
             )
 
         set_eval(self)
@@ -148,7 +149,7 @@ class MagicActor(MegatronGPTActorModel):
         """
 
         def ranked(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-            own = self._token_logprobs(logits, tokens, inference_only=True)
+            own = self._token_logprobs(logits, tokens)
             likeliest, ids = _likeliest(logits, self._temperature, self.chat.size, top)
             return torch.cat([torch.nn.functional.pad(own, (0, 1))[..., None], likeliest, ids.float()], dim=-1)
 
@@ -170,19 +171,21 @@ class MagicActor(MegatronGPTActorModel):
 
     # --- shared
 
-    def _forward(self, model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
+    def _forward(self, model: torch.nn.Module, batch: MicroBatch, first: int = 0) -> torch.Tensor:
+        """Logits [b, S or less, V / TP] of the positions from ``first`` on, at least (``output_from``)."""
         tokens = batch.tokens.cuda(non_blocking=True)
         positions = torch.arange(tokens.size(1), device=tokens.device).expand_as(tokens)
-        # Rows are padded on the right, so the causal mask that attention makes by itself is all they need.
-        return model(tokens, positions, None)
+        with output_from(self, first):
+            # Rows are padded on the right, so the causal mask that attention makes by itself is all they need.
+            return model(tokens, positions, None)
 
-    def _token_logprobs(self, logits: torch.Tensor, tokens: torch.Tensor, inference_only: bool = False) -> torch.Tensor:
-        return from_parallel_logits_to_logprobs(
-            vocab_parallel_logits=logits.float() / self._temperature,
-            target=tokens.cuda(non_blocking=True),
-            inference_only=inference_only,
-            higher_stability=True,
-        )
+    def _token_logprobs(self, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """[b, S-1] from the logits of the last positions of ``tokens`` [b, S]; 0 where there are none."""
+        first = tokens.size(1) - logits.size(1)
+        # The division copies; the loss works in the copy's memory.
+        scaled = logits[:, :-1].float() / self._temperature
+        targets = tokens[:, first + 1 :].cuda(non_blocking=True).contiguous()
+        return torch.nn.functional.pad(-vocab_parallel_cross_entropy(scaled, targets), (first, 0))
 
     @torch.no_grad()
     def _observed(self, logits: torch.Tensor, logprobs: torch.Tensor, batch: MicroBatch) -> dict[str, tuple[Any, Any]]:
@@ -190,7 +193,8 @@ class MagicActor(MegatronGPTActorModel):
         much less likely the sampled tokens are than the policy's own samples would be on average, ``-log π(token) -
         H(π)``; around 0 where the generator samples from the policy, whatever engine it is."""
         mask = batch.mask.to(logprobs.device)
-        spread = _entropy(logits[:, :-1], self._temperature)
+        first = mask.size(1) + 1 - logits.size(1)
+        spread = torch.nn.functional.pad(_entropy(logits[:, :-1], self._temperature), (first, 0))
         count = mask.sum()
         return {
             "entropy": ((spread * mask).sum(), count),
@@ -236,7 +240,7 @@ def _likeliest(
     logits: torch.Tensor, temperature: float, vocabulary: int, top: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities and ids [b, S, top] of the likeliest of ``vocabulary`` tokens by vocabulary-parallel ``logits``
-    [b, S, V / TP]; as they are normalised for training, to the last bit."""
+    [b, S, V / TP]."""
     scores = _compute_distributed_log_softmax(logits.float() / temperature)
     first = parallel_state.get_tensor_model_parallel_rank() * scores.size(-1)
     scores[..., max(0, vocabulary - first) :] = -torch.inf

@@ -18,11 +18,17 @@ from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_regi
 
 from nemo_magic.actors.cached_rotary import cached_rotary
 from nemo_magic.actors.config import GenerationConfig, LengthConfig, SamplingConfig
+from nemo_magic.actors.output_positions import output_from
 from nemo_magic.actors.sampling import StopConditions, hits_stop_string, sample_tokens, to_completion, uniform_draws
 from nemo_magic.game.episode import Completion
 
 if TYPE_CHECKING:
     from nemo_magic.actors.actor import MagicActor
+
+
+_WORTH_COPYING = 7 / 8
+"""Rows that have ended are decoded no more once this share or less is left: then their keys and values move together,
+which takes about as long as attention reads them at one token."""
 
 
 class StaleWeightsError(RuntimeError):
@@ -175,12 +181,14 @@ def _decode(
 
     cache = InferenceParams(max_batch_size=len(prompts), max_sequence_length=total)
     logits = _prefill(actor, tokens[:, :first], cache)
+    decoded = torch.arange(len(prompts), device=device)  # rows of the cache and of the logits
     for column in range(first, total):
         produced = column - prompt_lengths  # response tokens of this row so far; negative while its prompt is still fed
         live = (produced >= 0) & (produced < limits.max_length) & ~ended
         draw = uniforms.gather(1, produced.clamp(0, limits.max_length - 1)[:, None])
-        ids, chosen = _sample_on_last_stage(
-            actor, logits, draw, sampling, banned=produced < limits.min_length, stops=stops
+        ids, chosen = torch.zeros_like(tokens[:, column]), torch.zeros_like(logprobs[:, column])
+        ids[decoded], chosen[decoded] = _sample_on_last_stage(
+            actor, logits, draw[decoded], sampling, banned=(produced < limits.min_length)[decoded], stops=stops
         )
         tokens[:, column] = torch.where(live, ids, tokens[:, column])
         logprobs[:, column] = chosen * live
@@ -188,9 +196,13 @@ def _decode(
         ended |= live & torch.isin(ids, stops.ids)
         if stops.strings:
             ended |= live & hits_stop_string(actor.chat, tokens, prompt_lengths, response_lengths, live, stops.strings)
-        if not bool((~ended & (produced + 1 < limits.max_length)).any()):
+        unfinished = (~ended & (produced + 1 < limits.max_length))[decoded].nonzero().flatten()
+        if not len(unfinished):
             break
-        logits = _next_logits(actor, tokens[:, column : column + 1], column, cache)
+        if len(unfinished) <= _WORTH_COPYING * len(decoded):
+            decoded = decoded[unfinished]
+            _select(cache, unfinished, column)
+        logits = _next_logits(actor, tokens[decoded, column : column + 1], column, cache)
     rows = zip(prompts, tokens.tolist(), logprobs.tolist(), response_lengths.tolist(), ended.tolist(), strict=True)
     return [to_completion(actor.chat, *row, stops) for row in rows]
 
@@ -203,15 +215,20 @@ def _prefill(actor: MagicActor, tokens: torch.Tensor, cache: InferenceParams) ->
         return _next_logits(actor, tokens, 0, cache)
     cache.max_batch_size = len(distinct)
     logits = _next_logits(actor, distinct, 0, cache)
-    cache.max_batch_size = len(tokens)
+    _select(cache, inverse, tokens.size(1))
+    return None if logits is None else logits[inverse]
+
+
+def _select(cache: InferenceParams, rows: torch.Tensor, filled: int) -> None:
+    """Let the cache hold ``rows`` [any number] of what it holds; keys and values of ``filled`` tokens are known."""
+    cache.max_batch_size = len(rows)
     for layer, kept in cache.key_value_memory_dict.items():
         copies = []
         for part in kept:
-            copy = part.new_empty(len(part), len(tokens), *part.shape[2:])
-            copy[: tokens.size(1)] = part[: tokens.size(1), inverse]
+            copy = part.new_empty(len(part), len(rows), *part.shape[2:])
+            copy[:filled] = part[:filled, rows]
             copies.append(copy)
         cache.key_value_memory_dict[layer] = tuple(copies)
-    return None if logits is None else logits[inverse]
 
 
 def _next_logits(actor: MagicActor, tokens: torch.Tensor, offset: int, cache: InferenceParams) -> torch.Tensor | None:
@@ -220,14 +237,16 @@ def _next_logits(actor: MagicActor, tokens: torch.Tensor, offset: int, cache: In
     cache.sequence_len_offset = offset
     positions = torch.arange(offset, offset + size, device=tokens.device).expand(rows, size)
 
+    def forward(model: torch.nn.Module) -> torch.Tensor:
+        with output_from(actor, -1):
+            output: torch.Tensor = model(tokens, positions, None, inference_params=cache)
+            return output
+
     if parallel_state.get_pipeline_model_parallel_world_size() == 1:
-        return gather_from_tensor_model_parallel_region(
-            actor.model(tokens, positions, None, inference_params=cache)[:, -1]
-        )
+        return gather_from_tensor_model_parallel_region(forward(actor.model)[:, -1])
 
     def step(_: Any, model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
-        output = model(tokens, positions, None, inference_params=cache)
-        return output, lambda output, non_loss_data=True: output[:, -1]
+        return forward(model), lambda output, non_loss_data=True: output[:, -1]
 
     last = get_forward_backward_func()(
         forward_step_func=step,

@@ -52,6 +52,12 @@ class MicroBatch:
     ref_logprobs: Float[Tensor, "batch width-1"] | None = None
     rollout_logprobs: Float[Tensor, "batch width-1"] | None = None
 
+    @property
+    def first(self) -> int:
+        """The first column in the mask of any row; the last one where no row has any."""
+        used = self.mask.any(dim=0).nonzero()
+        return int(used[0]) if len(used) else self.mask.size(1) - 1
+
 
 def logprob_names(rows: Sequence[Row]) -> tuple[str, ...]:
     """The names out of LOGPROB_NAMES that any of ``rows`` has values for."""

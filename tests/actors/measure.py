@@ -106,17 +106,18 @@ def _scores(player: Any) -> dict[str, Any]:
 
 
 def _ranked(actor: Any, batches: Any) -> dict[str, Any]:
-    """The likeliest tokens beside the log-probabilities of the training pass: where the row's own token is among them
-    it has to be the very same number."""
+    """The likeliest tokens beside the log-probabilities of the training pass: where a token of the response is among
+    them it has to be the same number, and the training pass counts nothing but responses."""
     own = actor.token_logprobs(batches)
     ranked = actor.ranked_logprobs(batches, 5)
     among = differing = 0
     for batch, mine, (again, values, ids) in zip(batches, own, ranked, strict=True):
-        if not torch.equal(mine.cpu(), again.cpu()):
-            differing += 1
-        same = ids[:, :-1].cpu() == batch.tokens[:, 1:, None]
+        mask, mine = batch.mask, mine.cpu()
+        assert not mine[:, : batch.first].any()
+        differing += int((~torch.isclose(mine, again.cpu(), rtol=0, atol=1e-5))[mask].sum())
+        same = (ids[:, :-1].cpu() == batch.tokens[:, 1:, None]) & mask[..., None]
         among += int(same.sum())
-        differing += int((values[:, :-1].cpu() != mine.cpu()[..., None])[same].sum())
+        differing += int((~torch.isclose(values[:, :-1].cpu(), mine[..., None], rtol=0, atol=1e-5))[same].sum())
     falling = all(bool((values[..., :-1] >= values[..., 1:]).all()) for _, values, _ in ranked)
     known = all(bool((ids < actor.chat.size).all()) for _, _, ids in ranked)
     return {

@@ -79,9 +79,7 @@ def test_log_probabilities_are_equal_at_every_layout_and_on_every_stage(worlds: 
 
 
 @pytest.mark.parametrize("name", WORLDS)
-def test_the_likeliest_tokens_have_the_log_probabilities_of_the_training_pass_to_the_bit(
-    worlds: Any, name: str
-) -> None:
+def test_the_likeliest_tokens_have_the_log_probabilities_of_the_training_pass(worlds: Any, name: str) -> None:
     _, found = worlds
     for rank in found[name]:
         ranked = rank["ranked"]
