@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 import torch
+from torch.utils._device import _device_constructors
 
 from nemo_magic.compat import trtllm
 
@@ -202,6 +203,8 @@ def _patch_factories() -> None:
 
         return call
 
+    # "with torch.device(…)" knows factories by identity and looks them up once: these, and not what stands for them.
+    _device_constructors()
     for name in _FACTORIES:
         setattr(torch, name, on_cpu(getattr(torch, name)))
 

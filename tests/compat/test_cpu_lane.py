@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,24 @@ def test_leaving_ends_what_process_groups_there_are_and_may_be_done_twice() -> N
     destroy()
     assert not torch.distributed.is_initialized()
     destroy()
+
+
+MAKE_ONE_OF_EACH = """
+import torch
+from nemo_magic.compat import cpu
+
+cpu.install(announce=False)
+given = {"arange": (3,), "eye": (2,), "linspace": (0, 1, 3), "randint": (3, (2,)), "randperm": (3,)}
+given |= {"as_tensor": ([1.0],), "tensor": ([1.0],), "full": ((2,), 1.0)}
+# What is made like another tensor is where that one is.
+names = [name for name in cpu._FACTORIES if not name.endswith("_like")]
+with torch.device("meta"):
+    print([name for name in names if getattr(torch, name)(*given.get(name, ((2,),))).device.type != "meta"])
+"""
+
+
+@pytest.mark.process
+def test_a_device_context_reaches_the_factories_that_are_patched() -> None:
+    """Libraries build a model on the meta device and fill in what they find there: what is not there stays garbage."""
+    found = subprocess.run([sys.executable, "-c", MAKE_ONE_OF_EACH], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == "[]", found.stdout
