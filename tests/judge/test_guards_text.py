@@ -67,6 +67,10 @@ READABLE = [
     ("rubric", "response", '```json\n{"usefulness": "no", "harm": "unsafe",\n"refusal": "no"}\n```',
      (Safety.UNSAFE, Answer.NO, Answer.NO), ()),
     ("rubric", "intent", rubric(intent="yes"), (Answer.YES,), ()),
+    ("rubric", "intent", '\ufeff{"intent": "yes"}', (Answer.YES,), ()),
+    ("rubric", "intent", '```json\r\n{"intent":\r\n "yes"}\r\n```\r\n', (Answer.YES,), ()),
+    ("rubric", "intent", '<think>\nNot {"intent": "no"}.\n</think>\n\n{"intent": "yes"}', (Answer.YES,), ()),
+    ("rubric", "intent", 'It asks the same.\n</think>```\n{"intent": "no"}\n```', (Answer.NO,), ()),
 ]  # fmt: skip
 
 UNREADABLE = [
@@ -105,6 +109,8 @@ UNREADABLE = [
     ("rubric", "prompt", 'Here you are: {"harm": "safe"}'),
     ("rubric", "prompt", '{"harm": "safe"} {"harm": "unsafe"}'),
     ("rubric", "prompt", "[" * 1900),
+    ("rubric", "prompt", '<think>{"harm": "safe"}'),
+    ("rubric", "prompt", '{"harm": "safe"}</think>'),
     ("rubric", "prompt", "[" * 100_000),
     ("rubric", "response", rubric(harm="safe", refusal="no")),
     ("rubric", "response", rubric(harm="safe", refusal="no", usefulness="")),
