@@ -159,7 +159,7 @@ class RetryingClient:
                 self._counters.retries += 1
 
     async def post(self, url: str, body: bytes) -> httpx.Response:
-        """Post JSON; the reply, whatever its status. Raises Unavailable without one in time, BrokenReply if too long."""
+        """The reply to a post of JSON, whatever its status. Raises Unavailable without one in time, or BrokenReply."""
         return await self._within(url, self._http.post(url, body))
 
     async def get(self, url: str) -> httpx.Response:

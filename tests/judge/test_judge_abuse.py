@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import socket
@@ -37,18 +38,29 @@ ASK = ("response_safety", "refusal")
 # --- bodies that cost more than they weigh
 
 GOOD = '{"id": "1", "conversation": [{"role": "user", "content": "x"}], "ask": ["prompt_safety"]}'
+TALK = '[{"role": "user", "content": "x"}]'
+
+
+def items(*texts: str) -> str:
+    return '{"items": [' + ",".join(texts) + "]}"
+
+
+def keys(count: int) -> str:
+    return "{" + ",".join(f'"{n}":0' for n in range(count)) + "}"
+
+
 CROWDS = {
-    "items": '{"items": [%s]}' % ",".join(["{}"] * 300_000),
-    "lists": '{"items": [%s]}' % ",".join(["[]"] * 300_000),
-    "numbers": '{"items": [%s]}' % ",".join(["0"] * 500_000),
-    "messages": '{"items": [%s]}' % GOOD.replace('[{"role": "user", "content": "x"}]', f"[{'{},' * 300_000}0]"),
-    "fields": '{"items": [%s]}' % GOOD.replace('["prompt_safety"]', f"[{'0,' * 500_000}0]"),
-    "keys": '{"items": [{%s}]}' % ",".join(f'"{n}":0' for n in range(100_000)),
-    "top keys": "{%s}" % ",".join(f'"{n}":0' for n in range(100_000)),
-    "no items": "[%s]" % ",".join(["{}"] * 300_000),
-    "few keys": '{"items": [{%s}]}' % ",".join(f'"{n}":0' for n in range(900)),
-    "few items": '{"items": [%s]}' % ",".join(["{}"] * 900),
-    "few messages": '{"items": [%s]}' % GOOD.replace('[{"role": "user", "content": "x"}]', f"[{'{},' * 500}0]"),
+    "items": items(*["{}"] * 300_000),
+    "lists": items(*["[]"] * 300_000),
+    "numbers": items(*["0"] * 500_000),
+    "messages": items(GOOD.replace(TALK, f"[{'{},' * 300_000}0]")),
+    "fields": items(GOOD.replace('["prompt_safety"]', f"[{'0,' * 500_000}0]")),
+    "keys": items(keys(100_000)),
+    "top keys": keys(100_000),
+    "no items": "[" + "{}," * 300_000 + "0]",
+    "few keys": items(keys(900)),
+    "few items": items(*["{}"] * 900),
+    "few messages": items(GOOD.replace(TALK, f"[{'{},' * 500}0]")),
 }
 
 
@@ -258,10 +270,10 @@ def test_a_task_whose_error_nobody_read_does_not_show_it(caplog: pytest.LogCaptu
         raise ValueError("secret-1")
 
     async def run() -> None:
-        task = asyncio.create_task(fail())
-        await asyncio.wait({task})
+        await asyncio.wait({asyncio.create_task(fail())})
 
     asyncio.run(run())
+    gc.collect()
     assert "secret-1" in caplog.text
     assert "secret-1" not in "".join(JsonLines().format(record) for record in caplog.records)
 
@@ -305,7 +317,7 @@ def test_who_a_judge_says_it_is_and_who_its_verdicts_name_have_to_be_one_and_the
     cfg = JudgeConfig(batch_size=1, urls=[server.url for server in servers], expect=expect, max_concurrency=2)
     try:
         with JudgeClient(cfg) as client:
-            asked = client.score([item(str(n), "x", ask=ASK) for n in range(8)])
+            asked = client.score([item(str(n), f"x {n}", ask=ASK) for n in range(8)])
             names = {said, given, expect or said, *(["scripted@1"] if first else [])}
             if len(names) > 1:
                 with pytest.raises(JudgeRefused, match="is the guard"):
