@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType, SimpleNamespace
 
-import uvicorn
-
 from nemo_magic.actors.builder import build_policy
 from nemo_magic.actors.config import SamplingConfig
 from nemo_magic.actors.distributed import World
@@ -24,6 +22,7 @@ from nemo_magic.config.serving import ServeConfig
 from nemo_magic.config.validation import models
 from nemo_magic.game.episode import Role
 from nemo_magic.net.hosts import http_url, listen
+from nemo_magic.net.server import HttpServer
 from nemo_magic.serving.app import create_app
 from nemo_magic.serving.engine import GenerationRequest, ServingEngine
 from nemo_magic.serving.offset_tokenizer import OffsetTokenizer
@@ -81,8 +80,13 @@ def _serve_http(options: ServeConfig, queue: RequestQueue, max_response: int) ->
     except OSError as error:
         raise ConfigError(f"serve.host={options.host}, serve.port={options.port}: {error}") from error
     with listener:
-        server = uvicorn.Server(
-            uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5)
+        server = HttpServer(
+            app,
+            has_token=options.token_env is not None,
+            max_connections=options.max_connections,
+            key="serve.max_connections",
+            grace=5,
+            lifespan="off",
         )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="http", daemon=True)
         thread.start()
