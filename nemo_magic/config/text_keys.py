@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from antlr4 import InputStream
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra.grammar.gen.OverrideLexer import InputStream, OverrideLexer
+from hydra.grammar.gen.OverrideLexer import OverrideLexer
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
 from omegaconf._utils import get_yaml_loader
@@ -41,7 +42,7 @@ _STRUCTURE = {
 }
 
 
-class TextKeepingSource(FileConfigSource):  # type: ignore[misc]
+class TextKeepingSource(FileConfigSource):
     """Hydra's files with marked scalars, in a search path as ``text:///folder``."""
 
     @staticmethod

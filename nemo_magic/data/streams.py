@@ -16,7 +16,7 @@ from nemo_magic.data.errors import DataError
 from nemo_magic.data.tables import DropReport, Table, refuse_pointer
 
 if TYPE_CHECKING:
-    from _csv import _reader as Reader
+    from _csv import Reader
 
 FORMATS = ("csv", "tsv", "json", "jsonl", "parquet")
 

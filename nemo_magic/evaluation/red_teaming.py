@@ -200,16 +200,14 @@ def _note_system_prompts(count: int, notes: list[str]) -> None:
 def _garak_conversations(row: Row, prompt_column: str) -> list[list[Utterance]]:
     """One a generation: of ``conversations`` (since 0.13), ``messages`` (before), or the prompt and its outputs. None
     where the attempt has no prompt of either form."""
-    turns = [turns for one in _list(row.get("conversations")) if (turns := _garak_turns(one))]
-    if turns:
-        return turns
+    if conversations := [turns for one in _list(row.get("conversations")) if (turns := _garak_turns(one))]:
+        return conversations
     messages = _list(row.get("messages"))
     # Without any output the old format has one list of messages and not a list of lists.
     if messages and isinstance(messages[0], Mapping):
         messages = [messages]
-    turns = [turns for one in messages if (turns := _garak_turns({"turns": one}))]
-    if turns:
-        return turns
+    if conversations := [turns for one in messages if (turns := _garak_turns({"turns": one}))]:
+        return conversations
     prompt = row.get(prompt_column)
     prompts = _garak_turns(prompt) or ([("user", text)] if (text := _garak_text(prompt)) else [])
     outputs = _list(row.get("outputs")) or [row.get("output")]
