@@ -199,14 +199,14 @@ def _note_system_prompts(count: int, notes: list[str]) -> None:
 
 def _garak_conversations(row: Row, prompt_column: str) -> list[list[Utterance]]:
     """One a generation: of ``conversations`` (since 0.13), ``messages`` (before), or the prompt and its outputs. None
-    where the attempt has no prompt of either form."""
-    if conversations := [turns for one in _list(row.get("conversations")) if (turns := _garak_turns(one))]:
+    where the attempt has no prompt of any form; one of several that cannot be read is empty."""
+    if any(conversations := [_garak_turns(one) for one in _list(row.get("conversations"))]):
         return conversations
     messages = _list(row.get("messages"))
     # Without any output the old format has one list of messages and not a list of lists.
     if messages and isinstance(messages[0], Mapping):
         messages = [messages]
-    if conversations := [turns for one in messages if (turns := _garak_turns({"turns": one}))]:
+    if any(conversations := [_garak_turns({"turns": one}) for one in messages]):
         return conversations
     prompt = row.get(prompt_column)
     prompts = _garak_turns(prompt) or ([("user", text)] if (text := _garak_text(prompt)) else [])
