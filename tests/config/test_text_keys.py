@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from nemo_magic.config.save_resolved import to_yaml
 from nemo_magic.config.text_keys import marked_override, read_yaml, with_types
 
 LIKE_NUMBERS = [
-    "8710e42", "1.10", "007", "1_000", "1e5", "0.50", "12345678901234567890.0", "true", "True", "FALSE", "inf", "-1.0", "+1",
-    "1e400", "0x1F", "0b11", "1.", "nan",
+    "8710e42", "1.10", "007", "1_000", "1e5", "0.50", "12345678901234567890.0", "true", "True", "FALSE", "inf", "-1.0",
+    "+1", "1e400", "0x1F", "0b11", "1.", "nan",
 ]  # fmt: skip
 KEYS = {
     "name": lambda cfg: cfg.name,
@@ -93,8 +94,6 @@ def test_no_spelling_of_a_number_is_lost_on_the_way(text: str) -> None:
 
 @given(st.from_regex(r"[-+0-9_.eExa-fA-F]{1,8}|[tT]rue|[yY]es|on|OFF", fullmatch=True))
 def test_no_scalar_of_yaml_is_lost_on_the_way(text: str) -> None:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "a.yaml")
         path.write_text(f"name: {text}\n")

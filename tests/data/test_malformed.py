@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,6 @@ def test_a_quote_that_is_not_closed_is_refused_by_its_line(
     st.lists(st.tuples(WORDS, st.sampled_from(["harmful", "benign"])), min_size=1, max_size=6), st.sampled_from(",\t")
 )
 def test_what_a_csv_writer_writes_is_read_back(rows: list[tuple[str, str]], delimiter: str) -> None:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / ("t.tsv" if delimiter == "\t" else "t.csv")
         path.write_bytes(table([["prompt", "label"], *map(list, rows)], delimiter, csv.QUOTE_MINIMAL).encode())

@@ -7,7 +7,8 @@ from pathlib import Path
 _NO_MAPPINGS = (b"[1, 2]", b'"text"', b"5")
 _BROKEN = {
     "config.yaml": (
-        *_NO_MAPPINGS, b"game: [1\n", b"\xff\xfe", b"game: null\n", b"game: 5\n", b"judge: [a]\n", b"a: &a [*a]\nb: !!python/x y\n",
+        *_NO_MAPPINGS, b"game: [1\n", b"\xff\xfe", b"game: null\n", b"game: 5\n", b"judge: [a]\n",
+        b"a: &a [*a]\nb: !!python/x y\n",
         b"actors: {attacker: no}\n", b"game: {schedule: [1]}\n", b"{" * 5000,
     ),
     "metrics.jsonl": (

@@ -17,11 +17,12 @@ from nemo_magic.runtime.postmortem import report
 from nemo_magic.runtime.watchdog import FOLDER, HOSTS, RankPosition
 
 POSITION = asdict(RankPosition("1.0", 0, 2, "node", 1, 3, "update", 5, 1.0, {"main": ["f (a.py:1)"]}))
+KEYS = st.sampled_from(["main", "names", "attempt", "state"])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["main", "names", "attempt", "state"]), inner, max_size=2),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(KEYS, inner, max_size=2),
     max_leaves=5,
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("name", ["none", "file"])
