@@ -215,8 +215,9 @@ def _read_plans(benchmark: Benchmark, stream: RowStream, report: DropReport, nam
     columns = _map_columns(benchmark, stream, name)
     counts: Counter[str] = Counter()
     for number, row in enumerate(stream.rows):
-        details = parsed(row.get(columns["behaviour"]))
-        kinds = {str(k).lower(): v for k, v in details.items()} if isinstance(details, Mapping) else {}
+        details = row.get(columns["behaviour"])
+        written = parsed(details)
+        kinds = {str(k).lower(): v for k, v in written.items()} if isinstance(written, Mapping) else {}
         request = text_of(kinds.get("behavior", kinds.get("behaviour")) if kinds else details)
         if not request:
             report.drop("empty behaviour" if request is not None else "behaviour is no text")
