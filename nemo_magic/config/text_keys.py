@@ -87,6 +87,8 @@ def with_types(value: Any, hint: Any, name: str = "") -> Any:
         hint = str
     if isinstance(value, str):
         return _unmarked(value, hint is str)
+    if hint is str and isinstance(value, int | float):
+        return str(value)  # as it was spelled, or it had been marked
     if isinstance(value, list):
         inner = next(iter(typing.get_args(hint)), Any) if typing.get_origin(hint) is list else hint
         return [with_types(one, inner, name) for one in value]

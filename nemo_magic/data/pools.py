@@ -136,6 +136,9 @@ def _of_pair(row: Mapping[str, Any], prompt: str, response: str, report: DropRep
         questions = (Message("user", question),)
     if questions is None:
         return None
+    if questions[-1].role != "user":
+        report.drop("prompt does not end with a user's message")
+        return None
     if answers is None and (answer := read_text(row, response, report, "response")) is not None:
         answers = (Message("assistant", answer),)
     return None if answers is None else _of_chat((*questions, *answers), report)

@@ -109,7 +109,15 @@ class RunFolder:
 
     def strategies(self) -> Mapping[str, Mapping[str, Any]] | None:
         """``{"start" | "end": {"worst", "mean", "asr": {strategy: ASR}}}``; None without a strategy sweep."""
-        return self._object(STRATEGIES_FILE)
+        sweeps = self._object(STRATEGIES_FILE)
+        with reading(self.path / STRATEGIES_FILE):
+            for name in () if sweeps is None else ("start", "end"):
+                sweep = sweeps[name]
+                if not all(
+                    isinstance(share, int | float) for share in (sweep["worst"], sweep["mean"], *sweep["asr"].values())
+                ):
+                    raise ValueError(f"a share of {name!r} is no number")
+        return sweeps
 
     def attacks(self) -> Mapping[str, Any] | None:
         """The analysis of the attacks; None where there is none."""

@@ -22,6 +22,7 @@ from nemo_magic.runtime.watchdog import FOLDER, HOSTS, RankPosition, alarm_of
 
 LOGS = "logs"
 _TRACE = "nccl_trace_rank_"
+_MOST_RANKS = 1 << 20
 _COLLECTIVE = re.compile(r"torch/distributed/|/gloo|/nccl")
 # srun: error: node7: task 12: Killed, and tasks 12-15 where several ended alike
 _SRUN = re.compile(r"srun: error: (?P<host>\S+): tasks? (?P<ranks>[\d,-]+): (?P<how>.+)")
@@ -98,20 +99,27 @@ def read_positions(folder: Path) -> list[RankPosition]:
             continue
     if not dated:
         return []
-    newest = max(dated, key=lambda item: item[0])[1].attempt
-    alarm = alarm_of(folder, newest)
+    newest = max(dated, key=lambda item: item[0])[1]
+    alarm = alarm_of(folder, newest.attempt)
     raised = alarm.stat().st_mtime if alarm.exists() else max(time for time, _ in dated)
-    positions = [position for time, position in dated if position.attempt == newest and time - raised <= position.grace]
-    return sorted(positions, key=lambda position: position.rank)
+    positions = {
+        position.rank: position
+        for time, position in dated
+        if (position.attempt, position.world) == (newest.attempt, newest.world) and time - raised <= position.grace
+    }
+    return [positions[rank] for rank in sorted(positions)]
 
 
 def _is_whole(position: RankPosition) -> bool:
     """Whether every field is of its type: a node that goes down may leave anything."""
     words = (position.attempt, position.host, position.part)
-    numbers = (position.rank, position.world, position.step, position.moves, position.moved_ago, position.grace)
+    counts = (position.rank, position.world, position.step, position.moves)
+    seconds = (position.moved_ago, position.grace)
     return (
         all(isinstance(word, str) for word in words)
-        and all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+        and all(type(count) is int for count in counts)
+        and 0 <= position.rank < position.world <= _MOST_RANKS
+        and all(isinstance(number, int | float) and math.isfinite(number) for number in seconds)
         and isinstance(position.children, list)
         and isinstance(position.stacks, dict)
         and all(

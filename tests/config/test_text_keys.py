@@ -42,17 +42,16 @@ def test_a_text_on_the_command_line_keeps_its_characters(text: str) -> None:
 
 @pytest.mark.parametrize("text", LIKE_NUMBERS)
 def test_a_text_in_a_file_keeps_its_characters_and_is_saved_with_them(text: str, tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "wug.yaml").write_text(f"defaults: [tiny]\ntokenizer: {{type: {text}}}\n")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "wug.yaml").write_text(f"defaults: [sandbox]\ntext_column: {text}\n")
     (tmp_path / "mine.yaml").write_text(
-        f"defaults: [magic_sandbox, override model: wug, _self_]\nname: {text}\ndata: {{train_files: [{text}, a]}}\n"
-        f"judge:\n  guard_config:\n    model:\n      revision: {text}\n"
-        f"actors: {{defender: {{remote: {{extra_body: {{words: '{text}'}}}}}}}}\n".replace(
-            "override model", "override /model"
-        )
+        f"defaults: [magic_sandbox, {{override data: wug}}, _self_]\nname: {text}\n"
+        f"data: {{train_files: [{text}, a]}}\n"
+        f"judge: {{guard_config: {{model: {{revision: {text}}}}}}}\n"
+        f"actors: {{defender: {{remote: {{extra_body: {{words: '{text}'}}}}}}}}\n"
     )
     cfg = compose("mine", [], str(tmp_path), "judge")
-    texts = [cfg.name, cfg.model.tokenizer.type, cfg.data.train_files[0], cfg.judge.guard_config["model"]["revision"]]
+    texts = [cfg.name, cfg.data.text_column, cfg.data.train_files[0], cfg.judge.guard_config["model"]["revision"]]
     assert [*texts, cfg.actors.defender.remote.extra_body["words"]] == [text] * 5
     (tmp_path / "saved.yaml").write_text(to_yaml(cfg))
     assert compose("saved", [], str(tmp_path), "judge") == cfg
@@ -67,18 +66,18 @@ def test_lists_and_mappings_hold_texts_too() -> None:
 def test_numbers_and_flags_are_still_numbers_and_flags(tmp_path: Path) -> None:
     body = "actors.defender.remote.extra_body"
     cfg = composed(
-        "game.max_steps=1_0", "grpo.kl_beta=1e-4", "game.self_play=TRUE", f"{body}.top_k=0_5", f"{body}.min_p=0.050",
-        f"{body}.flag=true", f"{body}.list=[1e2, off]", "judge.guard_config.model.temperature=1e-1",
+        "game.max_steps=1_0", "grpo.kl_beta=1e-4", "game.self_play=TRUE", f"{body}.top_k=5_0", f"{body}.min_p=0.050",
+        f"{body}.flag=true", f"{body}.list=[1e2, false]", "judge.guard_config.model.temperature=1e-1",
         "actors.attacker.model.hidden_size=1_28", "data.text_column=null", "trainer.precision=32",
     )  # fmt: skip
     assert (cfg.game.max_steps, cfg.grpo.kl_beta, cfg.game.self_play) == (10, 1e-4, True)
-    assert cfg.actors.defender.remote.extra_body == {"top_k": 5, "min_p": 0.05, "flag": True, "list": [100.0, False]}
+    assert cfg.actors.defender.remote.extra_body == {"top_k": 50, "min_p": 0.05, "flag": True, "list": [100.0, False]}
     assert cfg.judge.guard_config["model"]["temperature"] == 0.1
     assert cfg.actors.attacker.model["hidden_size"] == 128
     assert (cfg.data.text_column, cfg.trainer.precision) == (None, "32")
     (tmp_path / "mine.yaml").write_text(
         "defaults: [magic_sandbox, _self_]\ngame: {max_steps: 1_0, self_play: yes}\ngrpo: {kl_beta: 1e-4}\n"
-        "actors: {defender: {remote: {extra_body: {top_k: 0_5, min_p: .050, flag: on, list: [1e2, off]}}}}\n"
+        "actors: {defender: {remote: {extra_body: {top_k: 5_0, min_p: .050, flag: on, list: [1e2, off]}}}}\n"
     )
     same = compose("mine", [], str(tmp_path), "judge")
     assert (same.game.max_steps, same.grpo.kl_beta, same.game.self_play) == (10, 1e-4, True)
@@ -101,4 +100,4 @@ def test_no_scalar_of_yaml_is_lost_on_the_way(text: str) -> None:
             value = read_yaml(path)
         except ValueError:
             return  # 0b and the like, which PyYAML itself cannot read
-        assert with_types(value, MagicConfig)["name"] in (text, None if text == "~" else text)
+        assert with_types(value, MagicConfig)["name"] == text

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from nemo_magic.data.seeds import DataConfig, SeedSet, load_seeds
 from nemo_magic.evaluation.load_examples import load_benchmark
+from nemo_magic.game.episode import Message
 from nemo_magic.judge.protocol import make_item
 
 IDS = st.sampled_from(
@@ -31,7 +32,7 @@ def every(seeds: SeedSet) -> list[str]:
     return [seed.text for split in (seeds.train, seeds.validation, seeds.test) for seed in split]
 
 
-@given(st.lists(IDS, min_size=2, max_size=12), st.sampled_from([0.2, 0.5]))
+@given(st.lists(IDS, min_size=4, max_size=12), st.sampled_from([0.3, 0.5]))
 def test_no_id_makes_a_training_seed_vanish(ids: list[Any], fraction: float) -> None:
     rows = [{"id": name, "prompt": f"wug {n}", "label": n % 2} for n, name in enumerate(ids * 2)]
     with tempfile.TemporaryDirectory() as folder:
@@ -44,7 +45,7 @@ def test_no_id_makes_a_training_seed_vanish(ids: list[Any], fraction: float) -> 
     names = [seed.id for split in (seeds.train, seeds.validation, seeds.test) for seed in split]
     assert len(set(names)) == len(names)
     for name in names:
-        make_item(f"{name}#1000000.1000", (), ask=["refusal"])
+        make_item(f"{name}#1000000.1000", [Message("user", "wug")], ask=["refusal"])
 
 
 def test_rows_of_a_group_are_all_trained_on_or_held_out(tmp_path: Path) -> None:

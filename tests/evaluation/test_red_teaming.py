@@ -220,7 +220,7 @@ def test_another_tools_file_is_refused_by_the_columns_it_lacks(tmp_path: Path) -
         load_benchmark("garak", lines(tmp_path / "new.jsonl", OLD_GARAK[1:]), with_replies=True)
 
 
-EMPTY = attempt("a", 2, {"turns": []}, [])
+EMPTY = attempt("y", 2, {"turns": []}, [])
 
 
 @pytest.mark.parametrize(
@@ -244,18 +244,16 @@ def test_values_of_another_type_are_never_their_spelling(
     loaded = load_benchmark(benchmark, lines(tmp_path / "r.jsonl", [row, whole]))
     assert [example.turns for example in loaded.examples[:-1]] == turns
     assert loaded.report.kept == len(loaded.examples)
-    answered = load_benchmark(benchmark, lines(tmp_path / "r.jsonl", [row, result_of(benchmark)]), with_replies=True)
+    answered = load_benchmark(benchmark, lines(tmp_path / "r.jsonl", [row, *ANSWERED[benchmark]]), with_replies=True)
     assert [example.replies for example in answered.examples[:-1]] == replies
     assert answered.report.kept == len(answered.examples)
 
 
-def result_of(benchmark: str) -> Row:
-    """A row that has an answer by itself, of the tools that write one a row."""
-    return {"garak": attempt("z", 2, conversation(("user", "z")), ["z"]), "openrt": result("z", "z", "z")}.get(
-        benchmark, piece("z", "user", 0, "z")
-    )
-
-
+ANSWERED = {
+    "garak": [attempt("z", 2, conversation(("user", "z")), ["z"])],
+    "openrt": [result("z", "z", "z")],
+    "pyrit": [piece("z", "user", 0, "z"), piece("z", "assistant", 1, "z")],
+}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 2) | st.text("a{['(", max_size=3),
     lambda inner: (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -20,11 +21,11 @@ def test_a_report_names_the_file_that_is_none(
 ) -> None:
     run = a_run(tmp_path / "run", 4, 0.5)
     finish(run)
+    sweep = {"worst": 1.0, "mean": 0.125, "asr": {"role": 1.0}}
+    (run / "strategies.json").write_text(json.dumps({"start": sweep, "end": sweep}))
     now = (run / "game.png").stat().st_mtime + 1
     os.utime(run / "metrics.jsonl", (now, now))
     path = break_file(run, name, content)
-    if (name, content) == ("strategies.json", b'{"end": 1}'):
-        return  # the page draws what it can of it
     assert main(["report", str(run)]) == 1
     printed = capsys.readouterr().err
     assert printed.startswith("nemo-magic report: ")
