@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import hydra
 import yaml
+from hydra._internal.hydra import Hydra
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra._internal.utils import create_config_search_path
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -19,6 +24,7 @@ from nemo_magic.config.errors import ConfigError, concise
 from nemo_magic.config.keys import is_known, unknown_key_message, unknown_keys
 from nemo_magic.config.locate_files import with_files
 from nemo_magic.config.schema import MagicConfig
+from nemo_magic.config.text_keys import SCHEME, TextKeepingSource, marked_override, with_types
 from nemo_magic.config.validation import validate
 from nemo_magic.data.errors import DataError
 
@@ -61,8 +67,8 @@ def compose(
     folders = _primary_first(config_name, folders)
     try:
         hydra_overrides = _parse(overrides, _groups(folders))
-        with hydra.initialize_config_dir(str(folders[0]), version_base="1.3"):
-            search = [f'hydra.searchpath=["file://{folders[-1]}"]'] if len(folders) > 1 else []
+        with _hydra_at(folders[0]):
+            search = [f'hydra.searchpath=["{SCHEME}://{folders[-1]}"]'] if len(folders) > 1 else []
             composed = hydra.compose(config_name, [*search, *hydra_overrides])
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"{config_name}: {concise(error)}") from error
@@ -75,6 +81,16 @@ def compose(
     if command in ("train", "sft", "plan", "evaluate", "serve"):
         validate(cfg, command)
     return cfg
+
+
+@contextmanager
+def _hydra_at(folder: Path) -> Iterator[None]:
+    """Hydra with ``folder`` as its main one. Its own ``initialize_config_dir`` knows files only as it reads them."""
+    SourcesRegistry.instance().register(TextKeepingSource)
+    with hydra.initialize_config_dir(str(folder), version_base="1.3"):
+        GlobalHydra.instance().clear()
+        Hydra.create_main_hydra2("app", create_config_search_path(f"{SCHEME}://{folder}"))
+        yield
 
 
 def _primary_first(config_name: str, folders: Sequence[Path]) -> list[Path]:
@@ -123,7 +139,7 @@ def _parse(overrides: Sequence[str], groups: set[str]) -> list[str]:
 
 def _forced(override: Override) -> str:
     line = str(override.input_line)
-    return line if override.is_delete() else f"++{line.lstrip('+')}"
+    return line if override.is_delete() else f"++{marked_override(line.lstrip('+'))}"
 
 
 def _unread(composed: DictConfig, command: str) -> tuple[str, ...]:
@@ -143,7 +159,7 @@ def _unread(composed: DictConfig, command: str) -> tuple[str, ...]:
 
 
 def _typed(composed: DictConfig, complete: bool = True, unread: tuple[str, ...] = ()) -> MagicConfig:
-    raw: Any = OmegaConf.to_container(composed, resolve=False)
+    raw: Any = with_types(OmegaConf.to_container(composed, resolve=False), MagicConfig)
     unknown = unknown_keys(raw)
     if unknown:
         raise ConfigError("\n".join(unknown_key_message(path) for path in unknown))
@@ -151,7 +167,7 @@ def _typed(composed: DictConfig, complete: bool = True, unread: tuple[str, ...] 
         # Checked before the merge: there ??? keeps the schema's default.
         raise ConfigError("\n".join(f"{path} has to be given" for path in missing))
     try:
-        cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(MagicConfig), composed))
+        cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(MagicConfig), raw))
     except (OmegaConfBaseException, ValueError) as error:
         raise ConfigError(concise(error)) from error
     assert isinstance(cfg, MagicConfig)

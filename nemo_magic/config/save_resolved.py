@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf._utils import get_yaml_loader
 
 import nemo_magic
 from nemo_magic.config.schema import MagicConfig
@@ -21,7 +22,13 @@ VERSIONS_FILE = "versions.json"
 
 def to_yaml(cfg: MagicConfig) -> str:
     """The configuration with every key, defaults included; a primary configuration that composes to the same again."""
-    return yaml.safe_dump(asdict(cfg), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(asdict(cfg), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that Hydra would read as numbers, of which it knows more spellings than YAML has."""
+
+    yaml_implicit_resolvers = get_yaml_loader().yaml_implicit_resolvers
 
 
 def save_resolved(cfg: MagicConfig, run_dir: str | Path) -> None:

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_magic.config import ConfigError, MagicConfig
+from nemo_magic.config.text_keys import read_yaml, with_types
 from nemo_magic.convert.families import MODEL, difference
 from nemo_magic.game.episode import Role
 from nemo_magic.model_config import ModelConfig
@@ -31,7 +32,7 @@ def refuse_other_models(cfg: MagicConfig, models: Mapping[Role, ModelConfig]) ->
             continue
         try:
             converted = OmegaConf.to_object(
-                OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(model_file))
+                OmegaConf.merge(OmegaConf.structured(ModelConfig), with_types(read_yaml(model_file), ModelConfig))
             )
         except (OmegaConfBaseException, ValueError) as error:
             raise ConfigError(f"{model_file} is no model's configuration: {error}") from error
