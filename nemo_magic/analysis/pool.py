@@ -9,11 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from nemo_magic.analysis.errors import AnalysisError
 from nemo_magic.analysis.labels import StrategyLabel
 from nemo_magic.data.pools import AttackRow, read_attack_pool
-from nemo_magic.report.records import CONFIG_FILE
+from nemo_magic.report.records import CONFIG_FILE, read_config
 
 
 @dataclass(frozen=True)
@@ -38,12 +37,18 @@ class PoolStrategies:
 
 def find_pool(config: Mapping[str, Any]) -> str | None:
     """The pool of a run's warm-up: the ``sft.pool`` of the run whose weights the attacker began with; None where that
-    is not known."""
+    is not known.
+
+    Raises:
+        AnalysisError: that run's configuration cannot be read.
+    """
     weights = config.get("actors", {}).get("attacker", {}).get("restore_from_path")
     if not weights or not (config_file := Path(weights).parent / CONFIG_FILE).is_file():
         return None
-    warm_up = yaml.safe_load(config_file.read_text(encoding="utf-8")) or {}
-    sft = warm_up.get("sft", {}) if isinstance(warm_up, Mapping) else {}
+    try:
+        sft = read_config(config_file.parent).get("sft", {})
+    except ValueError as error:
+        raise AnalysisError(f"{error}; name the pool in analysis.pool") from error
     pool = sft.get("pool") if sft.get("role") in ("attacker", "both") else None
     return None if pool is None else str(pool)
 

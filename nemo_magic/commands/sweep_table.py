@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-from nemo_magic.report.sweep_table import markdown, outcome, write
+from nemo_magic.report.sweep_table import markdown, outcomes_of, write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,9 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table as Markdown. Raises ValueError for a run whose files cannot be read."""
-    outcomes = [outcome(folder) for folder in args.runs]
+    """Print the table as Markdown; exit status 1 where a run is not there or cannot be read, after all rows."""
+    outcomes, faults = outcomes_of(args.runs)
     if args.into is not None:
         write(outcomes, args.into)
     print(markdown(outcomes), end="")
-    return 0
+    for fault in faults:
+        print(f"nemo-magic sweep-table: {fault}", file=sys.stderr)
+    return 1 if faults else 0

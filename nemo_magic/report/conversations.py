@@ -95,7 +95,11 @@ def sandbox_of(config: Mapping[str, Any]) -> SandboxWorld | None:
     not enough: it is the default, also of a run whose judge is a server.
     """
     known = {one.name for one in fields(SandboxConfig)}
-    settings = SandboxConfig(**{key: value for key, value in config.get("sandbox", {}).items() if key in known})
+    own = {key: value for key, value in config.get("sandbox", {}).items() if key in known}
+    try:
+        settings = SandboxConfig(**own)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"config.yaml: sandbox={own} is no sandbox's: {error}") from error
     judge, seeds = config.get("judge", {}), config.get("data", {}).get("train_files") or ()
     rules = judge.get("guard") == "rules" and judge.get("guard_config", {}).get("world")
     sweep = config.get("game", {}).get("strategy_sweep") == "sandbox"

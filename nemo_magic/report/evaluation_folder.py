@@ -8,12 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nemo_magic.evaluation import transcripts
 from nemo_magic.evaluation.results import JSON_FILE, Outcomes, read_outcomes
 from nemo_magic.evaluation.statistics import PairedComparison, compare_pairs
-from nemo_magic.report.records import CONFIG_FILE
+from nemo_magic.report.records import read_config
 
 FigureRow = Mapping[str, Any]
 """One row of ``results.json``."""
@@ -42,10 +40,7 @@ class EvaluationFolder:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.path / JSON_FILE} holds no results of nemo-magic evaluate: {error!r}") from error
         self.outcomes: Outcomes = read_outcomes(self.path)
-        config = self.path / CONFIG_FILE
-        self.config: Mapping[str, Any] = (
-            (yaml.safe_load(config.read_text(encoding="utf-8")) or {}) if config.exists() else {}
-        )
+        self.config = read_config(self.path)
 
     @cached_property
     def tasks(self) -> list[str]:

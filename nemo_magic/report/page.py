@@ -174,7 +174,7 @@ def _flat(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{above}{key}.")
         else:
-            yield f"{above}{key}", json.dumps(value, ensure_ascii=False)
+            yield f"{above}{key}", json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _conversations(runs: Sequence[RunFolder]) -> tuple[list[ConversationSample], list[dict[str, Any]]]:

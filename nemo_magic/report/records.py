@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
@@ -32,6 +35,13 @@ GAME_METRICS = {
     "format_ok": "well-formed rewrites",
 }
 """Metrics of ``train_rollouts/`` and ``val_rollouts/``, and what they are called in full."""
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_SECTIONS = (
+    "game", "game.schedule", "judge", "judge.guard_config", "data", "sandbox", "actors", "actors.attacker", "sft",
+    "eval",
+)  # fmt: skip
+"""Parts of a configuration that keys are looked up in."""
 
 _OWN_KEYS = ("step", "phase", "phase_index", "learner", "time")
 
@@ -75,7 +85,43 @@ class StepRecord:
         metrics = {
             name: math.nan if value is None else float(value) for name, value in row.items() if name not in _OWN_KEYS
         }
-        return cls(row["step"], row["phase"], row["phase_index"], row["learner"], metrics)
+        step, phase, phase_index, learner = row["step"], row["phase"], row["phase_index"], row["learner"]
+        if not (type(step) is type(phase_index) is int and isinstance(phase, str) and isinstance(learner, str | None)):
+            raise ValueError("step and phase_index have to be whole numbers, phase and learner words")
+        return cls(step, phase, phase_index, learner, metrics)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raises ValueError that names ``path`` for whatever its content makes its reader fail with."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} cannot be read: {why}") from error
+
+
+def read_config(folder: Path) -> Mapping[str, Any]:
+    """The resolved configuration of a run; empty where none was saved.
+
+    Raises:
+        ValueError: it is none.
+    """
+    path = folder / CONFIG_FILE
+    if not path.exists():
+        return {}
+    with reading(path):
+        config = yaml.load(path.read_text(encoding="utf-8"), _LOADER)
+        config = {} if config is None else config
+        if not isinstance(config, Mapping):
+            raise ValueError(f"it holds a {type(config).__name__}, and a configuration is a mapping of keys")
+        for section in _SECTIONS:
+            part: Any = config
+            for name in section.split("."):
+                part = part.get(name, {})
+                if not isinstance(part, Mapping):
+                    raise ValueError(f"{section} is {part!r}, and has to be a mapping of keys")
+    return config
 
 
 def read_records(path: str | Path) -> list[StepRecord]:

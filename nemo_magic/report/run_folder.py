@@ -8,25 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nemo_magic.game.payoff import CrossPlay
 from nemo_magic.report.records import (
     ALARMS_FILE,
     ATTACK_LABELS_FILE,
     ATTACKS_FILE,
-    CONFIG_FILE,
     CROSSPLAY_FILE,
     LEAGUE_FILE,
     METRICS_FILE,
     STRATEGIES_FILE,
     StepRecord,
+    read_config,
+    reading,
     whole_lines,
 )
 from nemo_magic.report.series import Buckets, Phases
 from nemo_magic.report.sweep_table import FINISHED, state_of
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class RunFolder:
@@ -46,9 +43,7 @@ class RunFolder:
         self.refresh()
 
     def _begin(self) -> None:
-        config = self.path / CONFIG_FILE
-        loaded = yaml.load(config.read_text(encoding="utf-8"), _LOADER) if config.exists() else None
-        self.config: Mapping[str, Any] = loaded or {}
+        self.config = read_config(self.path)
         self.buckets = Buckets(self._points)
         self.phases = Phases(self.config.get("game", {}).get("schedule"))
         self.rows = 0
@@ -103,30 +98,56 @@ class RunFolder:
     def crossplay(self) -> CrossPlay | None:
         """The cross-play of the run's end; None before."""
         path = self.path / CROSSPLAY_FILE
-        return CrossPlay.load(path) if path.exists() else None
+        if not path.exists():
+            return None
+        with reading(path):
+            return CrossPlay.load(path)
 
     def league(self) -> Mapping[str, Any] | None:
         """The result of ``nemo-magic cross-play``; None where it was not run."""
-        path = self.path / LEAGUE_FILE
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return self._object(LEAGUE_FILE)
 
     def strategies(self) -> Mapping[str, Mapping[str, Any]] | None:
         """``{"start" | "end": {"worst", "mean", "asr": {strategy: ASR}}}``; None without a strategy sweep."""
-        path = self.path / STRATEGIES_FILE
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        if (sweeps := self._object(STRATEGIES_FILE)) is None:
+            return None
+        with reading(self.path / STRATEGIES_FILE):
+            for sweep in (sweeps["start"], sweeps["end"]):
+                shares = (sweep["worst"], sweep["mean"], *sweep["asr"].values())
+                if not all(isinstance(share, int | float) for share in shares):
+                    raise ValueError("a share is no number")
+        return sweeps
 
     def attacks(self) -> Mapping[str, Any] | None:
         """The analysis of the attacks; None where there is none."""
-        path = self.path / ATTACKS_FILE
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return self._object(ATTACKS_FILE)
 
     def attack_labels(self) -> Mapping[tuple[int, int, int], str]:
         """(step, group, sample) → the strategy of that conversation, of the conversations that were labelled."""
-        path = self.path / ATTACK_LABELS_FILE
-        rows = [json.loads(line) for line in whole_lines(path)] if path.exists() else []
-        return {(row["step"], row["group"], row["sample"]): row["strategy"] for row in rows}
+        rows = self._lines(ATTACK_LABELS_FILE)
+        with reading(self.path / ATTACK_LABELS_FILE):
+            return {(row["step"], row["group"], row["sample"]): row["strategy"] for row in rows}
 
     def alarms(self) -> Sequence[Mapping[str, Any]]:
         """The lines of ``alarms.jsonl``; none where no alarm sounded."""
-        path = self.path / ALARMS_FILE
-        return [json.loads(line) for line in whole_lines(path)] if path.exists() else []
+        return self._lines(ALARMS_FILE)
+
+    def _object(self, name: str) -> Mapping[str, Any] | None:
+        path = self.path / name
+        if not path.exists():
+            return None
+        with reading(path):
+            value = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(value, Mapping):
+                raise ValueError("it holds no JSON object")
+            return value
+
+    def _lines(self, name: str) -> list[Mapping[str, Any]]:
+        path = self.path / name
+        if not path.exists():
+            return []
+        with reading(path):
+            rows = [json.loads(line) for line in whole_lines(path)]
+            if not all(isinstance(row, Mapping) for row in rows):
+                raise ValueError("a line is no JSON object")
+            return rows

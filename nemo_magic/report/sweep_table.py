@@ -13,17 +13,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from nemo_magic.formatting import markdown_table, percent
 from nemo_magic.game.payoff import NO_REWRITE, CrossPlay
 from nemo_magic.report.records import (
-    CONFIG_FILE,
     CROSSPLAY_FILE,
     METRICS_FILE,
     PICTURE_FILE,
     STRATEGIES_FILE,
+    read_config,
     read_records,
+    reading,
 )
 
 TABLE = "table"
@@ -52,12 +51,15 @@ def outcome(folder: Path) -> Outcome:
     """A run's row.
 
     Raises:
-        ValueError: one of its files is no such file.
+        ValueError: there is no such folder, or one of its files is no such file.
     """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
     metrics = folder / METRICS_FILE
-    records = read_records(metrics) if metrics.exists() else []
+    with reading(metrics):
+        records = read_records(metrics) if metrics.exists() else []
     if not records:
-        return Outcome(folder.name, "no steps" if folder.exists() else "missing", None, {})
+        return Outcome(folder.name, "no steps", None, {})
     validations = [record.metrics for record in records if any(name in record.metrics for name in _HELD_OUT.values())]
     held_out = validations[-1] if validations else {}
     # What could not be measured (a share of nothing) reads back as NaN, and is left out as what was not.
@@ -66,14 +68,25 @@ def outcome(folder: Path) -> Outcome:
     return Outcome(folder.name, state_of(folder, records[-1].step), records[-1].step, figures | _at_the_end(folder))
 
 
+def outcomes_of(folders: Sequence[Path]) -> tuple[list[Outcome], list[str]]:
+    """A row for every run, and what is wrong with those that cannot be read."""
+    outcomes, faults = [], []
+    for folder in folders:
+        try:
+            outcomes.append(outcome(folder))
+        except ValueError as error:
+            outcomes.append(Outcome(folder.name, "unreadable" if folder.is_dir() else "missing", None, {}))
+            faults.append(str(error))
+    return outcomes, faults
+
+
 def state_of(folder: Path, step: int) -> str:
     """``finished``, or how far a run has come that had done ``step`` steps."""
     # The picture is the last thing a run draws; one that goes on has newer figures than its picture.
     picture, metrics = folder / PICTURE_FILE, folder / METRICS_FILE
     if picture.exists() and picture.stat().st_mtime >= metrics.stat().st_mtime:
         return FINISHED
-    config = folder / CONFIG_FILE
-    game = yaml.safe_load(config.read_text(encoding="utf-8")).get("game", {}) if config.exists() else {}
+    game = read_config(folder).get("game", {})
     return f"stopped after {step}" + (f" of {game['max_steps']} steps" if "max_steps" in game else " steps")
 
 
@@ -81,12 +94,14 @@ def _at_the_end(folder: Path) -> dict[str, float]:
     """The last defender's figures, measured at the end of the run."""
     figures = {}
     if (folder / CROSSPLAY_FILE).exists():
-        crossplay = CrossPlay.load(folder / CROSSPLAY_FILE)
+        with reading(folder / CROSSPLAY_FILE):
+            crossplay = CrossPlay.load(folder / CROSSPLAY_FILE)
         first = 1 if crossplay.attackers[0] == NO_REWRITE and len(crossplay.attackers) > 1 else 0
         figures = {"ASR, first attacker": crossplay.asr[first][-1], "ASR, worst attacker": crossplay.worst_case()}
     if (folder / STRATEGIES_FILE).exists():
-        sweep = json.loads((folder / STRATEGIES_FILE).read_text(encoding="utf-8"))["end"]
-        figures |= {"ASR, worst strategy": sweep["worst"], "ASR, mean strategy": sweep["mean"]}
+        with reading(folder / STRATEGIES_FILE):
+            sweep = json.loads((folder / STRATEGIES_FILE).read_text(encoding="utf-8"))["end"]
+            figures |= {f"ASR, {name} strategy": float(sweep[name]) for name in ("worst", "mean")}
     return figures
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import pickle
 import re
@@ -21,6 +22,7 @@ from nemo_magic.runtime.watchdog import FOLDER, HOSTS, RankPosition, alarm_of
 
 LOGS = "logs"
 _TRACE = "nccl_trace_rank_"
+_MOST_RANKS = 1 << 20
 _COLLECTIVE = re.compile(r"torch/distributed/|/gloo|/nccl")
 # srun: error: node7: task 12: Killed, and tasks 12-15 where several ended alike
 _SRUN = re.compile(r"srun: error: (?P<host>\S+): tasks? (?P<ranks>[\d,-]+): (?P<how>.+)")
@@ -32,7 +34,13 @@ _ERROR = re.compile(
 
 
 def report(folder: Path) -> Iterator[str]:
-    """What is known, the culprit last."""
+    """What is known, the culprit last. What cannot be read is left out.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; give the folder of a run")
     logs, positions = newest_logs(folder), read_positions(folder / FOLDER)
     last = dict(last_errors(logs)) if logs else {}
     for rank, line in last.items():
@@ -84,25 +92,51 @@ def read_positions(folder: Path) -> list[RankPosition]:
     dated = []
     for path in folder.glob("rank-*.json"):
         try:
-            dated.append((path.stat().st_mtime, RankPosition(**json.loads(path.read_text(encoding="utf-8")))))
+            position = RankPosition(**json.loads(path.read_text(encoding="utf-8")))
+            if _is_whole(position):
+                dated.append((path.stat().st_mtime, position))
         except (OSError, ValueError, TypeError):
             continue
     if not dated:
         return []
-    newest = max(dated, key=lambda item: item[0])[1].attempt
-    alarm = alarm_of(folder, newest)
+    newest = max(dated, key=lambda item: item[0])[1]
+    alarm = alarm_of(folder, newest.attempt)
     raised = alarm.stat().st_mtime if alarm.exists() else max(time for time, _ in dated)
-    positions = [position for time, position in dated if position.attempt == newest and time - raised <= position.grace]
-    return sorted(positions, key=lambda position: position.rank)
+    positions = {
+        position.rank: position
+        for time, position in dated
+        if (position.attempt, position.world) == (newest.attempt, newest.world) and time - raised <= position.grace
+    }
+    return [positions[rank] for rank in sorted(positions)]
+
+
+def _is_whole(position: RankPosition) -> bool:
+    """Whether every field is of its type: a node that goes down may leave anything."""
+    words = (position.attempt, position.host, position.part)
+    counts = (position.rank, position.world, position.step, position.moves)
+    seconds = (position.moved_ago, position.grace)
+    return (
+        all(isinstance(word, str) for word in words)
+        and all(type(count) is int for count in counts)
+        and 0 <= position.rank < position.world <= _MOST_RANKS
+        and all(isinstance(number, int | float) and math.isfinite(number) for number in seconds)
+        and isinstance(position.children, list)
+        and isinstance(position.stacks, dict)
+        and all(
+            isinstance(stack, list) and stack and all(isinstance(frame, str) for frame in stack)
+            for stack in position.stacks.values()
+        )
+    )
 
 
 def read_hosts(folder: Path, attempt: str) -> Sequence[str]:
     """Where the ranks of an attempt ran, rank 0 first; empty where it is not known."""
     try:
         hosts = json.loads((folder / HOSTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        names = hosts["names"] if hosts["attempt"] == attempt else []
+    except (OSError, ValueError, LookupError, TypeError):
         return ()
-    return hosts["names"] if hosts.get("attempt") == attempt else ()
+    return names if isinstance(names, list) else ()
 
 
 def culprit(positions: Sequence[RankPosition], hosts: Sequence[str] = ()) -> str:
@@ -116,7 +150,7 @@ def culprit(positions: Sequence[RankPosition], hosts: Sequence[str] = ()) -> str
     silent = sorted(set(range(world)) - {position.rank for position in positions})
     waiting = f"the others wait in {_most_common([position.part for position in positions])}, step {positions[0].step}"
     if silent:
-        listed = ", ".join(f"{rank} on {hosts[rank]}" if hosts else str(rank) for rank in silent)
+        listed = ", ".join(f"{rank} on {hosts[rank]}" if rank < len(hosts) else str(rank) for rank in silent)
         return (
             f"rank{'s' if len(silent) > 1 else ''} {listed}: nothing was written in time; the process was stopped, "
             f"killed or cut off, or its node is gone; {waiting}"
@@ -175,12 +209,15 @@ def _most_common(words: Sequence[str]) -> str:
 def last_errors(logs: Path) -> Iterator[tuple[int, str]]:
     """(rank, last line of its log that tells of an error)."""
     for path in sorted(logs.glob("rank-*.log")):
+        rank = path.stem.removeprefix("rank-")
+        if not rank.isdecimal() or not path.is_file():
+            continue
         with path.open("rb") as file:
             file.seek(max(0, os.path.getsize(path) - 20_000))
             lines = file.read().decode(errors="replace").splitlines()
         last = next((line for line in reversed(lines) if _ERROR.search(line)), None)
         if last is not None:
-            yield int(path.stem.removeprefix("rank-")), last.strip()
+            yield int(rank), last.strip()
 
 
 def first_ended(logs: Path) -> Mapping[str, str] | None:
@@ -209,9 +246,9 @@ def read_traces(logs: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         try:
             rank = int(path.name.removeprefix(_TRACE))
             entries = _Plain(io.BytesIO(path.read_bytes())).load()["entries"]
-        except (OSError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError):
+        except Exception:  # the unpickler says what is wrong with a cut file in a dozen ways
             continue
-        if entries:
+        if isinstance(entries, list) and entries and all(isinstance(entry, Mapping) for entry in entries):
             yield rank, next((entry for entry in entries if entry.get("state") != "completed"), entries[-1])
 
 
@@ -219,7 +256,8 @@ def behind(collectives: Mapping[int, Mapping[str, Any]]) -> Iterator[str]:
     """Flight recorders: who has not come as far as the others, by the number of the collective in its group."""
 
     def number(entry: Mapping[str, Any]) -> int:
-        return int(entry.get("collective_seq_id", entry.get("seq_id", 0)))
+        value = entry.get("collective_seq_id", entry.get("seq_id", 0))
+        return value if isinstance(value, int) else 0
 
     groups: dict[str, dict[int, Mapping[str, Any]]] = {}
     for rank, entry in collectives.items():

@@ -13,6 +13,7 @@ from nemo_magic.cli import main
 from nemo_magic.game.payoff import NO_REWRITE, CrossPlay
 from nemo_magic.report.records import StepRecord
 from nemo_magic.report.sweep_table import outcome
+from tests.report.broken_files import BROKEN, break_file
 
 
 def a_run(folder: Path, steps: int, asr: float) -> Path:
@@ -42,8 +43,10 @@ def test_a_sweep_becomes_one_table_in_which_what_did_not_finish_has_its_row(
     a_run(tmp_path / "half", 4, 0.5)
     (tmp_path / "early").mkdir()
     names = ["whole", "half", "early", "never"]
-    assert main(["sweep-table", *(str(tmp_path / name) for name in names), "--into", str(tmp_path / "table")]) == 0
-    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert main(["sweep-table", *(str(tmp_path / name) for name in names), "--into", str(tmp_path / "table")]) == 1
+    printed = capsys.readouterr()
+    assert printed.err == f"nemo-magic sweep-table: {tmp_path / 'never'}: no such folder\n"
+    head, _, *rows = printed.out.splitlines()
     assert head == (
         "| run | state | ASR | ASR, first attacker | ASR, worst attacker | ASR, worst strategy | ASR, mean strategy |"
     )
@@ -70,3 +73,21 @@ def test_a_run_that_goes_on_has_not_finished_although_it_once_had(tmp_path: Path
     now = (folder / "game.png").stat().st_mtime + 1
     os.utime(folder / "metrics.jsonl", (now, now))
     assert outcome(folder).state == "stopped after 8 of 10 steps"
+
+
+@pytest.mark.parametrize(("name", "content"), BROKEN)
+def test_a_broken_file_is_named_and_costs_no_other_run_its_row(
+    name: str, content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in ("whole", "broken"):
+        finish(a_run(tmp_path / run, 4, 0.5))
+        now = (tmp_path / run / "game.png").stat().st_mtime + 1
+        os.utime(tmp_path / run / "metrics.jsonl", (now, now))
+    path = break_file(tmp_path / "broken", name, content)
+    assert main(["sweep-table", str(tmp_path / "broken"), str(tmp_path / "whole")]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"nemo-magic sweep-table: {path} cannot be read: ")
+    assert printed.err.count("\n") == 1
+    assert [line.split(" | ")[:2] for line in printed.out.splitlines()[2:]] == [
+        ["| broken", "unreadable"], ["| whole", "stopped after 4 of 10 steps"]
+    ]  # fmt: skip
