@@ -106,6 +106,9 @@ def play(args: argparse.Namespace, cfg: MagicConfig) -> None:
             if world.is_main:
                 print(text, flush=True)
 
+        for one in rows:
+            if one.report:
+                log(one.report)
         reward_manager.wait_ready(cfg.judge.give_up_after)
         log(f"{len(rows)} attackers × {len(columns)} defenders on {seeds}, judged by {reward_manager.guard}")
         rollouts = build_rollout_engine(cfg, pair.policies, Timers(DeviceMemory()))

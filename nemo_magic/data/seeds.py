@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import ClassVar
 
 from nemo_magic.config_checks import CheckedConfig, Fraction, PositiveInt
+from nemo_magic.data.cells import name_of
 from nemo_magic.data.errors import DataError
 from nemo_magic.data.streams import read_table
-from nemo_magic.data.tables import DropReport, Table, text_of
+from nemo_magic.data.tables import DropReport, RowNames, Table, read_text
 from nemo_magic.game.episode import Label, Seed
 
 TEXT_COLUMNS = ("vanilla", "prompt", "question", "query", "seed", "text", "instruction")
@@ -19,6 +20,9 @@ LABEL_COLUMNS = ("label", "data_type", "prompt_label", "prompt_harm_label", "har
 ID_COLUMNS = ("id", "uid")
 _HARMFUL = {"harmful", "unsafe", "toxic", "1", "1.0", "true", "yes", "vanilla_harmful", "adversarial_harmful"}
 _BENIGN = {"benign", "safe", "unharmful", "0", "0.0", "false", "no", "vanilla_benign", "adversarial_benign"}
+
+_LONGEST_NAME = 120
+"""Characters of a seed's id. The judge's protocol takes 200, and the game adds group and sample."""
 
 
 @dataclass
@@ -44,7 +48,7 @@ class DataConfig(CheckedConfig):
 
 @dataclass(frozen=True)
 class SeedSet:
-    """Disjoint splits, and the count of rows that were left out."""
+    """Disjoint splits, every seed under a name of its own, and the count of rows that were left out."""
 
     train: list[Seed]
     validation: list[Seed]
@@ -61,19 +65,18 @@ def load_seeds(config: DataConfig) -> SeedSet:
     """
     if not config.train_files:
         raise DataError("data.train_files is empty: name at least one file of seed queries")
-    report = DropReport()
-    texts: set[str] = set()
-    test = _read_split(config, "test_files", config.test_files, texts, report)
-    validation = _read_split(config, "validation_files", config.validation_files, texts, report)
-    train = _read_split(config, "train_files", config.train_files, texts, report)
+    reader = _SeedReader(config)
+    test = reader.split("test_files", config.test_files)
+    validation = reader.split("validation_files", config.validation_files)
+    train = reader.split("train_files", config.train_files)
     if not config.validation_files:
         # Evenly spaced over each label: the same seeds whatever else is configured.
         validation = [seed for label in Label for seed in _evenly_spaced(train, label, config.validation_fraction)]
-        held_out = {seed.id for seed in validation}
-        train = [seed for seed in train if seed.id not in held_out]
+        held_out = {seed.text for seed in validation}
+        train = [seed for seed in train if seed.text not in held_out]
     if not validation:
         raise DataError("no seed is held out: give data.validation_files or a larger data.validation_fraction")
-    return SeedSet(train, validation, test, report)
+    return SeedSet(train, validation, test, reader.report)
 
 
 class SeedSampler:
@@ -145,42 +148,49 @@ class EpochSampler:
 
 def read_label(value: object) -> Label | None:
     """A label column's cell, or None for a value that means neither."""
-    word = text_of(value).lower()
+    word = name_of(value).lower()
     if word in _HARMFUL:
         return Label.HARMFUL
     return Label.BENIGN if word in _BENIGN else None
 
 
-def _read_split(config: DataConfig, key: str, paths: Sequence[str], texts: set[str], report: DropReport) -> list[Seed]:
-    seeds: list[Seed] = []
-    for path in paths:
-        table = read_table(path, report, f"data.{key}")
-        seeds += _seeds_of(config, table, texts, report)
-    if paths and not seeds:
-        raise DataError(f"data.{key}: no row of {', '.join(paths)} can be used; {report}")
-    return seeds
+class _SeedReader:
+    """Reads splits one after another: a text of an earlier one is in no later one."""
 
+    def __init__(self, config: DataConfig) -> None:
+        self.report = DropReport()
+        self._config, self._texts, self._names, self._files = config, set[str](), RowNames(), 0
 
-def _seeds_of(config: DataConfig, table: Table, texts: set[str], report: DropReport) -> list[Seed]:
-    text_column = table.column("query text", TEXT_COLUMNS, config.text_column, "data.text_column")
-    label_column = table.column("label", LABEL_COLUMNS, config.label_column, "data.label_column")
-    id_column = table.column("id", ID_COLUMNS) if table.has(ID_COLUMNS) else None
-    seeds = []
-    for number, row in enumerate(table.rows):
-        text, label = text_of(row.get(text_column)), read_label(row.get(label_column))
-        if not text:
-            report.drop("empty text")
-        elif label is None:
-            report.drop(f"label {text_of(row.get(label_column))!r} means neither harmful nor benign")
-        elif len(text) > config.max_chars:
-            report.drop(f"longer than data.max_chars={config.max_chars}")
-        elif text in texts:
-            report.drop("duplicate text")
-        else:
-            texts.add(text)
-            row_id = text_of(row.get(id_column)) if id_column else ""
-            seeds.append(Seed(f"{table.path.stem}/{row_id or number}", text, label))
-    return seeds
+    def split(self, key: str, paths: Sequence[str]) -> list[Seed]:
+        """The seeds of all files of ``data.<key>``."""
+        seeds = [seed for path in paths for seed in self._seeds_of(read_table(path, self.report, f"data.{key}"))]
+        if paths and not seeds:
+            raise DataError(f"data.{key}: no row of {', '.join(paths)} can be used; {self.report}")
+        return seeds
+
+    def _seeds_of(self, table: Table) -> Iterator[Seed]:
+        config, report = self._config, self.report
+        text_column = table.column("query text", TEXT_COLUMNS, config.text_column, "data.text_column")
+        label_column = table.column("label", LABEL_COLUMNS, config.label_column, "data.label_column")
+        id_column = table.column("id", ID_COLUMNS) if table.has(ID_COLUMNS) else None
+        self._files += 1
+        for number, row in enumerate(table.rows):
+            text = read_text(row, text_column, report)
+            if text is None:
+                continue
+            label = read_label(row.get(label_column))
+            if label is None:
+                report.drop(f"label {name_of(row.get(label_column))[:40]!r} means neither harmful nor benign")
+            elif len(text) > config.max_chars:
+                report.drop(f"longer than data.max_chars={config.max_chars}")
+            elif text in self._texts:
+                report.drop("duplicate text")
+            else:
+                self._texts.add(text)
+                own = name_of(row.get(id_column)) if id_column else ""
+                # Two files may have one stem, and one row's number may be another row's id.
+                name = f"{table.path.stem}/{own or number}"[:_LONGEST_NAME]
+                yield Seed(self._names.of(name, f"{self._files}.{number}", report), text, label)
 
 
 def _evenly_spaced(seeds: Sequence[Seed], label: Label, fraction: float) -> list[Seed]:

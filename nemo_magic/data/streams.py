@@ -9,16 +9,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
+from nemo_magic.data.cells import is_unicode
 from nemo_magic.data.errors import DataError
 from nemo_magic.data.tables import DropReport, Table, refuse_pointer
+
+if TYPE_CHECKING:
+    from _csv import Reader
 
 FORMATS = ("csv", "tsv", "json", "jsonl", "parquet")
 
 _HEAD = 1 << 16
 _HEADER_ROWS = 1000
 """Rows that the columns are collected from, where the format has no header."""
+_NO_UNICODE = "half of a surrogate pair, which is no text"
+_FAULTS = (ValueError, OSError, RecursionError)
+"""What a damaged file raises. A document may be nested more deeply than Python can follow."""
 
 Row = dict[str, Any]
 
@@ -45,12 +52,12 @@ class RowStream:
 def stream_table(path: str | Path, report: DropReport, key: str = "file") -> RowStream:
     """Open ``path``, whatever its name ends in; iterating reads the rows and counts them in ``report``.
 
-    A byte-order mark is ignored. Lines of jsonl that are no JSON object, and csv rows with more cells than the header,
-    are dropped and counted.
+    A byte-order mark is ignored. Lines of jsonl that are no JSON object, csv rows with more or fewer cells than the
+    header, and rows with half a surrogate pair are dropped and counted.
 
     Raises:
-        DataError: no such file, a Git LFS pointer, an empty file, or not a table; while iterating, too. ``key``: the
-            config key of the file, for messages.
+        DataError: no such file, a Git LFS pointer, an empty file, or not a table, as one is not whose quotes do not
+            match; while iterating, too. ``key``: the config key of the file, for messages.
     """
     path = Path(path)
     if not path.is_file():
@@ -61,11 +68,11 @@ def stream_table(path: str | Path, report: DropReport, key: str = "file") -> Row
         if kind == "json" and isinstance(document := _object(path), dict):
             if not isinstance(document.get("data"), list):
                 return RowStream(path, kind, tuple(document), iter(()), document)
-            rows = _objects(document["data"])
+            rows = _objects(document["data"], report)
         else:
             rows = _READERS[kind](path, report)
         first = list(islice(rows, _HEADER_ROWS))
-    except (ValueError, OSError, csv.Error) as error:
+    except _FAULTS as error:
         raise DataError(f"{key}: {path} cannot be read as a table: {error}") from error
     if not first:
         raise DataError(f"{key}: {path} holds no rows; {report}")
@@ -104,7 +111,7 @@ def detect(path: Path) -> str:
         first, _, rest = text.partition("\n")
         try:
             alone = isinstance(json.loads(first), dict)
-        except ValueError:
+        except (ValueError, RecursionError):
             # A long first line of jsonl is cut here, and a document of several lines begins with a brace alone.
             alone = not rest and len(head) == _HEAD and path.suffix.lower() == ".jsonl"
         return "jsonl" if alone and (rest.strip() or path.suffix.lower() == ".jsonl") else "json"
@@ -117,7 +124,7 @@ def _counted(rows: Iterator[Row], report: DropReport, path: Path, key: str) -> I
         for row in rows:
             report.read += 1
             yield row
-    except (ValueError, OSError, csv.Error) as error:
+    except _FAULTS as error:
         raise DataError(f"{key}: {path} cannot be read on after {report.read} rows: {error}") from error
 
 
@@ -136,21 +143,35 @@ def _object(path: Path) -> Any:
         return json.load(file)
 
 
-def _objects(values: Sequence[Any]) -> Iterator[Row]:
+def _objects(values: Sequence[Any], report: DropReport) -> Iterator[Row]:
     for number, value in enumerate(values, start=1):
         if not isinstance(value, dict):
             raise ValueError(f"element {number} is no object")
-        yield value
+        if _is_written(value, report):
+            yield value
+
+
+def _is_written(row: Row, report: DropReport) -> bool:
+    """Whether a row can be written again as UTF-8; one that cannot is counted here, and met nowhere else."""
+    if is_unicode(row):
+        return True
+    report.read += 1
+    report.drop(_NO_UNICODE)
+    return False
 
 
 def _json(path: Path, report: DropReport) -> Iterator[Row]:
     """The elements of an array one by one: all of them at once would take several times the file."""
     with _text(path) as file:
         text = file.read()
+    escaped = "\\u" in text
     decode, position, number = json.JSONDecoder().raw_decode, text.index("[") + 1, 0
     while True:
         position = _skip(text, position, " \t\r\n")
         if text[position : position + 1] == "]":
+            if (position := _skip(text, position + 1, " \t\r\n")) < len(text):
+                line = text.count("\n", 0, position) + 1
+                raise ValueError(f"line {line}: the array has ended after {number} elements, and the file goes on")
             return
         if number:
             if text[position : position + 1] != ",":
@@ -160,7 +181,8 @@ def _json(path: Path, report: DropReport) -> Iterator[Row]:
         number += 1
         if not isinstance(value, dict):
             raise ValueError(f"element {number} of the array is no object")
-        yield value
+        if not escaped or _is_written(value, report):
+            yield value
 
 
 def _skip(text: str, position: int, characters: str) -> int:
@@ -176,32 +198,47 @@ def _jsonl(path: Path, report: DropReport) -> Iterator[Row]:
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 report.read += 1
-                report.drop(f"line {number} of {path.name} is no JSON ({error.msg})")
+                report.drop(f"line {number} of {path.name} is no JSON ({getattr(error, 'msg', error)})")
                 continue
             if not isinstance(row, dict):
                 report.read += 1
                 report.drop(f"line {number} of {path.name} is no JSON object")
                 continue
-            yield row
+            # Only an escape can be half of a pair: the file itself is UTF-8.
+            if "\\u" not in line or _is_written(row, report):
+                yield row
 
 
 def _delimited(path: Path, report: DropReport, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)
     with _text(path) as file:
-        reader = csv.reader(file, delimiter=delimiter)
-        header = [name.strip() for name in next(reader, [])]
+        # Strict: a quote that is not closed would otherwise take the rest of the file into its cell.
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        header = [name.strip() for name in _next_row(reader) or []]
         if repeated := sorted({name for name in header if header.count(name) > 1}):
             raise ValueError(f"two columns are called {repeated[0]!r}")
-        for cells in reader:
+        while (cells := _next_row(reader)) is not None:
             if not cells:
                 continue
-            if len(cells) > len(header):
+            if len(cells) != len(header):
                 report.read += 1
-                report.drop("more cells than the header has columns")
+                report.drop(f"{'more' if len(cells) > len(header) else 'fewer'} cells than the header has columns")
                 continue
-            yield dict(zip(header, cells, strict=False))
+            yield dict(zip(header, cells, strict=True))
+
+
+def _next_row(reader: Reader) -> list[str] | None:
+    """The next row's cells; None at the end. Raises ValueError that names the line the row begins in."""
+    line = reader.line_num + 1
+    try:
+        return next(reader, None)
+    except csv.Error as error:
+        raise ValueError(
+            f"line {line}: a quote opens a cell there that is not closed as it should be ({error}, in line "
+            f"{reader.line_num}). A cell that begins with a quote ends with one, and quotes inside are doubled"
+        ) from error
 
 
 def _csv(path: Path, report: DropReport) -> Iterator[Row]:

@@ -1,29 +1,37 @@
-"""A table's rows and columns, and the count of what was left out of it."""
+"""A table's rows and columns, their names and texts, and the count of what was left out."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nemo_magic.data.cells import is_longer_chat, text_of
 from nemo_magic.data.errors import DataError
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
+_MAX_REASONS = 10
+_INSTRUCTION, _INPUT = "instruction", "input"
 
 
 @dataclass
 class DropReport:
-    """How many rows were read, and how many were dropped for which reason."""
+    """How many rows were read, how many were dropped for which reason, and what was changed in rows that were kept."""
 
     read: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    changed: Counter[str] = field(default_factory=Counter)
 
     def drop(self, reason: str, count: int = 1) -> None:
         """Count ``count`` rows as dropped for ``reason``."""
         if count:
             self.dropped[reason] += count
+
+    def change(self, what: str) -> None:
+        """Count one row as kept, but changed."""
+        self.changed[what] += 1
 
     @property
     def kept(self) -> int:
@@ -31,8 +39,37 @@ class DropReport:
         return self.read - sum(self.dropped.values())
 
     def __str__(self) -> str:
-        reasons = "; ".join(f"{reason}: {count}" for reason, count in sorted(self.dropped.items()))
-        return f"{self.read} rows read, {self.kept} kept" + (f" (dropped {reasons})" if reasons else "")
+        text = f"{self.read} rows read, {self.kept} kept"
+        if self.dropped:
+            text += f" (dropped {_listed(self.dropped)})"
+        return f"{text}; {_listed(self.changed)}" if self.changed else text
+
+
+def _listed(counts: Counter[str]) -> str:
+    most = dict(counts.most_common(_MAX_REASONS))
+    listed = [f"{reason}: {count}" for reason, count in sorted(most.items())]
+    others = counts.total() - sum(most.values())
+    return "; ".join([*listed, *([f"{len(counts) - len(most)} other reasons: {others}"] if others else [])])
+
+
+class RowNames:
+    """Names of rows, no two alike: a row is its text and its place, whatever its file calls it.
+
+    A row's name is its id, and its place stands behind one that came before.
+    """
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def of(self, name: str, place: str, report: DropReport) -> str:
+        """The name of the row at ``place`` with the id ``name``."""
+        if name in self._taken:
+            report.change("rows whose id came before, told apart by their place")
+            name = f"{name}@{place}"
+            while name in self._taken:
+                name += "+"
+        self._taken.add(name)
+        return name
 
 
 @dataclass(frozen=True)
@@ -72,8 +109,25 @@ def refuse_pointer(path: Path, key: str = "file") -> None:
             raise DataError(f"{key}: {path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its clone")
 
 
-def text_of(value: Any) -> str:
-    """A cell as stripped text; missing values are empty."""
-    if value is None or value != value:  # NaN is the one value unequal to itself
-        return ""
-    return str(value).strip()
+def read_text(row: Mapping[str, Any], column: str, report: DropReport, what: str = "text") -> str | None:
+    """The text in a row's ``column``, which is ``what`` to the reader; None, and the row is counted as dropped, where
+    there is none. An ``instruction`` is read with the ``input`` beside it, as Alpaca's rows are meant."""
+    text = text_of(row.get(column))
+    if not text:
+        report.drop(f"empty {what}" if text is not None else f"{what} is no text")
+        return None
+    if column.lower().strip() == _INSTRUCTION and (name := _beside(row, _INPUT)) is not None:
+        more = text_of(row[name])
+        if more is None:
+            report.drop("input is no text")
+            return None
+        if more:
+            report.change("rows whose input is joined to their instruction")
+            text = f"{text}\n\n{more}"
+    if is_longer_chat(row.get(column)):
+        report.change("chats of which the last user message alone is read")
+    return text
+
+
+def _beside(row: Mapping[str, Any], column: str) -> str | None:
+    return next((name for name in row if name.lower().strip() == column), None)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice, zip_longest
 from pathlib import Path
 from sys import intern
 from typing import Any
 
 from nemo_magic.data.catalogue import BENCHMARKS, RECORDED, Benchmark
+from nemo_magic.data.cells import chat_of, name_of, parsed, text_of
 from nemo_magic.data.errors import DataError
 from nemo_magic.data.seeds import read_label
 from nemo_magic.data.streams import RowStream, stream_table
-from nemo_magic.data.tables import DropReport, text_of
+from nemo_magic.data.tables import DropReport, RowNames, read_text
 from nemo_magic.evaluation.example import Example
 from nemo_magic.evaluation.red_teaming import READERS, deduplicate_attacks, keep_answered
 from nemo_magic.game.episode import Label
@@ -43,8 +44,9 @@ def load_benchmark(
     """Read a benchmark's file. ``limit`` keeps so many examples, labels taking turns. ``with_replies``: of a
     red-teaming tool's file, take the recorded answers too, and not the attacks alone.
 
-    A blank label is unknown: the example is kept, counts in no figure, and is reported. A row whose id an earlier row
-    has is dropped; equal texts are kept, as the published figures have them, and reported.
+    A blank label is unknown: the example is kept, counts in no figure, and is reported. A row is its text and its
+    place: where its id came before, its place is added to it. Equal texts are kept, as the published figures have them,
+    and reported; a text that came before under the same id is dropped, for it is one row twice.
 
     Raises:
         DataError: the file is missing, is a Git LFS pointer, is no table or another benchmark's, or no row of it can be
@@ -63,6 +65,7 @@ def load_benchmark(
         examples = list(read(benchmark, stream, report, name))
     if not examples:
         raise DataError(f"{key}: no row of {path} can be used as {benchmark.title}; {report}")
+    examples = _told_apart(examples, report)
     attempts = max(figure.attempts for figure in benchmark.figures)
     if attempts and len(sample := _sample_plans(examples, attempts)) < len(examples):
         notes.append(
@@ -76,6 +79,18 @@ def load_benchmark(
         alternating = (example for row in zip_longest(*by_label) for example in row if example is not None)
         examples = list(islice(alternating, limit))
     return LoadedExamples(name, examples, report, notes)
+
+
+def _told_apart(examples: Sequence[Example], report: DropReport) -> list[Example]:
+    """The same, each under an id of its own, and none that is its own group under the name of another's group."""
+    names, told_apart = RowNames(), []
+    behaviours = {example.behaviour for example in examples}
+    for place, example in enumerate(examples):
+        name = names.of(example.id, str(place), report)
+        while not example.behaviour and name in behaviours:
+            name = names.of(f"{name}@{place}", str(place), report)
+        told_apart.append(example if name == example.id else replace(example, id=name))
+    return told_apart
 
 
 def _sample_plans(examples: Sequence[Example], count: int) -> list[Example]:
@@ -111,37 +126,40 @@ def _map_columns(benchmark: Benchmark, stream: RowStream, name: str) -> dict[str
 
 def _read_rows(benchmark: Benchmark, stream: RowStream, report: DropReport, name: str) -> Iterator[Example]:
     columns = _map_columns(benchmark, stream, name)
-    fixed, ids = benchmark.label, set[str]()
+    fixed, rows_seen = benchmark.label, set[tuple[str, str]]()
     text_column, id_column = columns["text"], columns.get("id")
     label_column, flag_column = columns.get("label"), columns.get("adversarial")
-    others = [(key, columns[key]) for key in ("request", "category", "method", "behaviour") if key in columns]
-    context_column = columns.get("context")
+    names = [(key, columns[key]) for key in ("category", "method", "behaviour") if key in columns]
+    request_column, context_column = columns.get("request"), columns.get("context")
     for number, row in enumerate(stream.rows):
-        text = text_of(row.get(text_column))
-        if not text:
-            report.drop("empty text")
+        text = read_text(row, text_column, report)
+        if text is None:
             continue
-        row_id = text_of(row.get(id_column)) if id_column else ""
-        if row_id and row_id in ids:
-            report.drop("an id that came before")
+        own = name_of(row.get(id_column)) if id_column else ""
+        if own and (own, text) in rows_seen:
+            report.drop("an id and text that came before")
             continue
-        texts = {key: _interned_text(row.get(column)) for key, column in others}
+        texts = {key: _interned(row.get(column)) for key, column in names}
         label = fixed
         if label_column:
             label = read_label(row.get(label_column))
-            if label is None and (word := text_of(row.get(label_column))):
+            if label is None and (word := name_of(row.get(label_column))):
                 report.drop(f"label {word[:40]!r} means neither harmful nor benign")
                 continue
         elif benchmark.prefixes:
             label = next((kind for prefix, kind in benchmark.prefixes if texts["category"].startswith(prefix)), None)
-        if row_id:
-            ids.add(row_id)
         context = text_of(row.get(context_column)) if context_column else ""
+        request = text_of(row.get(request_column)) if request_column else ""
+        if context is None or request is None:
+            report.drop(f"{'context' if context is None else 'request'} is no text")
+            continue
+        if own:
+            rows_seen.add((own, text))
         if context:
             # As HarmBench's own direct requests put them together.
-            texts["request"], text = text, f"{context}\n\n---\n\n{text}"
+            request, text = text, f"{context}\n\n---\n\n{text}"
         flag = _read_flag(row.get(flag_column)) if flag_column else None
-        yield Example(row_id or str(number), (text,), label, adversarial=flag, replies=(), **texts)
+        yield Example(own or str(number), (text,), label, intern(request), adversarial=flag, replies=(), **texts)
 
 
 def _read_test_cases(benchmark: Benchmark, stream: RowStream, report: DropReport, name: str) -> Iterator[Example]:
@@ -153,18 +171,25 @@ def _read_test_cases(benchmark: Benchmark, stream: RowStream, report: DropReport
         rows, columns = stream.rows, _map_columns(benchmark, stream, name)
     counts: Counter[tuple[str, str]] = Counter()
     for row in rows:
-        cells = {key: text_of(row.get(column)) for key, column in columns.items()}
-        if empty := next((key for key in benchmark.required if not cells[key]), None):
+        text = read_text(row, columns["text"], report)
+        if text is None:
+            continue
+        cells = {key: _interned(row.get(column)) for key, column in columns.items() if key not in ("text", "request")}
+        request = text_of(row.get(columns["request"])) if "request" in columns else ""
+        if request is None:
+            report.drop("request is no text")
+            continue
+        if empty := next((key for key in ("behaviour", "method") if not cells[key]), None):
             report.drop(f"empty {empty}")
             continue
-        behaviour, method = intern(cells["behaviour"]), intern(cells["method"])
+        behaviour, method = cells["behaviour"], cells["method"]
         number = counts[behaviour, method]
         counts[behaviour, method] += 1
         yield Example(
             f"{behaviour}/{method}/{number}",
-            (cells["text"],),
+            (text,),
             benchmark.label,
-            cells.get("request", ""),
+            request,
             cells.get("category", ""),
             method,
             behaviour,
@@ -191,57 +216,74 @@ def _read_plans(benchmark: Benchmark, stream: RowStream, report: DropReport, nam
     counts: Counter[str] = Counter()
     for number, row in enumerate(stream.rows):
         details = row.get(columns["behaviour"])
-        kinds = {str(k).lower(): v for k, v in details.items()} if isinstance(details, Mapping) else {}
+        written = parsed(details)
+        kinds = {str(k).lower(): v for k, v in written.items()} if isinstance(written, Mapping) else {}
         request = text_of(kinds.get("behavior", kinds.get("behaviour")) if kinds else details)
         if not request:
-            report.drop("empty behaviour")
+            report.drop("empty behaviour" if request is not None else "behaviour is no text")
             continue
-        behaviour = text_of(row.get(columns["id"])) if "id" in columns else ""
-        behaviour = behaviour or request
-        category = _interned_text(kinds.get("semantic_category", kinds.get("semanticcategory", "")))
-        strategy = text_of(row.get(columns["method"])) if "method" in columns else ""
-        plans = list(_find_plans(row[columns["plan"]], (strategy,) if strategy else ()))
+        behaviour = (name_of(row.get(columns["id"])) if "id" in columns else "") or request
+        category = _interned(kinds.get("semantic_category", kinds.get("semanticcategory", "")))
+        strategy = name_of(row.get(columns["method"])) if "method" in columns else ""
+        try:
+            plans = list(_find_plans(parsed(row.get(columns["plan"])), (strategy,) if strategy else ()))
+        except RecursionError:
+            report.drop("plans that are nested too deeply")
+            continue
         if not plans:
             report.drop("no plan of turns")
         # One row may hold many plans, and each of them is read.
         report.read += max(0, len(plans) - 1)
         for method, turns in plans:
-            if not turns or not all(turns):
-                report.drop("a plan with an empty turn" if turns else "a plan without turns")
+            texts = tuple(turn for turn in turns if turn)
+            if not turns or len(texts) < len(turns):
+                fault = "a turn that is no text" if None in turns else "an empty turn"
+                report.drop(f"a plan with {fault}" if turns else "a plan without turns")
             elif len(turns) > MAX_TURNS:
                 report.drop(f"a plan of more than {MAX_TURNS} turns")
             else:
                 example_id = f"{behaviour}/{counts[behaviour]}"
                 counts[behaviour] += 1
-                yield Example(example_id, turns, benchmark.label, request, category, method or str(number), behaviour)
+                yield Example(example_id, texts, benchmark.label, request, category, method or str(number), behaviour)
 
 
-def _find_plans(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """(strategy, turns) of every plan in ``value``: a list of texts, an object of turns, or objects that hold such."""
+def _find_plans(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, tuple[str | None, ...]]]:
+    """(strategy, turns) of every plan in ``value``: a list of texts, a chat, an object of turns, or objects that hold
+    such. A turn that is no text is None."""
     if isinstance(value, Mapping):
         if (plan := value.get("conversation_plan", value.get("turns"))) is not None:
             yield from _find_plans(plan, path)
-        elif value and not any(isinstance(inner, Mapping | list) for inner in value.values()):
-            turns = {str(name).lower(): turn for name, turn in value.items() if turn is not None}
-            ordered = sorted(
-                (_turn_number(name), text_of(turns[name])) for name in turns if name.startswith(("turn", "final"))
-            )
-            if ordered:
-                yield "/".join(path), tuple(text for _, text in ordered)
+        elif turns := _turns(value):
+            yield "/".join(path), turns
         else:
             for name, inner in value.items():
                 yield from _find_plans(inner, (*path, str(name)))
+    elif (chat := chat_of(value)) is not None:
+        yield "/".join(path), tuple(message.content for message in chat if message.role == "user")
     elif isinstance(value, list):
-        if value and all(isinstance(inner, str) for inner in value):
+        if value and not any(isinstance(inner, Mapping | list) for inner in value):
             yield "/".join(path), tuple(map(text_of, value))
         else:
             for number, inner in enumerate(value):
                 yield from _find_plans(inner, (*path, str(number)))
 
 
+def _turns(plan: Mapping[Any, Any]) -> tuple[str | None, ...]:
+    """The turns of an object of turns, in order; none of any other object."""
+    turns = {
+        str(name).lower(): turn
+        for name, turn in plan.items()
+        if turn is not None and str(name).lower().startswith(("turn", "final"))
+    }
+    # Strategies may be called so too; they hold plans of their own.
+    if any(isinstance(turn, Mapping) and "role" not in turn and "text" not in turn for turn in turns.values()):
+        return ()
+    return tuple(text_of(turns[name]) for name in sorted(turns, key=_turn_number))
+
+
 def _turn_number(name: str) -> float:
     """The number in a turn's name, as turn_2; final turns come last. Formats with typed columns lose the order."""
-    digits = "".join(filter(str.isdigit, name))
+    digits = "".join(filter(str.isdecimal, name))
     return float("inf") if name.startswith("final") or not digits else float(digits)
 
 
@@ -270,12 +312,12 @@ def _compare_with_published(benchmark: Benchmark, examples: Sequence[Example]) -
     return notes
 
 
-def _interned_text(value: Any) -> str:
-    return intern(text_of(value))
+def _interned(value: Any) -> str:
+    return intern(name_of(value))
 
 
 _FLAGS = {"true": True, "1": True, "1.0": True, "yes": True, "false": False, "0": False, "0.0": False, "no": False}
 
 
 def _read_flag(value: Any) -> bool | None:
-    return _FLAGS.get(text_of(value).lower())
+    return _FLAGS.get(name_of(value).lower())

@@ -5,11 +5,11 @@ Tested with garak 0.10.3, 0.13.3, 0.14.0 and 0.17.1, PyRIT 0.9.0, 0.14.0 and 1.1
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from nemo_magic.data.tables import DropReport, text_of
+from nemo_magic.data.cells import name_of, parsed, text_of
+from nemo_magic.data.tables import DropReport, RowNames
 from nemo_magic.evaluation.example import Example
 from nemo_magic.game.episode import Label
 
@@ -49,28 +49,35 @@ def read_garak(columns: Columns, rows: Iterable[Row], report: DropReport, notes:
     """Attempts of a report, or hits of a hit log. garak writes an attempt once when it is answered and again when it is
     scored, and a hit once for every detector that it hit."""
     keys: set[object] = set()
+    names, name_by_id = RowNames(), dict[object, str]()
     systems = 0
     for number, row in enumerate(rows):
         if row.get("entry_type", "attempt") != "attempt":
             report.drop("an entry that is no attempt")
             continue
-        attempt_id = text_of(row.get("uuid") or row.get("attempt_id")) or str(number)
-        key = (attempt_id, row.get("attempt_idx"))
+        # A row without an id is known by its place, which is no id: another row may have that number for one.
+        own = name_of(row.get("uuid") or row.get("attempt_id"))
+        index = name_of(row.get("attempt_idx"))
+        key = (own, index) if own else number
         if key in keys:
             report.drop("an attempt that came before")
             continue
         keys.add(key)
+        if (attempt_id := name_by_id.get(own or number)) is None:
+            attempt_id = name_by_id[own or number] = names.of(own or str(number), str(number), report)
         conversations = _garak_conversations(row, columns["text"])
-        report.read += max(0, len(conversations) - 1)
-        index = row.get("attempt_idx")
+        if not conversations:
+            report.drop("an attempt without a prompt that is text")
+            continue
+        report.read += len(conversations) - 1
         for output, utterances in enumerate(conversations):
             systems += any(role == "system" for role, _ in utterances)
             example = _to_example(
-                f"{attempt_id}/{index if index is not None else output}",
+                f"{attempt_id}/{index or output}",
                 utterances,
                 report,
-                method=text_of(row.get(columns["method"])),
-                category=text_of(row.get("intent")),
+                method=name_of(row.get(columns["method"])),
+                category=name_of(row.get("intent")),
                 behaviour=attempt_id,
             )
             if example is not None:
@@ -84,7 +91,7 @@ def read_pyrit(columns: Columns, rows: Iterable[Row], report: DropReport, notes:
     conversations: dict[str, list[Row]] = {}
     pieces = 0
     for row in rows:
-        conversation_id = text_of(row.get(columns["behaviour"]))
+        conversation_id = name_of(row.get(columns["behaviour"]))
         if not conversation_id:
             report.drop("a piece without a conversation_id")
             continue
@@ -95,7 +102,7 @@ def read_pyrit(columns: Columns, rows: Iterable[Row], report: DropReport, notes:
     systems = 0
     for conversation_id, unordered in conversations.items():
         try:
-            ordered = sorted(unordered, key=lambda row: float(text_of(row.get(columns["place"]))))
+            ordered = sorted(unordered, key=lambda row: float(name_of(row.get(columns["place"]))))
         except ValueError:
             report.drop("a conversation with a sequence that is no number")
             continue
@@ -114,20 +121,25 @@ def read_openrt(columns: Columns, rows: Iterable[Row], report: DropReport, notes
     for number, row in enumerate(rows):
         target = row.get(columns["request"])
         fields = target if isinstance(target, Mapping) else {"prompt": target}
-        if "image" in columns and text_of(row.get(columns["image"])):
+        if "image" in columns and name_of(row.get(columns["image"])):
             report.drop("an attack that shows an image")
             continue
-        answer = row.get(columns["answer"])
         request = text_of(fields.get("prompt"))
-        method = text_of(row.get(columns["method"])) if "method" in columns else ""
+        if request is None:
+            report.drop("request is no text")
+            continue
+        method = name_of(row.get(columns["method"])) if "method" in columns else ""
         # A method that gave up has no prompt, and an answer that it never had is empty.
-        utterances = [("user", text_of(row.get(columns["text"]))), ("assistant", text_of(answer) or None)]
+        utterances = [
+            ("user", text_of(row.get(columns["text"]))),
+            ("assistant", text_of(row.get(columns["answer"])) or None),
+        ]
         example = _to_example(
             str(number),
             utterances,
             report,
             request=request,
-            method=method or text_of(fields.get("method")),
+            method=method or name_of(fields.get("method")),
             behaviour=request,
         )
         if example is not None:
@@ -186,40 +198,48 @@ def _note_system_prompts(count: int, notes: list[str]) -> None:
 
 
 def _garak_conversations(row: Row, prompt_column: str) -> list[list[Utterance]]:
-    """One a generation: of ``conversations`` (since 0.13), ``messages`` (before), or the prompt and its outputs."""
-    turns = [conversation["turns"] for conversation in row.get("conversations") or () if conversation.get("turns")]
-    messages = row.get("messages") or []
+    """One a generation: of ``conversations`` (since 0.13), ``messages`` (before), or the prompt and its outputs. None
+    where the attempt has no prompt of any form; one of several that cannot be read is empty."""
+    if any(conversations := [_garak_turns(one) for one in _list(row.get("conversations"))]):
+        return conversations
+    messages = _list(row.get("messages"))
     # Without any output the old format has one list of messages and not a list of lists.
-    turns = turns or ([messages] if messages and isinstance(messages[0], Mapping) else messages)
-    if turns:
-        return [[_garak_utterance(turn) for turn in each] for each in turns]
+    if messages and isinstance(messages[0], Mapping):
+        messages = [messages]
+    if any(conversations := [_garak_turns({"turns": one}) for one in messages]):
+        return conversations
     prompt = row.get(prompt_column)
-    messages = (
-        prompt["turns"] if isinstance(prompt, Mapping) and "turns" in prompt else [{"role": "user", "content": prompt}]
-    )
-    prompts = [_garak_utterance(turn) for turn in messages]
-    outputs = row["outputs"] if row.get("outputs") else [row.get("output")]
-    return [[*prompts, ("assistant", _garak_text(output))] for output in outputs]
+    prompts = _garak_turns(prompt) or ([("user", text)] if (text := _garak_text(prompt)) else [])
+    outputs = _list(row.get("outputs")) or [row.get("output")]
+    return [[*prompts, ("assistant", _garak_text(output))] for output in outputs] if prompts else []
 
 
-def _garak_utterance(turn: Row) -> Utterance:
-    return str(turn.get("role")), _garak_text(turn.get("content"))
+def _garak_turns(conversation: object) -> list[Utterance]:
+    """The messages of a conversation; none where it is none."""
+    turns = _list(conversation.get("turns")) if isinstance(conversation, Mapping) else []
+    if not all(isinstance(turn, Mapping) for turn in turns):
+        return []
+    return [(name_of(turn.get("role")), _garak_text(turn.get("content"))) for turn in turns]
 
 
 def _garak_text(content: object) -> str | None:
     """A message is a text, or an object that has one; None where the model gave none, or an attachment came with it."""
-    if isinstance(content, Mapping):
-        return None if content.get("data_path") else content.get("text")
-    return content if isinstance(content, str) else None
+    if isinstance(content, Mapping) and content.get("data_path"):
+        return None
+    return None if content is None else text_of(content)
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 _PYRIT_ROLES = {"simulated_assistant": "assistant", "developer": "system"}
 
 
 def _pyrit_utterance(row: Row, columns: Columns) -> Utterance:
-    role = text_of(row.get(columns["role"]))
-    kind = text_of(row.get(columns["kind"])) if "kind" in columns else ""
-    failure = text_of(row.get(columns["failure"])) if "failure" in columns else ""
+    role = name_of(row.get(columns["role"]))
+    kind = name_of(row.get(columns["kind"])) if "kind" in columns else ""
+    failure = name_of(row.get(columns["failure"])) if "failure" in columns else ""
     is_text = kind in ("", "text") and failure in ("", "none")
     return _PYRIT_ROLES.get(role, role), text_of(row.get(columns["text"])) if is_text else None
 
@@ -229,18 +249,8 @@ def _pyrit_method(pieces: Sequence[Row], columns: Columns) -> str:
     names: list[str] = []
     for row in pieces:
         for field in ("attack", "converters"):
-            value = _parse_cell(row.get(columns[field])) if field in columns else None
+            value = parsed(row.get(columns[field])) if field in columns else None
             for one in value if isinstance(value, list) else [value]:
                 if isinstance(one, Mapping):
-                    names.append(text_of(one.get("__type__") or one.get("class_name")))
+                    names.append(name_of(one.get("__type__") or one.get("class_name")))
     return "+".join(dict.fromkeys(name for name in names if name))
-
-
-def _parse_cell(cell: object) -> object:
-    """A cell of a csv file as the object that it was written from."""
-    if not isinstance(cell, str):
-        return cell
-    try:
-        return ast.literal_eval(cell)
-    except (ValueError, SyntaxError):
-        return cell

@@ -17,10 +17,11 @@ from statistics import quantiles
 
 from pydantic import ValidationError
 
+from nemo_magic.data.cells import name_of, text_of
 from nemo_magic.data.errors import DataError
 from nemo_magic.data.seeds import read_label
 from nemo_magic.data.streams import read_table
-from nemo_magic.data.tables import DropReport, text_of
+from nemo_magic.data.tables import DropReport, read_text
 from nemo_magic.formatting import markdown_table
 from nemo_magic.game.episode import Message, Seed, Verdict
 from nemo_magic.judge.client import JudgeClient
@@ -104,18 +105,21 @@ def read_labelled(path: str | Path) -> tuple[list[LabelledItem], DropReport]:
         raise DataError(f"{path}: no column of labels (one of {', '.join(Ask)}); its columns are: {columns}")
     rows: list[LabelledItem] = []
     for number, row in enumerate(table.rows):
-        values = {name.lower().strip(): text_of(value) for name, value in row.items()}
-        text, response, seed = values[prompt.lower().strip()], values.get("response", ""), values.get("seed", "")
-        labels = {ask: values[ask.value].lower() for ask in fields if values.get(ask.value)}
-        if not text:
-            report.drop("no prompt")
+        cells = {name.lower().strip(): value for name, value in row.items()}
+        text = read_text(row, prompt, report, "prompt")
+        if text is None:
+            continue
+        response, seed = text_of(cells.get("response")), text_of(cells.get("seed"))
+        labels = {ask: name for ask in fields if (name := name_of(cells.get(ask.value)).lower())}
+        if response is None or seed is None:
+            report.drop(f"{'response' if response is None else 'seed'} is no text")
         elif not labels:
             report.drop("no label")
         elif bad := [f"{ask.value} is {label!r}" for ask, label in labels.items() if label not in ask.known]:
             report.drop(f"no such label: {bad[0]}")
         else:
             conversation = (Message("user", text), *((Message("assistant", response),) if response else ()))
-            seed_label = read_label(values.get("seed_label", ""))
+            seed_label = read_label(cells.get("seed_label"))
             try:
                 item = make_item(
                     str(number),

@@ -38,7 +38,8 @@ class Participant:
 
     ``weights``: a folder of weights; None plays as it is (a server, or the bare seeds). ``rewrites``: seed text → its
     rewrites, of an attacker that is a file. ``identity``: what its games depend on; equal for the same weights under
-    another name. ``old``: it was there before the last phase of its role.
+    another name. ``old``: it was there before the last phase of its role. ``report``: what was read and dropped of a
+    file.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Participant:
     weights: Path | None = None
     rewrites: Mapping[str, Sequence[str]] | None = None
     old: bool = False
+    report: str = ""
 
 
 @dataclass(frozen=True)
@@ -195,5 +197,5 @@ def _external(option: str) -> Participant:
             f"--attacker {option}: give a folder of weights, as `nemo-magic sft` and `train` write them, or a table of "
             "rewrites (jsonl, json, csv, tsv, parquet) with a column of seeds and one of rewrites"
         )
-    rewrites = read_rewrites(str(path))
-    return Participant(name, digest(rewrites), rewrites=rewrites)
+    rewrites, report = read_rewrites(str(path))
+    return Participant(name, digest(rewrites), rewrites=rewrites, report=f"{path}: {report}")

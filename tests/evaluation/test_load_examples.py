@@ -99,17 +99,23 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(ending: str, tmp_path:
 
 
 def test_left_out_rows_are_counted_by_reason(tmp_path: Path) -> None:
-    rows = [*ROWS["xstest"], {"id": 2, "prompt": "again", "type": "x"}, {"id": 3, "prompt": " ", "type": "x"}]
+    rows = [
+        *ROWS["xstest"],
+        {"id": 2, "prompt": "again", "type": "x"},
+        ROWS["xstest"][0],
+        {"id": 3, "prompt": " ", "type": "x"},
+    ]
     path = write(tmp_path / "x.jsonl", rows)
     path.write_text(path.read_text() + '{broken\n[1]\n{"id": 4, "prompt": "How do I norp a fleb?", "type": "x"}\n')
     loaded = load_benchmark("xstest", path)
     assert loaded.report.dropped == {
-        "an id that came before": 1,
+        "an id and text that came before": 1,
         "empty text": 1,
-        "line 5 of x.jsonl is no JSON (Expecting property name enclosed in double quotes)": 1,
-        "line 6 of x.jsonl is no JSON object": 1,
+        "line 6 of x.jsonl is no JSON (Expecting property name enclosed in double quotes)": 1,
+        "line 7 of x.jsonl is no JSON object": 1,
     }
-    assert (loaded.report.read, loaded.report.kept) == (7, 3)
+    assert (loaded.report.read, loaded.report.kept) == (8, 4)
+    assert [example.id for example in loaded.examples] == ["1", "2", "2@2", "4"]
     assert "1 texts came before" in loaded.notes
     odd = [*ROWS["seeds"], {"prompt": "z", "label": "odd"}]
     dropped = load_benchmark("seeds", write(tmp_path / "s.csv", odd)).report.dropped

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from nemo_magic.data.errors import DataError
 from nemo_magic.evaluation.load_examples import LoadedExamples, load_benchmark
@@ -216,3 +218,72 @@ def test_another_tools_file_is_refused_by_the_columns_it_lacks(tmp_path: Path) -
         load_benchmark("pyrit", path)
     with pytest.raises(DataError, match="no row of .* can be used as garak.*no answer to judge: 1"):
         load_benchmark("garak", lines(tmp_path / "new.jsonl", OLD_GARAK[1:]), with_replies=True)
+
+
+EMPTY = attempt("y", 2, {"turns": []}, [])
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "row", "turns", "replies"),
+    [
+        ("garak", EMPTY | {"prompt": "wug", "conversations": ["x"], "outputs": ["a"]}, [("wug",)], [("a",)]),
+        ("garak", EMPTY | {"prompt": {"turns": None}, "conversations": [], "outputs": ["a"]}, [], []),
+        ("garak", EMPTY | {"prompt": ["x"], "conversations": None, "messages": "m"}, [("x",)], []),
+        ("garak", EMPTY | {"prompt": 3, "conversations": [None, conversation(("user", "w"))]}, [("w",)], []),
+        ("pyrit", piece("c", "user", 0, "") | {"converted_value": {"a": 1}}, [], []),
+        ("pyrit", piece("c", "user", 0, "") | {"converted_value": [1], "converter_identifiers": "(" * 9999}, [], []),
+        ("openrt", result({"prompt": "x"}, ["a", "b"], "y"), [], []),
+        ("openrt", result({"prompt": ["a", 1]}, "wug", "y"), [], []),
+        ("openrt", result("x", "wug", {"x": 1}), [("wug",)], []),
+    ],
+)  # fmt: skip
+def test_values_of_another_type_are_never_their_spelling(
+    benchmark: str, row: Row, turns: list[Any], replies: list[Any], tmp_path: Path
+) -> None:
+    whole = {"garak": GARAK[2], "pyrit": PYRIT[0] | {"role": "user"}, "openrt": OPENRT[0]}[benchmark]
+    loaded = load_benchmark(benchmark, lines(tmp_path / "r.jsonl", [row, whole]))
+    assert [example.turns for example in loaded.examples[:-1]] == turns
+    assert loaded.report.kept == len(loaded.examples)
+    answered = load_benchmark(benchmark, lines(tmp_path / "r.jsonl", [row, *ANSWERED[benchmark]]), with_replies=True)
+    assert [example.replies for example in answered.examples[:-1]] == replies
+    assert answered.report.kept == len(answered.examples)
+
+
+ANSWERED = {
+    "garak": [attempt("z", 2, conversation(("user", "z")), ["z"])],
+    "openrt": [result("z", "z", "z")],
+    "pyrit": [piece("z", "user", 0, "z"), piece("z", "assistant", 1, "z")],
+}
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2) | st.text("a{['(", max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(["turns", "role", "content", "text", "prompt", "data_path"]), inner, max_size=2
+        )
+    ),
+    max_leaves=6,
+)
+FIELDS = [
+    (name, field) for name, row in {"garak": GARAK[2], "pyrit": PYRIT[2], "openrt": OPENRT[0]}.items() for field in row
+]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(place=st.sampled_from(FIELDS), value=JSON, with_replies=st.booleans())
+def test_whatever_stands_in_a_field_every_row_is_read_or_counted(
+    place: tuple[str, str], value: Any, with_replies: bool, tmp_path: Path
+) -> None:
+    name, field = place
+    good = {"garak": [GARAK[3]], "pyrit": PYRIT[:3], "openrt": [OPENRT[0]]}[name]
+    path = lines(tmp_path / "r.jsonl", [{**good[-1], field: value}, *({**row, "conversation_id": "z"} for row in good)])
+    try:
+        loaded = load_benchmark(name, path, with_replies=with_replies)
+    except DataError as error:
+        kept = str(error)
+        loaded = None
+    if loaded is None:
+        assert "0 kept" in kept
+        return
+    assert loaded.report.kept == len(loaded.examples)
+    assert all(isinstance(text, str) for example in loaded.examples for text in (*example.turns, *example.replies))

@@ -85,7 +85,7 @@ def test_rows_that_say_nothing_are_dropped_and_counted(tmp_path: Path) -> None:
     rows, report = read_labelled(path)
     assert len(rows) == 1
     assert report.dropped.total() == 4
-    assert report.dropped["no prompt"] == report.dropped["no label"] == 1
+    assert report.dropped["empty prompt"] == report.dropped["no label"] == 1
     assert report.dropped["no such label: refusal is 'maybe'"] == 1
     assert any("does not end with a response" in reason for reason in report.dropped)
     path.write_text(json.dumps({"prompt": "p", "verdict": "no"}))
