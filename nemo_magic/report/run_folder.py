@@ -109,14 +109,13 @@ class RunFolder:
 
     def strategies(self) -> Mapping[str, Mapping[str, Any]] | None:
         """``{"start" | "end": {"worst", "mean", "asr": {strategy: ASR}}}``; None without a strategy sweep."""
-        sweeps = self._object(STRATEGIES_FILE)
+        if (sweeps := self._object(STRATEGIES_FILE)) is None:
+            return None
         with reading(self.path / STRATEGIES_FILE):
-            for name in () if sweeps is None else ("start", "end"):
-                sweep = sweeps[name]
-                if not all(
-                    isinstance(share, int | float) for share in (sweep["worst"], sweep["mean"], *sweep["asr"].values())
-                ):
-                    raise ValueError(f"a share of {name!r} is no number")
+            for sweep in (sweeps["start"], sweeps["end"]):
+                shares = (sweep["worst"], sweep["mean"], *sweep["asr"].values())
+                if not all(isinstance(share, int | float) for share in shares):
+                    raise ValueError("a share is no number")
         return sweeps
 
     def attacks(self) -> Mapping[str, Any] | None:

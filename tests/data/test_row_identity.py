@@ -45,7 +45,7 @@ def test_no_id_makes_a_training_seed_vanish(ids: list[Any], fraction: float) -> 
     names = [seed.id for split in (seeds.train, seeds.validation, seeds.test) for seed in split]
     assert len(set(names)) == len(names)
     for name in names:
-        make_item(f"{name}#1000000.1000", [Message("user", "wug")], ask=["refusal"])
+        make_item(f"{name}#1000000.1000", [Message("user", "wug")], ask=["prompt_safety"])
 
 
 def test_rows_of_a_group_are_all_trained_on_or_held_out(tmp_path: Path) -> None:
