@@ -85,7 +85,7 @@ def launch(
     trainer: TrainerConfig,
     passed_on: Sequence[signal.Signals] = SAVE_SIGNALS,
     fork: Fork | None = None,
-    started: Callable[[], None] | None = None,
+    once_started: Sequence[Callable[[], None]] = (),
 ) -> int:
     """Run the same command line as ``trainer.devices`` ranks here; the status of the first that failed, or 0.
 
@@ -93,7 +93,7 @@ def launch(
     within ``ENDS_WITHIN`` seconds. Negative statuses (a rank was killed by a signal) become 128 + the signal.
 
     With ``fork`` the ranks are forks of this process, unless it has threads; without, interpreters of their own.
-    ``started`` is called once they are there: what begins a thread waits for it.
+    ``once_started`` are called once they are there: what begins a thread waits for it.
     """
     if trainer.accelerator == "cpu":
         # One core a rank: with more threads the ranks wait for each other. It counts where torch is not imported yet.
@@ -104,8 +104,8 @@ def launch(
         # Lightning would take the rank from a surrounding allocation instead of from the launcher.
         del os.environ[name]
     ranks = _start(argv, trainer.devices, fork)
-    if started is not None:
-        started()
+    for begin in once_started:
+        begin()
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         for pid in ranks.pids().values():

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from nemo_magic.commands.config_arguments import add_overrides
-from nemo_magic.commands.ranks import run_on_ranks
+from nemo_magic.commands.ranks import own_folder, run_on_ranks
 from nemo_magic.config import ConfigError, MagicConfig, compose
 from nemo_magic.config.save_resolved import CONFIG_FILE
 from nemo_magic.fsync_io import write_durably
@@ -49,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
     def work(cfg: MagicConfig) -> None:
         play(args, cfg)
 
-    return run_on_ranks(args, load_config(args), work, needs_judge=True, modules=["nemo_magic.league.cross_play"])
+    cfg, modules = load_config(args), ["nemo_magic.league.cross_play"]
+    with own_folder(cfg, args.run / FOLDER) as owner:
+        return run_on_ranks(args, cfg, work, needs_judge=True, modules=modules, owner=owner)
 
 
 def load_config(args: argparse.Namespace) -> MagicConfig:

@@ -7,19 +7,48 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
+from pathlib import Path
 
 from nemo_magic import launcher
 from nemo_magic.child_processes import bind_children
 from nemo_magic.config import ConfigError, MagicConfig, save_resolved
 from nemo_magic.runtime.errors import Preempted
+from nemo_magic.runtime.folder_owner import FolderOwner
 from nemo_magic.runtime.preemption import SAVE_SIGNALS
 
 Work = Callable[[MagicConfig], None]
 """What a rank does. The configuration has the address of the judge that the run started, where it started one."""
+
+def own_folder(cfg: MagicConfig, folder: Path | None = None) -> AbstractContextManager[FolderOwner | None]:
+    """Within the context nobody else writes to the run's folder, or to ``folder``. Enter it before anything there is
+    read; only the process that speaks for the run owns it, and the others get None.
+
+    Raises:
+        ConfigError: the folder cannot be written to.
+        FolderInUseError: another run, which goes on, owns it.
+    """
+    if not launcher.is_first_process():
+        return nullcontext()
+    return _owned(folder or Path(cfg.exp_manager.explicit_log_dir))
+
+
+@contextmanager
+def _owned(folder: Path) -> Iterator[FolderOwner]:
+    with ExitStack() as stack:
+        try:
+            owner = stack.enter_context(FolderOwner(folder, partial(print, flush=True)))
+        except OSError as error:
+            raise ConfigError(
+                f"{folder} cannot be written to: {error.strerror or error} ({error.filename or folder}); give a folder "
+                "that can (exp_manager.explicit_log_dir=...)"
+            ) from error
+        yield owner
+
 
 _OF_EVERY_RANK = ("nemo_magic.actors.builder", "nemo_magic.training.policies", "nemo_magic.rollout.local_policies")
 """Modules that a rank of any command imports."""
@@ -35,6 +64,7 @@ def run_on_ranks(
     single_process: bool = False,
     forwarded_signals: Sequence[signal.Signals] = SAVE_SIGNALS,
     modules: Sequence[str] = (),
+    owner: FolderOwner | None = None,
 ) -> int:
     """Do ``work`` on ``trainer.num_nodes`` × ``trainer.devices`` ranks and return the exit status.
 
@@ -47,6 +77,7 @@ def run_on_ranks(
         single_process: the first process does all the work, without torch and NeMo.
         forwarded_signals: are passed on to the ranks instead of ending the process that started them.
         modules: what ``work`` imports; on CPU it is imported once, and the ranks are forked after that.
+        owner: of the folder that is written to (``own_folder``).
 
     Raises:
         ConfigError: the ranks that are running are not those of the configuration, or would each start a judge.
@@ -61,19 +92,19 @@ def run_on_ranks(
         )
     if saves_config and launcher.is_first_process():
         save_resolved(cfg, cfg.exp_manager.explicit_log_dir)
-    argv, supervise = args.argv, None
+    argv, once_started = args.argv, [] if owner is None else [owner.keep]
     with launcher.local_judge(cfg) if launches_judge else nullcontext() as judge:
         if judge is not None:
             cfg = replace(cfg, judge=judge.config)
             argv = [*argv, f'judge.urls=["{judge.url}"]', "judge.launch=false"]
-            supervise = judge.supervise
+            once_started.append(judge.supervise)
         if not (single_process or is_rank) and cfg.trainer.num_nodes * cfg.trainer.devices > 1:
             fork = None
             if cfg.trainer.accelerator == "cpu":
                 fork = launcher.Fork(lambda: _load(args.command, cfg, modules), args.main)
-            return launcher.launch(argv, cfg.trainer, forwarded_signals, fork, supervise)
-        if supervise is not None:
-            supervise()
+            return launcher.launch(argv, cfg.trainer, forwarded_signals, fork, once_started)
+        for begin in once_started:
+            begin()
         if not single_process:
             run_rank(args.command, cfg, work)
         elif launcher.is_first_process():

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.process
         # The weights are finite still, and what they compute is not: seen by the next that samples.
         ("1e30", [], "not finite in"),
         ("1e30", ["grpo.minibatches=2", "model.tensor_model_parallel_size=2"], "not finite"),
-        # An update that leaves no numbers.
-        ("1e39", [], "weights after a step are not finite"),
+        # 0 / 0 where a gradient is 0: an update that leaves no numbers.
+        ("1e-4", ["actors.defender.model.optim.eps=0"], "weights after a step are not finite"),
     ],
     ids=["logits", "log-probabilities", "weights"],
 )
@@ -38,7 +38,8 @@ def test_a_warm_up_that_diverged_saves_no_weights(game: Game, tmp_path: Path) ->
     done = run(
         "sft", "-cn", "sft_sandbox_defender", f"sandbox.folder={game.home / 'sandbox'}", "model.num_layers=4",
         "sandbox.attack_rows=400", "sandbox.defender_rows=400", f"exp_manager.explicit_log_dir={tmp_path / 'sft'}",
-        "sft.max_steps=1", "sft.batch_size=16", "trainer.devices=1", "model.optim.lr=1e30", "model.optim.sched.warmup_steps=0",
+        "sft.max_steps=1", "sft.batch_size=16", "trainer.devices=1", 
+        "actors.defender.model.optim.lr=1e30", "actors.defender.model.optim.sched.warmup_steps=0",
         status=1,
     )  # fmt: skip
     assert "not finite" in done.stderr
