@@ -15,14 +15,17 @@ from importlib import import_module
 from pathlib import Path
 
 from nemo_magic import launcher
-from nemo_magic.child_processes import bind_children
+from nemo_magic.child_processes import bind_children, refuse_long_temporary_folder
 from nemo_magic.config import ConfigError, MagicConfig, save_resolved
 from nemo_magic.runtime.errors import Preempted
 from nemo_magic.runtime.folder_owner import FolderOwner
+from nemo_magic.runtime.lossy_output import lossy_output
 from nemo_magic.runtime.preemption import SAVE_SIGNALS
+from nemo_magic.runtime.started_rank import forget_partial
 
 Work = Callable[[MagicConfig], None]
 """What a rank does. The configuration has the address of the judge that the run started, where it started one."""
+
 
 def own_folder(cfg: MagicConfig, folder: Path | None = None) -> AbstractContextManager[FolderOwner | None]:
     """Within the context nobody else writes to the run's folder, or to ``folder``. Enter it before anything there is
@@ -83,6 +86,23 @@ def run_on_ranks(
         ConfigError: the ranks that are running are not those of the configuration, or would each start a judge.
         Preempted: the run was asked to end, and has saved.
     """
+    with lossy_output():
+        return _run_on_ranks(
+            args, cfg, work, needs_judge, saves_config, single_process, forwarded_signals, modules, owner
+        )
+
+
+def _run_on_ranks(
+    args: argparse.Namespace,
+    cfg: MagicConfig,
+    work: Work,
+    needs_judge: bool,
+    saves_config: bool,
+    single_process: bool,
+    forwarded_signals: Sequence[signal.Signals],
+    modules: Sequence[str],
+    owner: FolderOwner | None,
+) -> int:
     is_rank = launcher.is_rank(cfg.trainer)
     launches_judge = needs_judge and cfg.judge.launch
     if is_rank and launches_judge:
@@ -90,6 +110,12 @@ def run_on_ranks(
             "judge.launch=true starts a judge beside the process that starts the ranks, and these ranks were started "
             "by somebody else: run `nemo-magic judge` first and give its address as judge.urls=[http://host:port]"
         )
+    if not is_rank:
+        forget_partial()
+    try:
+        refuse_long_temporary_folder()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if saves_config and launcher.is_first_process():
         save_resolved(cfg, cfg.exp_manager.explicit_log_dir)
     argv, once_started = args.argv, [] if owner is None else [owner.keep]
@@ -101,7 +127,7 @@ def run_on_ranks(
         if not (single_process or is_rank) and cfg.trainer.num_nodes * cfg.trainer.devices > 1:
             fork = None
             if cfg.trainer.accelerator == "cpu":
-                fork = launcher.Fork(lambda: _load(args.command, cfg, modules), args.main)
+                fork = launcher.Fork(lambda: _load(args.command, cfg, modules, owner), args.main)
             return launcher.launch(argv, cfg.trainer, forwarded_signals, fork, once_started)
         for begin in once_started:
             begin()
@@ -130,11 +156,13 @@ def run_rank(command: str, cfg: MagicConfig, work: Work) -> None:
     _destroy_process_groups()
 
 
-def _load(command: str, cfg: MagicConfig, modules: Sequence[str]) -> None:
+def _load(command: str, cfg: MagicConfig, modules: Sequence[str], owner: FolderOwner | None) -> None:
     """Import, once, what each of the ranks that are forked next would import for itself."""
     _prepare_imports(command, cfg)
     for name in (*_OF_EVERY_RANK, *modules):
         import_module(name)
+    if owner is not None:
+        owner.pause()
 
 
 def _prepare_imports(command: str, cfg: MagicConfig) -> None:
