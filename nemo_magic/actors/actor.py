@@ -100,8 +100,8 @@ class MagicActor(MegatronGPTActorModel):
         Returns whether the step was made, and the gradient norm before clipping; both are equal on every rank.
 
         Raises:
-            FloatingPointError: on every rank, when an optimizer that clips inside its own step was given a gradient that
-                is not finite, or when a step left weights that are not (NotFiniteError): they are lost.
+            FloatingPointError: on every rank, when an optimizer that clips inside its own step was given a gradient
+                that is not finite, or when a step left weights that are not (NotFiniteError): they are lost.
         """
         norm = clip_gradients(self, max_norm)
         if norm is None:  # Megatron-core's distributed optimizer clips inside its step and returns (done, norm, zeros).

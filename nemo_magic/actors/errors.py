@@ -24,4 +24,4 @@ class ModelError(Exception):
 
 
 class NotFiniteError(ModelError, FloatingPointError):
-    """What a role's model is made of, or what it computed, is not finite: it has diverged, and nothing it says counts."""
+    """A role's weights, or what they compute, are not finite: it has diverged, and nothing it says counts."""

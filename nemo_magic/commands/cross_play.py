@@ -17,7 +17,7 @@ from nemo_magic.commands.config_arguments import add_overrides
 from nemo_magic.commands.ranks import own_folder, run_on_ranks
 from nemo_magic.config import ConfigError, MagicConfig, compose
 from nemo_magic.config.save_resolved import CONFIG_FILE
-from nemo_magic.fsync_io import write_durably
+from nemo_magic.fsync_io import replace_durably, replacing
 from nemo_magic.league.participants import START, LeagueSeeds, attackers, defenders
 
 FOLDER, RESULT, TABLE = "cross-play", "league.json", "league.txt"
@@ -122,8 +122,8 @@ def play(args: argparse.Namespace, cfg: MagicConfig) -> None:
             )
             settings = LeagueReportSettings(cfg.data.harmful_share, args.replicates, args.confidence, cfg.seed)
             report = {"judge": reward_manager.guard, **league_report(axes, games, settings)}
-            write_durably(folder / RESULT, json.dumps(report, indent=1) + "\n")
-            with (folder / TABLE).open("w", encoding="utf-8") as file:
+            replace_durably(folder / RESULT, json.dumps(report, indent=1) + "\n")
+            with replacing(folder / TABLE) as partial, partial.open("w", encoding="utf-8") as file:
                 print_league_report(report, Console(file=file, width=200))
             print_league_report(report, Console())
             print(f"\n{folder / RESULT}")

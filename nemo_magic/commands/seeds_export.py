@@ -11,7 +11,7 @@ from nemo_magic.data.tables import DropReport
 from nemo_magic.evaluation.example import Example
 from nemo_magic.evaluation.load_examples import load_benchmark
 from nemo_magic.evaluation.seed_formats import FORMATS, representable
-from nemo_magic.fsync_io import write_durably
+from nemo_magic.fsync_io import replace_durably
 from nemo_magic.game.episode import Label
 
 
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         seeds += selected
     text = FORMATS[args.format](representable(seeds, report, args.format), args.out.stem)
     try:
-        write_durably(args.out, text)
+        replace_durably(args.out, text)
     except OSError as error:
         raise DataError(f"seeds-export: --out={args.out} cannot be written: {error}") from error
     print(f"{args.out}: {report}")

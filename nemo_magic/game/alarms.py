@@ -240,7 +240,7 @@ class Mismatch(OptimAlarmConfig):
 
 @dataclass
 class NoLiveRows(AlarmConfig):
-    """Fewer than ``at_least`` responses trained in a whole phase: the learner did not learn. ``window``: phases in a row.
+    """Fewer than ``at_least`` responses trained in a whole phase: the learner did not learn. ``window``: phases.
 
     Its metric is known when a phase ends, or the run; it is no figure of ``metrics.jsonl``.
     """

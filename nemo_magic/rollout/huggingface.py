@@ -88,7 +88,13 @@ class HuggingFacePolicy:
         rows = [[chat.pad_id] * (width - len(prompt)) + prompt for prompt in prompts]
         mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
         choice = _Choice(
-            width, uniform_draws(seeds, self._lengths.max_length, device), sampling, self._lengths, chat, stops, self._whose
+            width,
+            uniform_draws(seeds, self._lengths.max_length, device),
+            sampling,
+            self._lengths,
+            chat,
+            stops,
+            self._whose,
         )
         output = self._model.generate(
             torch.tensor(rows, device=device),

@@ -36,8 +36,8 @@ class Policy(Protocol):
 class LocalPolicy:
     """A role's own model, through the world's generator, with the role's sampling and length options.
 
-    ``longest_prompt``: what the generator can read, in tokens, where that is less than the model could. ``ranks``: those
-    that generate together.
+    ``longest_prompt``: what the generator can read, in tokens, where that is less than the model could. ``ranks``:
+    those that generate together.
     """
 
     def __init__(

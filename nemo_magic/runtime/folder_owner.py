@@ -103,7 +103,7 @@ def slurm_job_lives(job: str) -> bool | None:
 
 
 class FolderOwner:
-    """Owns ``folder`` within its context; ``keep`` begins the signs of life, once no process will be forked any more.
+    """Owns ``folder`` within its context, and shows signs of life there; between ``pause`` and ``keep`` it shows none.
 
     Args:
         note: prints a line for the user.
@@ -136,17 +136,31 @@ class FolderOwner:
         self._folder.mkdir(parents=True, exist_ok=True)
         while True:
             newest = self._newest()
-            if newest:
-                self._refuse_if_it_lives(newest)
+            if newest and not self._is_gone(newest):
+                continue  # it is another's than it was a moment ago
             if self._take(newest + 1):
                 self._number = newest + 1
                 for number in self._numbers():
                     if number < self._number:
                         self._path(number).unlink(missing_ok=True)
+                self.keep()
                 return self
 
+    def pause(self) -> None:
+        """Show no signs of life for a moment: a thread must not be there when the process forks."""
+        self._over.set()
+        if self._beating is not None:
+            self._beating.join()
+            task = Path(f"/proc/self/task/{self._beating.native_id}")
+            while task.exists():  # the system's thread ends a little later than Python's
+                time.sleep(0.001)
+            self._beating = None
+
     def keep(self) -> None:
-        """From now on show that this process lives, and end it should another own the folder."""
+        """Show that this process lives from now on, and end it should another own the folder."""
+        if self._beating is not None:
+            return
+        self._over.clear()
         self._beating = threading.Thread(target=self._beat, name="folder-owner", daemon=True)
         self._beating.start()
 
@@ -155,9 +169,7 @@ class FolderOwner:
     ) -> None:
         if os.getpid() != self._self.pid:
             return  # a fork, which owns nothing
-        self._over.set()
-        if self._beating is not None:
-            self._beating.join()
+        self.pause()
         # The file stays, for numbers only grow: whoever still looks at an older one cannot take it over.
         if self._newest() == self._number:
             with suppress(OSError):
@@ -194,7 +206,8 @@ class FolderOwner:
 
     # --- the owner that there is
 
-    def _refuse_if_it_lives(self, number: int) -> None:
+    def _is_gone(self, number: int) -> bool:
+        """Whether this owner is; False where somebody else may be it by now. Raises FolderInUseError where it lives."""
         path = self._path(number)
         owner = _read(path)
         if owner is not None and self._lives(owner):
@@ -207,8 +220,11 @@ class FolderOwner:
             )
             if self._shows_life(path, number):
                 raise FolderInUseError(self._in_use(_read(path) or owner or who, path))
+            if self._newest() != number or _read(path) != owner:
+                return False
         if owner is not None and not owner.released:
             self._note(f"{self._folder} belonged to {owner}, which is gone")
+        return True
 
     def _lives(self, owner: Owner) -> bool:
         """Whether it is certain that the owner lives."""
@@ -243,8 +259,8 @@ class FolderOwner:
 
     def _in_use(self, owner: object, path: Path) -> str:
         return (
-            f"{self._folder} belongs to another run that goes on: {owner}. Wait for it, end it, or give this one another "
-            f"name (name=..., exp_manager.explicit_log_dir). If you know that it is gone, remove {path}"
+            f"{self._folder} belongs to another run that goes on: {owner}. Wait for it, end it, or give this one "
+            f"another name (name=..., exp_manager.explicit_log_dir). If you know that it is gone, remove {path}"
         )
 
     # --- this owner's life

@@ -151,7 +151,8 @@ class Coevolution:
         metrics |= self.opponents.update_win_rates(before.learner, before.step, scored)
         self.state.live_rows += metrics[LIVE_ROWS]
         phase_ends = before.ends_phase(cfg.game.schedule, metrics)
-        known = metrics | ({PHASE_LIVE_ROWS: self.state.live_rows} if phase_ends or done == self.run.total_steps else {})
+        is_known = phase_ends or done == self.run.total_steps
+        known = metrics | ({PHASE_LIVE_ROWS: self.state.live_rows} if is_known else {})
         self.state.alarms, events, ratios = self.state.alarms.after(cfg.alarms, done, before.learner, known)
         metrics |= ratios
         if phase_ends:

@@ -49,8 +49,10 @@ class Trainer:
         messages = [(i, message) for i, episode in enumerate(episodes) for message in episode.messages_of(role)]
         rows = [Row(m.prompt_ids, m.response_ids, rollout_logprobs=m.logprobs or None) for _, m in messages]
         lost = sum(not all(map(math.isfinite, row.rollout_logprobs or ())) for row in rows)
-        if lost := sum(self._world.all_gather(lost)):
-            raise NotFiniteError(f"the {role}'s generator gave log-probabilities that are not finite, in {lost} responses")
+        if total := sum(self._world.all_gather(lost)):
+            raise NotFiniteError(
+                f"the {role}'s generator gave log-probabilities that are not finite: {total} responses"
+            )
         batches = None
         if self._config.minibatches > 1:
             batches = policy.microbatches(rows, self._world)

@@ -179,9 +179,7 @@ def test_an_alarm_is_raised_once_and_cleared_once() -> None:
         ([3, 8, 16], 1, []),
     ],
 )
-def test_a_whole_phase_without_a_live_group_is_an_alarm(
-    phases: list[float], window: int, raised: list[int]
-) -> None:
+def test_a_whole_phase_without_a_live_group_is_an_alarm(phases: list[float], window: int, raised: list[int]) -> None:
     config, alarms, rang = AlarmsConfig(no_live_rows=NoLiveRows(window=window)), Alarms(), []
     for phase, rows in enumerate(phases, start=1):
         for step in range(PHASE - 1):  # a step without a live group says nothing yet

@@ -38,7 +38,7 @@ def test_a_warm_up_that_diverged_saves_no_weights(game: Game, tmp_path: Path) ->
     done = run(
         "sft", "-cn", "sft_sandbox_defender", f"sandbox.folder={game.home / 'sandbox'}", "model.num_layers=4",
         "sandbox.attack_rows=400", "sandbox.defender_rows=400", f"exp_manager.explicit_log_dir={tmp_path / 'sft'}",
-        "sft.max_steps=1", "sft.batch_size=16", "trainer.devices=1", 
+        "sft.max_steps=1", "sft.batch_size=16", "trainer.devices=1",
         "actors.defender.model.optim.lr=1e30", "actors.defender.model.optim.sched.warmup_steps=0",
         status=1,
     )  # fmt: skip
