@@ -7,7 +7,6 @@ imported.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -135,7 +134,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 
     return (
         AnalysisError, ConfigError, ConvertError, DataError, EvaluationError, JudgeError, ModelError, RemoteError,
-        TrainingError, FileNotFoundError, FileExistsError,
+        TrainingError, OSError,
     )  # fmt: skip
 
 
@@ -143,12 +142,13 @@ def _exit_status(command: str, error: Exception) -> int:
     """Print an expected error, and return the status that says what kind it is of."""
     from nemo_magic.config import ConfigError
     from nemo_magic.runtime.errors import Preempted
+    from nemo_magic.runtime.started_rank import is_rank_zero
 
     if isinstance(error, ConfigError):
         print(f"nemo-magic {command}: {error}", file=sys.stderr)
         return EXIT_CONFIG
     # All ranks fail alike; the first one prints.
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+    if is_rank_zero():
         goes_on = "; the same command goes on from there" if isinstance(error, Preempted) else ""
         print(f"nemo-magic {command}: {error}{goes_on}", file=sys.stderr)
     return EXIT_PREEMPTED if isinstance(error, Preempted) else EXIT_RUNTIME

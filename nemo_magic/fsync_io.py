@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -15,10 +17,26 @@ def write_durably(path: Path, text: str) -> None:
 
 
 def replace_durably(path: Path, text: str) -> None:
-    """Write a text file durably, whole or not at all: whoever reads it meanwhile sees the text before or this one."""
+    """Write a text file durably, whole or not at all: whoever reads it meanwhile sees the text before or this one.
+
+    Raises:
+        OSError: it cannot be written; what was there is as it was.
+    """
+    with replacing(path) as partial:
+        write_durably(partial, text)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write beside ``path``, which becomes ``path`` when the context ends, and is removed on an error."""
     partial = path.with_name(f".{path.name}.partial")
-    write_durably(partial, text)
-    partial.replace(path)
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def sync_file(path: Path) -> None:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from nemo_magic.child_processes import die_with_parent
 from nemo_magic.config import ConfigError, MagicConfig, TrainerConfig
 from nemo_magic.runtime.preemption import SAVE_SIGNALS
+from nemo_magic.runtime.started_rank import is_batch_script, is_rank_zero, started_rank
 
 if TYPE_CHECKING:
     from nemo_magic.judge.local import LocalJudge
@@ -36,28 +37,25 @@ ENDS_WITHIN = 30
 
 
 def is_rank(trainer: TrainerConfig, environ: Mapping[str, str] | None = None) -> bool:
-    """Whether this process was started as one rank of many, by torchrun or by srun.
+    """Whether this process was started as one rank of many, by torchrun or by srun. In a batch script, whatever the
+    number of its job's tasks, it was not: one machine's ranks are started from it, as from a shell.
 
     Raises:
         ConfigError: it was, but of another number of ranks than ``trainer`` asks for.
     """
-    environ = os.environ if environ is None else environ
     wanted = trainer.num_nodes * trainer.devices
-    if "RANK" in environ and "WORLD_SIZE" in environ:
-        started, by = int(environ["WORLD_SIZE"]), "WORLD_SIZE"
-    # A batch script or an interactive allocation of one task has these variables too, and starts no ranks.
-    elif "SLURM_PROCID" in environ and int(environ.get("SLURM_NTASKS", "1")) > 1:
-        started, by = int(environ["SLURM_NTASKS"]), "SLURM_NTASKS"
-    else:
+    started = started_rank(environ)
+    if started is None:
         if trainer.num_nodes > 1:
+            where = "this batch script is one process" if is_batch_script(environ) else "one machine is all there is"
             raise ConfigError(
                 f"trainer.num_nodes={trainer.num_nodes}: start the ranks with srun, {trainer.devices} tasks per node; "
-                "without it one machine is all there is"
+                f"without it {where}"
             )
         return False
-    if started != wanted:
+    if started.size != wanted:
         raise ConfigError(
-            f"{started} ranks were started ({by}), but trainer.num_nodes={trainer.num_nodes} × "
+            f"{started.size} ranks were started ({started.by}), but trainer.num_nodes={trainer.num_nodes} × "
             f"trainer.devices={trainer.devices} = {wanted}"
         )
     return True
@@ -68,7 +66,7 @@ def is_first_process(environ: Mapping[str, str] | None = None) -> bool:
     environ = os.environ if environ is None else environ
     if environ.get("TORCHELASTIC_RUN_ID", "").startswith(_RUN_ID):
         return False
-    return environ.get("RANK", environ.get("SLURM_PROCID", "0")) == "0"
+    return is_rank_zero(environ)
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def launch(
     trainer: TrainerConfig,
     passed_on: Sequence[signal.Signals] = SAVE_SIGNALS,
     fork: Fork | None = None,
-    started: Callable[[], None] | None = None,
+    once_started: Sequence[Callable[[], None]] = (),
 ) -> int:
     """Run the same command line as ``trainer.devices`` ranks here; the status of the first that failed, or 0.
 
@@ -93,7 +91,7 @@ def launch(
     within ``ENDS_WITHIN`` seconds. Negative statuses (a rank was killed by a signal) become 128 + the signal.
 
     With ``fork`` the ranks are forks of this process, unless it has threads; without, interpreters of their own.
-    ``started`` is called once they are there: what begins a thread waits for it.
+    ``once_started`` are called once they are there: what begins a thread waits for it.
     """
     if trainer.accelerator == "cpu":
         # One core a rank: with more threads the ranks wait for each other. It counts where torch is not imported yet.
@@ -104,8 +102,8 @@ def launch(
         # Lightning would take the rank from a surrounding allocation instead of from the launcher.
         del os.environ[name]
     ranks = _start(argv, trainer.devices, fork)
-    if started is not None:
-        started()
+    for begin in once_started:
+        begin()
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         for pid in ranks.pids().values():

@@ -64,16 +64,15 @@ judge_elsewhere=(judge.launch=false 'judge.urls=["http://JUDGE_NODE:PORT"]' judg
 resolved='' nodes='' devices='' run_dir=''
 compose() { # nemo-magic's command and arguments. Sets the four variables above; $composer is the prefix of the command line
     [[ -n $resolved ]] || { resolved=$(mktemp) && trap 'rm -f "$resolved"' EXIT; }
-    "${composer[@]}" "${nemo_magic[@]}" "$@" --dry-run >"$resolved" || die "$MISCONFIGURED" "$* cannot be run (see above)"
-    nodes=$(value trainer num_nodes) devices=$(value trainer devices) run_dir=$(value exp_manager explicit_log_dir)
+    "${composer[@]}" "${nemo_magic[@]}" "$@" --print trainer.num_nodes,trainer.devices,exp_manager.explicit_log_dir \
+        --dry-run >"$resolved" || die "$MISCONFIGURED" "$* cannot be run (see above)"
+    nodes=$(value trainer.num_nodes) devices=$(value trainer.devices) run_dir=$(value exp_manager.explicit_log_dir)
+    [[ -n $nodes && -n $devices && -n $run_dir ]] || die "$MISCONFIGURED" "nemo-magic did not say what $* takes (--print)"
+    sed -i '/^trainer\.num_nodes=/d; /^trainer\.devices=/d; /^exp_manager\.explicit_log_dir=/d' "$resolved"
 }
 composer=()
 
-value() { # section, key
-    awk -v section="$1:" -v key="  $2: " '
-        /^[^ ]/ { inside = ($0 == section) }
-        inside && index($0, key) == 1 { print substr($0, length(key) + 1); exit }' "$resolved" | tr -d "'\""
-}
+value() { sed -n "s/^${1//./\\.}=//p" "$resolved" | head -n 1; } # key: what nemo-magic --print says of it
 
 # --- submitting
 
@@ -128,7 +127,7 @@ submit() { # nemo-magic's command, whether the script needs judge nodes (yes or 
         # A shared judge: this job needs no judge nodes.
         script=$(mktemp "${TMPDIR:-/tmp}/${0##*/}.XXXXXX")
         # shellcheck disable=SC2064 # expand these two now
-        trap "rm -f '$resolved' '$script'" EXIT
+        trap "rm -f $(quoted "$resolved" "$script")" EXIT
         sed '/^#SBATCH hetjob/,/^set /{/^#SBATCH/d}' "$home/slurm/${0##*/}" >"$script"
         first+=(--export="ALL,JUDGE_FOLDER=$JUDGE_FOLDER")
     elif [[ $needs_judge == yes ]]; then

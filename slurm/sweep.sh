@@ -71,8 +71,10 @@ for number in "${!variants[@]}"; do
     [[ -z $shape || $shape == "$nodes × $devices" ]] || die "$MISCONFIGURED" \
         "$file: '${variants[number]}' wants $nodes × $devices ranks, the lines before it $shape; elements of an array are alike"
     shape="$nodes × $devices"
-    [[ " ${runs[*]} " != *" $run_dir "* ]] || die "$MISCONFIGURED" \
-        "$file: '${variants[number]}' writes to $run_dir, as a line before it does: give it a name=…"
+    for before in "${runs[@]}"; do
+        [[ $before != "$run_dir" ]] || die "$MISCONFIGURED" \
+            "$file: '${variants[number]}' writes to $run_dir, as a line before it does: give it a name=…"
+    done
     runs+=("$run_dir")
     [[ $mode == submit ]] || { echo "# === ${variants[number]}" && show train "${full_args[@]}" "${judge_elsewhere[@]}" && echo; }
 done

@@ -25,6 +25,7 @@ from nemo_aligner.utils.train_utils import clip_gradients, set_eval, set_sync_fu
 from nemo_aligner.utils.utils import cpu_weight_swap
 from omegaconf import DictConfig
 
+from nemo_magic.actors.errors import NotFiniteError
 from nemo_magic.actors.output_positions import output_from
 from nemo_magic.actors.tokenizer import ChatTokenizer
 from nemo_magic.game.episode import Role
@@ -99,8 +100,8 @@ class MagicActor(MegatronGPTActorModel):
         Returns whether the step was made, and the gradient norm before clipping; both are equal on every rank.
 
         Raises:
-            FloatingPointError: when an optimizer that clips inside its own step was given a gradient that is not
-                finite: its weights are lost.
+            FloatingPointError: on every rank, when an optimizer that clips inside its own step was given a gradient
+                that is not finite, or when a step left weights that are not (NotFiniteError): they are lost.
         """
         norm = clip_gradients(self, max_norm)
         if norm is None:  # Megatron-core's distributed optimizer clips inside its step and returns (done, norm, zeros).
@@ -115,6 +116,7 @@ class MagicActor(MegatronGPTActorModel):
             optimizer.step()
         scheduler.step()
         self.weights_version += 1
+        self._refuse_not_finite(list(self.parameters()), "weights after a step")
         return True, norm
 
     # --- scoring
@@ -124,7 +126,10 @@ class MagicActor(MegatronGPTActorModel):
         """Log-probabilities of the next tokens, one [b, S-1] tensor per microbatch, on every pipeline stage.
 
         In nats, at the sampling temperature, from the training forward pass; 0 before the first position that the mask
-        of any of its rows has.
+        of any of its rows has. All ranks take part.
+
+        Raises:
+            NotFiniteError: on every rank, where one of them is not finite.
         """
 
         def step(iterator: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
@@ -136,7 +141,9 @@ class MagicActor(MegatronGPTActorModel):
         set_eval(self)
         scores = self._run(batches, step, forward_only=True, collect_non_loss_data=True)
         # contiguous: gloo broadcasts the memory of a view, not the view
-        return [broadcast_tensor_within_pp(scores[i].contiguous() if scores else None) for i in range(len(batches))]
+        logprobs = [broadcast_tensor_within_pp(scores[i].contiguous() if scores else None) for i in range(len(batches))]
+        self._refuse_not_finite(logprobs, "log-probabilities")
+        return logprobs
 
     @torch.no_grad()
     def ranked_logprobs(
@@ -170,6 +177,15 @@ class MagicActor(MegatronGPTActorModel):
             return self.token_logprobs(batches)
 
     # --- shared
+
+    @torch.no_grad()
+    def _refuse_not_finite(self, tensors: Sequence[torch.Tensor], what: str) -> None:
+        """All ranks take part, each with its own tensors; where one is not finite, all raise NotFiniteError."""
+        finite = torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all()
+        lost = (~finite).int()
+        torch.distributed.all_reduce(lost, torch.distributed.ReduceOp.MAX)
+        if int(lost):
+            raise NotFiniteError(f"the {self.role}'s {what} are not finite: it has diverged")
 
     def _forward(self, model: torch.nn.Module, batch: MicroBatch, first: int = 0) -> torch.Tensor:
         """Logits [b, S or less, V / TP] of the positions from ``first`` on, at least (``output_from``)."""

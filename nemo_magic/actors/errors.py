@@ -21,3 +21,7 @@ class RemoteProtocolError(RemoteError):
 
 class ModelError(Exception):
     """A role's model cannot be what its configuration says it is."""
+
+
+class NotFiniteError(ModelError, FloatingPointError):
+    """A role's weights, or what they compute, are not finite: it has diverged, and nothing it says counts."""

@@ -19,7 +19,14 @@ from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_regi
 from nemo_magic.actors.cached_rotary import cached_rotary
 from nemo_magic.actors.config import GenerationConfig, LengthConfig, SamplingConfig
 from nemo_magic.actors.output_positions import output_from
-from nemo_magic.actors.sampling import StopConditions, hits_stop_string, sample_tokens, to_completion, uniform_draws
+from nemo_magic.actors.sampling import (
+    StopConditions,
+    hits_stop_string,
+    refuse_not_finite,
+    sample_tokens,
+    to_completion,
+    uniform_draws,
+)
 from nemo_magic.game.episode import Completion
 
 if TYPE_CHECKING:
@@ -54,6 +61,7 @@ class Generator(Protocol):
 
         Raises:
             StaleWeightsError: when no actor is loaded, or the loaded one has changed since ``load``.
+            NotFiniteError: its logits are not finite.
         """
 
     def pause(self) -> None:
@@ -270,7 +278,11 @@ def _sample_on_last_stage(
     stops: StopConditions,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sample on the last pipeline stage; every rank of the model-parallel group receives the same ids and
-    log-probabilities [rows]."""
+    log-probabilities [rows].
+
+    Raises:
+        NotFiniteError: on every rank of the group, where the logits are not finite.
+    """
     packed = torch.zeros(2, draw.size(0), dtype=torch.float64, device=draw.device)
     if logits is not None:
         packed[0], packed[1] = sample_tokens(logits, draw, sampling, actor.chat.size, banned, stops.ids)
@@ -287,4 +299,5 @@ def _sample_on_last_stage(
             parallel_state.get_pipeline_model_parallel_last_rank(),
             parallel_state.get_pipeline_model_parallel_group(),
         )
+    refuse_not_finite(packed[1], f"the {actor.role}")  # they have what the last stage has: all ranks or none
     return packed[0].long(), packed[1].float()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from nemo_magic.actors.config import SamplingConfig
+from nemo_magic.actors.errors import NotFiniteError
 from nemo_magic.actors.tokenizer import ChatTokenizer
 from nemo_magic.game.episode import Completion
 
@@ -75,7 +76,8 @@ def sample_tokens(
         end_ids: ids that end a response.
 
     Returns:
-        ids [rows] and their log-probabilities [rows] in nats at the sampling temperature, before top-k and top-p.
+        ids [rows] and their log-probabilities [rows] in nats at the sampling temperature, before top-k and top-p. Where
+        a row's logits are not finite, its log-probability is not: ``refuse_not_finite`` before its id is used.
     """
     # Greedy decoding has no temperature of its own; its log-probabilities are those of temperature 1.
     temperature = 1.0 if sampling.use_greedy else sampling.temperature
@@ -90,6 +92,24 @@ def sample_tokens(
         ids = torch.searchsorted(cdf, draw * cdf[:, -1:], right=True).squeeze(1).clamp(max=vocabulary - 1)
     logprobs = torch.log_softmax(scaled, dim=-1).gather(1, ids[:, None]).squeeze(1)
     return ids, logprobs
+
+
+def refuse_not_finite(logprobs: torch.Tensor, whose: str) -> None:
+    """Refuse what was sampled by logits that are no distribution.
+
+    Args:
+        logprobs: of the sampled tokens, as ``sample_tokens`` gives them.
+        whose: model, for the message.
+
+    Raises:
+        NotFiniteError: one of them is not finite.
+    """
+    rows = int((~torch.isfinite(logprobs)).sum())
+    if rows:
+        raise NotFiniteError(
+            f"the logits of {whose} are not finite in {rows} of {logprobs.numel()} rows: nothing can be sampled from "
+            "them. Its weights have diverged (a lower model.optim.lr, an earlier checkpoint), or are no weights"
+        )
 
 
 def _truncated(logits: torch.Tensor, sampling: SamplingConfig) -> torch.Tensor:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest, DistributedAsyncCaller
 from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
+from nemo_magic.actors.distributed import World
+from nemo_magic.actors.rank_group import run_on_all
 from nemo_magic.fsync_io import sync_folder
 
 if TYPE_CHECKING:
@@ -43,23 +47,81 @@ def save_weights(actor: MagicActor, folder: str | Path) -> None:
     """Write the actor's weights to ``folder``, whole or not at all; every rank takes part.
 
     Weights that ``folder`` already holds are replaced once the new ones are durable.
+
+    Raises:
+        OSError: on every rank, where one cannot write; what ``folder`` held is as it was.
     """
-    folder = Path(folder)
+    world, folder = World.current(), Path(folder)
     partial = folder.with_name(f".{folder.name}.partial")
-    if torch.distributed.get_rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    torch.distributed.barrier()
-    calls = AsyncCallsQueue()
-    calls.schedule_async_request(_begin(actor.sharded_state_dict(), partial))
-    calls.maybe_finalize_async_calls(blocking=True)
-    torch.distributed.barrier()
-    if torch.distributed.get_rank() == 0:
-        sync_folder(partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-        sync_folder(folder.parent)
-    torch.distributed.barrier()
+
+    def begin() -> None:
+        if world.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+
+    def replace_folder() -> None:
+        if world.is_main:
+            sync_folder(partial)
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+            sync_folder(folder.parent)
+
+    def refused(text: str) -> OSError:
+        if world.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+        return OSError(f"{folder}: {text}")
+
+    run_on_all(world, begin, refused, OSError)
+    request = _begin(actor.sharded_state_dict(), partial)
+    run_on_all(world, lambda: _write_in_a_fork(request), refused, OSError)
+    for finalize in request.finalize_fns:
+        finalize()
+    run_on_all(world, replace_folder, refused, OSError)
+
+
+def _write_in_a_fork(request: AsyncRequest) -> None:
+    """Write this rank's files, and wait until all ranks have. Raises OSError with the words of what went wrong here."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    writer = DistributedAsyncCaller()
+    if request.async_fn is not None:
+        writer.schedule_async_call(_write_and_report, (request.async_fn, *request.async_fn_args, sender))
+    sender.close()
+    writer.is_current_async_call_done(blocking=True)
+    if request.async_fn is None:
+        return
+    try:
+        error = receiver.recv()
+    except EOFError:
+        error = "the writing process died"
+    if error is not None:
+        raise OSError(error)
+
+
+def _write_and_report(write: Callable[..., None], buckets: Any, results: Any, report: Connection) -> None:
+    report.send(write_files(write, buckets, results))
+
+
+def write_files(write: Callable[..., None], buckets: Any, results: Any) -> str | None:
+    """Megatron's own writing of a rank's files, in a process that was forked for it; what went wrong, in words."""
+    tap = _ErrorTap(results)
+    try:
+        write(buckets, tap)
+    except OSError as caught:
+        return f"{type(caught).__name__}: {caught}"
+    return None if tap.error is None else f"{type(tap.error).__name__}: {tap.error}"
+
+
+class _ErrorTap:
+    """Megatron's result queue, which records an error that is put into it."""
+
+    def __init__(self, queue: Any) -> None:
+        self._queue = queue
+        self.error: Exception | None = None
+
+    def put(self, value: Any) -> None:
+        if isinstance(value, Exception):
+            self.error = value
+        self._queue.put(value)
 
 
 def load_weights(actor: MagicActor, folder: str | Path) -> None:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
 
-from nemo_magic.config import MagicConfig, compose, to_yaml
+from nemo_magic.config import ConfigError, MagicConfig, compose, to_yaml
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """``-cn NAME [-cd DIR] [--dry-run] [key=value …]``."""
+    """``-cn NAME [-cd DIR] [--dry-run [--print KEY,…]] [key=value …]``."""
     parser.add_argument("-cn", "--config-name", required=True, metavar="NAME", help="a file of conf/, e.g. magic")
     parser.add_argument("-cd", "--config-dir", metavar="DIR", help="a folder of your own, searched before conf/")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and the plan")
+    parser.add_argument(
+        "--print",
+        dest="printed",
+        metavar="KEY,…",
+        default="",
+        help="with --dry-run: first a line KEY=VALUE of each of these, for scripts: as it is, without YAML's quotes",
+    )
     add_overrides(parser, "game.schedule.freq=5 sets a key, game=paper takes a group's file")
 
 
@@ -21,8 +31,33 @@ def add_overrides(parser: argparse.ArgumentParser, examples: str) -> None:
 
 
 def compose_config(args: argparse.Namespace) -> MagicConfig:
-    """The checked configuration that a command line asks for. Raises ConfigError where it cannot be run."""
-    return compose(args.config_name, args.overrides, args.config_dir, args.command)
+    """The checked configuration that a command line asks for; the values that ``--print`` names are printed.
+
+    Raises:
+        ConfigError: it cannot be run, or ``--print`` names what is no single value.
+    """
+    cfg = compose(args.config_name, args.overrides, args.config_dir, args.command)
+    if args.printed and not args.dry_run:
+        raise ConfigError("--print is a part of --dry-run: give both")
+    for line in [value_line(cfg, key) for key in args.printed.split(",") if key]:
+        print(line)
+    return cfg
+
+
+def value_line(cfg: MagicConfig, key: str) -> str:
+    """``KEY=VALUE`` of a dotted key, the value as it is.
+
+    Raises:
+        ConfigError: there is no such key, or its value is not one line of text.
+    """
+    value: Any = asdict(cfg)
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            raise ConfigError(f"--print {key}: there is no such key")
+        value = value[part]
+    if not isinstance(value, str | int | float) or len(str(value).splitlines()) > 1:
+        raise ConfigError(f"--print {key}: it is not a single line of text, but {value!r}")
+    return f"{key}={value}"
 
 
 def print_dry_run(cfg: MagicConfig, description: str | None = None) -> int:

@@ -14,10 +14,10 @@ from pathlib import Path
 from rich.console import Console
 
 from nemo_magic.commands.config_arguments import add_overrides
-from nemo_magic.commands.ranks import run_on_ranks
+from nemo_magic.commands.ranks import own_folder, run_on_ranks
 from nemo_magic.config import ConfigError, MagicConfig, compose
 from nemo_magic.config.save_resolved import CONFIG_FILE
-from nemo_magic.fsync_io import write_durably
+from nemo_magic.fsync_io import replace_durably, replacing
 from nemo_magic.league.participants import START, LeagueSeeds, attackers, defenders
 
 FOLDER, RESULT, TABLE = "cross-play", "league.json", "league.txt"
@@ -49,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
     def work(cfg: MagicConfig) -> None:
         play(args, cfg)
 
-    return run_on_ranks(args, load_config(args), work, needs_judge=True, modules=["nemo_magic.league.cross_play"])
+    cfg, modules = load_config(args), ["nemo_magic.league.cross_play"]
+    with own_folder(cfg, args.run / FOLDER) as owner:
+        return run_on_ranks(args, cfg, work, needs_judge=True, modules=modules, owner=owner)
 
 
 def load_config(args: argparse.Namespace) -> MagicConfig:
@@ -123,8 +125,8 @@ def play(args: argparse.Namespace, cfg: MagicConfig) -> None:
             )
             settings = LeagueReportSettings(cfg.data.harmful_share, args.replicates, args.confidence, cfg.seed)
             report = {"judge": reward_manager.guard, **league_report(axes, games, settings)}
-            write_durably(folder / RESULT, json.dumps(report, indent=1) + "\n")
-            with (folder / TABLE).open("w", encoding="utf-8") as file:
+            replace_durably(folder / RESULT, json.dumps(report, indent=1) + "\n")
+            with replacing(folder / TABLE) as partial, partial.open("w", encoding="utf-8") as file:
                 print_league_report(report, Console(file=file, width=200))
             print_league_report(report, Console())
             print(f"\n{folder / RESULT}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from nemo_magic.commands.config_arguments import add_config_arguments, compose_config, print_dry_run
-from nemo_magic.commands.ranks import run_on_ranks
+from nemo_magic.commands.ranks import own_folder, run_on_ranks
 from nemo_magic.config import MagicConfig
 from nemo_magic.config.evaluation import describe_evaluation, needs_world
 from nemo_magic.config.validation import models
@@ -29,15 +29,17 @@ def run(args: argparse.Namespace) -> int:
         return print_dry_run(cfg, describe_evaluation(cfg))
     refuse_other_models(cfg, models(cfg, "evaluate"))
     single_process = not needs_world(cfg)
-    return run_on_ranks(
-        args,
-        cfg,
-        _work,
-        needs_judge=True,
-        saves_config=True,
-        single_process=single_process,
-        modules=["nemo_magic.evaluation.runner"],
-    )
+    with own_folder(cfg) as owner:
+        return run_on_ranks(
+            args,
+            cfg,
+            _work,
+            needs_judge=True,
+            saves_config=True,
+            single_process=single_process,
+            modules=["nemo_magic.evaluation.runner"],
+            owner=owner,
+        )
 
 
 def _work(cfg: MagicConfig) -> None:

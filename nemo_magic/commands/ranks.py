@@ -7,19 +7,51 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
+from pathlib import Path
 
 from nemo_magic import launcher
-from nemo_magic.child_processes import bind_children
+from nemo_magic.child_processes import bind_children, refuse_long_temporary_folder
 from nemo_magic.config import ConfigError, MagicConfig, save_resolved
 from nemo_magic.runtime.errors import Preempted
+from nemo_magic.runtime.folder_owner import FolderOwner
+from nemo_magic.runtime.lossy_output import lossy_output
 from nemo_magic.runtime.preemption import SAVE_SIGNALS
+from nemo_magic.runtime.started_rank import forget_partial
 
 Work = Callable[[MagicConfig], None]
 """What a rank does. The configuration has the address of the judge that the run started, where it started one."""
+
+
+def own_folder(cfg: MagicConfig, folder: Path | None = None) -> AbstractContextManager[FolderOwner | None]:
+    """Within the context nobody else writes to the run's folder, or to ``folder``. Enter it before anything there is
+    read; only the process that speaks for the run owns it, and the others get None.
+
+    Raises:
+        ConfigError: the folder cannot be written to.
+        FolderInUseError: another run, which goes on, owns it.
+    """
+    if not launcher.is_first_process():
+        return nullcontext()
+    return _owned(folder or Path(cfg.exp_manager.explicit_log_dir))
+
+
+@contextmanager
+def _owned(folder: Path) -> Iterator[FolderOwner]:
+    with ExitStack() as stack:
+        try:
+            owner = stack.enter_context(FolderOwner(folder, partial(print, flush=True)))
+        except OSError as error:
+            raise ConfigError(
+                f"{folder} cannot be written to: {error.strerror or error} ({error.filename or folder}); give a folder "
+                "that can (exp_manager.explicit_log_dir=...)"
+            ) from error
+        yield owner
+
 
 _OF_EVERY_RANK = ("nemo_magic.actors.builder", "nemo_magic.training.policies", "nemo_magic.rollout.local_policies")
 """Modules that a rank of any command imports."""
@@ -35,6 +67,7 @@ def run_on_ranks(
     single_process: bool = False,
     forwarded_signals: Sequence[signal.Signals] = SAVE_SIGNALS,
     modules: Sequence[str] = (),
+    owner: FolderOwner | None = None,
 ) -> int:
     """Do ``work`` on ``trainer.num_nodes`` × ``trainer.devices`` ranks and return the exit status.
 
@@ -47,11 +80,29 @@ def run_on_ranks(
         single_process: the first process does all the work, without torch and NeMo.
         forwarded_signals: are passed on to the ranks instead of ending the process that started them.
         modules: what ``work`` imports; on CPU it is imported once, and the ranks are forked after that.
+        owner: of the folder that is written to (``own_folder``).
 
     Raises:
         ConfigError: the ranks that are running are not those of the configuration, or would each start a judge.
         Preempted: the run was asked to end, and has saved.
     """
+    with lossy_output():
+        return _run_on_ranks(
+            args, cfg, work, needs_judge, saves_config, single_process, forwarded_signals, modules, owner
+        )
+
+
+def _run_on_ranks(
+    args: argparse.Namespace,
+    cfg: MagicConfig,
+    work: Work,
+    needs_judge: bool,
+    saves_config: bool,
+    single_process: bool,
+    forwarded_signals: Sequence[signal.Signals],
+    modules: Sequence[str],
+    owner: FolderOwner | None,
+) -> int:
     is_rank = launcher.is_rank(cfg.trainer)
     launches_judge = needs_judge and cfg.judge.launch
     if is_rank and launches_judge:
@@ -59,21 +110,27 @@ def run_on_ranks(
             "judge.launch=true starts a judge beside the process that starts the ranks, and these ranks were started "
             "by somebody else: run `nemo-magic judge` first and give its address as judge.urls=[http://host:port]"
         )
+    if not is_rank:
+        forget_partial()
+    try:
+        refuse_long_temporary_folder()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if saves_config and launcher.is_first_process():
         save_resolved(cfg, cfg.exp_manager.explicit_log_dir)
-    argv, supervise = args.argv, None
+    argv, once_started = args.argv, [] if owner is None else [owner.keep]
     with launcher.local_judge(cfg) if launches_judge else nullcontext() as judge:
         if judge is not None:
             cfg = replace(cfg, judge=judge.config)
             argv = [*argv, f'judge.urls=["{judge.url}"]', "judge.launch=false"]
-            supervise = judge.supervise
+            once_started.append(judge.supervise)
         if not (single_process or is_rank) and cfg.trainer.num_nodes * cfg.trainer.devices > 1:
             fork = None
             if cfg.trainer.accelerator == "cpu":
-                fork = launcher.Fork(lambda: _load(args.command, cfg, modules), args.main)
-            return launcher.launch(argv, cfg.trainer, forwarded_signals, fork, supervise)
-        if supervise is not None:
-            supervise()
+                fork = launcher.Fork(lambda: _load(args.command, cfg, modules, owner), args.main)
+            return launcher.launch(argv, cfg.trainer, forwarded_signals, fork, once_started)
+        for begin in once_started:
+            begin()
         if not single_process:
             run_rank(args.command, cfg, work)
         elif launcher.is_first_process():
@@ -99,11 +156,13 @@ def run_rank(command: str, cfg: MagicConfig, work: Work) -> None:
     _destroy_process_groups()
 
 
-def _load(command: str, cfg: MagicConfig, modules: Sequence[str]) -> None:
+def _load(command: str, cfg: MagicConfig, modules: Sequence[str], owner: FolderOwner | None) -> None:
     """Import, once, what each of the ranks that are forked next would import for itself."""
     _prepare_imports(command, cfg)
     for name in (*_OF_EVERY_RANK, *modules):
         import_module(name)
+    if owner is not None:
+        owner.pause()
 
 
 def _prepare_imports(command: str, cfg: MagicConfig) -> None:

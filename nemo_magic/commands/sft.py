@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from nemo_magic.commands.config_arguments import add_config_arguments, compose_config, print_dry_run
-from nemo_magic.commands.ranks import run_on_ranks
+from nemo_magic.commands.ranks import own_folder, run_on_ranks
 from nemo_magic.config import MagicConfig, describe
 from nemo_magic.config.validation import models
 from nemo_magic.convert.compatibility import refuse_other_models
@@ -28,7 +28,9 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return print_dry_run(cfg, describe(cfg, "sft"))
     refuse_other_models(cfg, models(cfg, "sft"))
-    return run_on_ranks(args, cfg, _work, needs_judge=False, saves_config=True, modules=["nemo_magic.training.sft"])
+    modules = ["nemo_magic.training.sft"]
+    with own_folder(cfg) as owner:
+        return run_on_ranks(args, cfg, _work, needs_judge=False, saves_config=True, modules=modules, owner=owner)
 
 
 def _work(cfg: MagicConfig) -> None:

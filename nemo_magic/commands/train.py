@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from nemo_magic.commands.config_arguments import add_config_arguments, compose_config, print_dry_run
-from nemo_magic.commands.ranks import run_on_ranks
+from nemo_magic.commands.ranks import own_folder, run_on_ranks
 from nemo_magic.config import MagicConfig, describe
 from nemo_magic.config.validation import models
 from nemo_magic.convert.compatibility import refuse_other_models
@@ -33,14 +33,14 @@ def run(args: argparse.Namespace) -> int:
     cfg = compose_config(args)
     if args.dry_run:
         return print_dry_run(cfg, describe(cfg, "train"))
-    resume = decide(cfg, args.resume)
     refuse_other_models(cfg, models(cfg, "train"))
+    with own_folder(cfg) as owner:
+        resume = decide(cfg, args.resume)
 
-    def work(cfg: MagicConfig) -> None:
-        from nemo_magic.training.coevolution import train
+        def work(cfg: MagicConfig) -> None:
+            from nemo_magic.training.coevolution import train
 
-        train(cfg, resume)
+            train(cfg, resume)
 
-    return run_on_ranks(
-        args, cfg, work, needs_judge=True, saves_config=True, modules=["nemo_magic.training.coevolution"]
-    )
+        modules = ["nemo_magic.training.coevolution"]
+        return run_on_ranks(args, cfg, work, needs_judge=True, saves_config=True, modules=modules, owner=owner)

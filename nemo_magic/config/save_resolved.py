@@ -15,6 +15,7 @@ from omegaconf._utils import get_yaml_loader
 
 import nemo_magic
 from nemo_magic.config.schema import MagicConfig
+from nemo_magic.fsync_io import replace_durably
 
 CONFIG_FILE = "config.yaml"
 VERSIONS_FILE = "versions.json"
@@ -35,8 +36,8 @@ def save_resolved(cfg: MagicConfig, run_dir: str | Path) -> None:
     """Write ``config.yaml`` and ``versions.json`` to ``run_dir``, which is created; a reader sees whole files only."""
     folder = Path(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / CONFIG_FILE, to_yaml(cfg))
-    _write(folder / VERSIONS_FILE, json.dumps(versions(), indent=2) + "\n")
+    replace_durably(folder / CONFIG_FILE, to_yaml(cfg))
+    replace_durably(folder / VERSIONS_FILE, json.dumps(versions(), indent=2) + "\n")
 
 
 def versions() -> dict[str, Any]:
@@ -70,9 +71,3 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -22,6 +22,10 @@ CLEAR_RATIO = 0.5
 
 _ROLLOUTS, _OPTIM = "train_rollouts/", "train_optim/"
 
+LIVE_ROWS = f"{_OPTIM}live_rows"
+PHASE_LIVE_ROWS = f"{_OPTIM}phase_live_rows"
+"""``LIVE_ROWS`` of all steps of a phase together; only the step that ends the phase, or the run, has it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Series:
@@ -58,6 +62,8 @@ class AlarmConfig(CheckedConfig):
     """The metrics that the alarm reads, and whose steps it reads them in (None: all steps)."""
     cause: ClassVar[str] = ""
     remedy: ClassVar[str] = ""
+    is_logged: ClassVar[bool] = True
+    """Whether ``alarms/<name>`` is a metric: where the alarm's own are known in every step."""
 
     @property
     def name(self) -> str:
@@ -99,7 +105,7 @@ class OptimAlarmConfig(AlarmConfig):
 
     @override
     def accepts(self, metric: str, metrics: Mapping[str, float]) -> bool:
-        return not metric.startswith(_OPTIM) or metrics.get(f"{_OPTIM}live_rows", math.inf) >= self.min_rows
+        return not metric.startswith(_OPTIM) or metrics.get(LIVE_ROWS, math.inf) >= self.min_rows
 
 
 @dataclass
@@ -233,6 +239,35 @@ class Mismatch(OptimAlarmConfig):
 
 
 @dataclass
+class NoLiveRows(AlarmConfig):
+    """Fewer than ``at_least`` responses trained in a whole phase: the learner did not learn. ``window``: phases.
+
+    Its metric is known when a phase ends, or the run; it is no figure of ``metrics.jsonl``.
+    """
+
+    window: PositiveInt = 1
+    at_least: FinitePositiveFloat = 1.0
+
+    KEY: ClassVar[str] = "alarms.no_live_rows"
+    metrics: ClassVar[Mapping[str, Role | None]] = {PHASE_LIVE_ROWS: None}
+    is_logged: ClassVar[bool] = False
+    cause: ClassVar[str] = (
+        "all samples of every group have the same reward: the phase is won or lost, or the model says one thing only"
+    )
+    remedy: ClassVar[str] = "a larger game.group_size, harder seeds, a look at the conversations (samples/)"
+
+    @override
+    def threshold_ratio(self, series: SeriesByMetric) -> float | None:
+        mean = self._mean(series, PHASE_LIVE_ROWS)
+        return None if mean is None else max(0.0, 2 - mean / self.at_least)
+
+    @override
+    def describe(self, series: SeriesByMetric) -> str:
+        phases = "the last phase" if self.window == 1 else f"a phase, mean of the last {self.window}"
+        return f"{self._mean(series, PHASE_LIVE_ROWS) or 0:g} responses trained in {phases}"
+
+
+@dataclass
 class AlarmsConfig:
     """All alarms, with what the run does when one sounds."""
 
@@ -242,6 +277,7 @@ class AlarmsConfig:
     over_refusal: OverRefusal = field(default_factory=OverRefusal)
     judge_unknown: JudgeUnknown = field(default_factory=JudgeUnknown)
     mismatch: Mismatch = field(default_factory=Mismatch)
+    no_live_rows: NoLiveRows = field(default_factory=NoLiveRows)
 
     def enabled(self) -> list[AlarmConfig]:
         """The alarms that are not off."""
@@ -298,7 +334,8 @@ class Alarms:
             ratio = alarm.threshold_ratio(of_alarm)
             if ratio is None:
                 continue
-            ratios[f"alarms/{alarm.name}"] = ratio
+            if alarm.is_logged:
+                ratios[f"alarms/{alarm.name}"] = ratio
             sounds = ratio >= (CLEAR_RATIO if alarm.name in raised else 1.0)
             if sounds == (alarm.name in raised):
                 continue

@@ -107,13 +107,13 @@ class CrossPlay:
         named = [("over-refusal (benign)", self.over_refusal), ("useful (benign)", self.useful)]
         return [(name, row) for name, row in named if row]
 
-    def save(self, path: str | Path) -> None:
-        """Write the matrix to ``path`` as one JSON object."""
-        Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+    def to_json(self) -> str:
+        """The matrix as the text of a file that holds one JSON object."""
+        return json.dumps(asdict(self), indent=2) + "\n"
 
     @classmethod
     def load(cls, path: str | Path) -> CrossPlay:
-        """Read back what ``save`` wrote.
+        """Read back the text of ``to_json``.
 
         Raises:
             ValueError: a key is missing or unknown, or the values do not fit.

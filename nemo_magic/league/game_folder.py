@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_magic.fsync_io import write_durably
+from nemo_magic.fsync_io import replace_durably
 
 if TYPE_CHECKING:
     from nemo_magic.actors.distributed import World
@@ -40,10 +40,7 @@ class GameFolder:
 
     def __setitem__(self, key: str, rows: Rows) -> None:
         if self._world.is_main:
-            path = self._path(key)
-            partial = path.with_suffix(".partial")
-            write_durably(partial, json.dumps(rows))
-            partial.replace(path)
+            replace_durably(self._path(key), json.dumps(rows))
         self._world.barrier()
         self._keys.add(key)
 

@@ -16,6 +16,7 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from nemo_magic.fsync_io import replacing
 from nemo_magic.game.payoff import CrossPlay
 from nemo_magic.report.palette import BLUE, GREEN, HEAT, INK, MUTED, ORANGE, OTHER_SHADE, PHASE_SHADES
 from nemo_magic.report.records import StepRecord, read_records
@@ -46,7 +47,8 @@ def draw_game(metrics_jsonl: str | Path, crossplay_json: str | Path | None, out_
     figure = build_figure(records, crossplay)
     out = Path(out_png)
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=150, facecolor="white", metadata={"Software": None})
+    with replacing(out) as partial:
+        figure.savefig(partial, format="png", dpi=150, facecolor="white", metadata={"Software": None})
     return out
 
 

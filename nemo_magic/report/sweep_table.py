@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_magic.formatting import markdown_table, percent
+from nemo_magic.fsync_io import replace_durably
 from nemo_magic.game.payoff import NO_REWRITE, CrossPlay
 from nemo_magic.report.records import (
     CROSSPLAY_FILE,
@@ -126,6 +127,6 @@ def write(outcomes: Sequence[Outcome], folder: Path) -> None:
     writer = csv.DictWriter(text, ["run", "state", "step", *names], restval="")
     writer.writeheader()
     writer.writerows(rows)
-    (folder / f"{TABLE}.csv").write_text(text.getvalue(), encoding="utf-8")
-    (folder / f"{TABLE}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    (folder / f"{TABLE}.md").write_text(markdown(outcomes), encoding="utf-8")
+    replace_durably(folder / f"{TABLE}.csv", text.getvalue())
+    replace_durably(folder / f"{TABLE}.json", json.dumps(rows, indent=1) + "\n")
+    replace_durably(folder / f"{TABLE}.md", markdown(outcomes))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from nemo_magic.actors.config import ActorConfig, LengthConfig, SamplingConfig
-from nemo_magic.actors.sampling import StopConditions, sample_tokens, to_completion, uniform_draws
+from nemo_magic.actors.sampling import StopConditions, refuse_not_finite, sample_tokens, to_completion, uniform_draws
 from nemo_magic.actors.tokenizer import ChatTokenizer
 from nemo_magic.game.episode import Completion
 from nemo_magic.game.prompts import Chat
@@ -44,6 +44,7 @@ class HuggingFacePolicy:
 
         if not (Path(path) / "config.json").is_file():
             raise FileNotFoundError(f"{path} is no Hugging Face model: it has no config.json")
+        self._whose = f"the model in {path}"
         self._sampling, self._lengths, self._batch_size = options.sampling_params, options.length_params, batch_size
         self._chat = ChatTokenizer(SimpleNamespace(tokenizer=AutoTokenizer.from_pretrained(path)))
         positions = AutoConfig.from_pretrained(path).max_position_embeddings
@@ -87,7 +88,13 @@ class HuggingFacePolicy:
         rows = [[chat.pad_id] * (width - len(prompt)) + prompt for prompt in prompts]
         mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
         choice = _Choice(
-            width, uniform_draws(seeds, self._lengths.max_length, device), sampling, self._lengths, chat, stops
+            width,
+            uniform_draws(seeds, self._lengths.max_length, device),
+            sampling,
+            self._lengths,
+            chat,
+            stops,
+            self._whose,
         )
         output = self._model.generate(
             torch.tensor(rows, device=device),
@@ -124,8 +131,9 @@ class _Choice:
         lengths: LengthConfig,
         chat: ChatTokenizer,
         stops: StopConditions,
+        whose: str,
     ) -> None:
-        self._width, self._uniforms, self._sampling = width, uniforms, sampling
+        self._width, self._uniforms, self._sampling, self._whose = width, uniforms, sampling, whose
         self._min_length, self._vocabulary, self._stops = lengths.min_length, chat.size, stops
         self.logprobs: list[torch.Tensor] = []
 
@@ -134,6 +142,7 @@ class _Choice:
         banned = torch.full((len(scores),), produced < self._min_length, device=scores.device)
         draw = self._uniforms[:, produced : produced + 1]
         ids, chosen = sample_tokens(scores, draw, self._sampling, self._vocabulary, banned, self._stops.ids)
+        refuse_not_finite(chosen, self._whose)
         self.logprobs.append(chosen.float())
         return torch.full_like(scores, -torch.inf).scatter(1, ids[:, None], 0.0)
 

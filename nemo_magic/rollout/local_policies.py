@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from nemo_magic.actors.config import ActorConfig, GenerationConfig
+from nemo_magic.actors.distributed import World
 from nemo_magic.actors.generation import Generator, NativeGenerator
 from nemo_magic.game.episode import Role
 from nemo_magic.rollout.policy import LocalPolicy
@@ -34,5 +35,6 @@ def build_local_policies(
         generator = NativeGenerator(config)
     longest_prompt = engine.max_input_len if engine.enable else None
     return generator, {
-        role: LocalPolicy(actor, generator, options[role], longest_prompt) for role, actor in actors.items()
+        role: LocalPolicy(actor, generator, options[role], longest_prompt, World.current())
+        for role, actor in actors.items()
     }

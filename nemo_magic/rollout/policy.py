@@ -8,6 +8,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
+from nemo_magic.actors.errors import NotFiniteError
+from nemo_magic.actors.rank_group import RankGroup, SingleProcess, run_on_all
 from nemo_magic.game.episode import Completion
 from nemo_magic.game.prompts import Chat
 
@@ -34,12 +36,19 @@ class Policy(Protocol):
 class LocalPolicy:
     """A role's own model, through the world's generator, with the role's sampling and length options.
 
-    ``longest_prompt``: what the generator can read, in tokens, where that is less than the model could.
+    ``longest_prompt``: what the generator can read, in tokens, where that is less than the model could. ``ranks``:
+    those that generate together.
     """
 
     def __init__(
-        self, actor: MagicActor, generator: Generator, options: ActorConfig, longest_prompt: int | None = None
+        self,
+        actor: MagicActor,
+        generator: Generator,
+        options: ActorConfig,
+        longest_prompt: int | None = None,
+        ranks: RankGroup | None = None,
     ) -> None:
+        self._ranks = ranks or SingleProcess()
         self._actor = actor
         self._generator = generator
         self._sampling = options.sampling_params
@@ -50,15 +59,24 @@ class LocalPolicy:
         self._prompt_ids = lru_cache(maxsize=4096)(actor.chat.prompt_ids)
 
     def generate(self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool) -> list[Completion | None]:
-        """As ``Policy.generate``."""
+        """As ``Policy.generate``; all ranks take part.
+
+        Raises:
+            NotFiniteError: on every rank, where the model's logits are not finite on one.
+        """
         prompts = [self._prompt_ids(chat) for chat in chats]
         readable = [i for i, prompt in enumerate(prompts) if len(prompt) <= self._room]
         sampling = replace(self._sampling, use_greedy=True) if greedy else self._sampling
         completions: list[Completion | None] = [None] * len(chats)
         self._generator.load(self._actor)
         try:
-            generated = self._generator.generate(
-                [prompts[i] for i in readable], [seeds[i] for i in readable], sampling, self._lengths
+            generated = run_on_all(
+                self._ranks,
+                lambda: self._generator.generate(
+                    [prompts[i] for i in readable], [seeds[i] for i in readable], sampling, self._lengths
+                ),
+                NotFiniteError,
+                NotFiniteError,
             )
         finally:
             self._generator.pause()

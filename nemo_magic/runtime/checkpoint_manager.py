@@ -30,7 +30,7 @@ from nemo_magic.actors.distributed import World
 from nemo_magic.actors.random_state import random_states, set_random_states
 from nemo_magic.actors.rank_group import run_on_all
 from nemo_magic.actors.trainable import TrainablePolicy
-from nemo_magic.actors.weights import load_policies, missing_tensors, save_policies, sharded_bytes
+from nemo_magic.actors.weights import load_policies, missing_tensors, save_policies, sharded_bytes, write_files
 from nemo_magic.config.experiment import CheckpointConfig
 from nemo_magic.fsync_io import sync_folder, write_durably
 from nemo_magic.runtime.checkpoint_paths import (
@@ -212,7 +212,7 @@ class CheckpointManager:
         failed = [text for text in self._world.all_gather(error) if text]
         if failed:
             self._discard(pending.partial)
-            raise CheckpointError(f"checkpoint {pending.partial.name}: {failed[0]}. {self._last_whole()}")
+            raise self.refused(f"checkpoint {pending.partial.name}: {failed[0]}")
         for finalize in pending.request.finalize_fns:
             finalize()
         self._run_on_all(lambda: self._refuse_incomplete(pending.partial / POLICIES))
@@ -253,9 +253,11 @@ class CheckpointManager:
 
     def _run_on_all(self, work: Callable[[], T]) -> T:
         """``run_on_all``, where an OSError of one rank is a CheckpointError of all."""
-        return run_on_all(
-            self._world, work, lambda text: CheckpointError(f"{self.folder}: {text}. {self._last_whole()}"), OSError
-        )
+        return run_on_all(self._world, work, lambda text: self.refused(f"{self.folder}: {text}"), OSError)
+
+    def refused(self, text: str) -> CheckpointError:
+        """The error of what cannot be written, which says where the run goes on."""
+        return CheckpointError(f"{text}. {self._last_whole()}")
 
     def _discard(self, partial: Path) -> None:
         if self._world.is_main:
@@ -276,26 +278,11 @@ def layout_of(world: World, trainable: Mapping[str, TrainablePolicy]) -> dict[st
 
 def _write_and_checksum(write: Callable[..., None], buckets: Any, results: Any, root: Path, report: Connection) -> None:
     """Run in a forked process: Megatron's own writing, then the checksums of what it wrote."""
-    tap = _ErrorTap(results)
     try:
-        write(buckets, tap)
-        error = None if tap.error is None else f"{type(tap.error).__name__}: {tap.error}"
+        error = write_files(write, buckets, results)
         report.send((error, {} if error else checksums_of(root, [Path(path) for path, *_ in buckets])))
     except OSError as caught:
         report.send((f"{type(caught).__name__}: {caught}", {}))
-
-
-class _ErrorTap:
-    """Megatron's result queue, which records an error that is put into it."""
-
-    def __init__(self, queue: Any) -> None:
-        self._queue = queue
-        self.error: Exception | None = None
-
-    def put(self, value: Any) -> None:
-        if isinstance(value, Exception):
-            self.error = value
-        self._queue.put(value)
 
 
 def _mb(size: int) -> str:

@@ -15,5 +15,9 @@ class CheckpointError(TrainingError):
     """A checkpoint cannot be written or read; what was committed before is as it was."""
 
 
+class FolderInUseError(TrainingError):
+    """Another process that lives owns the run's folder; nothing was touched."""
+
+
 class Preempted(TrainingError):
     """The run was asked to end before its time, has saved, and goes on when it is started again."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from nemo_magic.actors.errors import RemoteError
+from nemo_magic.actors.errors import NotFiniteError, RemoteError
 from nemo_magic.judge.errors import JudgeError
-from nemo_magic.runtime.errors import TrainingError
+from nemo_magic.runtime.errors import DivergedError, TrainingError
 
 
 @contextmanager
@@ -18,7 +18,8 @@ def consistent_on_failure(
 
     Where no weights have changed since the step began, the game is saved as it was before it. Where they have (an
     update was made, of one minibatch at least), the learner has moved on and the game has not: nothing is saved, and
-    the run goes on from its last checkpoint.
+    the run goes on from its last checkpoint. What a diverged model computed says that its weights are lost, whenever
+    they were: nothing is saved either.
 
     Args:
         done: steps that were done before this one.
@@ -32,6 +33,12 @@ def consistent_on_failure(
     version = weights_version()
     try:
         yield
+    except NotFiniteError as error:
+        finish()
+        raise DivergedError(
+            f"step {done + 1}: {error}; nothing of this step is saved, and the last checkpoint may hold such weights "
+            "already. Go on from an earlier one (--resume FOLDER), with a lower model.optim.lr"
+        ) from error
     except (JudgeError, RemoteError, TrainingError) as error:
         if weights_version() == version:
             save()

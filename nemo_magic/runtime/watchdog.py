@@ -24,6 +24,8 @@ from typing import Protocol
 
 from typing_extensions import Self
 
+from nemo_magic.fsync_io import replace_durably
+
 FOLDER = "hangs"
 HOSTS = "hosts.json"
 EXIT_HUNG = 70
@@ -201,6 +203,4 @@ class Watchdog:
 
 
 def _write(path: Path, value: RankPosition | Hosts) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(asdict(value), indent=1), encoding="utf-8")
-    partial.replace(path)
+    replace_durably(path, json.dumps(asdict(value), indent=1))

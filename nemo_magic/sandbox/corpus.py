@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nemo_magic.fsync_io import replace_durably
 from nemo_magic.game import tags
 from nemo_magic.sandbox.conversations import answer_row, attack_row
 from nemo_magic.sandbox.language import PLAIN, Strategy, all_strategies, render
@@ -62,7 +63,7 @@ def prepare(config: SandboxConfig) -> Path:
     _write(folder / "defender_pool.jsonl", (_answer(world, draw) for _ in range(config.defender_rows)))
     draw = random.Random(config.seed + 3)
     _write(folder / "defender_cot_pool.jsonl", (_reasoned_answer(world, draw) for _ in range(config.defender_rows)))
-    marker.write_text(json.dumps(settings, indent=1))
+    replace_durably(marker, json.dumps(settings, indent=1))
     return folder
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import signal
 import threading
 import time
@@ -23,6 +22,7 @@ from nemo_magic.config.validation import models
 from nemo_magic.game.episode import Role
 from nemo_magic.net.hosts import http_url, listen
 from nemo_magic.net.server import HttpServer
+from nemo_magic.runtime.started_rank import is_rank_zero
 from nemo_magic.serving.app import create_app
 from nemo_magic.serving.engine import GenerationRequest, ServingEngine
 from nemo_magic.serving.offset_tokenizer import OffsetTokenizer
@@ -44,7 +44,7 @@ def serve(cfg: MagicConfig) -> None:
     """
     options = cfg.serve
     role = Role(options.role)
-    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0:
+    if is_rank_zero():
         queue = RequestQueue(options.max_pending)
         with _serve_http(options, queue, cfg.actors.of(role).length_params.max_length) as address:
             engine, world, wrapped = _build(cfg, role)

@@ -1,12 +1,14 @@
 """The metric logger of a run: it passes each step to console table, JSONL, samples, TensorBoard, wandb and report.
 
-Only the main rank writes; on every other rank all methods do nothing, so the loop needs no `if rank == 0`. Logging
-never communicates between ranks: callers reduce first (`Ratios.merged`).
+What cannot be written is said, and ends nothing: only a checkpoint that cannot be written ends a run. Only the main
+rank writes; on every other rank all methods do nothing, so the loop needs no `if rank == 0`. Logging never communicates
+between ranks: callers reduce first (`Ratios.merged`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from types import TracebackType
@@ -111,6 +113,8 @@ class MetricLogger:
         analysis: AnalysisConfig | None = None,
     ) -> None:
         self.run_dir = Path(settings.explicit_log_dir)
+        self._is_main = is_main
+        self._failed = set[str]()
         self._sinks: list[Sink] = []
         self._samples: SampleWriter | None = None
         self._alarms: AlarmWriter | None = None
@@ -121,14 +125,15 @@ class MetricLogger:
         self.run_dir.mkdir(parents=True, exist_ok=True)
         if resume_step is None:
             move_previous_outputs(self.run_dir)
-        self._sinks.append(JsonlSink(self.run_dir, resume_step))
+        self._sinks.append(JsonlSink(self.run_dir, self.note, resume_step))
         if settings.create_tensorboard_logger:
-            self._sinks.append(TensorBoardSink(self.run_dir, resume_step))
+            self._begin("TensorBoard", lambda: TensorBoardSink(self.run_dir, resume_step))
         if settings.create_wandb_logger:
             kwargs = _as_mapping(settings.wandb_logger_kwargs)
-            self._sinks.append(WandbSink(self.run_dir, kwargs, resume_step, config))
-        self._alarms = AlarmWriter(self.run_dir, resume_step)
-        self._samples = SampleWriter(self.run_dir, settings.num_logged_samples, resume_step)
+            self._begin("wandb", lambda: WandbSink(self.run_dir, kwargs, resume_step, config))
+        self._alarms = AlarmWriter(self.run_dir, self.note, resume_step)
+        with self._aloud(SAMPLES_DIR, OSError):
+            self._samples = SampleWriter(self.run_dir, settings.num_logged_samples, resume_step)
         self._texts = settings.log_texts
         self._report = LiveReport(
             self.run_dir, self.note, analysis=analysis, write_media=self._write_media, page=settings.create_report
@@ -139,10 +144,13 @@ class MetricLogger:
 
     def record(self, record: StepRecord, samples: Sequence[Scored] = (), alarms: Sequence[AlarmEvent] = ()) -> None:
         """Write a step: its metrics, a sample of its conversations, and the alarms that were raised or ended."""
-        for sink in self._sinks:
-            sink.write(record)
+        for sink in list(self._sinks):
+            # A library may raise anything, and its writer may be of no use any more.
+            with self._aloud(type(sink).__name__, Exception, lambda sink=sink: self._sinks.remove(sink)):  # type: ignore[misc]
+                sink.write(record)
         if self._samples is not None:
-            self._samples.write(record.step, samples)
+            with self._aloud(SAMPLES_DIR, OSError):
+                self._samples.write(record.step, samples)
         if self._alarms is not None:
             self._alarms.write(alarms)
         for event in alarms:
@@ -154,6 +162,23 @@ class MetricLogger:
         """Print a line that is no metric: a checkpoint was saved, a judge went away."""
         if self._table is not None:
             self._table.note(text)
+        elif self._is_main:
+            print(text, flush=True)
+
+    def _begin(self, name: str, build: Callable[[], Sink]) -> None:
+        with self._aloud(name, OSError):
+            self._sinks.append(build())
+
+    @contextmanager
+    def _aloud(self, what: str, errors: type[Exception], then: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """An error within the context is said, once for each ``what``, and ends nothing."""
+        try:
+            yield
+        except errors as error:
+            if what not in self._failed:
+                self.note(f"{what} is not written: {type(error).__name__}: {error}")
+            self._failed.add(what)
+            then()
 
     def write_final_report(self) -> None:
         """Give the terminal back, then write the last report and the last media. Call it after the final evaluation."""
@@ -172,9 +197,12 @@ class MetricLogger:
     def close(self) -> None:
         """Close all sinks, the console table first, so that the terminal is given back. Harmless twice."""
         sinks, self._sinks = self._sinks, []
+        if self._alarms is not None:
+            self._alarms.close()
         self._samples = self._alarms = self._report = self._table = None
         for sink in reversed(sinks):
-            sink.close()
+            with self._aloud(type(sink).__name__, Exception):
+                sink.close()
 
     def __enter__(self) -> Self:
         return self

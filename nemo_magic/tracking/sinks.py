@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
 from itertools import chain, zip_longest
@@ -17,7 +19,7 @@ from nemo_magic.game.alarms import AlarmEvent
 from nemo_magic.game.episode import Label, Turn, Verdict
 from nemo_magic.game.metrics import Scored
 from nemo_magic.report.media import Lines, Media, Points, Table
-from nemo_magic.report.records import ALARMS_FILE, METRICS_FILE, SAMPLES_DIR, StepRecord, whole_lines
+from nemo_magic.report.records import ALARMS_FILE, METRICS_FILE, SAMPLES_DIR, StepRecord
 
 
 class Sink(Protocol):
@@ -38,43 +40,82 @@ class MediaSink(Protocol):
         """Write the media of a step; ``Media.key`` names each."""
 
 
-class JsonlSink:
-    """``metrics.jsonl``: one JSON object per step, flushed as it is written.
+class LineFile:
+    """JSON lines that are appended to a file, each whole or not at all.
 
-    With ``resume_step`` set, rows of later steps (work that the resumed run does again) are removed first, and so
-    is a last line that a kill cut short.
+    Lines that the file system does not take are kept, and written once it does. With ``resume_step`` set, rows of later
+    steps (work that the resumed run does again) are removed first, and so are lines that are damaged.
+
+    Args:
+        note: prints a line for the user: what was dropped, what cannot be written, and when it could be.
     """
 
-    def __init__(self, run_dir: Path, resume_step: int | None = None) -> None:
-        self.path = run_dir / METRICS_FILE
-        if resume_step is not None and self.path.exists():
-            _keep_rows_up_to(self.path, resume_step)
-        self._file = self.path.open("a", encoding="utf-8")
+    def __init__(self, path: Path, note: Callable[[str], None], resume_step: int | None = None) -> None:
+        self.path = path
+        self._note = note
+        self._waiting: list[bytes] = []
+        self._failed = False
+        try:
+            if resume_step is not None and path.exists():
+                dropped = keep_rows_up_to(path, resume_step)
+                if dropped:
+                    note(f"{path}: {dropped} damaged line{'s' * (dropped > 1)} dropped")
+        except OSError as error:
+            note(f"{path}: rows after step {resume_step} are not removed: {error}")
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write rows as JSON lines; all of them, or none where the file system refuses."""
+        self._waiting += [f"{json.dumps(row, allow_nan=False)}\n".encode() for row in rows]
+        if not self._waiting:
+            return
+        try:
+            _append_whole(self.path, b"".join(self._waiting))
+        except OSError as error:
+            if not self._failed:
+                self._note(f"{self.path} cannot be written: {error}. Its lines are kept until it can be")
+            self._failed = True
+            return
+        if self._failed:
+            self._note(f"{self.path} is written again, with the {len(self._waiting)} lines that were kept")
+        self._waiting, self._failed = [], False
+
+    def close(self) -> None:
+        """Try once more to write what was kept, and say what is lost."""
+        self.append(())
+        if self._waiting:
+            self._note(f"{self.path}: {len(self._waiting)} lines could not be written, and are lost")
+            self._waiting = []
+
+
+class JsonlSink:
+    """``metrics.jsonl``: one JSON object per step, in the file as soon as it is written."""
+
+    def __init__(self, run_dir: Path, note: Callable[[str], None], resume_step: int | None = None) -> None:
+        self._lines = LineFile(run_dir / METRICS_FILE, note, resume_step)
 
     def write(self, record: StepRecord) -> None:
         """Write a step."""
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        self._file.write(json.dumps(record.to_row(now), allow_nan=False) + "\n")
-        self._file.flush()
+        self._lines.append([record.to_row(now)])
 
     def close(self) -> None:
         """Close the sink."""
-        self._file.close()
+        self._lines.close()
 
 
 class AlarmWriter:
     """``alarms.jsonl``: a line for every alarm that was raised or ended. The file begins with the first."""
 
-    def __init__(self, run_dir: Path, resume_step: int | None = None) -> None:
-        self.path = run_dir / ALARMS_FILE
-        if resume_step is not None and self.path.exists():
-            _keep_rows_up_to(self.path, resume_step)
+    def __init__(self, run_dir: Path, note: Callable[[str], None], resume_step: int | None = None) -> None:
+        self._lines = LineFile(run_dir / ALARMS_FILE, note, resume_step)
 
     def write(self, events: Sequence[AlarmEvent]) -> None:
         """Append events, if there are any."""
-        if events:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(event.to_row()) + "\n" for event in events)
+        self._lines.append(event.to_row() for event in events)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._lines.close()
 
 
 class SampleWriter:
@@ -96,7 +137,7 @@ class SampleWriter:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(sample_row(step, one), ensure_ascii=False) + "\n" for one in samples]
-        (self.folder / f"step_{step:04d}.jsonl").write_text("".join(lines), encoding="utf-8")
+        replace_durably(self.folder / f"step_{step:04d}.jsonl", "".join(lines))
 
 
 class TensorBoardSink:
@@ -152,7 +193,7 @@ class WandbSink:
             if settings["mode"] == "online":
                 settings.setdefault("resume", "allow")
         self._run = wandb.init(dir=str(run_dir), config=dict(config or {}), **settings)
-        id_file.write_text(f"{self._run.id}\n", encoding="utf-8")
+        replace_durably(id_file, f"{self._run.id}\n")
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
@@ -234,6 +275,35 @@ def _cell(value: str | float | None) -> str:
     return " ".join(text.replace("<", "&lt;").split())
 
 
-def _keep_rows_up_to(path: Path, step: int) -> None:
-    """Remove the rows of later steps, and a last line that a kill cut short."""
-    replace_durably(path, "".join(line for line in whole_lines(path) if json.loads(line)["step"] <= step))
+def keep_rows_up_to(path: Path, step: int) -> int:
+    """Remove the rows of later steps, a last line that a kill cut short, and lines that are no rows (a disk's NULs, two
+    halves of lines). Returns how many of the last kind there were."""
+    *whole, _ = path.read_bytes().split(b"\n")
+    kept, damaged = [], 0
+    for line in whole:
+        try:
+            row = json.loads(line.decode("utf-8"))
+            of = row["step"]
+            if not isinstance(of, int) or isinstance(of, bool):
+                raise TypeError
+        except (ValueError, KeyError, TypeError):
+            damaged += 1
+            continue
+        if of <= step:
+            kept.append(line.decode("utf-8") + "\n")
+    replace_durably(path, "".join(kept))
+    return damaged
+
+
+def _append_whole(path: Path, data: bytes) -> None:
+    """Append ``data`` to a file, or leave it as it was: half a line would damage the next one too."""
+    with path.open("ab", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[file.write(view) or 0 :]
+        except OSError:
+            with suppress(OSError):
+                os.truncate(file.fileno(), size)
+            raise

@@ -13,6 +13,7 @@ from nemo_magic.actors.distributed import DeviceMemory
 from nemo_magic.actors.snapshots import SnapshotCache
 from nemo_magic.config import MagicConfig
 from nemo_magic.data.seeds import SeedSampler, interleaved, load_seeds
+from nemo_magic.game.alarms import LIVE_ROWS, PHASE_LIVE_ROWS
 from nemo_magic.game.episode import Episode, Role, Seed
 from nemo_magic.game.metrics import Scored
 from nemo_magic.game.pool import GIB
@@ -148,8 +149,14 @@ class Coevolution:
         if self.is_validated(done):
             metrics |= self.validate()
         metrics |= self.opponents.update_win_rates(before.learner, before.step, scored)
-        self.state.alarms, events, ratios = self.state.alarms.after(cfg.alarms, done, before.learner, metrics)
+        self.state.live_rows += metrics[LIVE_ROWS]
+        phase_ends = before.ends_phase(cfg.game.schedule, metrics)
+        is_known = phase_ends or done == self.run.total_steps
+        known = metrics | ({PHASE_LIVE_ROWS: self.state.live_rows} if is_known else {})
+        self.state.alarms, events, ratios = self.state.alarms.after(cfg.alarms, done, before.learner, known)
         metrics |= ratios
+        if phase_ends:
+            self.state.live_rows = 0.0
         self.run.logger.record(StepRecord(done, before.learner, before.phase, before.learner, metrics), scored, events)
         self.state.metrics = metrics
         self.state.schedule = before.advance(cfg.game.schedule, metrics)

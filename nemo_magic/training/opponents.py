@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nemo_magic.actors.rank_group import run_on_all
 from nemo_magic.config import MagicConfig
 from nemo_magic.game.episode import Label, Role, Seed
 from nemo_magic.game.metrics import Ratios, Scored, attack_succeeded
@@ -36,8 +37,15 @@ if TYPE_CHECKING:
 
 
 def clear_out(world: World, run: Path, snapshots: Mapping[str, Sequence[Snapshot]]) -> None:
-    """Remove the weights of evicted snapshots, unless a checkpoint that a run can go on from names them."""
-    if world.is_main:
+    """Remove the weights of evicted snapshots, unless a checkpoint that a run can go on from names them.
+
+    Raises:
+        TrainingError: on every rank, where they cannot be removed.
+    """
+
+    def remove() -> None:
+        if not world.is_main:
+            return
         known = {(owner, kept.name) for owner, selves in snapshots.items() for kept in selves}
         for path in committed_checkpoints(run / CHECKPOINTS):
             saved = json.loads((path / STATE).read_text(encoding="utf-8"))["snapshots"]
@@ -45,7 +53,8 @@ def clear_out(world: World, run: Path, snapshots: Mapping[str, Sequence[Snapshot
         for folder in (run / "snapshots").glob("*/[!.]*"):
             if (folder.parent.name, folder.name) not in known:
                 shutil.rmtree(folder)
-    world.barrier()
+
+    run_on_all(world, remove, TrainingError, OSError)
 
 
 class Opponents:
@@ -81,7 +90,7 @@ class Opponents:
         since.
 
         Raises:
-            TrainingError: on every rank, when the disk budget is too small for any pool.
+            TrainingError: on every rank, when the disk budget is too small for any pool, or the disk takes no more.
         """
         from nemo_magic.actors.snapshots import save_snapshot
 
@@ -91,7 +100,11 @@ class Opponents:
             return  # in self-play one policy is both roles' first self
         # Megatron has one queue of write results per process: of two writes at a time each would get the other's.
         self._run.checkpoints.finish()
-        snapshot = save_snapshot(policy.actor, self._run.folder / "snapshots" / owner / name)
+        folder = self._run.folder / "snapshots" / owner / name
+        try:
+            snapshot = save_snapshot(policy.actor, folder)
+        except OSError as error:
+            raise self._run.checkpoints.refused(f"the snapshot {error}") from error
         snapshots[owner] = [kept for kept in snapshots[owner] if kept.name != name] + [snapshot]
         for evicted_role, evicted in self.add(role, snapshot, phase):
             snapshots[evicted_role] = [kept for kept in snapshots[evicted_role] if kept.name != evicted]

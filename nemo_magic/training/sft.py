@@ -67,6 +67,7 @@ def run_sft(cfg: MagicConfig) -> None:
             if held_out and (done % cfg.sft.val_check_interval == 0 or done == cfg.sft.max_steps):
                 metrics["val_optim/loss"] = _measure(policy, world, held_out[: cfg.sft.num_val_samples])
             logger.record(StepRecord(done, "sft", 0, role, metrics | timers.drain()))
+        _measure(policy, world, batch)  # raises where the last update left a model that computes nothing finite
     save_weights(policy.actor, target)
     if world.is_main:
         print(f"{role} warmed up: weights in {target}", flush=True)

@@ -28,8 +28,8 @@ PREFETCHED = "rewrites.json"
 class GameState:
     """A game between two steps, beside what checkpoints hold of each policy (weights, optimizer, random states).
 
-    ``snapshots``: policy name → its kept selves, oldest first. ``metrics``: of the last step; a checkpoint is compared
-    by one of them, and none is read back.
+    ``snapshots``: policy name → its kept selves, oldest first. ``live_rows``: how many trained in this phase until now.
+    ``metrics``: of the last step; a checkpoint is compared by one of them, and none is read back.
     """
 
     schedule: Schedule
@@ -37,6 +37,7 @@ class GameState:
     alarms: Alarms = field(default_factory=Alarms)
     pool: Pool = field(default_factory=Pool)
     snapshots: dict[str, list[Snapshot]] = field(default_factory=dict)
+    live_rows: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -64,6 +65,7 @@ class GameState:
             "alarms": self.alarms.to_dict(),
             "pool": self.pool.to_dict(),
             "snapshots": {name: [kept.name for kept in selves] for name, selves in self.snapshots.items()},
+            "live_rows": self.live_rows,
             "skipped_updates": {name: policy.skipped_updates for name, policy in pair.unique.items()},
             "config": asdict(cfg),
         }
@@ -93,4 +95,5 @@ class GameState:
                 name: [Snapshot(kept, folder / name / kept) for kept in names]
                 for name, names in saved["snapshots"].items()
             },
+            live_rows=saved["live_rows"],
         )

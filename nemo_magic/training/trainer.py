@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,6 +10,7 @@ import torch
 
 from nemo_magic.actors.actor import Objective
 from nemo_magic.actors.distributed import World
+from nemo_magic.actors.errors import NotFiniteError
 from nemo_magic.actors.trainable import TrainablePolicy
 from nemo_magic.game.episode import Episode, Role
 from nemo_magic.game.metrics import Ratios, Scored
@@ -40,9 +42,17 @@ class Trainer:
 
         Needs no rewards, so that the judge works meanwhile. With a single minibatch and β = 0 there is nothing to
         compute.
+
+        Raises:
+            NotFiniteError: on every rank, where a log-probability is not finite, the generator's or the trainer's.
         """
         messages = [(i, message) for i, episode in enumerate(episodes) for message in episode.messages_of(role)]
         rows = [Row(m.prompt_ids, m.response_ids, rollout_logprobs=m.logprobs or None) for _, m in messages]
+        lost = sum(not all(map(math.isfinite, row.rollout_logprobs or ())) for row in rows)
+        if total := sum(self._world.all_gather(lost)):
+            raise NotFiniteError(
+                f"the {role}'s generator gave log-probabilities that are not finite: {total} responses"
+            )
         batches = None
         if self._config.minibatches > 1:
             batches = policy.microbatches(rows, self._world)
@@ -61,7 +71,7 @@ class Trainer:
 
         Raises:
             DivergedError: on every rank, when ``grpo.max_skipped_updates`` updates in a row were not finite or too
-                large to be made, or when the optimizer used a gradient that was not finite.
+                large to be made, when the optimizer used a gradient that was not finite, or left such weights.
         """
         advantages = self.advantages(batch.role, scored)
         groups = sorted({s.episode.group for s in scored})

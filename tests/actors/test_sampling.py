@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nemo_magic.actors.config import SamplingConfig
-from nemo_magic.actors.sampling import sample_tokens
+from nemo_magic.actors.errors import NotFiniteError
+from nemo_magic.actors.sampling import refuse_not_finite, sample_tokens
 
 # Six tokens and two places of padding that must never be chosen, however likely.
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, 0.5, 0.2, 5.0, 5.0])
@@ -56,3 +59,25 @@ def test_log_probabilities_are_the_models_own_before_any_cut() -> None:
         ids, logprobs = sample_tokens(logits, draw, config, VOCABULARY, torch.tensor([False]), END)
         expected = (LOGITS / 0.7).log_softmax(0)[ids[0]]
         assert float(logprobs[0]) == pytest.approx(float(expected), abs=1e-6)
+
+
+@given(
+    bad=st.sampled_from([torch.nan, torch.inf]),
+    row=st.integers(0, 2),
+    column=st.integers(0, len(LOGITS) - 1),
+    config=st.sampled_from(
+        [SamplingConfig(), SamplingConfig(use_greedy=True), SamplingConfig(top_k=2), SamplingConfig(top_p=0.5)]
+    ),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_nothing_is_sampled_from_logits_that_are_not_finite(
+    bad: float, row: int, column: int, config: SamplingConfig, dtype: torch.dtype
+) -> None:
+    logits = LOGITS.repeat(3, 1).to(dtype)
+    draw, banned = torch.full((3, 1), 0.3, dtype=torch.double), torch.tensor([False, True, False])
+    _, logprobs = sample_tokens(logits, draw, config, VOCABULARY, banned, END)
+    refuse_not_finite(logprobs, "the defender")
+    logits[row, column] = bad
+    _, logprobs = sample_tokens(logits, draw, config, VOCABULARY, banned, END)
+    with pytest.raises(NotFiniteError, match="logits of the defender are not finite in 1 of 3 rows"):
+        refuse_not_finite(logprobs, "the defender")

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+from multiprocessing.connection import Listener, arbitrary_address
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nemo_magic import cli, commands, launcher
+from nemo_magic.child_processes import refuse_long_temporary_folder
 from nemo_magic.commands import ranks
 from nemo_magic.config import ConfigError, TrainerConfig, compose
 from nemo_magic.judge.errors import JudgeUnavailable
+from nemo_magic.runtime.started_rank import forget_partial, is_rank_zero
 
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "TORCHELASTIC_RUN_ID")
 
@@ -227,6 +235,102 @@ def test_a_rank_is_known_by_its_environment() -> None:
     assert not launcher.is_rank(two, {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"})
 
 
+@given(
+    st.dictionaries(
+        st.sampled_from(["RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"]),
+        st.sampled_from(["1", "2", "3"]),
+    ),
+    st.sampled_from([{}, {"SLURM_JOB_ID": "7"}, {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "4294967290"}]),
+)
+def test_a_launchers_variables_count_only_whole(left: dict[str, str], job: dict[str, str]) -> None:
+    """What a cluster, a shell or a batch script left behind makes no rank, and is not left to libraries either."""
+    environ = left | job
+    torch = {"RANK", "WORLD_SIZE"} <= left.keys()
+    slurm = {"SLURM_PROCID", "SLURM_NTASKS"} <= left.keys() and not job
+    if torch or slurm:
+        return
+    assert not launcher.is_rank(TrainerConfig(devices=2), environ)
+    assert not launcher.is_rank(TrainerConfig(devices=1), environ)
+    assert launcher.is_first_process(environ)
+    assert is_rank_zero(environ)
+    with pytest.raises(ConfigError, match="start the ranks with srun, 2 tasks per node"):
+        launcher.is_rank(TrainerConfig(num_nodes=2, devices=2), environ)
+    forget_partial(environ)
+    assert environ == job
+
+
+def test_srun_makes_ranks_of_a_job_and_a_batch_script_alone_does_not() -> None:
+    batch = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}
+    two, nodes = TrainerConfig(devices=2), TrainerConfig(num_nodes=2, devices=1)
+    assert not launcher.is_rank(two, batch)
+    with pytest.raises(ConfigError, match="with srun, 1 tasks per node; without it this batch script is one process"):
+        launcher.is_rank(nodes, batch)
+    step = batch | {"SLURM_STEP_ID": "0", "SLURM_PROCID": "1"}
+    assert launcher.is_rank(two, step)
+    assert launcher.is_rank(nodes, step)
+    assert not launcher.is_first_process(step)
+    kept = dict(step)
+    forget_partial(kept)
+    assert kept == step
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK='one' is no number"),
+        ({"RANK": "0", "WORLD_SIZE": ""}, "WORLD_SIZE='' is no number"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK='-1' is no number"),
+        ({"SLURM_PROCID": "2", "SLURM_NTASKS": "2"}, "SLURM_PROCID=2 of SLURM_NTASKS=2: there is no such rank"),
+    ],
+)
+def test_a_rank_that_cannot_be_is_refused_by_the_variables_name(environ: dict[str, str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        launcher.is_rank(TrainerConfig(devices=2), environ)
+
+
+@pytest.mark.parametrize("command", ["train", "sft"])
+@pytest.mark.parametrize("folder", ["taken", "taken/below", "/dev/full/x", "/proc/nothing"])
+def test_a_folder_that_cannot_be_written_to_is_refused_at_the_start(
+    command: str, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    name = "magic_sandbox" if command == "train" else "sft_sandbox_defender"
+    words = [command, "-cn", name, f"exp_manager.explicit_log_dir={folder}", "trainer.devices=1"]
+    assert cli.main(words) == cli.EXIT_CONFIG
+    said = capsys.readouterr().err
+    assert said.startswith(f"nemo-magic {command}: {folder} cannot be written to: ")
+    assert "exp_manager.explicit_log_dir" in said
+    assert (tmp_path / "taken").read_text() == "a file"
+
+
+@pytest.mark.parametrize("off", [-1, 0, 1, 40])
+@pytest.mark.parametrize("letter", ["d", "é"])
+def test_a_temporary_folder_too_long_for_a_socket_is_refused_at_the_start(
+    off: int, letter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = arbitrary_address("AF_UNIX")
+    assert len(made) - len(tempfile.gettempdir()) == len("/pymp-xxxxxxxx/listener-xxxxxxxx")
+    room = 75 - len(os.fsencode(tempfile.gettempdir())) - 1 + off
+    count, rest = divmod(room, len(letter.encode()))
+    folder = Path(tempfile.gettempdir()) / (letter * count + "x" * rest)
+    address = folder / "pymp-xxxxxxxx" / "listener-xxxxxxxx"
+    address.parent.mkdir(parents=True)
+    try:
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        if off > 0:
+            with pytest.raises(OSError, match="too long"):
+                Listener(str(address))
+            with pytest.raises(ValueError, match=f"{folder} has a path of {75 + off} bytes.*may have 75.*TMPDIR"):
+                refuse_long_temporary_folder()
+            words = [f"exp_manager.explicit_log_dir={tmp_path}", "trainer.devices=1"]
+            assert cli.main(["train", "-cn", "magic_sandbox", *words]) == cli.EXIT_CONFIG
+        else:
+            Listener(str(address)).close()
+            refuse_long_temporary_folder()
+    finally:
+        shutil.rmtree(folder)
+
+
 def test_other_ranks_than_configured_are_refused_with_both_numbers() -> None:
     with pytest.raises(ConfigError, match=r"4 ranks were started \(SLURM_NTASKS\), but .* = 16"):
         launcher.is_rank(TrainerConfig(num_nodes=2, devices=8), {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"})
@@ -243,8 +347,7 @@ def test_exactly_one_process_speaks_for_a_run() -> None:
     assert launcher.is_first_process({})
     assert launcher.is_first_process({"RANK": "0", "WORLD_SIZE": "2"})
     assert not launcher.is_first_process({"RANK": "1", "WORLD_SIZE": "2"})
-    assert launcher.is_first_process({"SLURM_PROCID": "0"})
-    assert not launcher.is_first_process({"SLURM_PROCID": "3"})
+    assert not launcher.is_first_process({"SLURM_PROCID": "3", "SLURM_NTASKS": "4"})
     # Ranks that nemo-magic itself started have a parent that spoke already.
     assert not launcher.is_first_process({"RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "nemo-magic-1"})
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_magic.game.alarms import AlarmEvent, Alarms, AlarmsConfig, JudgeUnknown, OverRefusal
+from nemo_magic.game.alarms import AlarmEvent, Alarms, AlarmsConfig, JudgeUnknown, NoLiveRows, OverRefusal
 
 STEPS, PHASE = 120, 15
 Figures = dict[str, float]
@@ -166,6 +166,32 @@ def test_an_alarm_is_raised_once_and_cleared_once() -> None:
         "ALARM over_refusal after step 4: train_rollouts/over_refusal 0.3 (has been 0 to 0.3)"
     )
     assert "over after step 9" in str(events[1])
+
+
+@pytest.mark.parametrize(
+    ("phases", "window", "raised"),
+    [
+        ([64, 0, 64, 0], 1, [2, 4]),
+        ([64, 0, 0, 8], 1, [2]),
+        ([0], 1, [1]),
+        ([64, 0, 64, 0, 0], 2, [5]),
+        ([0.5, 1.5, 2], 1, [1]),
+        ([3, 8, 16], 1, []),
+    ],
+)
+def test_a_whole_phase_without_a_live_group_is_an_alarm(phases: list[float], window: int, raised: list[int]) -> None:
+    config, alarms, rang = AlarmsConfig(no_live_rows=NoLiveRows(window=window)), Alarms(), []
+    for phase, rows in enumerate(phases, start=1):
+        for step in range(PHASE - 1):  # a step without a live group says nothing yet
+            alarms, events, ratios = alarms.after(config, step, "defender", {"train_optim/live_rows": 0.0})
+            assert (events, ratios) == ([], {})
+        known = {"train_optim/live_rows": rows, "train_optim/phase_live_rows": rows}
+        alarms, events, ratios = alarms.after(config, PHASE, "defender", known)
+        alarms = Alarms.from_dict(json.loads(json.dumps(alarms.to_dict())))
+        assert not ratios
+        rang += [phase for event in events if event.raised]
+        assert all(f"{rows:g} responses trained" in str(event) for event in events if window == 1)
+    assert rang == raised
 
 
 def test_an_alarm_that_is_off_is_never_raised() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -137,6 +138,27 @@ def test_with_a_shared_judge_no_nodes_are_asked_for_one(desk: Desk) -> None:
     assert "--export=ALL\\,JUDGE_FOLDER=/shared/judge" in said.splitlines()[1]
     assert " : " not in said.splitlines()[1]
     assert not list((desk.folder / "tmp").glob("*magic_8b*"))
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "runs/it's mine", 'runs/say "x"', "runs/" + "a long name with blanks " * 8 + "x", "runs/: # {x}", "runs/1.10",
+        "runs/é–×", "runs/yes", "runs/a&b;c", "runs/$HOME", "1.10", "  two blanks before",
+    ],
+)  # fmt: skip
+def test_a_run_s_folder_is_the_one_that_nemo_magic_says_whatever_its_name(desk: Desk, folder: str) -> None:
+    override = "exp_manager.explicit_log_dir='{}'".format(folder.replace("'", "\\'"))
+    script = f"""
+        home={shlex.quote(str(ROOT))} PYTHON=python
+        source "$home/slurm/lib.sh"
+        nemo_magic=({shlex.quote(sys.executable)} -m nemo_magic.cli)
+        compose sandbox -cn magic_sandbox {shlex.quote(override)}
+        printf '%s|%s|%s' "$nodes" "$devices" "$run_dir"
+        ! grep -q '^exp_manager.explicit_log_dir=' "$resolved"
+    """
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=desk.folder, env=environment())
+    assert (done.stdout, done.returncode) == (f"1|2|{folder}", 0), done.stderr
 
 
 def test_a_sweep_of_which_one_line_is_wrong_is_not_submitted_at_all(desk: Desk) -> None:

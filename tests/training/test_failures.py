@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nemo_magic.actors.errors import RemoteUnavailable
+from nemo_magic.actors.errors import NotFiniteError, RemoteUnavailable
 from nemo_magic.judge.errors import JudgeUnavailable
 from nemo_magic.runtime.errors import DivergedError, TrainingError
 from nemo_magic.runtime.failures import consistent_on_failure
@@ -38,6 +38,14 @@ def test_half_updated_weights_are_never_saved_as_an_untouched_step(error: Except
     learner = Learner()
     with pytest.raises(TrainingError, match=r"^step 5, after an update: away; goes on from the last checkpoint$"):
         learner.fail(error, updates)
+    assert learner.log == ["finished"]
+
+
+@pytest.mark.parametrize("updates", [0, 1])
+def test_what_a_diverged_model_computed_is_never_saved_whether_it_was_updated_or_not(updates: int) -> None:
+    learner = Learner()
+    with pytest.raises(DivergedError, match=r"^step 5: no numbers; nothing of this step is saved.*--resume FOLDER"):
+        learner.fail(NotFiniteError("no numbers"), updates)
     assert learner.log == ["finished"]
 
 
