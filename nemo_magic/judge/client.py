@@ -29,7 +29,7 @@ from nemo_magic.judge.protocol import (
 )
 from nemo_magic.net.background_client import BackgroundClient
 from nemo_magic.net.faults import BrokenReply, Unavailable, first_fault, unavailable_from
-from nemo_magic.net.retrying_client import gather
+from nemo_magic.net.tasks import gather
 
 
 class _BatchRefused(Exception):
@@ -85,6 +85,10 @@ class JudgeClient:
         is not the guard ``judge.expect``.
         """
         return self._client.submit(self._client.until_ready("/v1/guard", self._read_info, timeout_s)).result()
+
+    def is_away(self) -> bool:
+        """Whether a request failed for want of an answer, and none was answered since."""
+        return self._client.is_away()
 
     def stats(self) -> dict[str, float]:
         """Totals since the client began: counts of items and requests, latencies of answers, seconds of outage."""

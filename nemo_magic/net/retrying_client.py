@@ -15,10 +15,10 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import httpx
 
@@ -28,6 +28,7 @@ from nemo_magic.net.faults import BrokenReply, Unavailable, unavailable_from
 from nemo_magic.net.http import Http
 from nemo_magic.net.limits import Limiter, RateLimit, Reservation
 from nemo_magic.net.replicas import Replicas
+from nemo_magic.net.tasks import first_answer
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,10 @@ class RetryingClient:
             counters["outage_s"] += self._clock() - self._down_since
         return counters | {"latency_mean_s": latency / max(self._counters.answers, 1)}
 
+    def is_away(self) -> bool:
+        """Whether a request failed for want of an answer, and none was answered since."""
+        return self._down_since is not None
+
     async def aclose(self) -> None:
         """Cancel the probes and close the connections."""
         for task in self._probes:
@@ -157,7 +162,10 @@ class RetryingClient:
                 self._counters.retries += 1
 
     async def post(self, url: str, body: bytes) -> httpx.Response:
-        """Post JSON; the reply, whatever its status. Raises Unavailable if there is none within ``request_timeout``."""
+        """Post JSON; the reply, whatever its status.
+
+        Raises Unavailable if there is none within ``request_timeout``, BrokenReply for one that is too long to read.
+        """
         try:
             async with timeout(self._cfg.request_timeout):
                 return await self._http.post(url, body)
@@ -180,8 +188,8 @@ class RetryingClient:
                     url = self.urls[attempt % len(self.urls)]
                     try:
                         return read(url, await self._http.get(f"{url}{path}", timeout=CONNECT_TIMEOUT))
-                    except Unavailable as outage:
-                        problem = str(outage)
+                    except (Unavailable, BrokenReply) as fault:
+                        problem = str(fault)
                     except httpx.HTTPError as error:
                         problem = f"{url}: {type(error).__name__}: {error}"
                     attempt += 1
@@ -206,7 +214,7 @@ class RetryingClient:
                     self._counters.hedges += 1
                     self._replicas.acquire(other)
                     tasks.add(asyncio.create_task(self._send(request, other)))
-            return await _first_answer(tasks)
+            return await first_answer(tasks)
         finally:
             for task in tasks:
                 task.cancel()
@@ -322,7 +330,7 @@ class RetryingClient:
             logger.warning("%s answers again and is asked again", self.urls[replica])
         except Unavailable as error:
             self._record_outage(error, replica, began)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, BrokenReply) as error:
             self._record_outage(Unavailable(f"{url}: {type(error).__name__}: {error}"), replica, began)
         except BaseException:
             self._replicas.release(replica)
@@ -377,25 +385,3 @@ class RetryingClient:
 def _now() -> float:
     """The loop's own time, which is what sleeps."""
     return asyncio.get_running_loop().time()
-
-
-async def _first_answer(tasks: Collection[asyncio.Task[T]]) -> T:
-    """The first result; an error only once there is nothing better to wait for."""
-    pending = set(tasks)
-    while True:
-        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            if not task.cancelled() and task.exception() is None:
-                return task.result()
-        if not pending:
-            return done.pop().result()
-
-
-async def gather(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of ``works``, in order; the first error cancels what is left."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
