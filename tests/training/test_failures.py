@@ -6,7 +6,7 @@ import pytest
 
 from nemo_magic.actors.errors import RemoteUnavailable
 from nemo_magic.judge.errors import JudgeUnavailable
-from nemo_magic.runtime.errors import DivergedError, TrainingError
+from nemo_magic.runtime.errors import DivergedError, Preempted, TrainingError
 from nemo_magic.runtime.failures import consistent_on_failure
 
 
@@ -39,6 +39,14 @@ def test_half_updated_weights_are_never_saved_as_an_untouched_step(error: Except
     with pytest.raises(TrainingError, match=r"^step 5, after an update: away; goes on from the last checkpoint$"):
         learner.fail(error, updates)
     assert learner.log == ["finished"]
+
+
+@pytest.mark.parametrize(("updates", "log"), [(0, "saved"), (1, "finished")])
+def test_a_signal_within_a_step_saves_as_a_failure_does_and_is_no_failure(updates: int, log: str) -> None:
+    learner = Learner()
+    with pytest.raises(Preempted, match="^step 5"):
+        learner.fail(Preempted("SIGTERM received"), updates)
+    assert learner.log == [log]
 
 
 def test_a_defect_of_ours_is_no_failure_of_a_step() -> None:
