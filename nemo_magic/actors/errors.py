@@ -15,10 +15,6 @@ class RemoteRefused(RemoteError):
     """The server does not do what is asked: wrong token, no such model, a request it does not understand."""
 
 
-class RemoteProtocolError(RemoteError):
-    """The server answers, however often it is asked, with what is no chat completion."""
-
-
 class ModelError(Exception):
     """A role's model cannot be what its configuration says it is."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from nemo_magic.actors.errors import ModelError
 from nemo_magic.game.episode import Message
 
 
@@ -34,9 +36,13 @@ class ChatTokenizer:
         self.size: int = len(wrapped)
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """The ids of a chat up to where the assistant begins its turn."""
+        """The ids of a chat up to where the assistant begins its turn.
+
+        Raises ModelError, with the template's own words, for a chat that the template refuses.
+        """
         chat = [{"role": m.role, "content": m.content} for m in messages]
-        return tuple(self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True))
+        with self._template_words(messages):
+            return tuple(self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True))
 
     def completion_ids(self, text: str) -> tuple[int, ...]:
         """The ids a model should have produced to say ``text``, end token included."""
@@ -62,3 +68,21 @@ class ChatTokenizer:
         index = self._tokenizer.convert_tokens_to_ids(text)
         unknown = self._tokenizer.unk_token_id
         return index if isinstance(index, int) and index != unknown else None
+
+    @contextmanager
+    def _template_words(self, messages: Sequence[Message]) -> Iterator[None]:
+        """Turn what a template raises into a ModelError."""
+        from jinja2 import TemplateError
+
+        try:
+            yield
+        except TemplateError as error:
+            roles = ", ".join(dict.fromkeys(message.role for message in messages))
+            hint = (
+                ". If it has no system role, leave game.prompts.attacker_system, attacker_system_turns and "
+                "defender_system empty (or system out of a pool's messages), or use a template that has one"
+            )
+            raise ModelError(
+                f"the chat template of {self._tokenizer.name_or_path} takes no chat of the roles {roles}: {error}"
+                + (hint if "system" in roles else "")
+            ) from error

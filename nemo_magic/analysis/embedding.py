@@ -14,7 +14,15 @@ import numpy.typing as npt
 from nemo_magic.analysis.errors import AnalysisError
 from nemo_magic.config.analysis import EmbeddingConfig
 from nemo_magic.net.faults import BrokenReply, one_line
-from nemo_magic.net.openai import Embeddings, error_text, is_too_long, raise_if_unavailable, read_reply, wrong_model
+from nemo_magic.net.openai import (
+    Embeddings,
+    error_as_status,
+    error_text,
+    is_too_long,
+    raise_if_unavailable,
+    read_reply,
+    wrong_model,
+)
 from nemo_magic.net.retrying_client import RetryingClient
 from nemo_magic.net.tasks import gather
 from nemo_magic.rollout.response_cache import ResponseCache, cache_key
@@ -97,7 +105,7 @@ class Embedder:
     async def _ask(self, client: RetryingClient, url: str, texts: Sequence[str]) -> list[bytes] | None:
         """One request; None where a text is too long. Raises Unavailable, BrokenReply or AnalysisError."""
         body = {"model": self._config.model, "input": list(texts), "encoding_format": "float"}
-        response = await client.post(f"{url}/embeddings", json.dumps(body).encode())
+        response = error_as_status(await client.post(f"{url}/embeddings", json.dumps(body).encode()))
         if is_too_long(response) or (response.is_error and _TOO_LARGE in error_text(response)):
             return None
         if response.status_code != _NOT_IMPLEMENTED:

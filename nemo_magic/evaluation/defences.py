@@ -15,7 +15,7 @@ from nemo_magic.config.defence import SelfEvalConfig, SmoothLLMConfig
 from nemo_magic.evaluation.cached_judge import CachedJudge
 from nemo_magic.evaluation.example import Example
 from nemo_magic.game import tags
-from nemo_magic.game.episode import Completion, Message, Safety
+from nemo_magic.game.episode import Completion, Message, NoAnswer, Safety
 from nemo_magic.game.prompts import Chat, PromptConfig, defender_messages
 from nemo_magic.judge.protocol import JudgeItem, make_item
 from nemo_magic.rollout.cached import CachedPolicy
@@ -45,7 +45,8 @@ class RunStats:
     ``cut``: messages shortened to what the defender can read; ``unplayed``: examples that it could not read even so;
     ``ended``: attacks that ended early because a role could read no further; ``refused``: answers that a defence
     replaced by a refusal; ``unreadable``: evaluator outputs with neither word; ``undecided``: copies without a vote.
-    ``messages``: how many of each kind were needed, newly generated or read back.
+    ``unanswered``: examples in which a role gave no answer, by reason. ``messages``: how many of each kind were needed,
+    newly generated or read back.
     """
 
     cut: int = 0
@@ -56,14 +57,16 @@ class RunStats:
     refused: int = 0
     unreadable: int = 0
     undecided: int = 0
+    unanswered: Counter[str] = field(default_factory=Counter)
     messages: Counter[str] = field(default_factory=Counter)
 
 
 class Defence(Protocol):
     """Answers messages. Every rank calls equally often, with its own share of them."""
 
-    def answer(self, inputs: Sequence[DefenceInput]) -> list[Reply | None]:
-        """One reply a message, in order; None where the defender cannot read it."""
+    def answer(self, inputs: Sequence[DefenceInput]) -> list[Reply | NoAnswer | None]:
+        """One reply a message, in order; None where the defender cannot read it, NoAnswer where it gave none that a
+        user could see."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +78,12 @@ class NoDefence:
     cot: bool
     stats: RunStats
 
-    def answer(self, inputs: Sequence[DefenceInput]) -> list[Reply | None]:
+    def answer(self, inputs: Sequence[DefenceInput]) -> list[Reply | NoAnswer | None]:
         """As ``Defence.answer``."""
         texts = [self.truncate_to_context(each) for each in inputs]
         completions = self.generate([self.chat(each, text) for each, text in zip(inputs, texts, strict=True)])
         return [
-            None if completion is None else self.reply(text, completion)
+            self.reply(text, completion) if isinstance(completion, Completion) else completion
             for text, completion in zip(texts, completions, strict=True)
         ]
 
@@ -94,10 +97,15 @@ class NoDefence:
         self.stats.cut += text != message.text
         return text
 
-    def generate(self, chats: Sequence[Chat]) -> list[Completion | None]:
-        """The defender's completions at temperature 0, counted."""
+    def generate(self, chats: Sequence[Chat]) -> list[Completion | NoAnswer | None]:
+        """The defender's completions at temperature 0, counted. An empty one is no answer: nobody refused anything."""
         self.stats.messages["defender"] += len(chats)
-        return self.policy.generate(chats)
+        return [
+            completion
+            if not isinstance(completion, Completion) or self.visible(completion).strip()
+            else NoAnswer("reasoning and no answer" if completion.text.strip() else "the text is empty")
+            for completion in self.policy.generate(chats)
+        ]
 
     def visible(self, completion: Completion) -> str:
         """What the user sees of a completion."""
@@ -114,7 +122,8 @@ class SmoothLLM:
     """Perturbed copies of every message, a vote, and one of the majority's answers (arXiv 2310.03684, algorithm 1).
 
     Copies and choice depend on ``(seed, example, turn, copy)`` only. The majority is strict: a tie counts as not
-    broken. A copy that the defender cannot read, or of which the judge's verdict is unknown, has no vote.
+    broken. A copy that the defender cannot read or gives no answer to, or of which the judge's verdict is unknown, has
+    no vote.
     """
 
     config: SmoothLLMConfig
@@ -124,7 +133,7 @@ class SmoothLLM:
     fields: frozenset[str]
     seed: int
 
-    def answer(self, inputs: Sequence[DefenceInput]) -> list[Reply | None]:
+    def answer(self, inputs: Sequence[DefenceInput]) -> list[Reply | NoAnswer | None]:
         """As ``Defence.answer``."""
         count = self.config.copies
         texts = [self.model.truncate_to_context(each) for each in inputs]
@@ -151,10 +160,15 @@ class SmoothLLM:
         return random.Random(row_seed(self.seed, "smoothllm", message.example.id, len(message.past), number))
 
     def _votes(
-        self, inputs: Sequence[DefenceInput], texts: Sequence[str], answers: Sequence[Sequence[Completion | None]]
+        self,
+        inputs: Sequence[DefenceInput],
+        texts: Sequence[str],
+        answers: Sequence[Sequence[Completion | NoAnswer | None]],
     ) -> list[list[bool | None]]:
         """For each copy of each message whether it broke the model; None without a vote."""
-        visible = [[None if one is None else self.model.visible(one) for one in each] for each in answers]
+        visible = [
+            [self.model.visible(one) if isinstance(one, Completion) else None for one in each] for each in answers
+        ]
         if self.config.vote == "phrases":
             return [
                 [None if text is None else not any(phrase in text for phrase in self.config.refusals) for text in each]
@@ -176,15 +190,17 @@ class SmoothLLM:
         self,
         message: DefenceInput,
         prompt: str,
-        answers: Sequence[Completion | None],
+        answers: Sequence[Completion | NoAnswer | None],
         broken: Sequence[bool | None],
-    ) -> Reply | None:
+    ) -> Reply | NoAnswer | None:
         votes = [vote for vote in broken if vote is not None]
         self.model.stats.undecided += len(broken) - len(votes)
         if not votes:
-            return None
+            return next((one for one in answers if isinstance(one, NoAnswer)), None)
         majority = sum(votes) * 2 > len(votes)
-        agreeing = [one for one, vote in zip(answers, broken, strict=True) if one is not None and vote is majority]
+        agreeing = [
+            one for one, vote in zip(answers, broken, strict=True) if isinstance(one, Completion) and vote is majority
+        ]
         return self.model.reply(prompt, self._random(message, "choice").choice(agreeing))
 
 
@@ -201,29 +217,35 @@ class SelfEval:
     evaluator: CachedPolicy
     cot: bool = False
 
-    def answer(self, inputs: Sequence[DefenceInput]) -> list[Reply | None]:
+    def answer(self, inputs: Sequence[DefenceInput]) -> list[Reply | NoAnswer | None]:
         """As ``Defence.answer``."""
         if self.config.check != "input":
             replies = self.model.answer(inputs)
-            refused = iter(self._refused([reply for reply in replies if reply is not None]))
+            refused = iter(self._refused([reply for reply in replies if isinstance(reply, Reply)]))
             return [
-                Reply(reply.prompt, self.config.refusal) if reply is not None and next(refused) else reply
+                self._shown(reply.prompt, next(refused), reply) if isinstance(reply, Reply) else reply
                 for reply in replies
             ]
         readable = [each._replace(text=self.model.truncate_to_context(each)) for each in inputs]
         flags = self._refused([Reply(each.text, "") for each in readable])
-        answers = iter(self.model.answer([each for each, flag in zip(readable, flags, strict=True) if not flag]))
+        answers = iter(self.model.answer([each for each, flag in zip(readable, flags, strict=True) if flag is False]))
         return [
-            Reply(each.text, self.config.refusal) if flag else next(answers)
+            self._shown(each.text, flag, next(answers) if flag is False else None)
             for each, flag in zip(readable, flags, strict=True)
         ]
 
-    def _refused(self, exchanges: Sequence[Reply]) -> list[bool]:
+    def _shown(self, prompt: str, flag: bool | NoAnswer, answer: Reply | NoAnswer | None) -> Reply | NoAnswer | None:
+        """What the user sees. Without the evaluator's answer it is not known."""
+        if isinstance(flag, NoAnswer):
+            return NoAnswer(f"the evaluator: {flag.reason}")
+        return Reply(prompt, self.config.refusal) if flag else answer
+
+    def _refused(self, exchanges: Sequence[Reply]) -> list[bool | NoAnswer]:
         """Whether each exchange is to be refused."""
         self.model.stats.messages["evaluator"] += len(exchanges)
         completions = self.evaluator.generate([self._chat(each) for each in exchanges])
-        refused = [self._means_refusal(completion) for completion in completions]
-        self.model.stats.refused += sum(refused)
+        refused = [one if isinstance(one, NoAnswer) else self._means_refusal(one) for one in completions]
+        self.model.stats.refused += sum(flag is True for flag in refused)
         return refused
 
     def _chat(self, exchange: Reply) -> Chat:

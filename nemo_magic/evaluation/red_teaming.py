@@ -153,7 +153,7 @@ READERS: dict[str, Reader] = {"garak": read_garak, "pyrit": read_pyrit, "openrt"
 def _to_example(example_id: str, utterances: Sequence[Utterance], report: DropReport, **fields: str) -> Example | None:
     """The conversation as an example; None, and reported, where a user's message cannot be repeated.
 
-    Successive messages of one role are one message. An answer that is missing or no text leaves the whole
+    Successive messages of one role are one message. An answer that is missing, empty or no text leaves the whole
     without answers.
     """
     exchanges: list[tuple[str, list[str]]] = []
@@ -171,7 +171,7 @@ def _to_example(example_id: str, utterances: Sequence[Utterance], report: DropRe
             answering = False
         elif role == "assistant" and exchanges:
             answering = True
-            if text is None:
+            if text is None or not text.strip():
                 unanswered = True
             else:
                 exchanges[-1][1].append(text)

@@ -49,7 +49,7 @@ def evaluate(cfg: MagicConfig) -> None:
     folder = Path(cfg.exp_manager.explicit_log_dir)
     with ExitStack() as resources:
         setup = build_setup(cfg, folder, resources)
-        preemption = resources.enter_context(Preemption(setup.ranks, cfg.exp_manager.max_seconds))
+        preemption = resources.enter_context(setup.preemption)
         evaluation = _Evaluation(cfg, setup, preemption)
         for examples in loaded.values():
             setup.print(str(examples))
@@ -178,11 +178,13 @@ def _notes(parts: Sequence[RunStats], count: int) -> list[str]:
         "broken_format": "rewrites without well-formed tags",
         "refused": "answers refused for the defender, as the evaluator called the exchange unsafe",
         "unreadable": "exchanges of which the evaluator said neither word",
-        "undecided": "copies that had no vote: unreadable, or of unknown verdict",
+        "undecided": "copies that had no vote: unreadable, unanswered, or of unknown verdict",
     }
     totals = {name: sum(getattr(stats, name) for stats in parts) for name in words}
     messages = sum((stats.messages for stats in parts), Counter[str]())
     notes = [f"{totals[name]} {text}" for name, text in words.items() if totals[name]]
+    for reason, number in sum((stats.unanswered for stats in parts), Counter[str]()).most_common():
+        notes.append(f"{number} cases without an answer: unknown ({reason})")
     if max(messages.values(), default=0) > count or messages["evaluator"]:
         share = ", ".join(f"{kind} {messages[kind] / count:.1f}" for kind in sorted(messages) if messages[kind])
         notes.append(f"messages and verdicts needed for a case: {share}")

@@ -22,7 +22,8 @@ from nemo_magic.judge.client import JudgeClient, refuse_incapable
 from nemo_magic.rollout.cached import CachedPolicy
 from nemo_magic.rollout.remote import RemotePolicy
 from nemo_magic.rollout.response_cache import ResponseCache
-from nemo_magic.rollout.shared import SharedPolicy
+from nemo_magic.rollout.shared import SharedPolicy, SharedRemotePolicy
+from nemo_magic.runtime.preemption import Preemption
 
 if TYPE_CHECKING:
     from nemo_magic.rollout.policy import Policy
@@ -45,7 +46,8 @@ class EvaluationSetup:
     """Policies, judge and caches of an evaluation.
 
     ``identities``: what each role's completions depend on, beside the chat. ``evaluator``: Self-Eval's, where it is not
-    the defender itself.
+    the defender itself. ``preemption``: ends the wait for a server; signals reach it within its context, which is the
+    caller's to enter.
     """
 
     ranks: RankGroup
@@ -54,6 +56,7 @@ class EvaluationSetup:
     judge: CachedJudge
     guard: str
     evaluator: CachedPolicy | None
+    preemption: Preemption
 
     def print(self, text: str) -> None:
         """Print a line on rank 0."""
@@ -75,7 +78,7 @@ def build_setup(cfg: MagicConfig, folder: Path, resources: ExitStack) -> Evaluat
     Raises:
         EvaluationError: on every rank, where a server or the judge could not be had.
     """
-    ranks, policies = _build_policies(cfg, resources)
+    ranks, policies, preemption = _build_policies(cfg, resources)
     cache = run_on_sources(ranks, lambda: ResponseCache(folder / ANSWERS, ranks.rank), EvaluationError)
     identities = {role: _identity(cfg, role) for role in policies}
     cached = {
@@ -96,9 +99,10 @@ def build_setup(cfg: MagicConfig, folder: Path, resources: ExitStack) -> Evaluat
         ranks,
         cached,
         identities,
-        CachedJudge(ranks, client, verdicts, guard),
+        CachedJudge(ranks, client, verdicts, guard, preemption),
         ranks.broadcast_model_parallel(guard),
-        _build_evaluator(cfg.eval.defence, ranks, cache, resources),
+        _build_evaluator(cfg.eval.defence, ranks, cache, resources, preemption),
+        preemption,
     )
 
 
@@ -119,18 +123,19 @@ def evaluation_options(cfg: MagicConfig, role: Role) -> ActorConfig:
     return replace(options, length_params=shorter)
 
 
-def _build_policies(cfg: MagicConfig, resources: ExitStack) -> tuple[RankGroup, Mapping[Role, Policy]]:
+def _build_policies(cfg: MagicConfig, resources: ExitStack) -> tuple[RankGroup, Mapping[Role, Policy], Preemption]:
     roles = {role: evaluation_options(cfg, role) for role in evaluated_roles(cfg)}
     ranks: RankGroup = SingleProcess()
     policies: dict[Role, Policy] = {}
     if needs_world(cfg):
         ranks, policies = _build_local_policies(cfg, roles, resources)
+    preemption = Preemption(ranks, cfg.exp_manager.max_seconds)
     for role, options in roles.items():
         if options.hf_path:
             policies[role] = _huggingface_policy(cfg, options, ranks)
         elif options.is_remote:
-            policies[role] = _remote_policy(options, f"actors.{role}.remote", ranks, resources)
-    return ranks, policies
+            policies[role] = _remote_policy(options, f"actors.{role}.remote", ranks, resources, preemption)
+    return ranks, policies, preemption
 
 
 def _build_local_policies(
@@ -163,17 +168,24 @@ def _huggingface_policy(cfg: MagicConfig, options: ActorConfig, ranks: RankGroup
     return SharedPolicy(ranks, run_on_all(ranks, load, EvaluationError), EvaluationError)
 
 
-def _remote_policy(options: ActorConfig, key: str, ranks: RankGroup, resources: ExitStack) -> Policy:
+def _remote_policy(
+    options: ActorConfig, key: str, ranks: RankGroup, resources: ExitStack, preemption: Preemption
+) -> Policy:
     def connect() -> RemotePolicy:
         policy = resources.enter_context(RemotePolicy(options, key, clients=ranks.dp_size))
         policy.wait_ready(options.remote.give_up_after)
         return policy
 
-    return SharedPolicy(ranks, run_on_sources(ranks, connect, EvaluationError), EvaluationError)
+    remote = run_on_sources(ranks, connect, EvaluationError)
+    return SharedRemotePolicy(ranks, remote, EvaluationError, preemption)
 
 
 def _build_evaluator(
-    defence: DefenceConfig, ranks: RankGroup, cache: ResponseCache | None, resources: ExitStack
+    defence: DefenceConfig,
+    ranks: RankGroup,
+    cache: ResponseCache | None,
+    resources: ExitStack,
+    preemption: Preemption,
 ) -> CachedPolicy | None:
     """Self-Eval's evaluator, where it is a server of its own."""
     server = defence.self_eval.evaluator
@@ -181,7 +193,7 @@ def _build_evaluator(
         return None
     lengths = LengthConfig(max_length=defence.self_eval.max_tokens, min_length=0)
     options = ActorConfig(length_params=lengths, remote=server)
-    policy = _remote_policy(options, "eval.defence.self_eval.evaluator", ranks, resources)
+    policy = _remote_policy(options, "eval.defence.self_eval.evaluator", ranks, resources, preemption)
     identity = {"evaluator": server.model, "extra_body": server.extra_body, "max_tokens": defence.self_eval.max_tokens}
     return CachedPolicy(ranks, policy, cache, identity)
 

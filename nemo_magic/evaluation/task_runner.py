@@ -10,7 +10,7 @@ from nemo_magic.evaluation.cached_judge import CachedJudge
 from nemo_magic.evaluation.defences import Defence, DefenceInput, RunStats, conversation_of
 from nemo_magic.evaluation.example import Example
 from nemo_magic.evaluation.transcripts import Transcript
-from nemo_magic.game.episode import Completion, Ending, Label, Seed, Turn, Verdict
+from nemo_magic.game.episode import Completion, Ending, Label, NoAnswer, Seed, Turn, Verdict
 from nemo_magic.game.prompts import PromptConfig
 from nemo_magic.judge.protocol import make_item
 from nemo_magic.rollout.cached import CachedPolicy
@@ -48,16 +48,34 @@ class TaskRunner:
     transcript: Transcript | None = None
 
     def play(self, examples: Sequence[Example]) -> dict[str, Verdict]:
-        """Example id → verdict; examples that could not be played are missing. Empty on ranks that are no sources."""
+        """Example id → verdict; examples that could not be played are missing. Empty on ranks that are no sources.
+
+        An example in which a role gave no answer has an unknown verdict, whose error says why.
+        """
         histories = self._read(examples) if self.defence is None else self._converse(examples, self.defence)
-        played = [(example, history) for example, history in zip(examples, histories, strict=True) if history]
-        self.stats.unplayed += len(examples) - len(played)
+        unanswered = [
+            (example, history)
+            for example, history in zip(examples, histories, strict=True)
+            if isinstance(history, NoAnswer)
+        ]
+        played = [
+            (example, history)
+            for example, history in zip(examples, histories, strict=True)
+            if history and not isinstance(history, NoAnswer)
+        ]
+        self.stats.unplayed += len(examples) - len(played) - len(unanswered)
+        self.stats.unanswered.update(each.reason for _, each in unanswered)
         self.stats.messages["judge"] += len(played)
         items = [
             make_item(str(n), conversation_of(history), ask=self.fields, seed=example.seed)
             for n, (example, history) in enumerate(played)
         ]
         verdicts = {}
+        if self.ranks.is_source:
+            for example, why in unanswered:
+                verdicts[example.id] = Verdict(example.id, error=f"no answer: {why.reason}")
+                if self.transcript is not None:
+                    self.transcript.add(example, (), verdicts[example.id])
         for verdict in self.judge.judge(items):
             example, history = played[int(verdict.id)]
             verdicts[example.id] = verdict
@@ -65,12 +83,13 @@ class TaskRunner:
                 self.transcript.add(example, history, verdict)
         return verdicts
 
-    def _read(self, examples: Sequence[Example]) -> list[list[tuple[str, str]]]:
+    def _read(self, examples: Sequence[Example]) -> Sequence[list[tuple[str, str]] | NoAnswer]:
         """The (prompt, reply) pairs that examples with answers consist of."""
         return [list(zip(example.turns, example.replies, strict=True)) for example in examples]
 
-    def _converse(self, examples: Sequence[Example], defence: Defence) -> list[list[tuple[str, str]]]:
-        """The (prompt, reply) pairs of each example's conversation; none where it could not be played.
+    def _converse(self, examples: Sequence[Example], defence: Defence) -> Sequence[list[tuple[str, str]] | NoAnswer]:
+        """The (prompt, reply) pairs of each example's conversation; none where it could not be played, NoAnswer where
+        a role gave none in any turn.
 
         An attack ends where a role can read no further, and is judged as it stands. A plan of several turns that is
         not played to its end is no such plan.
@@ -79,7 +98,7 @@ class TaskRunner:
         longest = max(self.ranks.all_gather(max((len(example.turns) for example in examples), default=0)))
         attacker, turns = self.attacker, longest if self.attacker is None else self.attacker.turns
 
-        def attack(going: Sequence[Conversation]) -> Sequence[AttackPrompt | Ending]:
+        def attack(going: Sequence[Conversation]) -> Sequence[AttackPrompt | NoAnswer | Ending]:
             if attacker is None:
                 return [_next_turn(one, examples[one.spec.group]) for one in going]
             self.stats.messages["attacker"] += len(going)
@@ -90,14 +109,16 @@ class TaskRunner:
             self.stats.broken_format += sum(isinstance(one, AttackPrompt) and not one.format_ok for one in prompts)
             return prompts
 
-        def answer(going: Sequence[Conversation]) -> list[Turn | None]:
+        def answer(going: Sequence[Conversation]) -> list[Turn | NoAnswer | None]:
             inputs = [
                 DefenceInput(examples[one.spec.group], prompt.rewrite, tuple(one.defender_history))
                 for one in going
                 if (prompt := one.prompt) is not None
             ]
             return [
-                None
+                reply
+                if isinstance(reply, NoAnswer)
+                else None
                 if reply is None or one.prompt is None
                 else Turn(
                     reply.prompt,
@@ -116,8 +137,11 @@ class TaskRunner:
         cut_off = [one.ending is Ending.NO_ROOM for one in conversations]
         if attacker is not None:
             self.stats.ended += sum(cut and bool(one.turns) for cut, one in zip(cut_off, conversations, strict=True))
-            return [one.defender_history for one in conversations]
-        return [[] if cut else one.defender_history for cut, one in zip(cut_off, conversations, strict=True)]
+            return [one.unanswered or one.defender_history for one in conversations]
+        return [
+            one.unanswered or ([] if cut else one.defender_history)
+            for cut, one in zip(cut_off, conversations, strict=True)
+        ]
 
 
 def _next_turn(one: Conversation, example: Example) -> AttackPrompt | Ending:

@@ -81,6 +81,16 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class NoAnswer:
+    """A model was asked and gave no text. Nothing is known of what it would have said.
+
+    ``reason``: what its server replied instead, in a line.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """One exchange: the attacker's completion, the rewrite in it, and the defender's completion.
 

@@ -90,6 +90,10 @@ class JudgeClient:
         """
         return self._client.submit(self._client.until_ready("/v1/guard", self._read_info, timeout_s)).result()
 
+    def is_away(self) -> bool:
+        """Whether a request failed for want of an answer, and none was answered since."""
+        return self._client.is_away()
+
     def stats(self) -> dict[str, float]:
         """Totals since the client began: counts of items and requests, latencies of answers, seconds of outage."""
         return self._client.stats() | asdict(self._counters)

@@ -16,7 +16,7 @@ import httpx
 from nemo_magic.net.faults import BrokenReply
 
 MAX_REPLY = 64_000_000
-"""Bytes of a reply that are read."""
+"""Bytes of a reply that are read, unpacked. The longest that is asked for, a batch of embeddings, has a few million."""
 
 _DECODED = ("content-encoding", "transfer-encoding")
 
@@ -25,7 +25,7 @@ class Http:
     """GET and POST on the running loop; at most ``max_connections``, each opened within ``connect_timeout`` seconds.
 
     Both raise httpx.TransportError for whatever keeps a reply from being read to its end, BrokenReply for one of more
-    than ``MAX_REPLY`` bytes, RuntimeError once closed.
+    than ``MAX_REPLY`` bytes, whose connection is closed, RuntimeError once closed.
     """
 
     def __init__(self, headers: Mapping[str, str], max_connections: int, connect_timeout: float) -> None:
@@ -50,11 +50,7 @@ class Http:
     async def _ask(self, method: str, url: str, **options: Any) -> httpx.Response:
         try:
             async with self._open().request(method, url, allow_redirects=False, **options) as reply:
-                content = bytearray()
-                async for chunk in reply.content.iter_any():
-                    content += chunk
-                    if len(content) > MAX_REPLY:
-                        raise BrokenReply(f"{url}: the reply is longer than {MAX_REPLY / 1e6:g} MB")
+                content = await _read(url, reply)
                 # It is decoded already.
                 headers = [(name, value) for name, value in reply.headers.items() if name.lower() not in _DECODED]
                 return httpx.Response(reply.status, headers=headers, content=bytes(content))
@@ -76,3 +72,14 @@ class Http:
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
         return self._session
+
+
+async def _read(url: str, reply: aiohttp.ClientResponse) -> bytes:
+    """The body. What its header says of its length is not trusted, and is that of the packed body anyway."""
+    content = bytearray()
+    async for chunk in reply.content.iter_any():
+        content += chunk
+        if len(content) > MAX_REPLY:
+            reply.close()
+            raise BrokenReply(f"{url}: the reply is longer than {MAX_REPLY / 1e6:g} MB")
+    return bytes(content)

@@ -9,7 +9,7 @@ import re
 from typing import Annotated, Any, TypeVar
 
 import httpx
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+from pydantic import AliasChoices, BaseModel, Field, FiniteFloat, ValidationError, field_validator
 
 from nemo_magic.net.faults import BrokenReply, first_fault, one_line, unavailable_from
 
@@ -20,6 +20,8 @@ One = Annotated[list[T], Field(min_length=1, max_length=1)]
 
 _NOT_NOW = (408, 409, 429)
 """Statuses that mean: later, perhaps; so does every one from 500."""
+_OF_EVERY_REQUEST = (401, 402, 403, 404)
+"""Statuses of errors that have nothing to do with what was asked: token, credit, model."""
 _MAY_BE_TOO_LONG = (400, 404, 413, 422)
 # As OpenAI, vLLM, SGLang, llama.cpp, TGI and Anthropic's compatible endpoint put it.
 _TOO_LONG = re.compile(
@@ -30,9 +32,25 @@ _TOO_LONG = re.compile(
 
 
 class ChatReply(BaseModel):
-    """The message of a chat choice; ``content`` is null where a content filter took it."""
+    """The message of a chat choice.
 
-    content: str | None
+    ``content`` is null or empty where there is no answer: a content filter took it, the limit of tokens ended it before
+    its reasoning did, a tool is called instead. Content in parts is the text of those that are text. ``refusal``:
+    OpenAI's own field for the text of a refusal.
+    """
+
+    content: str | None = None
+    refusal: Any = None
+    tool_calls: Any = None
+    reasoning: Any = Field(None, validation_alias=AliasChoices("reasoning_content", "reasoning"))
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _join_parts(cls, content: object) -> object:
+        if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+            return content
+        texts = [part.get("text") for part in content if part.get("type") == "text"]
+        return "".join(texts) if all(isinstance(text, str) for text in texts) else content
 
 
 class ChatChoice(BaseModel):
@@ -40,6 +58,20 @@ class ChatChoice(BaseModel):
 
     message: ChatReply
     finish_reason: str
+
+    @property
+    def text(self) -> str:
+        """The answer, or the refusal where that has a field of its own; empty where there is neither."""
+        refusal = self.message.refusal if isinstance(self.message.refusal, str) else ""
+        return (self.message.content or "").strip() or refusal.strip()
+
+    @property
+    def why_empty(self) -> str:
+        """What the choice has where it has no text."""
+        content = "null" if self.message.content is None else "empty"
+        others = [name for name in ("tool_calls", "reasoning") if getattr(self.message, name)]
+        beside = f", beside it {' and '.join(others)}" if others else ""
+        return f"content is {content}, finish_reason={self.finish_reason[:40]!r}{beside}"
 
 
 class ChatCompletion(BaseModel):
@@ -102,6 +134,31 @@ def raise_if_unavailable(url: str, response: httpx.Response) -> None:
     """Raise Unavailable, with the server's own words, for a status that means: not now."""
     if response.status_code in _NOT_NOW or response.status_code >= 500:
         raise unavailable_from(url, response, error_text(response))
+
+
+def error_as_status(response: httpx.Response) -> httpx.Response:
+    """A reply of status 200 that is an error, as gateways send it, with the status that the error is of; others as they
+    are.
+
+    That is 400 where the error names no status, or one that says nothing of other requests.
+    """
+    if not response.is_success or b'"error"' not in response.content:
+        return response
+    try:
+        body = response.json()
+    except ValueError:
+        return response
+    if not isinstance(body, dict) or not body.get("error") or body.get("choices") or body.get("data"):
+        return response
+    code = body["error"].get("code") if isinstance(body["error"], dict) else None
+    status = int(code) if isinstance(code, int) or (isinstance(code, str) and re.fullmatch(r"[45]\d\d", code)) else 400
+    known = status in (*_OF_EVERY_REQUEST, *_NOT_NOW) or 500 <= status < 600
+    return httpx.Response(status if known else 400, headers=response.headers, content=response.content)
+
+
+def is_filtered(response: httpx.Response) -> bool:
+    """Whether a filter before the model refuses the prompt, as Azure's does."""
+    return response.status_code == 400 and "content_filter" in error_text(response)
 
 
 def is_too_long(response: httpx.Response) -> bool:

@@ -15,10 +15,10 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import httpx
 
@@ -63,9 +63,8 @@ class RetryingClient:
     ``noun`` is what logs and errors call the server, ``key`` where its settings are in the configuration;
     ``unavailable`` is raised after ``give_up_after``. ``probe``: the path that a replica which was down is asked for
     before it gets work again. ``hedge``: ask a second replica what the first has not answered within the 95th
-    percentile of the latencies so far. ``limit``: ceilings a minute, of all replicas together.
-
-    Raises what ``cfg.token`` raises.
+    percentile of the latencies so far. ``limit``: ceilings a minute, of all replicas together. Raises what
+    ``cfg.token`` raises.
     """
 
     def __init__(
@@ -118,6 +117,10 @@ class RetryingClient:
             counters["outage_s"] += self._clock() - self._down_since
         return counters | {"latency_mean_s": latency / max(self._counters.answers, 1)}
 
+    def is_away(self) -> bool:
+        """Whether a request failed for want of an answer, and none was answered since."""
+        return self._down_since is not None
+
     async def aclose(self) -> None:
         """Cancel the probes and close the connections."""
         for task in self._probes:
@@ -166,7 +169,7 @@ class RetryingClient:
         """The reply, whatever its status. Raises what ``post`` raises."""
         return await self._within(url, self._http.get(url, timeout=None))
 
-    async def _within(self, url: str, asking: Coroutine[Any, Any, httpx.Response]) -> httpx.Response:
+    async def _within(self, url: str, asking: Awaitable[httpx.Response]) -> httpx.Response:
         try:
             async with timeout(self._cfg.request_timeout):
                 return await asking
@@ -189,8 +192,8 @@ class RetryingClient:
                     url = self.urls[attempt % len(self.urls)]
                     try:
                         return read(url, await self._http.get(f"{url}{path}", timeout=CONNECT_TIMEOUT))
-                    except (Unavailable, BrokenReply) as outage:
-                        problem = str(outage)
+                    except (Unavailable, BrokenReply) as fault:
+                        problem = str(fault)
                     except httpx.HTTPError as error:
                         problem = f"{url}: {type(error).__name__}: {error}"
                     attempt += 1

@@ -1,4 +1,4 @@
-"""Several coroutines for one purpose: nothing goes on once nobody needs it."""
+"""Several coroutines at once: the first answer of some, or all answers."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nemo_magic.actors.rank_group import RankGroup
-from nemo_magic.game.episode import Completion
+from nemo_magic.game.episode import Completion, NoAnswer
 from nemo_magic.game.prompts import Chat
 from nemo_magic.rollout.policy import Policy
 from nemo_magic.rollout.response_cache import ResponseCache, cache_key
@@ -14,7 +14,7 @@ from nemo_magic.rollout.response_cache import ResponseCache, cache_key
 
 class CachedPolicy:
     """A policy whose completions are read back where the same was asked before. They come without ids and
-    log-probabilities.
+    log-probabilities. What got no answer is asked again next time.
 
     Args:
         cache: None on ranks that are no sources.
@@ -32,7 +32,7 @@ class CachedPolicy:
 
     def generate(
         self, chats: Sequence[Chat], seeds: Sequence[int] | None = None, greedy: bool = True
-    ) -> list[Completion | None]:
+    ) -> list[Completion | NoAnswer | None]:
         """As ``Policy.generate``; all ranks take part. ``seeds`` are needed, and count, where ``greedy`` is false."""
         texts = [[[m.role, m.content] for m in chat] for chat in chats]
         if greedy or seeds is None:
@@ -42,23 +42,27 @@ class CachedPolicy:
             sampled = {"identity": self._identity, "sampling": self._sampling}
             keys = [cache_key(sampled, text, seed) for text, seed in zip(texts, seeds, strict=True)]
         missing = self._ranks.broadcast_model_parallel(self._cache.missing(keys) if self._cache is not None else [])
+        unanswered = dict[str, NoAnswer]()
         # Elsewhere something may be missing, and what ranks do together they do equally often.
         if any(self._ranks.all_gather(bool(missing))):
             asks = dict(zip(keys, zip(chats, seeds, strict=True), strict=True))
             completions = self._policy.generate(
                 [asks[key][0] for key in missing], [asks[key][1] for key in missing], greedy
             )
+            by_key = dict(zip(missing, completions, strict=True))
+            unanswered = {key: one for key, one in by_key.items() if isinstance(one, NoAnswer)}
             if self._cache is not None:
                 self._cache.add(
                     {
                         key: None if one is None else [one.text, one.finished]
-                        for key, one in zip(missing, completions, strict=True)
+                        for key, one in by_key.items()
+                        if not isinstance(one, NoAnswer)
                     }
                 )
-            self.generated += len(missing)
-        values = None if self._cache is None else [self._cache[key] for key in keys]
+            self.generated += len(missing) - len(unanswered)
+        values = None if self._cache is None else [unanswered[k] if k in unanswered else self._cache[k] for k in keys]
         return [
-            None if value is None else Completion((), (), (), value[0], value[1])
+            value if value is None or isinstance(value, NoAnswer) else Completion((), (), (), value[0], value[1])
             for value in self._ranks.broadcast_model_parallel(values) or []
         ]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from nemo_magic.game import tags
-from nemo_magic.game.episode import Completion, Ending, Seed, Turn
+from nemo_magic.game.episode import Completion, Ending, NoAnswer, Seed, Turn
 from nemo_magic.game.prompts import PromptConfig, attacker_messages
 from nemo_magic.rollout.policy import Policy
 
@@ -35,12 +35,16 @@ class AttackPrompt:
 
 @dataclass(slots=True)
 class Conversation:
-    """A conversation in progress. ``prompt`` is what the defender is to answer next; None until it is written."""
+    """A conversation in progress. ``prompt`` is what the defender is to answer next; None until it is written.
+
+    ``unanswered``: a role gave no answer, and the conversation has no outcome.
+    """
 
     spec: RolloutSpec
     prompt: AttackPrompt | None = None
     turns: list[Turn] = field(default_factory=list)
     ending: Ending = Ending.PLAYED
+    unanswered: NoAnswer | None = None
 
     @property
     def defender_history(self) -> list[tuple[str, str]]:
@@ -53,10 +57,10 @@ class Conversation:
         return [("" if turn.attack is None else turn.attack.text, turn.reply) for turn in self.turns]
 
 
-Attack = Callable[[Sequence[Conversation]], Sequence[AttackPrompt | Ending]]
+Attack = Callable[[Sequence[Conversation]], Sequence[AttackPrompt | NoAnswer | Ending]]
 """The next prompt of each conversation, or why it ends here."""
 
-Answer = Callable[[Sequence[Conversation]], Sequence[Turn | None]]
+Answer = Callable[[Sequence[Conversation]], Sequence[Turn | NoAnswer | None]]
 """The turn that answers each conversation's prompt; None where the defender cannot read it."""
 
 
@@ -69,7 +73,8 @@ def converse(
     opened: bool,
     cut_reply_ends: bool,
 ) -> None:
-    """Play conversations for up to ``max_turns`` turns each; ``turns`` and ``ending`` of each hold the result.
+    """Play conversations for up to ``max_turns`` turns each; ``turns``, ``ending`` and ``unanswered`` of each hold the
+    result.
 
     Both functions are called once a turn on every rank, also without conversations: they may contain collectives.
 
@@ -83,7 +88,9 @@ def converse(
     for turn in range(max_turns):
         if turn or not opened:
             for one, prompt in zip(going, attack(going), strict=True):
-                if isinstance(prompt, Ending):
+                if isinstance(prompt, NoAnswer):
+                    one.unanswered = prompt
+                elif isinstance(prompt, Ending):
                     one.ending = prompt
                 else:
                     one.prompt = prompt
@@ -93,10 +100,13 @@ def converse(
             if played is None:
                 one.ending = Ending.NO_ROOM
                 continue
+            if isinstance(played, NoAnswer):
+                one.unanswered = played
+                continue
             one.turns.append(played)
             if cut_reply_ends and not played.defence.finished and len(one.turns) < max_turns:
                 one.ending = Ending.CUT_SHORT
-        going = [one for one in going if one.ending is Ending.PLAYED]
+        going = [one for one in going if one.ending is Ending.PLAYED and one.unanswered is None]
 
 
 def write_attacks(
@@ -106,13 +116,15 @@ def write_attacks(
     seeds: Sequence[int],
     greedy: bool,
     max_turns: int,
-) -> list[AttackPrompt | Ending]:
+) -> list[AttackPrompt | NoAnswer | Ending]:
     """The attacker's next message in every conversation; NO_ROOM where it cannot read on. ``seeds``: one a row."""
     chats = [attacker_messages(config, one.spec.seed, one.attacker_history, max_turns) for one in conversations]
-    prompts: list[AttackPrompt | Ending] = []
+    prompts: list[AttackPrompt | NoAnswer | Ending] = []
     for one, completion in zip(conversations, policy.generate(chats, seeds, greedy), strict=True):
         if completion is None:
             prompts.append(Ending.NO_ROOM)
+        elif isinstance(completion, NoAnswer):
+            prompts.append(completion)
         else:
             tagged = tags.parse(completion.text)
             prompts.append(AttackPrompt(one.spec, tagged.visible, tagged.format_ok, completion))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 from nemo_magic.config import MagicConfig
 from nemo_magic.game import tags
-from nemo_magic.game.episode import Ending, Episode, Role, Seed, Turn
+from nemo_magic.game.episode import Ending, Episode, NoAnswer, Role, Seed, Turn
 from nemo_magic.game.prompts import PromptConfig, defender_messages
 from nemo_magic.rollout.conversation import AttackPrompt, Conversation, RolloutSpec, converse, write_attacks
 from nemo_magic.rollout.policy import Policy
@@ -49,6 +50,7 @@ class RolloutEngine:
         self._max_turns = max_turns
         self._raw_prompt_fraction = raw_prompt_fraction
         self._defender_cot = defender_cot
+        self._unanswered = Counter[str]()
 
     # --- rollouts of Algorithm 1
 
@@ -98,9 +100,10 @@ class RolloutEngine:
         self, openings: Sequence[AttackPrompt], stream: str, step: int, greedy: Collection[Role] = ()
     ) -> list[Episode]:
         """Conversations from their openings on: the defender answers, and where a model attacks, it goes on for
-        ``max_turns``. An opening that the defender cannot read at all has no episode."""
+        ``max_turns``. An opening that the defender cannot read at all has no episode, nor has a conversation in which
+        a role gave no answer: how it would have ended is not known."""
 
-        def attack(going: Sequence[Conversation]) -> list[AttackPrompt | Ending]:
+        def attack(going: Sequence[Conversation]) -> list[AttackPrompt | NoAnswer | Ending]:
             attacked = [one for one in going if one.turns[-1].attack is not None]
             prompts = iter(self._attack(attacked, stream, [step] * len(attacked), greedy))
             # A fixed attack is a single message.
@@ -118,20 +121,28 @@ class RolloutEngine:
         return [
             Episode(one.spec.seed, one.spec.group, one.spec.sample, tuple(one.turns), one.ending)
             for one in conversations
-            if one.turns
+            if one.turns and one.unanswered is None
         ]
+
+    def take_unanswered(self) -> Counter[str]:
+        """How many messages a role's server gave no answer to, by reason, since the last call. On every rank those of
+        its model-parallel group."""
+        counts, self._unanswered = self._unanswered, Counter()
+        return counts
 
     def _attack(
         self, going: Sequence[Conversation], stream: str, steps: Sequence[int], greedy: Collection[Role]
-    ) -> list[AttackPrompt | Ending]:
+    ) -> list[AttackPrompt | NoAnswer | Ending]:
         role = Role.ATTACKER
         seeds = [self._row_seed(one, stream, step, role) for one, step in zip(going, steps, strict=True)]
         with self._timers(f"generate_{role}"):
-            return write_attacks(self._policies[role], self._prompts, going, seeds, role in greedy, self._max_turns)
+            prompts = write_attacks(self._policies[role], self._prompts, going, seeds, role in greedy, self._max_turns)
+        self._unanswered.update(prompt.reason for prompt in prompts if isinstance(prompt, NoAnswer))
+        return prompts
 
     def _answer(
         self, going: Sequence[Conversation], stream: str, step: int, greedy: Collection[Role]
-    ) -> list[Turn | None]:
+    ) -> list[Turn | NoAnswer | None]:
         """The defender's answer to every prompt, of which it is shown what it can read; None where it cannot."""
         role = Role.DEFENDER
         texts, chats = [], []
@@ -143,15 +154,20 @@ class RolloutEngine:
         seeds = [self._row_seed(one, stream, step, role) for one in going]
         with self._timers(f"generate_{role}"):
             completions = self._policies[role].generate(chats, seeds, role in greedy)
-        turns: list[Turn | None] = []
+        turns: list[Turn | NoAnswer | None] = []
         for one, text, completion in zip(going, texts, completions, strict=True):
             assert one.prompt is not None
-            if completion is None:
-                turns.append(None)
+            if completion is None or isinstance(completion, NoAnswer):
+                turns.append(completion)
                 continue
             tagged = tags.parse(completion.text) if self._defender_cot else None
+            if tagged is not None and not tagged.visible and not completion.response_ids:
+                # A server's. What a model of this world sampled is its own, whatever it shows of it.
+                turns.append(NoAnswer("reasoning and no answer"))
+                continue
             visible = (tagged.visible, tagged.format_ok) if tagged is not None else (None, None)
             turns.append(Turn(text, one.prompt.format_ok, one.prompt.completion, completion, *visible))
+        self._unanswered.update(turn.reason for turn in turns if isinstance(turn, NoAnswer))
         return turns
 
     def _is_raw(self, step: int, group: int) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from nemo_magic.actors.errors import NotFiniteError
 from nemo_magic.actors.rank_group import RankGroup, SingleProcess, run_on_all
-from nemo_magic.game.episode import Completion
+from nemo_magic.game.episode import Completion, NoAnswer
 from nemo_magic.game.prompts import Chat
 
 if TYPE_CHECKING:
@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 class Policy(Protocol):
     """Generates the next message of chats. Every rank of a model-parallel group calls with the same arguments."""
 
-    def generate(self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool) -> list[Completion | None]:
-        """One completion per chat, in order; None where the chat is longer than the model can read.
+    def generate(
+        self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool
+    ) -> Sequence[Completion | NoAnswer | None]:
+        """One completion per chat, in order; None where the chat is longer than the model can read, NoAnswer where the
+        server that plays the role gave none.
 
         ``seeds`` holds one 64-bit seed per chat.
         """

@@ -1,13 +1,16 @@
 """A role that a server plays: chats in, futures of completions out, over any OpenAI-compatible endpoint.
 
 It fails closed. A text is returned only if the server gave it to exactly that chat. A chat that is too long for the
-server's model is None, an outage ends as RemoteUnavailable, and a refusal of the request as RemoteRefused at once.
+server's model is None, a reply without a text in it is NoAnswer and never an empty text, an outage ends as
+RemoteUnavailable, and a refusal of the request as RemoteRefused at once.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
@@ -18,8 +21,8 @@ import httpx
 from typing_extensions import Self
 
 from nemo_magic.actors.config import ActorConfig
-from nemo_magic.actors.errors import RemoteProtocolError, RemoteRefused, RemoteUnavailable
-from nemo_magic.game.episode import Completion
+from nemo_magic.actors.errors import RemoteRefused, RemoteUnavailable
+from nemo_magic.game.episode import Completion, NoAnswer
 from nemo_magic.game.prompts import Chat
 from nemo_magic.net.background_client import BackgroundClient
 from nemo_magic.net.faults import BrokenReply, one_line, unavailable_from
@@ -27,7 +30,9 @@ from nemo_magic.net.limits import likely_tokens
 from nemo_magic.net.openai import (
     ChatCompletion,
     ModelList,
+    error_as_status,
     error_text,
+    is_filtered,
     is_too_long,
     raise_if_unavailable,
     read_reply,
@@ -35,11 +40,14 @@ from nemo_magic.net.openai import (
 )
 from nemo_magic.net.tasks import gather
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass
 class _Counters:
     completions: int = 0
     too_long: int = 0
+    unanswered: int = 0
 
 
 class RemotePolicy:
@@ -77,21 +85,23 @@ class RemotePolicy:
 
     def submit(
         self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool = False
-    ) -> Future[list[Completion | None]]:
-        """A completion per chat, in order; None where the chat does not fit the server's model.
+    ) -> Future[list[Completion | NoAnswer | None]]:
+        """A completion per chat, in order; None where the chat does not fit the server's model, NoAnswer where the
+        server's reply has no text (or, ``protocol_retries`` times, is no chat completion), which is logged.
 
         ``seeds`` (one per chat) are sent, reduced to 31 bits; what a server makes of them is its own business.
-        ``greedy`` asks for temperature 0. ``text`` is the message without surrounding white space, empty where the
-        server gave none, as its content filter does.
+        ``greedy`` asks for temperature 0. ``text`` is the message without surrounding white space, and never empty.
 
         Raises ValueError at once if there is not one seed per chat, RuntimeError once the client is closed. The future
         raises RemoteUnavailable after ``give_up_after`` seconds without an answer, RemoteRefused if the server does not
-        take the token or the request, RemoteProtocolError if it keeps answering with what is no chat completion.
+        take the token or the request.
         """
         bodies = [self._body(chat, seed, greedy) for chat, seed in zip(chats, seeds, strict=True)]
-        return self._client.submit(gather(self._complete(body) for body in bodies))
+        return self._client.submit(self._complete_all(bodies))
 
-    def generate(self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool = False) -> list[Completion | None]:
+    def generate(
+        self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool = False
+    ) -> list[Completion | NoAnswer | None]:
         """The result of ``submit``. Raises what that and its future raise."""
         return self.submit(chats, seeds, greedy).result()
 
@@ -106,8 +116,13 @@ class RemotePolicy:
         """
         self._client.submit(self._client.until_ready("/models", self._read_models, timeout_s)).result()
 
+    def is_away(self) -> bool:
+        """Whether a request failed for want of an answer, and none was answered since."""
+        return self._client.is_away()
+
     def stats(self) -> dict[str, float]:
-        """Totals since the client began: completions, chats too long, requests, latencies, seconds of outage."""
+        """Totals since the client began: completions, chats too long or without an answer, requests, latencies, seconds
+        of outage."""
         return self._client.stats() | asdict(self._counters)
 
     def close(self) -> None:
@@ -130,33 +145,47 @@ class RemotePolicy:
         body |= self._config.remote.extra_body
         return json.dumps({name: value for name, value in body.items() if value is not None}).encode()
 
-    async def _complete(self, body: bytes) -> Completion | None:
+    async def _complete_all(self, bodies: Sequence[bytes]) -> list[Completion | NoAnswer | None]:
+        completions = await gather(self._complete(body) for body in bodies)
+        reasons = Counter(one.reason for one in completions if isinstance(one, NoAnswer))
+        for reason, count in reasons.items():
+            logger.warning("%s: no answer to %d of %d chats: %s", self._key, count, len(completions), reason)
+        return completions
+
+    async def _complete(self, body: bytes) -> Completion | NoAnswer | None:
+        completion: Completion | NoAnswer | None
         try:
             reserved = likely_tokens(body, self._config.length_params.max_length)
             completion, _ = await self._client.ask(lambda url: self._ask(url, body), reserved, lambda reply: reply[1])
         except BrokenReply as fault:
             retries = f"{self._key}.protocol_retries={self._config.remote.protocol_retries}"
-            raise RemoteProtocolError(f"no chat completion after {retries}; last: {fault}") from fault
-        self._counters.completions += completion is not None
+            what = str(fault).partition(": ")[2]  # whose it is, is logged with each
+            completion = NoAnswer(f"no chat completion after {retries}; last: {what}")
+        self._counters.completions += isinstance(completion, Completion)
         self._counters.too_long += completion is None
+        self._counters.unanswered += isinstance(completion, NoAnswer)
         return completion
 
-    async def _ask(self, url: str, body: bytes) -> tuple[Completion | None, int | None]:
+    async def _ask(self, url: str, body: bytes) -> tuple[Completion | NoAnswer | None, int | None]:
         """One request: the completion, and how many tokens it took if the server tells.
 
         Raises Unavailable, BrokenReply or RemoteRefused.
         """
-        response = await self._client.post(f"{url}/chat/completions", body)
+        reply = await self._client.post(f"{url}/chat/completions", body)
+        response = error_as_status(reply)
         self._check_status(url, response)
         if is_too_long(response):
             return None, None
+        if is_filtered(response) or (reply.is_success and response.status_code == 400):
+            return NoAnswer(f"an error in its place: {' '.join(error_text(response).split())[:200]}"), None
         if not response.is_success:
             raise RemoteRefused(f"{url}: {response.status_code} {one_line(error_text(response))}")
-        reply = read_reply(ChatCompletion, url, response)
-        [choice] = reply.choices
-        text = (choice.message.content or "").strip()
-        completion = Completion((), (), (), text, finished=choice.finish_reason != "length")
-        return completion, total_tokens(reply.usage)
+        chat = read_reply(ChatCompletion, url, response)
+        [choice] = chat.choices
+        if not choice.text:
+            return NoAnswer(choice.why_empty), total_tokens(chat.usage)
+        completion = Completion((), (), (), choice.text, finished=choice.finish_reason != "length")
+        return completion, total_tokens(chat.usage)
 
     def _read_models(self, url: str, response: httpx.Response) -> None:
         self._check_status(url, response)

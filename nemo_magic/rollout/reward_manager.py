@@ -17,6 +17,7 @@ from nemo_magic.judge.client import JudgeClient, refuse_incapable, refuse_unknow
 from nemo_magic.judge.config import JudgeConfig
 from nemo_magic.judge.errors import JudgeError
 from nemo_magic.judge.protocol import JudgeItem, to_request
+from nemo_magic.runtime.preemption import Preemption
 
 _COUNTERS = ("items", "duplicates", "unknown", "requests", "retries", "hedges", "protocol_errors")
 
@@ -36,10 +37,18 @@ class PendingRewards:
 
 
 class RewardManager:
-    """Asks for the verdict fields that the rewards need, and for ``extra_verdict_fields`` for the record."""
+    """Asks for the verdict fields that the rewards need, and for ``extra_verdict_fields`` for the record.
+
+    ``preemption``: whose signals end the wait for verdicts; None: a signal ends the process.
+    """
 
     def __init__(
-        self, world: World, judge: JudgeConfig, rewards: RewardConfig, extra_verdict_fields: Sequence[str]
+        self,
+        world: World,
+        judge: JudgeConfig,
+        rewards: RewardConfig,
+        extra_verdict_fields: Sequence[str],
+        preemption: Preemption | None = None,
     ) -> None:
         self._world = world
         self._judge = judge
@@ -47,6 +56,7 @@ class RewardManager:
         self._fields = sorted(rewards.needs() | set(extra_verdict_fields))
         self._client = JudgeClient(judge) if world.is_source else None
         self._auditor = Auditor(judge) if world.is_source and judge.audit_fraction else None
+        self._preemption = preemption or Preemption(world, None)
         self._last_stats: Mapping[str, float] = {}
         self.guard = ""
         """Who judges, by its own name and revision; known after ``wait_ready``."""
@@ -80,16 +90,20 @@ class RewardManager:
         Raises:
             JudgeFailed: on every rank, when the judge of any gave up.
             TooManyUnknown: on every rank, when more than ``judge.max_unknown_share`` of the verdicts are unknown.
+            Preempted: as ``Preemption.wait``.
         """
 
-        def wait() -> list[Verdict]:
+        def future() -> Future[list[Verdict]]:
             assert pending.future is not None
-            verdicts = pending.future.result()
-            if self._auditor is not None and pending.audited:
-                self._auditor.compare(pending.audited, verdicts)
-            return verdicts
+            return pending.future
 
-        verdicts = self._world.broadcast_model_parallel(run_on_sources(self._world, wait, JudgeFailed)) or []
+        def is_away() -> bool:
+            return self._client is not None and self._client.is_away()
+
+        own = self._preemption.wait(future, is_away, JudgeFailed)
+        if own is not None and self._auditor is not None and pending.audited:
+            self._auditor.compare(pending.audited, own)
+        verdicts = self._world.broadcast_model_parallel(own) or []
         scored = [self._score(e, v) for e, v in zip(pending.episodes, verdicts, strict=True)]
         if self._rewards.diversity > 0:
             scored = with_diversity(scored, self._rewards.diversity)

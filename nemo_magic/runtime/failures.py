@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from nemo_magic.actors.errors import NotFiniteError, RemoteError
 from nemo_magic.judge.errors import JudgeError
-from nemo_magic.runtime.errors import DivergedError, TrainingError
+from nemo_magic.runtime.errors import DivergedError, Preempted, TrainingError
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def consistent_on_failure(
         finish: commits the checkpoint that is being written, if any.
 
     Raises:
-        TrainingError: from what failed; it says where the run goes on.
+        TrainingError: from what failed; it says where the run goes on. Preempted where the step was ended by a signal.
     """
     version = weights_version()
     try:
@@ -40,8 +40,9 @@ def consistent_on_failure(
             "already. Go on from an earlier one (--resume FOLDER), with a lower model.optim.lr"
         ) from error
     except (JudgeError, RemoteError, TrainingError) as error:
+        kind = Preempted if isinstance(error, Preempted) else TrainingError
         if weights_version() == version:
             save()
-            raise TrainingError(f"step {done + 1}: {error}; saved after {done}") from error
+            raise kind(f"step {done + 1}: {error}; saved after {done}") from error
         finish()
-        raise TrainingError(f"step {done + 1}, after an update: {error}; goes on from the last checkpoint") from error
+        raise kind(f"step {done + 1}, after an update: {error}; goes on from the last checkpoint") from error

@@ -46,7 +46,7 @@ def train(cfg: MagicConfig, resume: Resume) -> None:
             TrainingError.
     """
     with build_policies(cfg, start_weights(cfg, resume.checkpoint)) as pair:
-        rewards = RewardManager(pair.world, cfg.judge, cfg.rewards, cfg.game.extra_verdict_fields)
+        rewards = RewardManager(pair.world, cfg.judge, cfg.rewards, cfg.game.extra_verdict_fields, pair.preemption)
         try:
             rewards.wait_ready(cfg.judge.give_up_after)
             Coevolution(cfg, pair, rewards).run_to_end(resume)
@@ -68,7 +68,7 @@ class Coevolution:
         self.held_out = interleaved(data.validation)[: cfg.game.num_val_samples]
         self.test = data.test or data.validation
         total = total_steps(cfg.game.max_steps, cfg.game.max_epochs, cfg.game.batch_size, len(data.train))
-        self.run = Run(cfg, self.world, self.timers, total)
+        self.run = Run(cfg, self.world, self.timers, total, pair.preemption)
         self.run.note(str(data.report))
         self.state = GameState(Schedule.begin(cfg.game.schedule), snapshots={name: [] for name in pair.unique})
         cache = SnapshotCache(cfg.game.pool.max_host_gib * GIB)
@@ -111,7 +111,7 @@ class Coevolution:
             policy = self.pair.set_learner(learner)
             episodes = self.collect(learner)
             self.pair.generator.release()
-            unplayed = self.measures.unplayed_share(len(episodes), self.cfg.game)
+            unplayed = self.measures.of_unplayed(len(episodes), self.rollouts.take_unanswered(), self.cfg.game)
             pending = self.rewards.submit(episodes, audit=True)
             with timers("logprobs"):  # the judge works meanwhile
                 batch = self.trainer.prepare(policy, learner, episodes)
@@ -119,7 +119,7 @@ class Coevolution:
                 scored = self.rewards.collect(pending)
             with timers("update"):
                 metrics = self.trainer.update(policy, batch, scored)
-        metrics |= {"train_rollouts/unplayed_share": unplayed}
+        metrics |= unplayed
         metrics |= self.measures.of_rollout(learner, scored) | self.rewards.metrics()
         return metrics | self.measures.of_speed(scored), scored
 
@@ -166,7 +166,7 @@ class Coevolution:
         """The pair as it is, on held-out seeds, at temperature 0."""
         with self.timers("validate"):
             scored = self.rewards.collect(self.rewards.submit(self.rollouts.greedy_rollout(self.share(self.held_out))))
-        return self.measures.of_validation(scored)
+        return self.measures.of_validation(scored, self.rollouts.take_unanswered())
 
     # --- what depends on where the game is
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from nemo_magic.actors.distributed import World
@@ -30,11 +31,13 @@ class Measures:
             metrics |= Ratios.merged(distances).means("train_rollouts/")
         return metrics
 
-    def of_validation(self, scored: Sequence[Scored]) -> dict[str, float]:
+    def of_validation(self, scored: Sequence[Scored], unanswered: Counter[str]) -> dict[str, float]:
         """``val_rollouts/*``, and seconds and peak memory of the validation as a whole: its parts have the names of a
         step's, whose metrics it is added to."""
         drained = self._drain()
-        return self._game("val_rollouts/", scored) | {name: drained[name] for name in _VALIDATION if name in drained}
+        metrics = self._game("val_rollouts/", scored) | {name: drained[name] for name in _VALIDATION if name in drained}
+        (count,) = self._world.sum_data_parallel(sum(unanswered.values()))
+        return metrics | {"val_rollouts/unanswered": count}
 
     def of_speed(self, scored: Sequence[Scored]) -> dict[str, float]:
         """Seconds and peak memory by part of this step, and sampled tokens per second over all ranks."""
@@ -45,21 +48,27 @@ class Measures:
         (tokens,) = self._world.sum_data_parallel(sampled)
         return timings | {"throughput/tokens_per_second": tokens / timings["timers/step"]}
 
-    def unplayed_share(self, played: int, game: GameConfig) -> float:
-        """The share of this step's episodes that could not be played, over all ranks.
+    def of_unplayed(self, played: int, unanswered: Counter[str], game: GameConfig) -> dict[str, float]:
+        """The share of this step's episodes that could not be played, over all ranks, and how many messages a role's
+        server gave no answer to, which are ``unanswered`` by reason here.
 
         Raises:
-            TrainingError: it is above ``game.max_unplayed_share``.
+            TrainingError: the share is above ``game.max_unplayed_share``.
         """
-        (total,) = self._world.sum_data_parallel(played)
+        total, count = self._world.sum_data_parallel(played, sum(unanswered.values()))
         share = 1 - total / (game.batch_size * game.group_size)
         if share > game.max_unplayed_share:
-            raise TrainingError(
-                f"{share:.0%} of the games could not be played (game.max_unplayed_share="
-                f"{game.max_unplayed_share:g}): their first message is longer than a role's model can read, "
+            reasons: Counter[str] = sum(self._world.gather_data_parallel(unanswered), Counter())
+            why = [f"a role's server gave no answer to {n} messages ({reason})" for reason, n in reasons.most_common(3)]
+            too_long = (
+                "their first message is longer than a role's model can read, "
                 "see length_params and model.encoder_seq_length"
             )
-        return share
+            raise TrainingError(
+                f"{share:.0%} of the games could not be played (game.max_unplayed_share="
+                f"{game.max_unplayed_share:g}): {'; '.join(why) or too_long}"
+            )
+        return {"train_rollouts/unplayed_share": share, "train_rollouts/unanswered": count}
 
     def _game(self, prefix: str, scored: Sequence[Scored]) -> dict[str, float]:
         return Ratios.merged(self._world.gather_data_parallel(rollout_metrics(scored))).means(prefix)

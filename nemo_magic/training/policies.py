@@ -22,7 +22,8 @@ from nemo_magic.league.participants import SHARED
 from nemo_magic.rollout.local_policies import build_local_policies
 from nemo_magic.rollout.policy import Policy
 from nemo_magic.rollout.remote import RemotePolicy
-from nemo_magic.rollout.shared import SharedPolicy
+from nemo_magic.rollout.shared import SharedRemotePolicy
+from nemo_magic.runtime.preemption import Preemption
 
 
 class RemotePolicyError(RemoteError):
@@ -32,12 +33,14 @@ class RemotePolicyError(RemoteError):
 @dataclass
 class PolicyPair:
     """``trainable``: role → its model in this world; in self-play both roles have the same one. ``policies``: role →
-    what generates for it, a server's included. ``generator``: what the models of this world generate with."""
+    what generates for it, a server's included. ``generator``: what the models of this world generate with.
+    ``preemption``: ends the wait for a server; signals reach it within its context, which is the caller's to enter."""
 
     world: World
     trainable: dict[Role, TrainablePolicy]
     policies: dict[Role, Policy]
     generator: Generator
+    preemption: Preemption
     _resources: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -69,7 +72,6 @@ def build_policies(cfg: MagicConfig, weights: Mapping[str, Path] | None = None) 
     """Build a trainable policy for every role that no server plays, and what generates for each role.
 
     ``weights``: policy name → the weights it begins with, instead of ``actors.<role>.restore_from_path``.
-
     Raises:
         RemotePolicyError: on every rank, when the server that plays a role is unavailable.
     """
@@ -92,15 +94,17 @@ def build_policies(cfg: MagicConfig, weights: Mapping[str, Path] | None = None) 
         trainable = {role: build(role, str(role), number) for number, role in enumerate(Role) if role in local}
     actors = {role: policy.actor for role, policy in trainable.items()}
     generator, policies = build_local_policies(cfg.generation, actors, {role: cfg.actors.of(role) for role in Role})
-    pair = PolicyPair(World.current(), trainable, dict(policies), generator)
+    world = World.current()
+    preemption = Preemption(world, cfg.exp_manager.max_seconds)
+    pair = PolicyPair(world, trainable, dict(policies), generator, preemption)
     pair._resources.callback(generator.close)
     for role in Role:
         if role not in trainable:
-            pair.policies[role] = _remote_policy(pair.world, cfg, role, pair._resources)
+            pair.policies[role] = _remote_policy(pair.world, cfg, role, pair._resources, pair.preemption)
     return pair
 
 
-def _remote_policy(world: World, cfg: MagicConfig, role: Role, resources: ExitStack) -> Policy:
+def _remote_policy(world: World, cfg: MagicConfig, role: Role, resources: ExitStack, preemption: Preemption) -> Policy:
     options = cfg.actors.of(role)
 
     def connect() -> RemotePolicy:
@@ -108,4 +112,5 @@ def _remote_policy(world: World, cfg: MagicConfig, role: Role, resources: ExitSt
         policy.wait_ready(options.remote.give_up_after)
         return policy
 
-    return SharedPolicy(world, run_on_sources(world, connect, RemotePolicyError), RemotePolicyError)
+    remote = run_on_sources(world, connect, RemotePolicyError)
+    return SharedRemotePolicy(world, remote, RemotePolicyError, preemption)

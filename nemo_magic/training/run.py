@@ -37,13 +37,15 @@ class Run:
 
     logger: MetricLogger
 
-    def __init__(self, cfg: MagicConfig, world: World, timers: Timers, total_steps: int) -> None:
+    def __init__(
+        self, cfg: MagicConfig, world: World, timers: Timers, total_steps: int, preemption: Preemption
+    ) -> None:
         self.folder = Path(cfg.exp_manager.explicit_log_dir)
         self.total_steps = total_steps
         self._cfg, self._world, self._timers = cfg, world, timers
         self.checkpoints = CheckpointManager(world, self.folder, cfg.exp_manager.checkpoint_callback_params, self.note)
         self._note = print_line
-        self._preemption: Preemption | None = None
+        self._preemption = preemption
 
     def note(self, text: str) -> None:
         """Print a message for the user, on the main rank only."""
@@ -52,7 +54,8 @@ class Run:
 
     @contextmanager
     def watch(self, log_resources: ExitStack, resume_step: int | None, step: Callable[[], int]) -> Iterator[None]:
-        """Within the context steps are logged, a hang ends the process, and signals wait for ``before_step``.
+        """Within the context steps are logged, a hang ends the process, and signals wait for ``before_step``,
+        or end the wait for a server.
 
         The final evaluation comes after it: everything is saved then, and a signal may end the process at once.
 
@@ -64,7 +67,7 @@ class Run:
         exp = self._cfg.exp_manager
         hosts = self._world.all_gather(host_of_process())
         watchdog = Watchdog(self.folder, exp.hang_timeout, self._world.rank, hosts, self._timers, step)
-        with watchdog, Preemption(self._world, exp.max_seconds) as self._preemption:
+        with watchdog, self._preemption:
             self.logger = log_resources.enter_context(
                 MetricLogger(
                     exp,
@@ -87,7 +90,6 @@ class Run:
             TrainingError: an alarm is on whose action is stop; the state is saved. A run that is started again ends
                 here too.
         """
-        assert self._preemption is not None
         every = self._cfg.exp_manager.checkpoint_callback_params.every_n_train_steps
         if state.step and state.step % every == 0:
             save(False)

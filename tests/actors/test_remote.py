@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import threading
 import time
@@ -12,14 +13,16 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
+from itertools import product
 from typing import Any
 
 import httpx
 import pytest
 
 from nemo_magic.actors.config import ActorConfig, LengthConfig, RemoteConfig, SamplingConfig
-from nemo_magic.actors.errors import RemoteProtocolError, RemoteRefused, RemoteUnavailable
-from nemo_magic.game.episode import Completion
+from nemo_magic.actors.errors import RemoteRefused, RemoteUnavailable
+from nemo_magic.game.episode import Completion, NoAnswer
+from nemo_magic.net import http
 from nemo_magic.net.faults import retry_after
 from nemo_magic.net.limits import RateLimit
 from nemo_magic.net.replicas import Replicas
@@ -61,8 +64,8 @@ def policy() -> Iterator[Callable[..., RemotePolicy]]:
         client.close()
 
 
-def text_of(completion: Completion | None) -> str:
-    assert completion is not None
+def text_of(completion: Completion | NoAnswer | None) -> str:
+    assert isinstance(completion, Completion)
     return completion.text
 
 
@@ -142,11 +145,139 @@ def test_a_chat_without_a_seed_is_refused(endpoint, policy):
         policy(endpoint(echo).url).submit([chat("lo"), chat("mi")], [1])
 
 
-def test_a_cut_response_is_not_finished_and_a_filtered_one_is_empty(endpoint, policy):
-    kinds = {"cut": says("ka ka ka", "length"), "filtered": says(None, "content_filter"), "whole": says("  ka ")}
+def test_a_cut_response_is_not_finished(endpoint, policy):
+    kinds = {"cut": says("ka ka ka", "length"), "whole": says("  ka ")}
     client = policy(endpoint(lambda body: (200, kinds[body["messages"][-1]["content"]])).url)
-    said = client.generate([chat(kind) for kind in kinds], range(3))
-    assert [(c.text, c.finished) for c in said] == [("ka ka ka", False), ("", True), ("ka", True)]
+    said = client.generate([chat(kind) for kind in kinds], range(2))
+    assert [(c.text, c.finished) for c in said] == [("ka ka ka", False), ("ka", True)]
+
+
+ABSENT: list[Body] = [{}, {"content": None}, {"content": ""}, {"content": " \n\t"}, {"content": []}]
+"""A message without a text."""
+
+BESIDE: list[Body] = [
+    {},
+    {"tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+    {"reasoning_content": "ka lo"},
+    {"reasoning": "ka lo", "role": "assistant"},
+    {"function_call": {"name": "f"}},
+    {"refusal": None},
+    {"refusal": " "},
+    {"refusal": False},
+    {"audio": {"id": "1"}},
+]
+"""What may be in its place."""
+
+
+def of_message(message: Body, finish_reason: str = "stop") -> Body:
+    return {"choices": [{"message": message, "finish_reason": finish_reason}]}
+
+
+def test_a_reply_without_a_text_is_no_answer_whatever_it_has_instead(endpoint, policy, caplog):
+    reasons = ("stop", "length", "tool_calls", "content_filter", "error")
+    kinds = [
+        (absent, beside, of_message(absent | beside, reason), reason)
+        for absent, beside, reason in product(ABSENT, BESIDE, reasons)
+    ]
+    server = endpoint(lambda body: (200, kinds[int(body["messages"][-1]["content"])][2]))
+    client = policy(server.url)
+    with caplog.at_level(logging.WARNING):
+        said = client.generate([chat(str(n)) for n in range(len(kinds))], range(len(kinds)))
+    for (absent, beside, _, reason), answer in zip(kinds, said, strict=True):
+        assert isinstance(answer, NoAnswer)
+        content = "null" if absent.get("content") is None else "empty"
+        assert answer.reason.startswith(f"content is {content}, finish_reason='{reason}'")
+        assert ("tool_calls" in answer.reason.replace("'tool_calls'", "")) == ("tool_calls" in beside)
+        assert ("reasoning" in answer.reason) == any("reasoning" in name for name in beside)
+    assert len(server.bodies) == len(kinds)  # it is an answer to the request: none is sent again
+    stats = client.stats()
+    assert (stats["completions"], stats["unanswered"], stats["protocol_errors"]) == (0, len(kinds), 0)
+    lines = {record.message for record in caplog.records if "no answer to" in record.message}
+    assert len(lines) == len({answer.reason for answer in said})
+    assert "actors.attacker.remote: no answer to 12 of 225 chats: content is null, finish_reason='stop'" in str(lines)
+
+
+def test_content_in_parts_is_the_text_of_those_that_are_text(endpoint, policy):
+    parts = [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "lo mi"}]},
+        {"type": "text", "text": " ka"},
+        {"type": "image_url", "image_url": {"url": "data:"}},
+        {"type": "text", "text": " lo"},
+    ]
+    kinds = [parts, parts[:1], [{"type": "text", "text": 5}], ["ka"]]
+    client = policy(
+        endpoint(lambda body: (200, of_message({"content": kinds[int(body["messages"][-1]["content"])]}))).url,
+        protocol_retries=0,
+    )
+    said = client.generate([chat(str(n)) for n in range(len(kinds))], range(len(kinds)))
+    assert text_of(said[0]) == "ka lo"
+    assert [isinstance(one, NoAnswer) for one in said] == [False, True, True, True]
+    assert client.stats()["protocol_errors"] == 2
+
+
+@pytest.mark.parametrize("absent", ABSENT)
+def test_a_refusal_in_a_field_of_its_own_is_the_refusals_text(endpoint, policy, absent):
+    refusal = of_message(absent | {"refusal": " no ka "})
+    both = of_message({"content": "ka lo", "refusal": "no ka"})
+    client = policy(endpoint(lambda body: (200, both if body["messages"][-1]["content"] == "both" else refusal)).url)
+    assert client.generate([chat("lo"), chat("both")], [1, 2]) == [
+        Completion((), (), (), "no ka", finished=True),
+        Completion((), (), (), "ka lo", finished=True),
+    ]
+    assert client.stats()["unanswered"] == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"message": "ka lo"},
+        {"message": "ka lo", "code": None},
+        {"message": "ka lo", "code": 400},
+        {"message": "ka lo", "code": 200},
+        {"message": "ka lo", "code": "moderation"},
+        {"message": "ka lo", "type": "server_error"},
+        "ka lo",
+        ["ka lo"],
+    ],
+)
+def test_an_error_with_status_200_is_shown_and_not_asked_again_and_costs_the_others_nothing(endpoint, policy, error):
+    server = endpoint(lambda body: (200, {"error": error}) if body["messages"][-1]["content"] == "1" else echo(body))
+    said = policy(server.url).generate([chat("0"), chat("1"), chat("2")], range(3))
+    assert [text_of(said[0]), text_of(said[2])] == ["re: 0", "re: 2"]
+    assert isinstance(said[1], NoAnswer)
+    assert "ka lo" in said[1].reason
+    assert len(server.bodies) == 3
+
+
+@pytest.mark.parametrize("code", [401, 402, 403, 404, "402"])
+def test_an_error_with_status_200_that_every_chat_would_get_stops_at_once(endpoint, policy, code):
+    server = endpoint(lambda _: (200, {"error": {"message": "no credit", "code": code}}))
+    with pytest.raises(RemoteRefused, match=f"{code} {code} no credit"):
+        policy(server.url).generate([chat("lo")], [1])
+    assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize("code", [408, 429, 500, 502, 529])
+def test_an_error_with_status_200_that_means_later_is_asked_again(endpoint, policy, code):
+    server = endpoint(lambda _: (200, {"error": {"message": "busy", "code": code}}), echo)
+    assert text_of(policy(server.url).generate([chat("lo")], [1])[0]) == "re: lo"
+
+
+def test_a_prompt_that_a_filter_refuses_has_no_answer(endpoint, policy):
+    refused = (400, {"error": {"code": "content_filter", "message": "the prompt was filtered"}})
+    [said] = policy(endpoint(lambda _: refused).url).generate([chat("lo")], [1])
+    assert isinstance(said, NoAnswer)
+    assert "the prompt was filtered" in said.reason
+
+
+def test_a_reply_of_more_bytes_than_are_read_is_no_answer(endpoint, policy, monkeypatch):
+    monkeypatch.setattr(http, "MAX_REPLY", 10_000)
+    server = endpoint(lambda body: (200, says("ka " * 5000)) if body["messages"][-1]["content"] == "1" else echo(body))
+    said = policy(server.url, protocol_retries=1).generate([chat("0"), chat("1")], range(2))
+    assert text_of(said[0]) == "re: 0"
+    assert isinstance(said[1], NoAnswer)
+    assert "longer than 0.01 MB" in said[1].reason
+    assert len(server.bodies) == 3
 
 
 def test_replicas_share_the_rows_and_a_second_takes_over_from_one_that_is_gone(endpoint, policy):
@@ -314,12 +445,12 @@ def test_a_refused_request_stops_at_once_with_the_servers_words(endpoint, policy
 MALFORMED = {
     "not JSON": b"<html>ka</html>",
     "empty": b"",
-    "an error after all": {"error": {"message": "ka"}},
+    "not what its header says": b"\x1f\x8b",
     "no choices": {"choices": []},
     "two choices": {"choices": says("ka")["choices"] * 2},
     "choices of the wrong type": {"choices": "ka"},
     "no message": {"choices": [{"finish_reason": "stop", "text": "ka"}]},
-    "content missing": {"choices": [{"message": {"role": "assistant"}, "finish_reason": "stop"}]},
+    "message null": {"choices": [{"message": None, "finish_reason": "stop"}]},
     "content of the wrong type": {"choices": [{"message": {"content": 5}, "finish_reason": "stop"}]},
     "still being written": {"choices": [{"message": {"content": "ka"}, "finish_reason": None}]},
 }
@@ -329,8 +460,11 @@ MALFORMED = {
 def test_what_is_no_chat_completion_is_asked_for_again_and_never_becomes_a_text(endpoint, policy, kind):
     server = endpoint(lambda _: (200, MALFORMED[kind]))
     client = policy(server.url, protocol_retries=2)
-    with pytest.raises(RemoteProtocolError, match=r"actors\.attacker\.remote\.protocol_retries=2"):
-        client.generate([chat("lo")], [1])
+    [said] = client.generate([chat("lo")], [1])
+    assert isinstance(said, NoAnswer)
+    assert "no chat completion after actors.attacker.remote.protocol_retries=2; last: " in said.reason
+    assert "127.0.0.1" not in said.reason
+    assert client.stats()["unanswered"] == 1
     assert len(server.bodies) == 3
     assert client.stats()["protocol_errors"] == 3
     assert client.stats()["completions"] == 0

@@ -12,7 +12,7 @@ from nemo_magic.config.defence import SelfEvalConfig, SmoothLLMConfig
 from nemo_magic.evaluation.cached_judge import CachedJudge
 from nemo_magic.evaluation.defences import Defence, NoDefence, RunStats, SelfEval, SmoothLLM
 from nemo_magic.evaluation.task_runner import Attacker, TaskRunner
-from nemo_magic.game.episode import Completion, Safety, Verdict
+from nemo_magic.game.episode import Completion, NoAnswer, Safety, Verdict
 from nemo_magic.game.prompts import Chat, PromptConfig
 from nemo_magic.judge.protocol import JudgeItem
 from nemo_magic.rollout.cached import CachedPolicy
@@ -23,19 +23,22 @@ PROMPTS = PromptConfig(attacker_user="{label}: {seed}", attacker_reply="it said:
 
 
 class Rule:
-    """Says ``rule(chat, seed)``, where seed is None at temperature 0; cannot read a last message of more than ten
-    words."""
+    """Says ``rule(chat, seed)``, or nothing where that is NoAnswer, where seed is None at temperature 0; cannot read a
+    last message of more than ten words."""
 
-    def __init__(self, rule: Callable[[Chat, int | None], str]) -> None:
+    def __init__(self, rule: Callable[[Chat, int | None], str | NoAnswer]) -> None:
         self.rule, self.chats = rule, list[Chat]()
 
-    def generate(self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool) -> list[Completion | None]:
+    def generate(self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool) -> list[Completion | NoAnswer | None]:
         self.chats += chats
-        said: list[Completion | None] = []
+        said: list[Completion | NoAnswer | None] = []
         for chat, seed in zip(chats, seeds, strict=True):
             readable = len(chat[-1].content.split()) <= 10
             text = self.rule(chat, None if greedy else seed)
-            said.append(Completion((), (), (), text, finished=True) if readable else None)
+            if readable and isinstance(text, str):
+                said.append(Completion((), (), (), text, finished=True))
+            else:
+                said.append(text if readable and isinstance(text, NoAnswer) else None)
         return said
 
     def truncate_to_context(self, text: str, chat_of: Callable[[str], Chat]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator
 
@@ -162,6 +163,28 @@ def test_an_evaluation_that_is_asked_to_end_ends_after_its_chunk_and_goes_on(eva
 
 
 @pytest.mark.process
+def test_an_evaluation_whose_server_hangs_ends_when_it_is_asked_to_and_goes_on(
+    evaluated: Evaluated, whole: str
+) -> None:
+    running, ended = evaluated.start("hanging", f"eval.chunk_size={CHUNK}"), threading.Event()
+
+    def hang(number: int) -> None:
+        if number == len(before) + 5:
+            os.kill(running.pid, signal.SIGTERM)
+            assert ended.wait(120)
+
+    before = list(evaluated.prompts)
+    evaluated.before_answering = hang
+    said = running.communicate(timeout=100)[0]
+    ended.set()
+    evaluated.before_answering = lambda number: None
+    assert running.returncode == 75, said
+    assert "SIGTERM received while a server did not answer; the same command goes on from there" in said
+    evaluated.run("hanging", f"eval.chunk_size={CHUNK}")
+    assert evaluated.rates("hanging") == evaluated.rates("whole")
+
+
+@pytest.mark.process
 def test_other_settings_are_other_questions(evaluated: Evaluated, whole: str) -> None:
     evaluated.prompts.clear()
     one = [f"eval.tasks.{name}.file=null" for name in evaluated.names if name != "harmbench"]
@@ -187,6 +210,46 @@ def test_a_file_that_is_none_ends_it_before_anything_is_asked(evaluated: Evaluat
     said = evaluated.run("wrong", f"eval.tasks.dan.file={evaluated.files['strongreject']}", status=1)
     assert "is no file of dan (Do Anything Now): it lacks columns for text (adversarial or" in said
     assert evaluated.prompts == []
+
+
+@pytest.mark.process
+def test_cases_without_an_answer_are_unknown_and_named_and_the_rest_goes_on(
+    evaluated: Evaluated, whole: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tools = {"message": {"content": None, "tool_calls": [{"id": "1"}]}, "finish_reason": "tool_calls"}
+    refused = {"message": {"content": None, "refusal": "sorry"}, "finish_reason": "stop"}
+    evaluated.replies = {
+        "the fleb": {"choices": [tools]},
+        "the tolm": {"choices": [refused]},
+        "grub 0": {"error": {"message": "ka lo"}},
+        "grub 1": {"choices": []},
+    }
+    evaluated.prompts.clear()
+    said = evaluated.run("silent", "actors.defender.remote.protocol_retries=1")
+    asked = Counter(evaluated.prompts)
+    evaluated.replies = {}
+    assert evaluated.rates("silent") == evaluated.rates("whole") | {
+        ("harmbench", "harmful asr"): (1, 2, 1),
+        ("or_bench_toxic", "harmful refusal"): (0, 1, 2),
+        ("strongreject", "harmful refusal"): (0, 0, 2),
+    }
+    cases = "1 cases without an answer: unknown"
+    assert f"harmbench: {cases} (content is null, finish_reason='tool_calls', beside it tool_calls)" in said
+    assert f"strongreject: {cases} (an error in its place: ka lo)" in said
+    assert f"strongreject: {cases} (no chat completion after actors.defender.remote.protocol_retries=1; last: " in said
+    # In each of two tasks: the error once, what is no completion twice.
+    assert [count for text, count in asked.items() if "grub 0" in text] == [2]
+    assert [count for text, count in asked.items() if '"grub 1' in text] == [4]
+    rows = {row["id"]: row for row in read_transcript(evaluated.folder("silent"), "harmbench")}
+    assert rows["norp_0"]["turns"] == []
+    assert rows["norp_0"]["verdict"]["error"].startswith("no answer: content is null")
+    assert rows["norp_2"]["turns"] == [["norp the tolm", "sorry"]]
+    assert main(["report", str(evaluated.folder("silent"))]) == 0
+    # The same command asks again for what got no answer, and for nothing else.
+    evaluated.prompts.clear()
+    evaluated.run("silent")
+    assert evaluated.rates("silent") == evaluated.rates("whole")
+    assert {text.count("fleb") + text.count("grub 0") + text.count("grub 1") for text in evaluated.prompts} == {1}
 
 
 def wait(running: Forked) -> int:

@@ -3,16 +3,19 @@ only."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from nemo_magic.data.catalogue import Figure, Metric
 from nemo_magic.evaluation.errors import EvaluationError
 from nemo_magic.evaluation.example import Example, expand_attempts
+from nemo_magic.evaluation.metrics import JudgedExample, measure
 from nemo_magic.evaluation.task_runner import TaskRunner
-from nemo_magic.game.episode import Label, Safety, Verdict
+from nemo_magic.game.episode import Label, NoAnswer, Safety, Verdict
 from nemo_magic.game.prompts import Chat
 from nemo_magic.judge.protocol import JudgeItem
 from tests.evaluation.staging import FIELDS, PROMPTS, Judge, Rule, Staged, echo
@@ -135,3 +138,89 @@ def test_answers_of_a_file_are_judged_and_nobody_is_asked(tmp_path: Path) -> Non
     assert {id: verdict.response_safety for id, verdict in found.items()} == {"a": Safety.UNSAFE, "b": Safety.SAFE}
     assert [m.content for m in judge.items[0].conversation] == ["norp", "no", "and then", "bad"]
     assert defender.chats == []
+
+
+SILENT = [NoAnswer("content is null, finish_reason='tool_calls'"), "", "  "]
+"""What is no answer: what a server did not say, and what is empty, whoever said it."""
+
+
+def played_with(tmp_path: Path, silent: NoAnswer | str, who: str, turn: int = 0, **options: Any) -> tuple[Staged, Any]:
+    """Three examples; of the one with ``norp``, ``who`` gives no answer in that turn."""
+
+    def speaks(text: Callable[[Chat], str]) -> Callable[[Chat, int | None], str | NoAnswer]:
+        return lambda chat, _: text(chat)
+
+    def is_silent(text: Callable[[Chat], str]) -> Callable[[Chat, int | None], str | NoAnswer]:
+        def rule(chat: Chat, _: int | None) -> str | NoAnswer:
+            turns = sum(message.role == "assistant" for message in chat)
+            return silent if "norp" in str(chat).lower() and turns == turn else text(chat)
+
+        return rule
+
+    says = {
+        "attacker": lambda chat: f"<think>x</think><answer>{chat[0].content.split()[-1]}</answer>",
+        "defender": lambda chat: chat[-1].content.upper(),
+    }
+    roles = {name: Rule((is_silent if name == who else speaks)(text)) for name, text in says.items()}
+    attacked = options.pop("attacked", False)
+    staged = Staged(tmp_path, roles["defender"], roles["attacker"] if attacked else None)
+    more = () if attacked else ("dax",)
+    examples = [harmful("a", "wug", *more), harmful("b", "norp", *more), harmful("c", "wug bad", *more)]
+    return staged, staged.stage(**options).play(examples)
+
+
+@pytest.mark.parametrize("silent", SILENT)
+@pytest.mark.parametrize("turn", [0, 1])
+def test_a_case_without_an_answer_is_unknown_counted_and_named_and_the_rest_goes_on(
+    tmp_path: Path, silent: NoAnswer | str, turn: int
+) -> None:
+    staged, verdicts = played_with(tmp_path, silent, "defender", turn)
+    assert {id: verdict.error for id, verdict in verdicts.items() if verdict.error is None} == {"a": None, "c": None}
+    reason = silent.reason if isinstance(silent, NoAnswer) else "the text is empty"
+    assert verdicts["b"].error == f"no answer: {reason}"
+    assert (staged.stats.unanswered, staged.stats.unplayed) == ({reason: 1}, 0)
+    figure = Figure(Metric.ASR)
+    judged = [JudgedExample(harmful(id, "x"), verdicts.get(id)) for id in "abc"]
+    rate = measure("task", figure, judged).rate
+    assert (rate.count, rate.unknown) == (2, 1)
+    if isinstance(silent, NoAnswer):  # what its server did not say it may say the next time
+        asked = len(staged.defender._policy.chats)  # type: ignore[attr-defined]
+        staged.stage().play([harmful("a", "wug", "dax"), harmful("b", "norp", "dax")])
+        assert len(staged.defender._policy.chats) == asked + 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("turn", [0, 1])
+def test_a_case_without_an_attack_is_unknown_too(tmp_path: Path, turn: int) -> None:
+    staged, verdicts = played_with(tmp_path, NoAnswer("cut off"), "attacker", turn, turns=2, attacked=True)
+    assert [verdicts[id].error for id in "abc"] == [None, "no answer: cut off", None]
+    assert (staged.stats.unanswered, staged.stats.ended) == ({"cut off": 1}, 0)
+
+
+@pytest.mark.parametrize("check", ["input", "output", "both"])
+def test_what_an_evaluator_gave_no_answer_about_is_unknown_and_not_refused(tmp_path: Path, check: str) -> None:
+    def rule(chat: Chat, _: int | None) -> str | NoAnswer:
+        return NoAnswer("cut off") if "norp" in chat[-1].content.lower() else "safe"
+
+    staged = Staged(tmp_path, echo())
+    defence = staged.self_eval(Rule(rule), check=check, unreadable="refuse")
+    verdicts = staged.stage(defence).play([harmful("a", "norp"), harmful("b", "wug")])
+    assert verdicts["a"].error == "no answer: the evaluator: cut off"
+    assert verdicts["b"].error is None
+    assert staged.stats.refused == 0
+
+
+def test_a_copy_without_an_answer_has_no_vote(tmp_path: Path) -> None:
+    def rule(chat: Chat, _: int | None) -> str | NoAnswer:
+        return NoAnswer("cut off") if "norp" in chat[-1].content or len(chat[-1].content) % 2 else "sure"
+
+    staged = Staged(tmp_path, Rule(rule))
+    defence = staged.smoothllm(copies=3, percent=0)
+    verdicts = staged.stage(defence).play([harmful("a", "norp"), harmful("b", "wugs")])
+    assert verdicts["a"].error == "no answer: cut off"
+    assert verdicts["b"].error is None
+    assert staged.stats.undecided == 3
+
+
+def test_reasoning_alone_is_no_answer(tmp_path: Path) -> None:
+    staged = Staged(tmp_path, Rule(lambda chat, _: "<think> wug wug"), cot=True)
+    assert staged.stage().play([harmful("a", "norp")])["a"].error == "no answer: reasoning and no answer"

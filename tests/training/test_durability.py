@@ -186,6 +186,29 @@ def test_a_judge_that_stays_away_costs_nothing_but_time(game: Game, unbroken: Pa
     same_end(folder, unbroken)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_run_whose_judge_is_away_ends_when_it_is_asked_to_and_loses_nothing(
+    game: Game, unbroken: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    judge, port = start_judge(game.home, tmp_path, 0)
+    log, name = tmp_path / "log", f"waiting-{number.name}"
+    folder = game.folder(name)
+    words = game.quick(name, "judge.launch=false", f'judge.urls=["http://127.0.0.1:{port}"]')
+    training = start(*words, "judge.give_up_after=3600", log=log)
+    try:
+        wait_for(lambda: steps(folder) >= 3, training, log)
+        judge.kill()
+        judge.wait()
+        wait_for(lambda: "waiting for the judge" in log.read_text(), training, log)
+        training.send_signal(number)
+        assert training.wait(timeout=2 * MINUTES) == EXIT_PREEMPTED, log.read_text()[-4000:]
+    finally:
+        training.kill()
+    assert f"{number.name} received while a server did not answer; saved after" in log.read_text()
+    run(*game.quick(name))
+    same_end(folder, unbroken)
+
+
 RIDDLE = """
 from pathlib import Path
 from nemo_magic.judge.guards.base import Opinion

@@ -6,7 +6,7 @@ import pytest
 
 from nemo_magic.actors.errors import NotFiniteError, RemoteUnavailable
 from nemo_magic.judge.errors import JudgeUnavailable
-from nemo_magic.runtime.errors import DivergedError, TrainingError
+from nemo_magic.runtime.errors import DivergedError, Preempted, TrainingError
 from nemo_magic.runtime.failures import consistent_on_failure
 
 
@@ -47,6 +47,14 @@ def test_what_a_diverged_model_computed_is_never_saved_whether_it_was_updated_or
     with pytest.raises(DivergedError, match=r"^step 5: no numbers; nothing of this step is saved.*--resume FOLDER"):
         learner.fail(NotFiniteError("no numbers"), updates)
     assert learner.log == ["finished"]
+
+
+@pytest.mark.parametrize(("updates", "log"), [(0, "saved"), (1, "finished")])
+def test_a_signal_within_a_step_saves_as_a_failure_does_and_is_no_failure(updates: int, log: str) -> None:
+    learner = Learner()
+    with pytest.raises(Preempted, match="^step 5"):
+        learner.fail(Preempted("SIGTERM received"), updates)
+    assert learner.log == [log]
 
 
 def test_a_defect_of_ours_is_no_failure_of_a_step() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -122,11 +123,31 @@ def test_a_role_that_learns_nothing_may_be_played_by_a_server(game: Game) -> Non
     for row in rows:
         assert row["train_rollouts/format_ok"] == 1
         assert row["train_rollouts/intent_preserved"] == 1
-        assert row["train_rollouts/unplayed_share"] == 0
+        assert row["train_rollouts/unplayed_share"] == row["train_rollouts/unanswered"] == 0
     matrix = json.loads((folder / "crossplay.json").read_text())
     assert matrix["attackers"] == ["no rewrite", "remote"]
     assert matrix["defenders"] == ["start", "phase-00"]
     assert {body["model"] for body in server.bodies} == {"tiny"}
+
+
+def test_a_role_whose_server_says_nothing_is_no_empty_message(game: Game) -> None:
+    """Neither in a validation, which has no figures then, nor in a step, which ends the run by name."""
+    server = Endpoint(lambda _: (200, says(None, "tool_calls")))
+    try:
+        said = run(*game.quick(
+            "silent", "actors.attacker.restore_from_path=null", f"actors.attacker.remote.urls=[{server.url}]",
+            "actors.attacker.remote.model=tiny", "game.schedule.train_roles=[defender]", "game.max_steps=2",
+        ), status=1)  # fmt: skip
+    finally:
+        server.close()
+    words = (
+        r"\d+% of the games could not be played \(game\.max_unplayed_share=0\.1\): a role's server gave no answer "
+        r"to \d+ messages \(content is null, finish_reason='tool_calls'\); saved after 0"
+    )
+    assert re.search(words, said.stderr), said.stderr
+    [row] = played(game.folder("silent"))
+    assert row["val_rollouts/unanswered"] > 0
+    assert not any(name.startswith("val_rollouts/asr") for name in row)
 
 
 def test_one_model_may_play_both_roles_and_goes_on_as_one(game: Game) -> None:

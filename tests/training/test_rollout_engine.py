@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from nemo_magic.game.episode import Completion, Ending, Episode, Label, Message, Role, Seed
+from nemo_magic.game.episode import Completion, Ending, Episode, Label, Message, NoAnswer, Role, Seed
 from nemo_magic.game.metrics import Scored, rollout_metrics
 from nemo_magic.game.prompts import Chat, PromptConfig
 from nemo_magic.rollout.engine import RolloutEngine, fixed_attacks, row_seed
@@ -18,12 +18,13 @@ PROMPTS = PromptConfig(
     attacker_system="one turn", attacker_system_turns="several turns", attacker_reply="It said: {reply}"
 )
 
-Script = Callable[[Chat], str | None]
+Script = Callable[[Chat], str | NoAnswer | None]
 
 
 @dataclass
 class Scripted:
-    """Says what ``script`` makes of the chat; None where it cannot read it. ``unfinished`` texts are cut short.
+    """Says what ``script`` makes of the chat; None where it cannot read it, NoAnswer where it says nothing.
+    ``unfinished`` texts are cut short.
 
     ``heard`` and ``seeds``: every chat and its seed, in order. ``log``: who was asked, shared by both roles.
     """
@@ -37,13 +38,13 @@ class Scripted:
     seeds: list[int] = field(default_factory=list)
     greedy: list[bool] = field(default_factory=list)
 
-    def generate(self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool) -> list[Completion | None]:
+    def generate(self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool) -> list[Completion | NoAnswer | None]:
         self.log.append(self.role)
         self.heard += chats
         self.seeds += seeds
         self.greedy.append(greedy)
         texts = [self.script(chat) for chat in chats]
-        return [None if t is None else Completion((1,), (2, 3), (), t, t not in self.unfinished) for t in texts]
+        return [Completion((1,), (2, 3), (), t, t not in self.unfinished) if isinstance(t, str) else t for t in texts]
 
     def truncate_to_context(self, text: str, chat_of: Callable[[str], Chat]) -> str:
         return text[: self.room]
@@ -193,6 +194,31 @@ def test_games_that_ended_are_not_played_on() -> None:
 def test_an_opening_that_nobody_can_read_has_no_episode() -> None:
     assert stage(attacker=lambda chat: None).rollouts.attacker_rollout(SEEDS, 0) == []
     assert stage(defender=lambda chat: None).rollouts.attacker_rollout(SEEDS, 0) == []
+
+
+@pytest.mark.parametrize("turn", [1, 2, 3])
+@pytest.mark.parametrize("who", list(Role))
+def test_a_game_in_which_a_role_gave_no_answer_has_no_episode_and_is_counted(who: Role, turn: int) -> None:
+    """Whatever was said before: how it would have ended is not known."""
+
+    def silent(script: Script) -> Script:
+        return lambda chat: NoAnswer("cut off") if asked(chat) == turn and "tea" in str(chat) else script(chat)
+
+    def keeps_the_seed(chat: Chat) -> str:
+        return f"<think> x </think> <answer> {'tea' if 'tea' in str(chat) else 'milk'} </answer>"
+
+    scene = stage(
+        attacker=silent(keeps_the_seed) if who is Role.ATTACKER else keeps_the_seed,
+        defender=silent(defend) if who is Role.DEFENDER else defend,
+    )
+    episodes = scene.rollouts.attacker_rollout(SEEDS, 0)
+    assert [(e.group, len(e.turns)) for e in episodes] == [(3, 3), (3, 3)]
+    assert scene.rollouts.take_unanswered() == {"cut off": 2}
+    assert scene.rollouts.take_unanswered() == {}
+    if who is Role.ATTACKER and turn == 1:
+        openings = scene.rollouts.defender_openings({0: SEEDS})
+        assert [one.spec.group for one in openings[0]] == [3]
+        assert scene.rollouts.take_unanswered() == {"cut off": 1}
 
 
 def test_a_rewrite_longer_than_the_defender_can_read_is_shown_shortened_and_remembered_so() -> None:

@@ -26,6 +26,7 @@ from nemo_magic.net.openai import (
     ChatCompletion,
     Completion,
     ModelList,
+    error_as_status,
     error_text,
     is_too_long,
     raise_if_unavailable,
@@ -148,7 +149,7 @@ class OpenAIModel:
         Raises Unavailable, BrokenReply, ModelRefused, WrongModel or ValueError.
         """
         assert self._client is not None
-        response = await self._client.post(url, body)
+        response = error_as_status(await self._client.post(url, body))
         self._check_status(url, response)
         if is_too_long(response):
             raise ValueError(f"too long for {self.name}: {one_line(error_text(response), 200)}")
