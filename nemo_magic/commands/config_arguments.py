@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 
 from nemo_magic.config import MagicConfig, compose, to_yaml
+from nemo_magic.config.secrets import mask_text
+from nemo_magic.game.episode import Role
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,9 +22,22 @@ def add_overrides(parser: argparse.ArgumentParser, examples: str) -> None:
     parser.add_argument("overrides", metavar="key=value", nargs="*", help=f"overrides are Hydra's: {examples}")
 
 
+def add_trust_weights(parser: argparse.ArgumentParser) -> None:
+    """``--trust-weights``; see ``trust_overrides`` for commands that take a configuration."""
+    parser.add_argument(
+        "--trust-weights", action="store_true", help="unpickle weights without restriction: they may run any code"
+    )
+
+
+def trust_overrides(args: argparse.Namespace) -> list[str]:
+    """The overrides that ``--trust-weights`` stands for."""
+    trusts = getattr(args, "trust_weights", False)
+    return [f"actors.{role}.trust_weights=true" for role in Role] if trusts else []
+
+
 def compose_config(args: argparse.Namespace) -> MagicConfig:
     """The checked configuration that a command line asks for. Raises ConfigError where it cannot be run."""
-    return compose(args.config_name, args.overrides, args.config_dir, args.command)
+    return compose(args.config_name, [*args.overrides, *trust_overrides(args)], args.config_dir, args.command)
 
 
 def print_dry_run(cfg: MagicConfig, description: str | None = None) -> int:
@@ -32,5 +47,5 @@ def print_dry_run(cfg: MagicConfig, description: str | None = None) -> int:
     """
     print(to_yaml(cfg), end="")
     if description is not None:
-        print("\n" + "\n".join(f"# {line}".rstrip() for line in description.splitlines()))
+        print("\n" + "\n".join(f"# {mask_text(line, cfg)}".rstrip() for line in description.splitlines()))
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from nemo_magic.actors.nemo_archive import WEIGHTS
 from nemo_magic.convert import nemo_file, tokenizer_files, torch_dist
 from nemo_magic.convert.atomic_output import atomic_output, gigabytes, refuse_target
 from nemo_magic.convert.errors import ConvertError
@@ -63,7 +64,7 @@ def hf_to_nemo(source: Path, target: Path, dtype: str | None = None, say: Callab
 
     with atomic_output(target) as partial:
         content = partial / "content" if packed else partial
-        weights = content / nemo_file.WEIGHTS if packed else content
+        weights = content / WEIGHTS if packed else content
         weights.mkdir(parents=True, exist_ok=True)
         tokenizer_files.copy(source, content / TOKENIZER)
         (content / HF).mkdir()

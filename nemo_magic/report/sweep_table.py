@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from nemo_magic.formatting import markdown_table, percent
+from nemo_magic.formatting import csv_cell, markdown_table, percent
 from nemo_magic.game.payoff import NO_REWRITE, CrossPlay
 from nemo_magic.report.records import (
     CONFIG_FILE,
@@ -110,7 +110,7 @@ def write(outcomes: Sequence[Outcome], folder: Path) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, ["run", "state", "step", *names], restval="")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
     (folder / f"{TABLE}.csv").write_text(text.getvalue(), encoding="utf-8")
     (folder / f"{TABLE}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     (folder / f"{TABLE}.md").write_text(markdown(outcomes), encoding="utf-8")
