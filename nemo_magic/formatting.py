@@ -28,8 +28,11 @@ _FORMULA = ("=", "+", "-", "@", "|", "%", "\uff1d", "\uff0b", "\uff0d", "\uff20"
 
 def csv_cell(value: Any) -> Any:
     """``value`` for a table that people open: a text that a spreadsheet takes for a formula gets a ``'`` before it."""
-    is_formula = isinstance(value, str) and (value.lstrip().startswith(_FORMULA) or value[:1] in ("\t", "\r", "\n"))
-    return f"'{value}" if is_formula else value
+    if not isinstance(value, str):
+        return value
+    # Python's csv leaves a carriage return unquoted, and readers begin a row there.
+    text = value.replace("\r", " ")
+    return f"'{text}" if text.lstrip().startswith(_FORMULA) or text[:1] in ("\t", "\n") else text
 
 
 def _markdown_cell(text: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 HARMLESS = {
-    "builtins": {"bytearray", "complex", "dict", "frozenset", "list", "set", "slice", "tuple"},
+    "builtins": {"bytearray", "bytes", "complex", "dict", "frozenset", "list", "set", "slice", "tuple"},
     "collections": {"Counter", "OrderedDict", "defaultdict"},
     "argparse": {"Namespace"},
     "pathlib": {"PosixPath", "PurePosixPath"},
