@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nemo_magic.actors.errors import ModelError
 
-WEIGHTS = "model_weights"
+CONFIG, WEIGHTS = "model_config.yaml", "model_weights"
 
 
 def extract(path: Path, folder: Path) -> Path:
@@ -24,6 +24,8 @@ def extract(path: Path, folder: Path) -> Path:
             tar.extractall(folder, filter="data")
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ModelError(f"{path} is no .nemo file, or damaged: {error}") from error
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"{path} has no {CONFIG}")
     if not (folder / WEIGHTS).is_dir():
         there = ", ".join(sorted(entry.name for entry in folder.iterdir()))
         raise ModelError(
