@@ -12,11 +12,10 @@ import yaml
 from omegaconf import OmegaConf
 
 from nemo_magic.actors.errors import ModelError
-from nemo_magic.actors.nemo_archive import extract
+from nemo_magic.actors.nemo_archive import CONFIG, extract
 from nemo_magic.convert.errors import ConvertError
 from nemo_magic.model_config import ModelConfig
 
-CONFIG = "model_config.yaml"
 _TARGET = "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel"
 
 
@@ -54,8 +53,6 @@ def unpack(path: Path, folder: Path) -> ModelConfig:
         extract(path, folder)
     except ModelError as error:
         raise ConvertError(str(error)) from error
-    if not (folder / CONFIG).is_file():
-        raise ConvertError(f"{path} has no {CONFIG}")
     return model_from(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")), str(path))
 
 

@@ -32,6 +32,7 @@ def main(folder: Path) -> None:
     model = role_model(cfg, Role.DEFENDER)
     policy = build_policy(Role.DEFENDER, model, cfg.actors.defender, cfg.trainer, 5)
     save_weights(policy.actor, folder / "whole")
+    (folder / "config.yaml").write_text("target: builtins.print\n")
     found: dict[str, tuple[str, str, bool]] = {}
 
     def attempt(name: str, marker: Path, read: Callable[[], None]) -> None:
@@ -53,6 +54,7 @@ def main(folder: Path) -> None:
                 packed = folder / "bad.nemo"
                 with tarfile.open(packed, "w") as tar:
                     tar.add(bad, "./model_weights")
+                    tar.add(folder / "config.yaml", "./model_config.yaml")
                 attempt(f"{place} nemo {wanted}", marker, lambda packed=packed: load_weights(policy.actor, packed))
                 attempt(f"{place} policies {wanted}", marker, lambda bad=bad: load_policies({"defender": policy}, bad))
     (bad / "common.pt").write_bytes(torchscript(folder))
