@@ -32,6 +32,8 @@ DEFENDER := runs/sft_sandbox_defender/weights/metadata.json
 PRESETS := robust no_game defender_only magic_base defender_cot self_play
 WARM := $(foreach role,attacker defender defender_cot shared,runs/sft_sandbox_$(role)/weights/metadata.json)
 ALONE := game.schedule.train_roles=[attacker] game.max_steps=70 data.harmful_share=0.75 game.crossplay.enabled=false game.strategy_sweep=null
+# Where a mirror has other files than PyPI: make venv LOCK="-r requirements/cpu.txt -r requirements/dev.txt"
+LOCK ?= --require-hashes -r requirements/hashes.txt
 TORCH := torch==2.13.0
 # Installed without dependencies: their metadata requires CUDA builds and many packages that are never imported.
 NEMO := nemo-aligner==0.7.0 nemo-toolkit==2.1.0 megatron-core==0.10.0
@@ -84,14 +86,14 @@ lint: $(STAMP)
 
 venv: $(STAMP)
 
-$(STAMP): Makefile pyproject.toml setup.py requirements/cpu.txt requirements/dev.txt
+$(STAMP): Makefile pyproject.toml setup.py requirements/cpu.txt requirements/hashes.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 		{ echo "Python 3.11 is needed and $(PYTHON) is not one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "Building $(VENV): about two minutes and 2.5 GB, once."
 	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c requirements/cpu.txt $(TORCH)
 	$(PIP) install --quiet --no-deps $(NEMO)
-	$(PIP) install --quiet --no-deps -r requirements/cpu.txt -r requirements/dev.txt
+	$(PIP) install --quiet --no-deps $(LOCK)
 	$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	@$(BIN)/python -c 'import torch, hydra, nemo_magic'
 	@touch $@
@@ -110,6 +112,7 @@ lock:
 	{ grep '^#' requirements/dev.txt; grep -vxFf $(VENV)-lock/cpu.txt $(VENV)-lock/dev.txt; } > $(VENV)-lock/new-dev.txt
 	mv $(VENV)-lock/new-cpu.txt requirements/cpu.txt
 	mv $(VENV)-lock/new-dev.txt requirements/dev.txt
+	$(VENV)-lock/bin/python requirements/hashes.py
 	rm -rf $(VENV)-lock
 
 clean:

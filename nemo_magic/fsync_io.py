@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -52,3 +53,16 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def private_folder(folder: Path) -> str | None:
+    """Create ``folder`` for its owner alone (0700): a run's texts may be harmful, its configuration is its owner's.
+
+    Returns why others can read it nevertheless, if they can: it was there before, or its file system knows no modes.
+    """
+    is_new = not folder.exists()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not (mode := stat.S_IMODE(folder.stat().st_mode)) & 0o077:
+        return None
+    why = "its file system does not keep modes" if is_new else "it was there before, and keeps its mode"
+    return f"{folder} can be read by others (mode {mode:04o}): {why}; `chmod 700 {folder}` if they should not"

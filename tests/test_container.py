@@ -192,3 +192,32 @@ def test_nothing_secret_and_nothing_of_a_checkout_but_the_package_reaches_an_ima
 def test_the_base_image_has_a_python_that_our_package_accepts() -> None:
     pyproject = (ROOT / "pyproject.toml").read_text()
     assert check.wrong_python(pyproject, PINS["PYTHON_VERSION"], f"{PINS['PYTHON_VERSION']}.12") == []
+
+
+def test_every_package_of_the_lock_has_its_hash() -> None:
+    lines = (ROOT / "requirements" / "hashes.txt").read_text().splitlines()[1:]
+    hashed = dict(re.fullmatch(r"(\S+==\S+) --hash=(sha256:[0-9a-f]{64})", line).groups() for line in lines)  # type: ignore[union-attr]
+    locked = {
+        f"{name}=={version}"
+        for file in ("cpu.txt", "dev.txt")
+        for name, version in check.requirements((ROOT / "requirements" / file).read_text()).items()
+    }
+    assert {check._normal(pin.partition("==")[0]) + "==" + pin.partition("==")[2] for pin in hashed} == locked
+    assert len(set(hashed.values())) == len(lines)
+
+
+def test_make_venv_installs_nothing_else_and_hashes_no_local_build() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    assert "LOCK ?= --require-hashes -r requirements/hashes.txt" in makefile
+    assert "install --quiet --no-deps $(LOCK)" in makefile
+    hashes = (ROOT / "requirements" / "hashes.txt").read_text()
+    assert not re.search(r"^(torch|nemo-aligner|nemo-toolkit|megatron-core)==", hashes, re.MULTILINE)
+
+
+def test_what_is_not_pinned_by_content_is_what_the_script_records() -> None:
+    script = (ROOT / "docker" / "record_digests.sh").read_text()
+    for name, value in PINS.items():
+        if name.endswith("_IMAGE") and "@sha256:" not in value:
+            assert name in script
+        if name.endswith("_COMMIT") and not re.fullmatch(r"[0-9a-f]{40}", value):
+            assert name in script

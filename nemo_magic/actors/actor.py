@@ -60,6 +60,7 @@ class MagicActor(MegatronGPTActorModel):
         self.chat = ChatTokenizer(self.tokenizer)
         self.weights_version = 0
         self._temperature: float = cfg.magic.temperature
+        self.trusts_weights: bool = cfg.magic.get("trust_weights", False)
         for module in self.get_model_module_list():
             # Microbatches are as wide as their own longest row; pipeline stages tell each other the shapes.
             module.config.variable_seq_lengths = cfg.pipeline_model_parallel_size > 1

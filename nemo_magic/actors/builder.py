@@ -19,7 +19,7 @@ from nemo_aligner.utils.train_script_utils import (
     init_distributed,
     init_using_ptl,
 )
-from nemo_aligner.utils.utils import load_from_nemo, retrieve_model_state_dict_in_cpu
+from nemo_aligner.utils.utils import retrieve_model_state_dict_in_cpu
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_magic.actors.actor import MagicActor
@@ -50,25 +50,23 @@ def build_policy(
 
     Raises:
         FileNotFoundError: ``actors.<role>.restore_from_path`` names nothing to load.
-        ModelError: the tokenizer has not the ``vocab_size`` that the model is said to have.
+        ModelError: the tokenizer has not the ``vocab_size`` that the model is said to have, or the weights ask for more
+            than weights.
     """
     _quieten()
     cfg = _nemo_config(role, model, actor, trainer, seed)
     lightning = MegatronTrainerBuilder(cfg).create_trainer()
     path = actor.restore_from_path
-    if path and path.endswith(".nemo"):
-        if not Path(path).exists():
-            raise FileNotFoundError(f"actors.{role}.restore_from_path={path}: no such file")
-        built = load_from_nemo(MagicActor, cfg.model, lightning, strict=True, restore_path=path)
-    else:
-        built = MagicActor(cfg.model, lightning)
+    if path and path.endswith(".nemo") and not Path(path).exists():
+        raise FileNotFoundError(f"actors.{role}.restore_from_path={path}: no such file")
+    built = MagicActor(cfg.model, lightning)
     if model.vocab_size not in (None, built.tokenizer.vocab_size):
         raise ModelError(
             f"the {role}'s tokenizer ({model.tokenizer.type}) has {built.tokenizer.vocab_size} ids, and "
             f"model.vocab_size={model.vocab_size}: they belong to different models; set model.vocab_size=null if not"
         )
     init_distributed(lightning, built, model.transformer_engine)
-    if path and not path.endswith(".nemo"):
+    if path:
         load_weights(built, path)
     # Lightning sizes its hooks by a dataloader; the loop brings its own batches.
     rows: Any = list(range(cfg.model.global_batch_size))
@@ -120,7 +118,11 @@ def _nemo_config(role: Role, model: ModelConfig, actor: ActorConfig, trainer: Tr
             "forward_micro_batch_size": model.micro_batch_size,
             "trt_llm": {"enable": False},
         },
-        "magic": {"role": role.value, "temperature": actor.sampling_params.temperature},
+        "magic": {
+            "role": role.value,
+            "temperature": actor.sampling_params.temperature,
+            "trust_weights": actor.trust_weights,
+        },
     }
     lightning = {
         "num_nodes": trainer.num_nodes,

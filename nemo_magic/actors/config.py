@@ -115,12 +115,14 @@ class ActorConfig:
     """One role's model.
 
     ``restore_from_path``: starting weights, a folder that ``nemo-magic sft`` or ``nemo-magic train`` wrote, or a
-    ``.nemo`` file; null starts from random weights. ``model``: any keys of ``model`` that differ for this role, e.g.
+    ``.nemo`` file; null starts from random weights. ``trust_weights``: what is unpickled for this role, here or when a
+    run goes on, may run any code. ``model``: any keys of ``model`` that differ for this role, e.g.
     ``{optim: {lr: 3e-5}}``; what is not named here is as in ``model``. ``remote``: a server that plays the role
     instead, where it does not learn; ``hf``: a Hugging Face model, in an evaluation.
     """
 
     restore_from_path: str | None = None
+    trust_weights: bool = False
     model: dict[str, Any] = field(default_factory=dict, metadata={"part_of": ModelConfig})
     sampling_params: SamplingConfig = field(default_factory=SamplingConfig)
     length_params: LengthConfig = field(default_factory=LengthConfig)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,10 @@ from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from nemo_magic.actors.distributed import World
+from nemo_magic.actors.errors import ModelError
+from nemo_magic.actors.nemo_archive import extract
 from nemo_magic.actors.rank_group import run_on_all
+from nemo_magic.compat.restricted_pickle import UnsafeWeightsError, only_weights
 from nemo_magic.fsync_io import sync_folder
 
 if TYPE_CHECKING:
@@ -125,17 +130,25 @@ class _ErrorTap:
 
 
 def load_weights(actor: MagicActor, folder: str | Path) -> None:
-    """Read weights that ``save_weights`` wrote, at whatever parallelism, into the actor.
+    """Read weights that ``save_weights`` wrote, at whatever parallelism, or of a ``.nemo`` file, into the actor.
 
     Raises:
         FileNotFoundError: when ``folder`` holds no finished checkpoint.
+        ModelError: it asks for more than weights (and the actor does not trust it), or is no ``.nemo`` file.
     """
-    if not (Path(folder) / "metadata.json").is_file():
+    folder = Path(folder)
+    if folder.suffix == ".nemo" and folder.is_file():
+        with tempfile.TemporaryDirectory(prefix="nemo_magic_") as scratch:
+            load_weights(actor, extract(folder, Path(scratch)))
+        return
+    if not (folder / "metadata.json").is_file():
         raise FileNotFoundError(
             f"actors.{actor.role}.restore_from_path={folder}: no finished checkpoint there (metadata.json is missing); "
             "give a folder that `nemo-magic sft` or `nemo-magic train` wrote, or a .nemo file"
         )
-    _install_weights(actor, dist_checkpointing.load(actor.sharded_state_dict(), str(folder)))
+    # Installed within it: TransformerEngine's layers unpickle a state of their own.
+    with unpickling(folder, actor.trusts_weights):
+        _install_weights(actor, dist_checkpointing.load(actor.sharded_state_dict(), str(folder)))
 
 
 def save_policies(trainable: Mapping[str, TrainablePolicy], folder: Path) -> AsyncRequest:
@@ -148,19 +161,38 @@ def save_policies(trainable: Mapping[str, TrainablePolicy], folder: Path) -> Asy
 
 
 def load_policies(trainable: Mapping[str, TrainablePolicy], folder: Path) -> None:
-    """Read what ``save_policies`` wrote, at whatever parallelism."""
-    state = dist_checkpointing.load(
-        {name: _sharded_state(name, policy, is_loading=True) for name, policy in trainable.items()}, str(folder)
-    )
-    for name, policy in trainable.items():
-        _install_weights(policy.actor, state[name]["weights"])
-        policy.optimizer.load_state_dict(state[name]["optimizer"])
-        policy.scheduler.load_state_dict(state[name]["scheduler"])
+    """Read what ``save_policies`` wrote, at whatever parallelism.
+
+    Raises:
+        ModelError: it asks for more than weights, and not every actor trusts it.
+    """
+    wanted = {name: _sharded_state(name, policy, is_loading=True) for name, policy in trainable.items()}
+    with unpickling(folder, all(policy.actor.trusts_weights for policy in trainable.values())):
+        state = dist_checkpointing.load(wanted, str(folder))
+        for name, policy in trainable.items():
+            _install_weights(policy.actor, state[name]["weights"])
+            policy.optimizer.load_state_dict(state[name]["optimizer"])
+            policy.scheduler.load_state_dict(state[name]["scheduler"])
+
+
+@contextmanager
+def unpickling(folder: Path, trusted: bool = False) -> Iterator[None]:
+    """Within the context what is read of ``folder`` may be weights and nothing else, unless it is ``trusted``.
+
+    Raises:
+        ModelError: it asks for something else.
+    """
+    try:
+        with only_weights(folder, trusted):
+            yield
+    except UnsafeWeightsError as error:
+        raise ModelError(str(error)) from error
 
 
 def missing_tensors(folder: Path) -> list[str]:
     """Names of tensors that a distributed checkpoint's metadata announces without saying in which file they are."""
-    metadata = FileSystemReader(folder).read_metadata()
+    with unpickling(folder):
+        metadata = FileSystemReader(folder).read_metadata()
     stored = {index.fqn for index in metadata.storage_data}
     return sorted(metadata.state_dict_metadata.keys() - stored)
 

@@ -37,6 +37,7 @@ from nemo_magic.analysis.pool import PoolStrategies, find_pool, pool_strategies
 from nemo_magic.config.analysis import AnalysisConfig
 from nemo_magic.data.errors import DataError
 from nemo_magic.data.pools import AttackRow
+from nemo_magic.formatting import csv_cell
 from nemo_magic.fsync_io import replace_durably
 from nemo_magic.judge.guards.strategies import StrategyRubric
 from nemo_magic.report.conversations import evenly_spaced, read_conversations, sandbox_of
@@ -190,5 +191,5 @@ def _csv(strategies: Sequence[Mapping[str, Any]]) -> str:
     columns = ("strategy", "attacks", "share", "harmful", "asr", "intent_lost", "first_step", "last_step", "in_pool")
     writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(strategies)
+    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in strategies)
     return out.getvalue()

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from nemo_magic.config import ConfigError, MagicConfig, compose, to_yaml
+from nemo_magic.config.secrets import mask_text
+from nemo_magic.game.episode import Role
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,13 +32,26 @@ def add_overrides(parser: argparse.ArgumentParser, examples: str) -> None:
     parser.add_argument("overrides", metavar="key=value", nargs="*", help=f"overrides are Hydra's: {examples}")
 
 
+def add_trust_weights(parser: argparse.ArgumentParser) -> None:
+    """``--trust-weights``; see ``trust_overrides`` for commands that take a configuration."""
+    parser.add_argument(
+        "--trust-weights", action="store_true", help="unpickle weights without restriction: they may run any code"
+    )
+
+
+def trust_overrides(args: argparse.Namespace) -> list[str]:
+    """The overrides that ``--trust-weights`` stands for."""
+    trusts = getattr(args, "trust_weights", False)
+    return [f"actors.{role}.trust_weights=true" for role in Role] if trusts else []
+
+
 def compose_config(args: argparse.Namespace) -> MagicConfig:
     """The checked configuration that a command line asks for; the values that ``--print`` names are printed.
 
     Raises:
         ConfigError: it cannot be run, or ``--print`` names what is no single value.
     """
-    cfg = compose(args.config_name, args.overrides, args.config_dir, args.command)
+    cfg = compose(args.config_name, [*args.overrides, *trust_overrides(args)], args.config_dir, args.command)
     if args.printed and not args.dry_run:
         raise ConfigError("--print is a part of --dry-run: give both")
     for line in [value_line(cfg, key) for key in args.printed.split(",") if key]:
@@ -67,5 +82,5 @@ def print_dry_run(cfg: MagicConfig, description: str | None = None) -> int:
     """
     print(to_yaml(cfg), end="")
     if description is not None:
-        print("\n" + "\n".join(f"# {line}".rstrip() for line in description.splitlines()))
+        print("\n" + "\n".join(f"# {mask_text(line, cfg)}".rstrip() for line in description.splitlines()))
     return 0

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nemo_magic.commands.config_arguments import add_trust_weights
+
 if TYPE_CHECKING:
     Ways = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -31,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     to_hf.add_argument("target", metavar="TARGET", type=Path, help="a new folder")
     to_hf.add_argument("--role", choices=_ROLES, help="whose weights, where there are both")
     to_hf.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of a safetensors file (5GB)")
+    add_trust_weights(to_hf)
     to_hf.add_argument("--hf-config", type=Path, metavar="FOLDER", help="of the config.json that the model came with")
     for way in (to_nemo, to_hf):
         way.add_argument("--dtype", choices=_DTYPES, help="of the result; by default as it is")
@@ -45,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         from nemo_magic.convert.nemo_to_hf import nemo_to_hf
 
-        nemo_to_hf(args.source, args.target, args.role, args.dtype, args.max_shard_size, args.hf_config, _print)
+        options = (args.role, args.dtype, args.max_shard_size, args.hf_config, _print, args.trust_weights)
+        nemo_to_hf(args.source, args.target, *options)
     return 0
 
 

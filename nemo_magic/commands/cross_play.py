@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nemo_magic.commands.config_arguments import add_overrides
+from nemo_magic.commands.config_arguments import add_overrides, add_trust_weights, trust_overrides
 from nemo_magic.commands.ranks import own_folder, run_on_ranks
 from nemo_magic.config import ConfigError, MagicConfig, compose
 from nemo_magic.config.save_resolved import CONFIG_FILE
@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--replicates", type=int, default=500, metavar="N", help="resampled matrices (500)")
     parser.add_argument("--confidence", type=float, default=0.95, metavar="SHARE", help="of the intervals (0.95)")
+    add_trust_weights(parser)
     add_overrides(parser, "laid over the run's own configuration: game.crossplay.num_seeds=200, trainer.devices=1")
 
 
@@ -67,7 +68,7 @@ def load_config(args: argparse.Namespace) -> MagicConfig:
         raise ConfigError(f"--replicates {args.replicates} must be at least 2")
     if not 0 < args.confidence < 1:
         raise ConfigError(f"--confidence {args.confidence} must be between 0 and 1")
-    cfg = compose(CONFIG_FILE.removesuffix(".yaml"), args.overrides, str(run))
+    cfg = compose(CONFIG_FILE.removesuffix(".yaml"), [*args.overrides, *trust_overrides(args)], str(run))
     if cfg.game.self_play and cfg.game.max_turns > 1:
         raise ConfigError(
             f"game.self_play=true with game.max_turns={cfg.game.max_turns}: an older attacker and an older defender "

@@ -65,7 +65,7 @@ def vocabulary(model: ModelConfig, role: Role) -> int:
     from transformers import AutoTokenizer
 
     try:
-        return len(AutoTokenizer.from_pretrained(model.tokenizer.type))
+        return len(AutoTokenizer.from_pretrained(model.tokenizer.type, trust_remote_code=False))
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
             f"the {role}'s model.tokenizer.type={model.tokenizer.type} cannot be read here "

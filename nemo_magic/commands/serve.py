@@ -5,7 +5,12 @@ from __future__ import annotations
 import argparse
 import signal
 
-from nemo_magic.commands.config_arguments import add_config_arguments, compose_config, print_dry_run
+from nemo_magic.commands.config_arguments import (
+    add_config_arguments,
+    add_trust_weights,
+    compose_config,
+    print_dry_run,
+)
 from nemo_magic.commands.ranks import run_on_ranks
 from nemo_magic.config import MagicConfig
 from nemo_magic.config.validation import models
@@ -14,8 +19,9 @@ from nemo_magic.runtime.preemption import SAVE_SIGNALS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of a configuration."""
+    """The options of a configuration, and ``--trust-weights``."""
     add_config_arguments(parser)
+    add_trust_weights(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from nemo_magic.commands.config_arguments import add_config_arguments, compose_config, print_dry_run
+from nemo_magic.commands.config_arguments import (
+    add_config_arguments,
+    add_trust_weights,
+    compose_config,
+    print_dry_run,
+)
 from nemo_magic.commands.ranks import own_folder, run_on_ranks
 from nemo_magic.config import MagicConfig, describe
 from nemo_magic.config.validation import models
@@ -12,8 +17,9 @@ from nemo_magic.convert.compatibility import refuse_other_models
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of a configuration."""
+    """The options of a configuration, and ``--trust-weights``."""
     add_config_arguments(parser)
+    add_trust_weights(parser)
 
 
 def run(args: argparse.Namespace) -> int:

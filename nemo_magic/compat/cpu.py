@@ -70,9 +70,6 @@ def install(announce: bool = True) -> None:
             "trainer.accelerator=cpu, but this machine has CUDA: the CPU lane would patch torch.cuda under a working "
             "GPU. Use trainer.accelerator=gpu, or hide the devices with CUDA_VISIBLE_DEVICES=''."
         )
-    # torch >= 2.6 loads weights only; Megatron-core 0.10 pickles its own classes into common.pt. Only files this run
-    # wrote.
-    os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     # NeMo 2.1 parses this variable of NVIDIA's containers unguarded.
     os.environ.setdefault("NVIDIA_PYTORCH_VERSION", "24.07")
     # pyarrow's allocator would start a thread when it is loaded, and this process may have to fork ranks.
@@ -120,7 +117,6 @@ def do_without_apex() -> None:
     for package in ("apex", "transformer_engine"):
         if importlib.util.find_spec(package) is not None:
             raise RuntimeError(f"{package} is installed, and would be patched: use it")
-    os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     os.environ.setdefault("NVIDIA_PYTORCH_VERSION", "24.07")
     _do_without_apex()
 

@@ -25,6 +25,7 @@ from nemo_magic.config.errors import ConfigError, concise
 from nemo_magic.config.keys import is_known, unknown_key_message, unknown_keys
 from nemo_magic.config.locate_files import with_files
 from nemo_magic.config.schema import MagicConfig
+from nemo_magic.config.secrets import mark_environment
 from nemo_magic.config.text_keys import SCHEME, TextKeepingSource, marked_override, with_types
 from nemo_magic.config.validation import validate
 from nemo_magic.data.errors import DataError
@@ -168,10 +169,13 @@ def _typed(composed: DictConfig, complete: bool = True, unread: tuple[str, ...] 
         # Checked before the merge: there ??? keeps the schema's default.
         raise ConfigError("\n".join(f"{path} has to be given" for path in missing))
     try:
-        cfg = OmegaConf.to_object(OmegaConf.merge(_schema(), raw))
+        merged = OmegaConf.merge(_schema(), raw)
+        cfg = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, ValueError) as error:
         raise ConfigError(concise(error)) from error
     assert isinstance(cfg, MagicConfig)
+    written: Any = OmegaConf.to_container(merged, resolve=False)
+    mark_environment(cfg, written)
     return cfg
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from dataclasses import asdict
+import sys
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,19 @@ from omegaconf._utils import get_yaml_loader
 
 import nemo_magic
 from nemo_magic.config.schema import MagicConfig
-from nemo_magic.fsync_io import replace_durably
+from nemo_magic.config.secrets import masked
+from nemo_magic.fsync_io import private_folder, replace_durably
 
 CONFIG_FILE = "config.yaml"
 VERSIONS_FILE = "versions.json"
 
 
 def to_yaml(cfg: MagicConfig) -> str:
-    """The configuration with every key, defaults included; a primary configuration that composes to the same again."""
-    return yaml.dump(asdict(cfg), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    """The configuration with every key, defaults included; a primary configuration that composes to the same again.
+
+    Nothing secret is in it: see ``config/secrets.py``.
+    """
+    return yaml.dump(masked(cfg), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -33,9 +37,13 @@ class _Dumper(yaml.SafeDumper):
 
 
 def save_resolved(cfg: MagicConfig, run_dir: str | Path) -> None:
-    """Write ``config.yaml`` and ``versions.json`` to ``run_dir``, which is created; a reader sees whole files only."""
+    """Write ``config.yaml`` and ``versions.json`` to ``run_dir``, which is created; a reader sees whole files only.
+
+    A folder that others can read is said, on stderr.
+    """
     folder = Path(run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    if (open_to := private_folder(folder)) is not None:
+        print(f"nemo-magic: {open_to}", file=sys.stderr, flush=True)
     replace_durably(folder / CONFIG_FILE, to_yaml(cfg))
     replace_durably(folder / VERSIONS_FILE, json.dumps(versions(), indent=2) + "\n")
 

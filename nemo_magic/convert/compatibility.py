@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+import yaml
 
 from nemo_magic.config import ConfigError, MagicConfig
 from nemo_magic.config.text_keys import read_yaml, with_types
+from nemo_magic.convert.errors import ConvertError
 from nemo_magic.convert.families import MODEL, difference
+from nemo_magic.convert.nemo_file import model_from
 from nemo_magic.game.episode import Role
 from nemo_magic.model_config import ModelConfig
 
@@ -31,12 +32,9 @@ def refuse_other_models(cfg: MagicConfig, models: Mapping[Role, ModelConfig]) ->
         if start is None or not model_file.is_file():
             continue
         try:
-            converted = OmegaConf.to_object(
-                OmegaConf.merge(OmegaConf.structured(ModelConfig), with_types(read_yaml(model_file), ModelConfig))
-            )
-        except (OmegaConfBaseException, ValueError) as error:
+            converted = model_from(with_types(read_yaml(model_file), ModelConfig) or {}, str(model_file))
+        except (ConvertError, yaml.YAMLError, AttributeError, ValueError) as error:
             raise ConfigError(f"{model_file} is no model's configuration: {error}") from error
-        assert isinstance(converted, ModelConfig)
         problems += [
             f"{role}: model.{text} as in {model_file}, which came with actors.{role}.restore_from_path={start}"
             for text in difference(model, converted)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from nemo_magic.actors.nemo_archive import CONFIG, WEIGHTS
 from nemo_magic.convert import nemo_file, tokenizer_files, torch_dist
 from nemo_magic.convert.atomic_output import atomic_output, gigabytes, refuse_target
 from nemo_magic.convert.errors import ConvertError
@@ -63,7 +64,7 @@ def hf_to_nemo(source: Path, target: Path, dtype: str | None = None, say: Callab
 
     with atomic_output(target) as partial:
         content = partial / "content" if packed else partial
-        weights = content / nemo_file.WEIGHTS if packed else content
+        weights = content / WEIGHTS if packed else content
         weights.mkdir(parents=True, exist_ok=True)
         tokenizer_files.copy(source, content / TOKENIZER)
         (content / HF).mkdir()
@@ -71,7 +72,7 @@ def hf_to_nemo(source: Path, target: Path, dtype: str | None = None, say: Callab
             if (source / name).is_file():
                 shutil.copyfile(source / name, content / HF / name)
         keys = nemo_file.nemo_config(model, _PRECISIONS[target_dtype]) if packed else model_yaml(model)
-        path = content / (nemo_file.CONFIG if packed else MODEL)
+        path = content / (CONFIG if packed else MODEL)
         path.write_text(yaml.safe_dump(keys, sort_keys=False, allow_unicode=True), encoding="utf-8")
         progress = _progress(len(files), say)
         torch_dist.write(weights, files, extra_state_names(model.num_layers), target_dtype, tensor_of, progress)

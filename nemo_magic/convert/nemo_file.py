@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
 
+from nemo_magic.actors.errors import ModelError
+from nemo_magic.actors.nemo_archive import CONFIG, extract
 from nemo_magic.convert.errors import ConvertError
 from nemo_magic.model_config import ModelConfig
 
-CONFIG, WEIGHTS = "model_config.yaml", "model_weights"
 _TARGET = "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel"
 
 
@@ -49,23 +50,16 @@ def unpack(path: Path, folder: Path) -> ModelConfig:
         ConvertError: it is no ``.nemo`` file, or its weights are not a Megatron-core distributed checkpoint.
     """
     try:
-        with tarfile.open(path, "r:*") as tar:
-            tar.extractall(folder, filter="data")
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ConvertError(f"{path} is no .nemo file, or damaged: {error}") from error
-    if not (folder / CONFIG).is_file():
-        raise ConvertError(f"{path} has no {CONFIG}")
-    if not (folder / WEIGHTS).is_dir():
-        there = ", ".join(sorted(entry.name for entry in folder.iterdir()))
-        raise ConvertError(
-            f"{path} has no folder {WEIGHTS} but {there}: only Megatron-core models saved as distributed checkpoints "
-            "can be read (mcore_gpt: true)"
-        )
+        extract(path, folder)
+    except ModelError as error:
+        raise ConvertError(str(error)) from error
     return model_from(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")), str(path))
 
 
 def model_from(keys: Mapping[str, Any], where: str, own: Mapping[str, Any] | None = None) -> ModelConfig:
     """A ModelConfig from NeMo's keys; keys that ModelConfig does not have do not change what a model computes.
+
+    Values are taken as they stand: an interpolation of theirs could read this process's environment.
 
     Args:
         where: the file of the keys, for messages.
@@ -77,15 +71,26 @@ def model_from(keys: Mapping[str, Any], where: str, own: Mapping[str, Any] | Non
     known = {field.name for field in dataclasses.fields(ModelConfig)} - {"optim", "tokenizer"}
     chosen = {key: value for key, value in keys.items() if key in known}
     tokenizer = {key: (keys.get("tokenizer") or {}).get(key) for key in ("library", "type")}
+    layers = (
+        chosen,
+        {"tokenizer": {key: value for key, value in tokenizer.items() if value is not None}},
+        {key: value for key, value in (own or {}).items() if key in known},
+    )
+    for text in _texts(layers):
+        if "${" in text:
+            raise ConvertError(f"{where}: {text!r} refers to something outside of the file; give its value")
     try:
-        merged = OmegaConf.merge(
-            OmegaConf.structured(ModelConfig),
-            chosen,
-            {"tokenizer": {key: value for key, value in tokenizer.items() if value is not None}},
-            {key: value for key, value in (own or {}).items() if key in known},
-        )
+        merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), *layers)
         model = OmegaConf.to_object(merged)
     except Exception as error:
         raise ConvertError(f"{where}: {str(error).splitlines()[0]}") from error
     assert isinstance(model, ModelConfig)
     return model
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(one)

@@ -32,6 +32,7 @@ def nemo_to_hf(
     max_shard_size: str = "5GB",
     hf: Path | None = None,
     say: Callable[[str], None] = print,
+    trusted: bool = False,
 ) -> None:
     """Convert ``source`` (see ``open_source``) to the new folder ``target``.
 
@@ -43,6 +44,7 @@ def nemo_to_hf(
         max_shard_size: of a safetensors file, such as ``5GB``.
         hf: the folder whose config.json the model came with.
         say: called with every line for people.
+        trusted: pickles among the weights may run code.
 
     Raises:
         ConvertError: the source cannot be converted; ``target`` then does not exist.
@@ -50,7 +52,7 @@ def nemo_to_hf(
     refuse_target(target, source.stat().st_size if source.is_file() else 0)
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.absolute().parent) as scratch:
-        _convert(open_source(source, role, hf, Path(scratch)), target, dtype, max_shard_size, say)
+        _convert(open_source(source, role, hf, Path(scratch), trusted), target, dtype, max_shard_size, say)
 
 
 def _convert(source: Source, target: Path, dtype: str | None, max_shard_size: str, say: Callable[[str], None]) -> None:

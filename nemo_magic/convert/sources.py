@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from nemo_magic.actors.nemo_archive import WEIGHTS
 from nemo_magic.convert import nemo_file
 from nemo_magic.convert.errors import ConvertError
 from nemo_magic.convert.families import MODEL
@@ -32,13 +33,14 @@ class Source:
     config_folders: list[Path]
 
 
-def open_source(source: Path, role: str | None, hf: Path | None, scratch: Path) -> Source:
+def open_source(source: Path, role: str | None, hf: Path | None, scratch: Path, trusted: bool = False) -> Source:
     """Find the weights of ``source`` and everything that is needed to convert them.
 
     Args:
         role: whose weights, where there are several.
         hf: the original Hugging Face folder, where its config.json is in none of the usual places.
         scratch: an empty folder, to which ``.nemo`` files are unpacked.
+        trusted: pickles among the weights may run code.
 
     Raises:
         ConvertError: it cannot be read, or it is not clear whose weights are meant or of which model.
@@ -49,15 +51,17 @@ def open_source(source: Path, role: str | None, hf: Path | None, scratch: Path) 
         model = nemo_file.unpack(source, scratch)
         inside = scratch / TOKENIZER
         tokenizer = str(inside) if inside.is_dir() else _tokenizer_name(model, str(source))
-        return Source(Checkpoint(scratch / nemo_file.WEIGHTS), model, tokenizer, _config_folders(hf, scratch / HF))
+        weights = Checkpoint(scratch / WEIGHTS, trusted=trusted)
+        return Source(weights, model, tokenizer, _config_folders(hf, scratch / HF))
     if (source / MODEL).is_file() and (source / METADATA).is_file():
         keys = yaml.safe_load((source / MODEL).read_text(encoding="utf-8"))
         model = nemo_file.model_from(keys, str(source / MODEL))
-        return Source(Checkpoint(source), model, str(source / TOKENIZER), _config_folders(hf, source / HF))
-    return _source_of_run(source, role, hf)
+        weights = Checkpoint(source, trusted=trusted)
+        return Source(weights, model, str(source / TOKENIZER), _config_folders(hf, source / HF))
+    return _source_of_run(source, role, hf, trusted)
 
 
-def _source_of_run(source: Path, role: str | None, hf: Path | None) -> Source:
+def _source_of_run(source: Path, role: str | None, hf: Path | None, trusted: bool) -> Source:
     run = next((folder for folder in (source, *source.absolute().parents) if (folder / _RUN).is_file()), None)
     if run is None:
         raise ConvertError(
@@ -67,12 +71,12 @@ def _source_of_run(source: Path, role: str | None, hf: Path | None) -> Source:
     cfg = yaml.safe_load((run / _RUN).read_text(encoding="utf-8"))
     folder = _weights_in(source)
     if folder.name == _POLICIES:
-        prefixes = Checkpoint(folder).prefixes
+        prefixes = Checkpoint(folder, trusted=trusted).prefixes
         policy = _policy_name(folder, [prefix.removesuffix(".") for prefix in prefixes], role)
-        weights = Checkpoint(folder, f"{policy}.")
+        weights = Checkpoint(folder, f"{policy}.", trusted)
     else:
         policy = _owner(folder, cfg, role)
-        weights = Checkpoint(folder)
+        weights = Checkpoint(folder, trusted=trusted)
     # The single policy of self-play has the defender's model.
     role = policy if policy in tuple(Role) else "defender"
     actor: Mapping[str, Any] = cfg["actors"][role]

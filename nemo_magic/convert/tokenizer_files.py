@@ -19,7 +19,7 @@ def load(name: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(name), use_fast=True)
+        return AutoTokenizer.from_pretrained(str(name), use_fast=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ConvertError(f"{name}: no tokenizer can be loaded: {str(error).splitlines()[0]}") from error
 

@@ -34,13 +34,14 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from nemo_magic.compat.restricted_pickle import UnsafeWeightsError, only_weights
 from nemo_magic.convert.errors import ConvertError
 from nemo_magic.convert.mapping import Block
 from nemo_magic.fsync_io import sync_file, write_durably
 
 METADATA, COMMON, INDEX = "metadata.json", "common.pt", ".metadata"
 _FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
-_DAMAGE = (OSError, EOFError, RuntimeError, pickle.UnpicklingError)
+_DAMAGE = (OSError, EOFError, RuntimeError, pickle.UnpicklingError, AttributeError, LookupError, TypeError, ValueError)
 _COMMON_FORMAT = {"common_backend": "torch", "common_backend_version": 1}
 
 
@@ -129,12 +130,14 @@ class _Planner(SavePlanner):
 class Checkpoint:
     """A ``torch_dist`` checkpoint on disk; ``prefix`` is what its keys have before ``model.``.
 
+    ``trusted``: its pickles may run code.
+
     Raises:
-        ConvertError: ``folder`` holds none, or an incomplete one.
+        ConvertError: ``folder`` holds none, an incomplete one, or one that asks for more than weights.
     """
 
-    def __init__(self, folder: Path, prefix: str = "") -> None:
-        self.folder, self._prefix = folder, prefix
+    def __init__(self, folder: Path, prefix: str = "", trusted: bool = False) -> None:
+        self.folder, self._prefix, self._trusted = folder, prefix, trusted
         if not (folder / METADATA).is_file():
             raise ConvertError(f"{folder} is no checkpoint of Megatron's: {METADATA} is missing")
         backend = json.loads((folder / METADATA).read_text(encoding="utf-8")).get("sharded_backend")
@@ -145,9 +148,14 @@ class Checkpoint:
             )
         self._reader = FileSystemReader(folder)
         try:
-            self._metadata = self._reader.read_metadata()
+            with only_weights(folder / INDEX, trusted):
+                self._metadata = self._reader.read_metadata()
+            if not (isinstance(self._metadata, Metadata) and isinstance(self._metadata.storage_data, dict)):
+                raise TypeError(f"it holds {type(self._metadata).__name__} and not a checkpoint's metadata")
         except FileNotFoundError:
             raise ConvertError(f"{folder / INDEX}: no such file") from None
+        except UnsafeWeightsError as error:
+            raise ConvertError(str(error)) from error
         except _DAMAGE as error:
             raise ConvertError(f"{folder / INDEX} is damaged: {error}") from error
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
@@ -187,7 +195,10 @@ class Checkpoint:
         if sum(item.lengths.numel() for item in items) != target.numel():
             raise ConvertError(f"{self.folder}: {self._prefix}{block.key} has no elements at {block.offset}")
         try:
-            self._reader.read_data(LoadPlan(items), _Target(target))
+            with only_weights(self.folder, self._trusted):
+                self._reader.read_data(LoadPlan(items), _Target(target))
+        except UnsafeWeightsError as error:
+            raise ConvertError(str(error)) from error
         except _DAMAGE as error:
             first = (str(error) or type(error).__name__).splitlines()[0]
             raise ConvertError(
@@ -197,7 +208,8 @@ class Checkpoint:
 
     def _is_complete(self, info: Any) -> bool:
         path = self.folder / info.relative_path
-        return path.is_file() and path.stat().st_size >= info.offset + info.length
+        # Never a file of another folder.
+        return path.parent == self.folder and path.is_file() and path.stat().st_size >= info.offset + info.length
 
 
 class _Target(DefaultLoadPlanner):

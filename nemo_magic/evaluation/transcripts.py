@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from nemo_magic.evaluation.example import Example
+from nemo_magic.fsync_io import private_folder
 from nemo_magic.game.episode import VERDICT_FIELDS, Verdict
 
 FOLDER = "transcripts"
@@ -21,7 +22,7 @@ class Transcript:
 
     def __init__(self, folder: Path, task: str, rank: int) -> None:
         self._path = folder / FOLDER / f"{task}.rank-{rank:05d}.jsonl"
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(self._path.parent)
         self._file: TextIO | None = None
 
     def add(self, example: Example, exchanges: Sequence[tuple[str, str]], verdict: Verdict) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 from typing_extensions import Self
 
+from nemo_magic.fsync_io import private_folder
 from nemo_magic.judge.config import JudgeConfig
 from nemo_magic.judge.errors import JudgeUnavailable
 from nemo_magic.net.hosts import http_url
@@ -86,7 +87,7 @@ class LocalJudge:
         (folder / "judge.json").write_text(json.dumps(asdict(cfg)))
         command = [sys.executable, "-m", "nemo_magic.judge.server", "--config", str(folder / "judge.json")]
         command += ["--port-file", str(folder / "port"), "--parent-pid", str(os.getpid())]
-        self._log.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(self._log.parent)
         with self._log.open("ab") as log:
             # A session of its own: Ctrl-C reaches the trainer, which still needs the judge to end its step.
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)

@@ -14,6 +14,9 @@ from urllib.parse import urlsplit
 from nemo_magic.config_checks import CheckedConfig, NonNegativeInt, PositiveFloat, PositiveInt
 from nemo_magic.net.limits import RateLimit
 
+MASK = "***"
+"""Stands in a saved configuration where something secret stood."""
+
 
 def read_token(key: str, token_env: str | None) -> str | None:
     """The value of the environment variable ``token_env``, which ``<key>.token_env`` names; None where there is none.
@@ -58,7 +61,16 @@ class EndpointConfig(CheckedConfig):
             self._check_url(url)
 
     def token(self) -> str | None:
-        """The bearer token, or None where none is wanted. Raises ValueError if its variable is unset or empty."""
+        """The bearer token, or None where none is wanted.
+
+        Raises ValueError if its variable is unset or empty, or a url is a saved one with its password masked.
+        """
+        for url in self.urls:
+            if f"{MASK}@" in url or f"={MASK}" in url:
+                raise ValueError(
+                    f"{self.KEY}.urls={url!r}: what was secret in it was masked when the configuration was saved; give "
+                    f"the url again: {self.KEY}.urls=[...]"
+                )
         return read_token(self.KEY, self.token_env)
 
     def _check_url(self, url: str) -> None:

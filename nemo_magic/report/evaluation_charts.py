@@ -26,7 +26,7 @@ def forests(evaluations: Sequence[EvaluationFolder]) -> list[Chart]:
         keys = [key for key, figure in all_figures(evaluations).items() if figure["higher_is_better"] is better]
         rows: list[Row] = [
             (
-                f"{task}<br>{figure}",
+                f"{task}\n{figure}",
                 [one.figures.get((task, figure)) for one in evaluations],
                 [one.figures.get((task, figure), {}).get("published") for one in evaluations],
             )
@@ -110,7 +110,7 @@ def _dots(key: str, title: str, note: str, rows: Sequence[Row], evaluations: Seq
                          "array": [_percent(rate["interval"][1] - rate["rate"]) for _, _, rate in points],
                          "arrayminus": [_percent(rate["rate"] - rate["interval"][0]) for _, _, rate in points]},
              "marker": {"size": 9, "color": color, "symbol": symbol}, "legendgroup": one.name,
-             "customdata": [[label.replace("<br>", ", "), *map(_percent, rate["interval"]), rate["hits"], rate["count"]]
+             "customdata": [[label.replace("\n", ", "), *map(_percent, rate["interval"]), rate["hits"], rate["count"]]
                             for _, label, rate in points],
              "hovertemplate": "%{customdata[0]}<br>%{x:.1f} % (%{customdata[1]:.1f} to %{customdata[2]:.1f})<br>"
                               "%{customdata[3]} of %{customdata[4]}<extra>%{fullData.name}</extra>"}
@@ -120,10 +120,10 @@ def _dots(key: str, title: str, note: str, rows: Sequence[Row], evaluations: Seq
                 {"type": "scatter", "mode": "markers", "name": f"{one.name}: the paper", "legendgroup": one.name,
                  "y": [y for y, _, _ in published], "x": [_percent(value) for _, _, value in published],
                  "marker": {"size": 11, "symbol": "diamond-open", "color": color, "line": {"width": 1.6}},
-                 "customdata": [label.replace("<br>", ", ") for _, label, _ in published],
+                 "customdata": [label.replace("\n", ", ") for _, label, _ in published],
                  "hovertemplate": "%{customdata}<br>published %{x:.1f} %<extra></extra>"}
             )  # fmt: skip
-    lines = max(label.count("<br>") for label, _, _ in rows) + 1
+    lines = max(label.count("\n") for label, _, _ in rows) + 1
     row_height = max(18 * lines + 8, 15 * count + 8)
     return Chart(
         key, title,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -84,7 +86,7 @@ def render(runs: Sequence[RunFolder], evaluations: Sequence[EvaluationFolder] = 
     figures: dict[str, Any] = {}
     for section in sections:
         for number, (_, chart) in enumerate(section.charts):
-            figures[f"{section.key}-{number}"] = chart.figure
+            figures[f"{section.key}-{number}"] = _as_text(chart.figure)
     texts = {name: _asset(name) for name in ("report.css", "report.js", "listing.js")}
     environment = Environment(
         loader=PackageLoader("nemo_magic.report", "page"), autoescape=True, undefined=StrictUndefined,
@@ -106,6 +108,7 @@ def render(runs: Sequence[RunFolder], evaluations: Sequence[EvaluationFolder] = 
         strategies=sorted({row["strategy"] for row in rows if row["strategy"]}),
         count=len(rows),
         figures=_json(figures),
+        policy=_policy([get_plotlyjs(), texts["listing.js"], texts["report.js"], _asset("cases.js")]),
         conversations=_json(rows),
         css=Markup(texts["report.css"]),
         js=Markup(texts["report.js"]),
@@ -287,6 +290,34 @@ def _numbered(sections: Sequence[Section]) -> list[dict[str, Any]]:
         ]
         numbered.append({"key": section.key, "title": section.title, "groups": groups})
     return numbered
+
+
+_TEMPLATES = ("hovertemplate", "texttemplate")
+
+
+def _as_text(value: Any, key: str = "") -> Any:
+    """A figure whose labels are text to plotly, which otherwise takes tags in them for markup. A line break stays one.
+
+    Templates are ours: names come into them as ``%{fullData.name}`` and the like.
+    """
+    if isinstance(value, Mapping):
+        return {name: _as_text(one, name) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_text(one, key) for one in value]
+    if isinstance(value, str) and key not in _TEMPLATES:
+        text = value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        return "<br>".join(text.splitlines())
+    return value
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """The page's Content-Security-Policy: it runs its own scripts, and loads nothing from anywhere."""
+    hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    own = " ".join(f"'sha256-{one}'" for one in hashes)
+    return (
+        f"default-src 'none'; script-src {own}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
 
 
 def _json(value: Any) -> Markup:

@@ -102,7 +102,7 @@ def trade(runs: Sequence[RunFolder]) -> Chart | None:
              "y": [round(u, 2) for _, u in both.values()], "text": [f"step {step:,}" for step in both],
              "line": {"width": 1, "color": color, "dash": "dot"},
              "marker": {"size": sizes, "color": color, "line": {"color": "white", "width": 1}},
-             "hovertemplate": "%{text}<br>safe %{x:.1f} %<br>useful %{y:.1f} %<extra>" + run.name + "</extra>"}
+             "hovertemplate": "%{text}<br>safe %{x:.1f} %<br>useful %{y:.1f} %<extra>%{fullData.name}</extra>"}
         )  # fmt: skip
     if not data:
         return None

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_magic.formatting import markdown_table, percent
+from nemo_magic.formatting import csv_cell, markdown_table, percent
 from nemo_magic.fsync_io import replace_durably
 from nemo_magic.game.payoff import NO_REWRITE, CrossPlay
 from nemo_magic.report.records import (
@@ -126,7 +126,7 @@ def write(outcomes: Sequence[Outcome], folder: Path) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, ["run", "state", "step", *names], restval="")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
     replace_durably(folder / f"{TABLE}.csv", text.getvalue())
     replace_durably(folder / f"{TABLE}.json", json.dumps(rows, indent=1) + "\n")
     replace_durably(folder / f"{TABLE}.md", markdown(outcomes))

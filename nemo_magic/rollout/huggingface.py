@@ -46,15 +46,18 @@ class HuggingFacePolicy:
             raise FileNotFoundError(f"{path} is no Hugging Face model: it has no config.json")
         self._whose = f"the model in {path}"
         self._sampling, self._lengths, self._batch_size = options.sampling_params, options.length_params, batch_size
-        self._chat = ChatTokenizer(SimpleNamespace(tokenizer=AutoTokenizer.from_pretrained(path)))
-        positions = AutoConfig.from_pretrained(path).max_position_embeddings
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        self._chat = ChatTokenizer(SimpleNamespace(tokenizer=tokenizer))
+        positions = AutoConfig.from_pretrained(path, trust_remote_code=False).max_position_embeddings
         self._room = self._lengths.prompt_room(positions)
         self._prompt_ids = lru_cache(maxsize=4096)(self._chat.prompt_ids)
         self._model: Any = None
         if generates:
             device = options.hf.device or ("cuda" if accelerator == "gpu" else "cpu")
             spread = {"device_map": "auto"} if device == "auto" else {}
-            self._model = AutoModelForCausalLM.from_pretrained(path, torch_dtype=options.hf.dtype, **spread).eval()
+            self._model = AutoModelForCausalLM.from_pretrained(
+                path, torch_dtype=options.hf.dtype, use_safetensors=True, trust_remote_code=False, **spread
+            ).eval()
             if not spread:
                 self._model.to(device)
             # What a checkpoint recommends (Qwen's repetition penalty, say) is not temperature 0.

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nemo_magic.fsync_io import sync_folder
+from nemo_magic.fsync_io import private_folder, sync_folder
 
 
 def cache_key(*parts: Any) -> str:
@@ -31,7 +31,7 @@ class ResponseCache:
     def __init__(self, folder: Path, rank: int) -> None:
         self._values: dict[str, Any] = {}
         self._path = folder / f"rank-{rank:05d}.jsonl"
-        folder.mkdir(parents=True, exist_ok=True)
+        private_folder(folder)
         for path in sorted(folder.glob("rank-*.jsonl")):
             self._read(path)
 

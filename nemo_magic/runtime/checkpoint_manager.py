@@ -30,7 +30,14 @@ from nemo_magic.actors.distributed import World
 from nemo_magic.actors.random_state import random_states, set_random_states
 from nemo_magic.actors.rank_group import run_on_all
 from nemo_magic.actors.trainable import TrainablePolicy
-from nemo_magic.actors.weights import load_policies, missing_tensors, save_policies, sharded_bytes, write_files
+from nemo_magic.actors.weights import (
+    load_policies,
+    missing_tensors,
+    save_policies,
+    sharded_bytes,
+    unpickling,
+    write_files,
+)
 from nemo_magic.config.experiment import CheckpointConfig
 from nemo_magic.fsync_io import sync_folder, write_durably
 from nemo_magic.runtime.checkpoint_paths import (
@@ -156,7 +163,8 @@ class CheckpointManager:
         state: Mapping[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
         layout = layout_of(self._world, trainable)
         if state["layout"] == layout:
-            set_random_states(torch.load(path / RNG / f"rank_{self._world.rank:05d}.pt", weights_only=True))
+            with unpickling(path / RNG):
+                set_random_states(torch.load(path / RNG / f"rank_{self._world.rank:05d}.pt"))
         else:
             self._note(
                 f"{path} was saved at {state['layout']}, this run is {layout}: the ranks' random states are begun anew "

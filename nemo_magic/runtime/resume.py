@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_magic.config import ConfigError, MagicConfig
+from nemo_magic.config.secrets import masked
 from nemo_magic.runtime.checkpoint_paths import COMMITTED, FOLDER, STATE, committed_checkpoints
 
 MAY_DIFFER = (
@@ -22,6 +23,8 @@ MAY_DIFFER = (
     "model.activations_checkpoint",
     "actors.attacker.restore_from_path",
     "actors.defender.restore_from_path",
+    "actors.attacker.trust_weights",
+    "actors.defender.trust_weights",
     "actors.attacker.remote.",
     "actors.defender.remote.",
     "generation.",
@@ -84,7 +87,7 @@ def decide(cfg: MagicConfig, source: str) -> Resume:
         saved = _saved_config(paths[0])
     except (OSError, ValueError, KeyError):
         return Resume(paths[0], newest=True)  # damaged; its turn comes when checksums are read
-    differing = list(differences(_filled(saved, asdict(MagicConfig())), asdict(cfg)))
+    differing = list(differences(_filled(saved, asdict(MagicConfig())), masked(cfg)))
     if differing:
         listed = "\n".join(f"  {key}: {before!r} before, {now!r} now" for key, before, now in differing[:12])
         raise ConfigError(

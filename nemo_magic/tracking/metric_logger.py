@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from typing_extensions import Self
 
 from nemo_magic.config.analysis import AnalysisConfig
+from nemo_magic.fsync_io import private_folder
 from nemo_magic.game.alarms import AlarmEvent
 from nemo_magic.game.metrics import Ratios, Scored, rollout_metrics
 from nemo_magic.report.media import collect_media
@@ -122,7 +123,7 @@ class MetricLogger:
         self._table: ConsoleTable | None = None
         if not is_main:
             return
-        self.run_dir.mkdir(parents=True, exist_ok=True)
+        private_folder(self.run_dir)
         if resume_step is None:
             move_previous_outputs(self.run_dir)
         self._sinks.append(JsonlSink(self.run_dir, self.note, resume_step))

@@ -270,9 +270,8 @@ def _markdown(table: Table) -> str:
 
 
 def _cell(value: str | float | None) -> str:
-    # What would be markup where it is shown.
     text = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-    return " ".join(text.replace("<", "&lt;").split())
+    return " ".join(text.split())
 
 
 def keep_rows_up_to(path: Path, step: int) -> int:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
 from nemo_magic.actors.distributed import World
 from nemo_magic.config import MagicConfig
+from nemo_magic.config.secrets import masked
 from nemo_magic.game.alarms import Alarms
 from nemo_magic.runtime.checkpoint_manager import CheckpointManager
 from nemo_magic.runtime.errors import Preempted, TrainingError
@@ -75,7 +75,7 @@ class Run:
                     resume_step=resume_step,
                     total_steps=self.total_steps,
                     title=self._cfg.name,
-                    config=asdict(self._cfg),
+                    config=masked(self._cfg),
                     analysis=self._cfg.analysis,
                 )
             )

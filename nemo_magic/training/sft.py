@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from nemo_magic.actors.tokenizer import ChatTokenizer
 from nemo_magic.actors.trainable import TrainablePolicy
 from nemo_magic.actors.weights import save_weights
 from nemo_magic.config import MagicConfig, role_model
+from nemo_magic.config.secrets import masked
 from nemo_magic.data.errors import DataError
 from nemo_magic.data.pools import read_attack_pool, read_chat_pool
 from nemo_magic.data.seeds import EpochSampler
@@ -57,7 +57,7 @@ def run_sft(cfg: MagicConfig) -> None:
     samplers = [EpochSampler(len(rows), cfg.sft.batch_size // len(pools), cfg.seed) for rows in pools]
     timers = Timers()
     with MetricLogger(
-        cfg.exp_manager, is_main=world.is_main, total_steps=cfg.sft.max_steps, title=cfg.name, config=asdict(cfg)
+        cfg.exp_manager, is_main=world.is_main, total_steps=cfg.sft.max_steps, title=cfg.name, config=masked(cfg)
     ) as logger:
         for step in range(cfg.sft.max_steps):
             with timers("step"):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_magic.config import MagicConfig
+from nemo_magic.config.secrets import masked
 from nemo_magic.game.alarms import Alarms
 from nemo_magic.game.pool import Pool
 from nemo_magic.game.schedule import Schedule
@@ -67,7 +68,7 @@ class GameState:
             "snapshots": {name: [kept.name for kept in selves] for name, selves in self.snapshots.items()},
             "live_rows": self.live_rows,
             "skipped_updates": {name: policy.skipped_updates for name, policy in pair.unique.items()},
-            "config": asdict(cfg),
+            "config": masked(cfg),
         }
         documents = {STATE: state, PREFETCHED: prefetcher.to_rows(self.step)}
         checkpoints.save(self.step, pair.unique, documents, self.metrics, wait)

@@ -27,7 +27,7 @@ class _Waiting:
 
 
 class TransformersModel:
-    """The causal language model at ``path``, a folder or a name on the hub, on ``device``.
+    """The causal language model at ``path``, a folder or a name on the hub, on ``device``; of safetensors only.
 
     ``name`` is what verdicts call it, by default the path's last part. ``revision``: of the weights; by default a
     digest of the folder's files, or the commit on the hub. ``max_batch``: questions decoded at once. ``dtype``: torch's
@@ -167,12 +167,16 @@ class TransformersModel:
     def _load(self) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(self._path, padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(self._path, padding_side="left", trust_remote_code=False)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         # It would advise to tokenize and pad in one call: what is too long has to be found before.
         tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
-        model = AutoModelForCausalLM.from_pretrained(self._path, torch_dtype=self._dtype).to(self._device).eval()
+        # Neither pickled weights nor the code that some checkpoints bring.
+        model = AutoModelForCausalLM.from_pretrained(
+            self._path, torch_dtype=self._dtype, use_safetensors=True, trust_remote_code=False
+        )
+        model = model.to(self._device).eval()
         folder = Path(self._path)
         if self._pinned is None:
             commit = getattr(model.config, "_commit_hash", None)
