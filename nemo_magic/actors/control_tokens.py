@@ -8,8 +8,6 @@ from typing import Any
 
 from nemo_magic.game import tags
 
-_MARKER = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
-"""What a turn marker looks like that the vocabulary holds as an ordinary word."""
 _PRIVATE_USE = range(0xE000, 0xF900)
 _Span = tuple[int, int]
 
@@ -17,11 +15,11 @@ _Span = tuple[int, int]
 class ControlTokens:
     """The control tokens of a transformers ``tokenizer``, and encodings of texts that are free of them.
 
-    ``ids``: special tokens, and markers that the chat template writes around messages, whether they are declared
+    ``ids``: special tokens, and added ones that the chat template writes around messages, whether they are declared
     special or not. The unknown token, which any text may hold, is none, and neither are the tags of the game.
     ``neutralised``: how many control tokens texts asked for and did not get, so far.
 
-    Markers that are no tokens of their own (Llama 2's ``[INST]``) cannot be told from text: a user may spell them.
+    Markers that are ordinary text (Llama 2's ``[INST]``, the sandbox's ``[user]``) are none: a user may spell them.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -29,7 +27,7 @@ class ControlTokens:
         self.neutralised = 0
         added: Mapping[int, Any] = tokenizer.added_tokens_decoder
         ids = {*tokenizer.all_special_ids, *(index for index, token in added.items() if token.special)}
-        ids |= {i for i in self._template_ids() if i in added or self._is_marker(i)}
+        ids |= self._template_ids() & added.keys()
         self._unknown: int | None = tokenizer.unk_token_id
         texts = {self._token(i): i for i in ids}
         self.ids = frozenset(i for text, i in texts.items() if i != self._unknown and not tags.is_tag(text))
@@ -95,11 +93,6 @@ class ControlTokens:
 
     def _token(self, index: int) -> str:
         return str(self._tokenizer.convert_ids_to_tokens(index)).strip("▁Ġ")
-
-    def _is_marker(self, index: int) -> bool:
-        token = self._token(index)
-        # A byte's token looks like one, but stands for its byte.
-        return _MARKER.fullmatch(token) is not None and self._tokenizer.decode([index]).strip() == token
 
     def _template_ids(self) -> set[int]:
         """All ids of chats of one letter."""

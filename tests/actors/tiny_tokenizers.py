@@ -52,10 +52,11 @@ def byte_fallback() -> ChatTokenizer:
 
 
 def words() -> ChatTokenizer:
-    """Whole words, of which the turn markers are some, as the sandbox's."""
+    """Whole words. The turn markers are some of them, and added tokens too."""
     vocabulary = ["<unk>", "<eos>", "[system]", "[user]", "[assistant]", "<think>", "so", "li", "a"]
     built = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
     built.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    built.add_tokens(vocabulary[2:5])
     return of(PreTrainedTokenizerFast(tokenizer_object=built, eos_token="<eos>", unk_token="<unk>"), WORDS)
 
 
