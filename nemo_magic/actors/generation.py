@@ -57,7 +57,9 @@ class Generator(Protocol):
     ) -> list[Completion]:
         """One completion per prompt, in order.
 
-        ``seeds`` holds one 64-bit seed per row: a row's sample depends on its prompt, its seed and the weights only.
+        ``seeds`` holds one 64-bit seed per row: a row's sample depends on its prompt, its seed and the weights only. In
+        half precision logits are rounded as the shape of the batch has it, and a draw between two tokens may fall to
+        either side: there, on the rows beside it too.
 
         Raises:
             StaleWeightsError: when no actor is loaded, or the loaded one has changed since ``load``.
@@ -203,7 +205,7 @@ def _decode(
         response_lengths += live
         ended |= live & torch.isin(ids, stops.ids)
         if stops.strings:
-            ended |= live & hits_stop_string(actor.chat, tokens, prompt_lengths, response_lengths, live, stops.strings)
+            ended |= live & hits_stop_string(actor.chat, tokens, prompt_lengths, response_lengths, live, stops)
         unfinished = (~ended & (produced + 1 < limits.max_length))[decoded].nonzero().flatten()
         if not len(unfinished):
             break

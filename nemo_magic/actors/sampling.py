@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from nemo_magic.actors.config import SamplingConfig
 from nemo_magic.actors.errors import NotFiniteError
 from nemo_magic.actors.tokenizer import ChatTokenizer
 from nemo_magic.game.episode import Completion
+
+_UNFINISHED = "\ufffd"
 
 
 @dataclass(frozen=True)
@@ -39,17 +42,28 @@ class StopConditions:
                 strings.append(end)
         return cls(torch.tensor(ids, device=device), tuple(strings))
 
+    def hit_by(self, chat: ChatTokenizer, response: Sequence[int]) -> bool:
+        """Whether the last tokens of ``response``, as many as a string can span, contain one of the strings."""
+        # A token that is seen carries one byte at least, and a decoder may strip a space off the first.
+        tail = max((len(end.encode()) for end in self.strings), default=0) + 1
+        visible = list(islice(filter(chat.is_visible, reversed(response)), tail))[::-1]
+        # A tail may begin within a character of up to 4 bytes, and some decoders then read none of the bytes behind it.
+        for start in range(4):
+            text = chat.raw_text(visible[start:])
+            if any(end in text for end in self.strings):
+                return True
+            if _UNFINISHED not in text:
+                break
+        return False
+
     def end_of(self, chat: ChatTokenizer, response: Sequence[int]) -> int | None:
-        """How many ids of ``response`` there are up to its end, what ends it included; None where nothing does."""
+        """How many ids of ``response`` there are up to its end, what ends it included; None where nothing does. It is
+        the end that decoding one token after the other comes to."""
         ids = set(self.ids.tolist())
-        size = next((n for n, index in enumerate(response, 1) if index in ids), None)
-        kept = response if size is None else response[:size]
-        if not any(end in chat.raw_text(kept) for end in self.strings):
-            return size
-        size = len(kept)
-        while any(end in chat.raw_text(response[: size - 1]) for end in self.strings):
-            size -= 1
-        return size
+        for size, index in enumerate(response, 1):
+            if index in ids or (self.strings and self.hit_by(chat, response[:size])):
+                return size
+        return None
 
 
 def uniform_draws(seeds: Sequence[int], count: int, device: torch.device | int | str) -> torch.Tensor:
@@ -131,16 +145,13 @@ def hits_stop_string(
     prompt_lengths: torch.Tensor,
     response_lengths: torch.Tensor,
     live: torch.Tensor,
-    strings: Sequence[str],
+    stops: StopConditions,
 ) -> torch.Tensor:
     """[rows] bool: live rows whose response now contains a stop string."""
     hits = torch.zeros_like(live)
-    # A stop string of n characters spans at most n tokens, and one more may carry its last character.
-    tail = max(map(len, strings)) + 1
     for row in live.nonzero().flatten().tolist():
         start, size = int(prompt_lengths[row]), int(response_lengths[row])
-        text = chat.raw_text(tokens[row, max(start, start + size - tail) : start + size].tolist())
-        hits[row] = any(end in text for end in strings)
+        hits[row] = stops.hit_by(chat, tokens[row, start : start + size].tolist())
     return hits
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nemo_magic.actors.control_tokens import ControlTokens
 from nemo_magic.actors.errors import ModelError
 from nemo_magic.game.episode import Message
 
@@ -34,23 +35,29 @@ class ChatTokenizer:
         pad = wrapped.pad_token_id
         self.pad_id: int = self.end_id if pad is None else pad
         self.size: int = len(wrapped)
+        self._visible: dict[int, bool] = {}
+        self._control = ControlTokens(wrapped)
+
+    @property
+    def neutralised(self) -> int:
+        """Control tokens that messages and texts spelled and that were encoded as text, so far."""
+        return self._control.neutralised
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """The ids of a chat up to where the assistant begins its turn.
+        """The ids of a chat up to where the assistant begins its turn. Control tokens are the template's alone.
 
         Raises ModelError, with the template's own words, for a chat that the template refuses.
         """
-        chat = [{"role": m.role, "content": m.content} for m in messages]
         with self._template_words(messages):
-            return tuple(self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True))
+            return tuple(self._control.encode_chat([{"role": m.role, "content": m.content} for m in messages]))
 
     def completion_ids(self, text: str) -> tuple[int, ...]:
         """The ids a model should have produced to say ``text``, end token included."""
         return (*self.encode(text), self.end_id)
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """The ids of plain text, nothing added."""
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+        """The ids of plain text, nothing added, and no control token whatever it spells."""
+        return tuple(self._control.encode(text))
 
     def text(self, ids: Sequence[int]) -> str:
         """Decoded text without special tokens and surrounding white space."""
@@ -63,11 +70,20 @@ class ChatTokenizer:
         known = np.array([i for i in ids if i < self.size], dtype=np.int64)
         return str(self._tokenizer.decode(known, skip_special_tokens=not special))
 
+    def is_visible(self, index: int) -> bool:
+        """Whether ``text`` shows the token: it is of the vocabulary, and not special."""
+        if index not in self._visible:
+            hidden = not self.raw_text([index]) and bool(self.raw_text([index], special=True))
+            self._visible[index] = index < self.size and not hidden
+        return self._visible[index]
+
     def single_id(self, text: str) -> int | None:
-        """The id of ``text`` if the vocabulary holds it as one token."""
+        """The id of ``text`` if one token stands for it, whatever the vocabulary calls that token: in a byte-level one
+        ``é`` is the name of a single byte, and no text."""
         index = self._tokenizer.convert_tokens_to_ids(text)
-        unknown = self._tokenizer.unk_token_id
-        return index if isinstance(index, int) and index != unknown else None
+        if not isinstance(index, int) or index == self._tokenizer.unk_token_id:
+            return None
+        return index if self.raw_text([index], special=True) == text else None
 
     @contextmanager
     def _template_words(self, messages: Sequence[Message]) -> Iterator[None]:

@@ -240,7 +240,7 @@ class TRTLLMGenerator:
             room = min(self._longest_prompt, actor.cfg.encoder_seq_length - lengths.max_length)
             wrapper = self._build_wrapper(actor, sampling, room, lengths.max_length, self._folder / "none")
             # The wrapper finds a string's ids behind a text of its own, and has none where the two become one word.
-            stops = _stop_words(actor.chat, sampling.end_strings)
+            stops = _stop_words(actor.chat, StopConditions.of(actor.chat, sampling.end_strings, "cpu"))
             wrapper.sampling_config.update(stop_words_list=np.repeat(stops[None], self._rows, axis=0))
             self._wrappers[key] = wrapper
         return self._wrappers[key]
@@ -308,13 +308,13 @@ def _decode(wrapper: Any, rows: list[list[int]], seeds: list[int], batch_size: i
     return [ids[i][len(rows[i]) : sizes[i]] for i in range(count)]
 
 
-def _stop_words(chat: ChatTokenizer, end_strings: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int32]]:
+def _stop_words(chat: ChatTokenizer, stops: StopConditions) -> np.ndarray[Any, np.dtype[np.int32]]:
     """[2, n]: ids of all that may end a response, one after the other, and where each ends among them.
 
     A string may be spelled in more ways than are here: then a row goes on to its length limit, and is cut all the same.
     """
-    spelled = [chat.encode(before + end) for end in end_strings for before in ("", " ")]
-    words = dict.fromkeys([(chat.end_id,), *(word for word in spelled if word)])
+    spelled = [chat.encode(before + end) for end in stops.strings for before in ("", " ")]
+    words = dict.fromkeys([*((index,) for index in stops.ids.tolist()), *(word for word in spelled if word)])
     ids = [index for word in words for index in word]
     offsets = np.cumsum([len(word) for word in words])
     return np.array([ids, np.pad(offsets, (0, len(ids) - len(offsets)), constant_values=-1)], dtype=np.int32)

@@ -68,6 +68,8 @@ def evaluate(cfg: MagicConfig) -> None:
         notes += capability_notes
         if cfg.eval.defence.kind != "none":
             notes.append(f"defence: {cfg.eval.defence}")
+        if count := setup.neutralised():
+            notes.append(f"control tokens that messages spelled, read as text: {count}")
         generated, judged = setup.newly_asked()
         setup.print(f"newly generated: {generated} messages; newly judged: {judged} conversations")
         if setup.ranks.is_main:

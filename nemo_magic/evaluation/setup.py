@@ -66,10 +66,17 @@ class EvaluationSetup:
     def newly_asked(self) -> tuple[int, int]:
         """(messages generated, conversations judged) in this evaluation over all ranks, not read back."""
         policies = [*self.policies.values(), *([self.evaluator] if self.evaluator else [])]
-        own = (sum(policy.generated for policy in policies), self.judge.judged)
-        counts = self.ranks.gather_data_parallel(self.ranks.broadcast_model_parallel(own))
-        generated, judged = (sum(column) for column in zip(*counts, strict=True))
+        generated, judged = self._sums(sum(policy.generated for policy in policies), self.judge.judged)
         return generated, judged
+
+    def neutralised(self) -> int:
+        """Control tokens that messages spelled and that this world's models read as text, over all ranks."""
+        (count,) = self._sums(sum(policy.neutralised for policy in self.policies.values()))
+        return count
+
+    def _sums(self, *own: int) -> list[int]:
+        counts = self.ranks.gather_data_parallel(self.ranks.broadcast_model_parallel(own))
+        return [sum(column) for column in zip(*counts, strict=True)]
 
 
 def build_setup(cfg: MagicConfig, folder: Path, resources: ExitStack) -> EvaluationSetup:

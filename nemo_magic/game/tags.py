@@ -35,6 +35,11 @@ def parse(text: str) -> Tagged:
     return Tagged("", " ".join(_TAG.sub(" ", outside).split()), False)
 
 
+def is_tag(text: str) -> bool:
+    """Whether ``text`` is a tag of the format and nothing else."""
+    return _TAG.fullmatch(text) is not None
+
+
 def tagged(reasoning: str, answer: str) -> str:
     """The completion with this reasoning and this answer, in the format that ``parse`` accepts."""
     return f"<think> {reasoning.strip()} </think> <answer> {answer.strip()} </answer>"

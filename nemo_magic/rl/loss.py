@@ -19,6 +19,10 @@ from torch import Tensor
 
 from nemo_magic.rl.config import GRPOConfig
 
+MAX_LOG_RATIO = 20.0
+"""Log-ratios are cut here before ``exp``, as verl and others do: from 89 on it is infinite in float32, and infinity
+times a gradient of 0 is NaN. e²⁰ is far outside any clip range."""
+
 MetricSum = tuple[Float[Tensor, ""], Int[Tensor, ""]]
 """(sum, count) over the trained tokens of a microbatch, to be summed over microbatches and ranks before dividing."""
 
@@ -64,7 +68,8 @@ class LossOutputs:
 def grpo_loss(inputs: LossInputs, config: GRPOConfig, norm: Normalizer) -> LossOutputs:
     """The equation above. The sum over microbatches and ranks is the loss of the whole step.
 
-    Masked tokens contribute exactly zero to loss and gradient, whatever numbers stand there.
+    Masked tokens contribute exactly zero to loss and gradient, whatever numbers stand there. Log-ratios are cut at
+    ±``MAX_LOG_RATIO``, so that loss and gradient are finite wherever log-probabilities are.
 
     With ``tis_clip`` = C the policy term of each token is weighted by ``min(π_old / π_rollout, C)``: truncated
     importance sampling, which corrects for a generator whose numerics are not the trainer's (Yao et al., Your efficient
@@ -78,14 +83,14 @@ def grpo_loss(inputs: LossInputs, config: GRPOConfig, norm: Normalizer) -> LossO
     old = logprobs.detach() if inputs.old_logprobs is None else _masked(inputs.old_logprobs, mask)
     advantages = inputs.advantages[:, None].expand_as(logprobs)
 
-    log_ratio = logprobs - old
+    log_ratio = _cut(logprobs - old)
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - config.ratio_clip_low, 1 + config.ratio_clip_high)
     policy_loss = -torch.minimum(ratio * advantages, clipped * advantages)
 
     mismatch = None  # log π_old / π_rollout
     if inputs.rollout_logprobs is not None:
-        mismatch = (old - _masked(inputs.rollout_logprobs, mask)).detach()
+        mismatch = _cut(old - _masked(inputs.rollout_logprobs, mask)).detach()
     if config.tis_clip is not None:
         if mismatch is None:
             raise ValueError(f"grpo.tis_clip={config.tis_clip} needs the generator's log-probabilities")
@@ -125,7 +130,8 @@ def kl_estimate(
     """Per-token estimates of KL(π_θ ‖ π_ref) from samples of π_θ, in nats.
 
     With ``d = log π_ref − log π_θ``: k1 is ``−d`` (unbiased), k2 ``d² / 2`` (lower variance, biased), k3
-    ``e^d − d − 1`` (unbiased, never negative). Source: Schulman, Approximating KL Divergence, 2020.
+    ``e^d − d − 1`` (unbiased, never negative; ``d`` is cut at ±``MAX_LOG_RATIO``). Source: Schulman, Approximating KL
+    Divergence, 2020.
 
     Raises:
         ValueError: ``estimator`` is none of these.
@@ -136,6 +142,7 @@ def kl_estimate(
     if estimator == "k2":
         return d.square() / 2
     if estimator == "k3":
+        d = _cut(d)
         return d.exp() - d - 1
     raise ValueError(f"grpo.kl_estimator={estimator!r} must be one of: k1, k2, k3")
 
@@ -144,6 +151,10 @@ def nll_loss(logprobs: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch ti
     """``−mean log π_θ`` of the masked tokens (phase 1, section 4.1): this microbatch's share of the global mean."""
     total = -_sum(logprobs, mask)
     return LossOutputs(total / max(norm.tokens, 1.0), {"nll": (total.detach().clone(), mask.sum())})
+
+
+def _cut(log_ratio: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def _aggregate(

@@ -30,6 +30,11 @@ class CachedPolicy:
         self.generated = 0
         """Completions that were newly generated, not read back."""
 
+    @property
+    def neutralised(self) -> int:
+        """As ``Policy.neutralised``."""
+        return self._policy.neutralised
+
     def generate(
         self, chats: Sequence[Chat], seeds: Sequence[int] | None = None, greedy: bool = True
     ) -> list[Completion | NoAnswer | None]:

@@ -63,6 +63,11 @@ class HuggingFacePolicy:
             # What a checkpoint recommends (Qwen's repetition penalty, say) is not temperature 0.
             self._model.generation_config = GenerationConfig()
 
+    @property
+    def neutralised(self) -> int:
+        """As ``Policy.neutralised``."""
+        return self._chat.neutralised
+
     def generate(self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool) -> list[Completion | None]:
         """As ``Policy.generate``."""
         prompts = [self._prompt_ids(chat) for chat in chats]
@@ -154,11 +159,9 @@ class _Ended:
     """A stopping criterion: which rows contain one of the end strings."""
 
     def __init__(self, width: int, chat: ChatTokenizer, stops: StopConditions) -> None:
-        self._width, self._chat, self._strings = width, chat, stops.strings
-        # As many characters as tokens at most, and one more token may carry the last of them.
-        self._tail = max(map(len, stops.strings)) + 1
+        self._width, self._chat, self._stops = width, chat, stops
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        tails = input_ids[:, max(self._width, input_ids.size(1) - self._tail) :].tolist()
-        texts = (self._chat.raw_text(tail) for tail in tails)
-        return torch.tensor([any(end in text for end in self._strings) for text in texts], device=input_ids.device)
+        responses = input_ids[:, self._width :].tolist()
+        ended = [self._stops.hit_by(self._chat, response) for response in responses]
+        return torch.tensor(ended, device=input_ids.device)

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 class Policy(Protocol):
     """Generates the next message of chats. Every rank of a model-parallel group calls with the same arguments."""
 
+    @property
+    def neutralised(self) -> int:
+        """Control tokens that messages spelled so far, which the model read as text. 0 for a server: it reads by
+        itself."""
+
     def generate(
         self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool
     ) -> Sequence[Completion | NoAnswer | None]:
@@ -60,6 +65,11 @@ class LocalPolicy:
         self._room = room if longest_prompt is None else min(room, longest_prompt)
         # The samples of a group share prompts, and a prompt that was truncated is generated from next.
         self._prompt_ids = lru_cache(maxsize=4096)(actor.chat.prompt_ids)
+
+    @property
+    def neutralised(self) -> int:
+        """As ``Policy.neutralised``."""
+        return self._actor.chat.neutralised
 
     def generate(self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool) -> list[Completion | None]:
         """As ``Policy.generate``; all ranks take part.

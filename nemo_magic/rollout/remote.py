@@ -61,6 +61,9 @@ class RemotePolicy:
     Raises ValueError without urls or model, or if the token's environment variable is empty.
     """
 
+    neutralised = 0
+    """As ``Policy.neutralised``."""
+
     def __init__(
         self,
         config: ActorConfig,

@@ -29,6 +29,11 @@ class SharedPolicy:
         self._policy = policy
         self._error = error
 
+    @property
+    def neutralised(self) -> int:
+        """As ``Policy.neutralised``; 0 where there is no policy."""
+        return 0 if self._policy is None else self._policy.neutralised
+
     def generate(
         self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool
     ) -> Sequence[Completion | NoAnswer | None]:

@@ -2,7 +2,7 @@
 
     GET  /v1/models, /v1/models/{id}
     POST /v1/completions        texts or ids; ``echo`` with ``logprobs`` scores a prompt
-    POST /v1/chat/completions   by the tokenizer's own chat template
+    POST /v1/chat/completions   by the tokenizer's own chat template; what messages spell is never a control token
     GET  /healthz               200 while the process lives
     GET  /readyz                200 while requests are accepted, 503 while the model loads or the server ends
 
@@ -14,11 +14,12 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from fastapi import Depends, FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from nemo_magic.backports import timeout
@@ -29,12 +30,18 @@ from nemo_magic.net.body import read_body, while_connected
 from nemo_magic.serving.engine import GenerationRequest, GenerationResult
 from nemo_magic.serving.offset_tokenizer import OffsetTokenizer, Tokens
 from nemo_magic.serving.protocol import ApiError, ChatRequest, CompletionRequest, parse
+from nemo_magic.serving.replies import ChatChoice, Reply, TextChoice
 from nemo_magic.serving.request_queue import RequestQueue
 
 DEFAULT_TOKENS = 16
 """Length of a completion whose request has no ``max_tokens``; OpenAI's number."""
 
+NEUTRALISED = "X-Neutralised-Tokens"
+"""Header of a chat's reply: how many control tokens its messages spelled. They were read as text."""
+
 _SEEDS = 2**64
+
+T = TypeVar("T")
 
 
 def create_app(cfg: ServeConfig, queue: RequestQueue, max_response: int) -> FastAPI:
@@ -45,6 +52,7 @@ def create_app(cfg: ServeConfig, queue: RequestQueue, max_response: int) -> Fast
     token = cfg.token()
     app = FastAPI(title="nemo-magic serve", openapi_url=None)
     created = int(time.time())
+    tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
 
     def require_token(credentials: Credentials) -> None:
         if not is_authorised(credentials, token):
@@ -94,62 +102,64 @@ def create_app(cfg: ServeConfig, queue: RequestQueue, max_response: int) -> Fast
         if name != cfg.name:
             raise ApiError(404, f"model: there is no {name!r} here, only {cfg.name!r}", "model", "model_not_found")
 
-    def reply(kind: str, prefix: str, choices: list[dict[str, Any]], prompt: int, response: int) -> Response:
-        usage = {"prompt_tokens": prompt, "completion_tokens": response, "total_tokens": prompt + response}
-        name = f"{prefix}-{secrets.token_hex(12)}"
-        body = {"id": name, "object": kind, "created": int(time.time()), "model": cfg.name, "choices": choices}
-        return JSONResponse(body | {"usage": usage})
+    async def in_turn(work: Callable[[], T]) -> T:
+        """The result of ``work`` that needs the tokenizer: one at a time, beside the loop."""
+        return await asyncio.get_running_loop().run_in_executor(tokenizing, work)
+
+    async def answer(reply: Reply, body: CompletionRequest | ChatRequest, headers: dict[str, str]) -> Response:
+        if not body.stream:
+            return JSONResponse(await in_turn(reply.body), headers=headers)
+        kind = "chat.completion.chunk" if isinstance(body, ChatRequest) else reply.kind
+        events = await in_turn(lambda: list(reply.events(kind, body.streams_usage)))
+        return StreamingResponse(iter(events), media_type="text/event-stream", headers=headers)
 
     async def generate(jobs: Sequence[GenerationRequest]) -> list[GenerationResult]:
         futures = [asyncio.wrap_future(future) for future in queue.submit(jobs)]
         try:
             async with timeout(cfg.request_timeout):
-                return await asyncio.gather(*futures)
+                results = await asyncio.gather(*futures)
         except asyncio.TimeoutError:
             reason = f"not answered within serve.request_timeout={cfg.request_timeout:g} s"
             raise ApiError(503, reason, soon=True) from None
         finally:
             for future in futures:
                 future.cancel()
+        if not all(result.finite for result in results):
+            raise ApiError(500, f"{cfg.name}: the model's logits are not finite, its weights are damaged or diverged")
+        return results
 
     @app.post("/v1/completions", dependencies=protected)
     async def completions(request: Request) -> Response:
         tokenizer, positions = queue.ready()
         body = parse(CompletionRequest, await read_body(request, cfg.max_body_mb, "serve.max_body_mb"))
         check_model(body.model)
-        prompts = body.prompts
-        if len(prompts) > cfg.max_prompts:
-            raise ApiError(413, f"prompt: {len(prompts)} of them, serve.max_prompts={cfg.max_prompts}", "prompt")
+        prompts, choices = body.prompts, body.choices
+        if len(prompts) * choices > cfg.max_prompts:
+            wrong = "prompt" if choices == 1 else "n"
+            times = "" if choices == 1 else f" times n={choices}"
+            raise ApiError(413, f"{wrong}: {len(prompts)} prompts{times}, serve.max_prompts={cfg.max_prompts}", wrong)
         size = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
-        tokenized = [_tokenize(tokenizer, prompt) for prompt in prompts]
+        tokenized = await in_turn(lambda: [_tokenize(tokenizer, prompt, size, positions) for prompt in prompts])
+        rows = [tokens for tokens in tokenized for _ in range(choices)]
         seed = secrets.randbelow(_SEEDS) if body.seed is None else body.seed
         jobs = [
-            GenerationRequest(
-                tokens.ids,
-                _check_length(tokens.ids, size, positions),
-                body.sampling,
-                (seed + i) % _SEEDS,
-                body.logprobs,
-            )
-            for i, tokens in enumerate(tokenized)
+            GenerationRequest(tokens.ids, size, body.sampling, (seed + i) % _SEEDS, body.logprobs)
+            for i, tokens in enumerate(rows)
         ]
         results = await while_connected(request, generate(jobs))
-        choices = []
-        for i, (tokens, job, result) in enumerate(zip(tokenized, jobs, results, strict=True)):
-            text = tokenizer.response_text(result.response, job.sampling.end_strings)
-            logprobs = None
-            if body.logprobs is not None:
-                logprobs = _logprobs(tokenizer, tokens, result, bool(body.echo))
-            choices.append(
-                {
-                    "index": i,
-                    "text": tokens.text + text if body.echo else text,
-                    "logprobs": logprobs,
-                    "finish_reason": "stop" if result.finished else "length",
-                }
-            )
-        generated = sum(len(result.response) for result in results)
-        return reply("text_completion", "cmpl", choices, sum(len(tokens.ids) for tokens in tokenized), generated)
+        stops, scored, echo = body.stops, body.logprobs is not None, bool(body.echo)
+        reply = Reply(
+            cfg.name,
+            "text_completion",
+            "cmpl",
+            [
+                TextChoice(tokenizer, i, tokens, result, stops, scored, echo)
+                for i, (tokens, result) in enumerate(zip(rows, results, strict=True))
+            ],
+            sum(len(tokens.ids) for tokens in tokenized),
+            sum(len(result.response) for result in results),
+        )
+        return await answer(reply, body, {})
 
     @app.post("/v1/chat/completions", dependencies=protected)
     async def chat_completions(request: Request) -> Response:
@@ -158,81 +168,49 @@ def create_app(cfg: ServeConfig, queue: RequestQueue, max_response: int) -> Fast
         check_model(body.model)
         if body.top_logprobs is not None and not body.logprobs:
             raise ApiError(400, "top_logprobs: asks for logprobs, which is not true", "top_logprobs")
-        try:
-            ids = tokenizer.chat.prompt_ids([Message(message.role, message.text) for message in body.messages])
-        except Exception as error:  # a template refuses what it was not written for, in its own words
-            raise ApiError(400, f"messages: the chat template refuses them: {error}", "messages") from error
+        if body.choices > cfg.max_prompts:
+            raise ApiError(413, f"n: {body.choices}, serve.max_prompts={cfg.max_prompts}", "n")
+        ids, neutralised = await in_turn(lambda: _tokenize_chat(tokenizer, body))
         size = max(1, min(max_response, positions - len(ids))) if body.limit is None else body.limit
-        seed = secrets.randbelow(_SEEDS) if body.seed is None else body.seed % _SEEDS
+        _check_length(len(ids), size, positions, "messages")
+        seed = secrets.randbelow(_SEEDS) if body.seed is None else body.seed
         top = (body.top_logprobs or 0) if body.logprobs else None
-        job = GenerationRequest(ids, _check_length(ids, size, positions, "messages"), body.sampling, seed, top)
-        [result] = await while_connected(request, generate([job]))
-        choice = {
-            "index": 0,
-            "message": {
-                "role": "assistant",
-                "content": tokenizer.response_text(result.response, job.sampling.end_strings),
-            },
-            "logprobs": None if top is None else {"content": _content(tokenizer, result)},
-            "finish_reason": "stop" if result.finished else "length",
-        }
-        return reply("chat.completion", "chatcmpl", [choice], len(ids), len(result.response))
+        jobs = [GenerationRequest(ids, size, body.sampling, (seed + i) % _SEEDS, top) for i in range(body.choices)]
+        results = await while_connected(request, generate(jobs))
+        choices = [ChatChoice(tokenizer, i, result, body.stops, top is not None) for i, result in enumerate(results)]
+        generated = sum(len(result.response) for result in results)
+        reply = Reply(cfg.name, "chat.completion", "chatcmpl", choices, len(ids), generated)
+        return await answer(reply, body, {NEUTRALISED: str(neutralised)} if neutralised else {})
 
     return app
 
 
-def _tokenize(tokenizer: OffsetTokenizer, prompt: str | list[int]) -> Tokens:
-    if isinstance(prompt, str):
-        tokens = tokenizer.of_text(prompt)
-    else:
+def _tokenize_chat(tokenizer: OffsetTokenizer, body: ChatRequest) -> tuple[tuple[int, ...], int]:
+    """The chat's ids, and how many control tokens its messages spelled, which are text there."""
+    before = tokenizer.chat.neutralised
+    try:
+        ids = tokenizer.chat.prompt_ids([Message(message.role, message.text) for message in body.messages])
+    except Exception as error:  # a template refuses what it was not written for, in its own words
+        raise ApiError(400, f"messages: the chat template refuses them: {error}", "messages") from error
+    return ids, tokenizer.chat.neutralised - before
+
+
+def _tokenize(tokenizer: OffsetTokenizer, prompt: str | list[int], size: int, positions: int) -> Tokens:
+    """A prompt that with ``size`` more tokens fits the model. Ids that do not are not decoded."""
+    if not isinstance(prompt, str):
+        _check_length(len(prompt), size, positions)
         if wrong := [index for index in prompt if not 0 <= index < tokenizer.chat.size]:
             raise ApiError(400, f"prompt: {wrong[0]} is no token, the tokenizer has {tokenizer.chat.size}", "prompt")
-        tokens = tokenizer.of_ids(prompt)
+    tokens = tokenizer.of_text(prompt) if isinstance(prompt, str) else tokenizer.of_ids(prompt)
     if not tokens.ids:
         raise ApiError(400, "prompt: is empty", "prompt")
+    _check_length(len(tokens.ids), size, positions)
     return tokens
 
 
-def _check_length(ids: Sequence[int], size: int, positions: int, field: str = "prompt") -> int:
-    """``size``, if prompt and response fit the model. Raises ApiError (400) if they do not."""
-    if len(ids) + size > positions:
-        wrong = field if len(ids) >= positions else "max_tokens"
-        reason = f"this model's maximum context length is {positions} tokens; {field}: {len(ids)}, max_tokens: {size}"
+def _check_length(length: int, size: int, positions: int, field: str = "prompt") -> None:
+    """Raises ApiError (400) if ``length`` tokens and ``size`` more do not fit the model."""
+    if length + size > positions:
+        wrong = field if length >= positions else "max_tokens"
+        reason = f"this model's maximum context length is {positions} tokens; {field}: {length}, max_tokens: {size}"
         raise ApiError(400, f"{wrong}: {reason}", wrong, "context_length_exceeded")
-    return size
-
-
-def _logprobs(tokenizer: OffsetTokenizer, prompt: Tokens, result: GenerationResult, echo: bool) -> dict[str, list[Any]]:
-    """Tokens of prompt (where it is echoed) and response, their offsets in the choice's text, log-probabilities."""
-    response = tokenizer.of_ids(result.response, len(prompt.text) if echo else 0)
-    skip = 0 if echo else len(prompt.ids)
-    pieces = (*prompt.pieces, *response.pieces) if echo else response.pieces
-    offsets = (*prompt.offsets, *response.offsets) if echo else response.offsets
-    likeliest: list[dict[str, float] | None] = []
-    for own, logprob, top in zip(
-        (*prompt.ids, *response.ids)[skip:], result.logprobs[skip:], result.top[skip:], strict=True
-    ):
-        # Two tokens may have the same text: the likelier one counts.
-        by_text: dict[str, float] = {}
-        for index, value in (*top, *([] if logprob is None else [(own, logprob)])):
-            name = tokenizer.token_text(index)
-            by_text[name] = max(value, by_text.get(name, value))
-        likeliest.append(None if logprob is None else by_text)
-    return {
-        "tokens": list(pieces),
-        "token_logprobs": list(result.logprobs[skip:]),
-        "top_logprobs": likeliest,
-        "text_offset": list(offsets),
-    }
-
-
-def _content(tokenizer: OffsetTokenizer, result: GenerationResult) -> list[dict[str, Any]]:
-    """The log-probabilities of a chat's response."""
-    size = len(result.response)
-
-    def entry(index: int, logprob: float | None) -> dict[str, Any]:
-        name = tokenizer.token_text(index)
-        return {"token": name, "logprob": logprob, "bytes": list(name.encode())}
-
-    rows = zip(result.response, result.logprobs[-size:], result.top[-size:], strict=True)
-    return [entry(index, own) | {"top_logprobs": [entry(*each) for each in top]} for index, own, top in rows]

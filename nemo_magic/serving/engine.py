@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,12 +44,21 @@ class GenerationResult:
 
     ``logprobs``: in nats at temperature 1, one for each id of row and response, None for the first, which nothing
     precedes; ``top``: (id, log-probability) of the likeliest there. Both are empty where none were asked for.
+
+    ``finite``: False where the model's logits are not, so that the rest means nothing.
     """
 
     response: tuple[int, ...]
     finished: bool
     logprobs: tuple[float | None, ...] = ()
     top: tuple[tuple[tuple[int, float], ...], ...] = ()
+    finite: bool = True
+
+
+LOWEST_LOGPROB = -9999.0
+"""What stands for a token that cannot come, as at OpenAI: JSON has no infinity."""
+
+_NOT_FINITE = GenerationResult((), False, finite=False)
 
 
 class ServingEngine:
@@ -74,7 +84,7 @@ class ServingEngine:
 
     def _compute(self, requests: Sequence[GenerationRequest]) -> list[GenerationResult]:
         results = self._generate(requests)
-        scored = [i for i, request in enumerate(requests) if request.top is not None]
+        scored = [i for i, request in enumerate(requests) if request.top is not None and results[i].finite]
         scores = self._scores(
             [requests[i].ids + results[i].response for i in scored],
             max((requests[i].top or 1) for i in scored) if scored else 1,
@@ -94,15 +104,25 @@ class ServingEngine:
         self._generator.load(self._actor)
         try:
             for group in groups.values():
-                first = requests[group[0]]
-                limits = LengthConfig(max_length=first.max_tokens, min_length=0)
-                prompts, seeds = [requests[i].ids for i in group], [requests[i].seed for i in group]
-                completions = self._generator.generate(prompts, seeds, first.sampling, limits)
-                for i, completion in zip(group, completions, strict=True):
-                    results[i] = GenerationResult(completion.response_ids, completion.finished)
+                for i, result in zip(group, self._continue([requests[i] for i in group]), strict=True):
+                    results[i] = result
         finally:
             self._generator.pause()
         return results
+
+    def _continue(self, requests: Sequence[GenerationRequest]) -> list[GenerationResult]:
+        """Responses to requests of one sampling and one limit."""
+        limits = LengthConfig(max_length=requests[0].max_tokens, min_length=0)
+        prompts, seeds = [request.ids for request in requests], [request.seed for request in requests]
+        try:
+            completions = self._generator.generate(prompts, seeds, requests[0].sampling, limits)
+        except FloatingPointError:
+            # Of one row, perhaps: the others have their answer.
+            return [_NOT_FINITE] if len(requests) == 1 else [self._continue([one])[0] for one in requests]
+        return [
+            GenerationResult(one.response_ids, one.finished) if all(map(math.isfinite, one.logprobs)) else _NOT_FINITE
+            for one in completions
+        ]
 
     def _scores(
         self, rows: Sequence[tuple[int, ...]], top: int
@@ -143,8 +163,16 @@ class ServingEngine:
             index, logprob = top[-1][0]
             response = (index,)
             own.append(logprob)
+        if any(value is not None and not value < math.inf for value in own):
+            return _NOT_FINITE
+        own = [None if value is None else max(value, LOWEST_LOGPROB) for value in own]
+        if request.scores_only:
             stops = StopConditions.of(self._actor.chat, request.sampling.end_strings, "cpu")
             finished = stops.end_of(self._actor.chat, response) is not None
-        # The position before a token predicts it.
-        before: list[tuple[tuple[int, float], ...]] = [(), *(tuple(each[: request.top]) for each in top)]
+        # The position before a token predicts it. What cannot be chosen is no candidate: a small vocabulary has fewer
+        # than were asked for.
+        before: list[tuple[tuple[int, float], ...]] = [
+            (),
+            *(tuple(pair for pair in each[: request.top] if pair[1] > -math.inf) for each in top),
+        ]
         return GenerationResult(response, finished, tuple(own), tuple(before[: len(own)]))

@@ -1,19 +1,59 @@
 """Requests of OpenAI's clients, parsed strictly; an error names its field.
 
-A field that would change nothing (``n: 1``, ``frequency_penalty: 0``) is accepted with that value only; one that is not
-known is refused, and nothing is ignored but ``user``.
+A field that would change nothing (``frequency_penalty: 0``, ``tools: []``, anything that is null) is accepted with that
+value only; one that is not known is refused, and nothing is ignored but ``user``.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from nemo_magic.actors.config import SamplingConfig
 
 MAX_STOPS = 16
 MAX_TOP = 20
+MAX_CHOICES = 128
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (True,),
+    "annotations": ([],),
+    "audio": (),
+    "best_of": (1,),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "ignore_eos": (False,),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "metadata": ({},),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "return_token_ids": (False,),
+    "service_tier": ("auto", "default"),
+    "skip_special_tokens": (True,),
+    "stop_token_ids": ([],),
+    "store": (False,),
+    "suffix": ("",),
+    "tool_calls": ([],),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "type": ("text",),
+    "typical_p": (1,),
+    "use_beam_search": (False,),
+}
+"""Fields that ask for what is done anyway with these values, wherever they stand. A field may be null everywhere."""
 
 
 class ApiError(Exception):
@@ -37,6 +77,33 @@ class ApiError(Exception):
 class _Wire(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neutral_fields(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if name in cls.model_fields or not _is_neutral(name, value)}
+
+
+def _is_neutral(name: str, value: Any) -> bool:
+    """Whether the unknown field ``name`` changes nothing with ``value``. Raises where another value would."""
+    if value is None:
+        return True
+    if name not in _NEUTRAL:
+        return False
+    # In Python, unlike in JSON, true is a 1.
+    if any(value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in _NEUTRAL[name]):
+        return True
+    would_do = " or ".join(json.dumps(neutral) for neutral in (*_NEUTRAL[name], None))
+    raise PydanticCustomError(
+        "neutral", "{field}: only {values} is supported here", {"field": name, "values": would_do}
+    )
+
+
+class _StreamOptions(_Wire):
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+
 
 class _Request(_Wire):
     """What both kinds of request have. ``top_k`` is not OpenAI's; −1 or 0: all tokens."""
@@ -47,11 +114,20 @@ class _Request(_Wire):
     top_k: int | None = Field(default=None, ge=-1)
     stop: str | list[str] | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    n: Literal[1] | None = None
-    stream: Literal[False] | None = None
-    presence_penalty: float | None = Field(default=None, ge=0, le=0)
-    frequency_penalty: float | None = Field(default=None, ge=0, le=0)
+    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
     user: str | None = None
+
+    @property
+    def choices(self) -> int:
+        """Responses to each prompt."""
+        return 1 if self.n is None else self.n
+
+    @property
+    def streams_usage(self) -> bool:
+        """Whether a stream ends with its usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
 
     @property
     def stops(self) -> list[str]:
@@ -81,8 +157,15 @@ class CompletionRequest(_Request):
     max_tokens: int | None = Field(default=None, ge=0)
     logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP)
     echo: bool | None = None
-    best_of: Literal[1] | None = None
-    suffix: None = None
+    best_of: int | None = None
+
+    @model_validator(mode="after")
+    def _best_is_all(self) -> CompletionRequest:
+        if self.best_of not in (None, self.choices):
+            raise PydanticCustomError(
+                "neutral", "best_of: only n={n} of them are generated, and none is left out", {"n": self.choices}
+            )
+        return self
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
@@ -101,6 +184,10 @@ class _Part(_Wire):
     text: str
 
 
+class _Format(_Wire):
+    type: Literal["text"]
+
+
 class ChatMessage(_Wire):
     """A message of a chat; of OpenAI's content parts only texts are accepted."""
 
@@ -111,10 +198,6 @@ class ChatMessage(_Wire):
     def text(self) -> str:
         """The content as one text."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-
-
-class _Format(_Wire):
-    type: Literal["text"]
 
 
 class ChatRequest(_Request):
@@ -144,6 +227,9 @@ def parse(kind: type[R], body: bytes) -> R:
         fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = [str(part) for part in fault["loc"]]
     field = where[0] if where else None
+    if fault["type"] == "neutral":
+        name = fault["msg"].partition(":")[0]
+        raise ApiError(400, ".".join([*where, fault["msg"]]), where[0] if where else name)
     if fault["type"] == "extra_forbidden":
         raise ApiError(400, f"{'.'.join(where)}: there is no such field here", field)
     if field is None or fault["type"].startswith("json"):

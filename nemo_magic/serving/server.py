@@ -48,12 +48,13 @@ def serve(cfg: MagicConfig) -> None:
         queue = RequestQueue(options.max_pending)
         with _serve_http(options, queue, cfg.actors.of(role).length_params.max_length) as address:
             engine, world, wrapped = _build(cfg, role)
+            chat = ChatTokenizer(SimpleNamespace(tokenizer=wrapped))
             with _StopSignals() as stop:
-                queue.open(
-                    OffsetTokenizer(wrapped, ChatTokenizer(SimpleNamespace(tokenizer=wrapped))), engine.positions
-                )
+                queue.open(OffsetTokenizer(wrapped, chat), engine.positions)
                 print(f"{options.name} on {address}/v1, ready", flush=True)
                 _leader_loop(options, queue, engine, world, stop)
+                if chat.neutralised:
+                    print(f"control tokens that messages spelled, read as text: {chat.neutralised}", flush=True)
     else:
         engine, world, _ = _build(cfg, role)
         with _StopSignals():

@@ -62,7 +62,8 @@ class Coevolution:
         self.timers = Timers(DeviceMemory())
         self.rollouts = build_rollout_engine(cfg, pair.policies, self.timers)
         self.trainer = Trainer(self.world, cfg.grpo)
-        self.measures = Measures(self.world, self.timers, pair.generator)
+        tokenizers = [policy.actor.chat for policy in pair.unique.values()]
+        self.measures = Measures(self.world, self.timers, pair.generator, tokenizers)
         data = load_seeds(cfg.data)
         self.sampler = SeedSampler(data.train, cfg.game.batch_size, cfg.data.harmful_share, cfg.seed)
         self.held_out = interleaved(data.validation)[: cfg.game.num_val_samples]

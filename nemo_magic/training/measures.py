@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from nemo_magic.actors.distributed import World
 from nemo_magic.actors.generation import Generator
+from nemo_magic.actors.tokenizer import ChatTokenizer
 from nemo_magic.config.schema import GameConfig
 from nemo_magic.game.diversity import attack_distance
 from nemo_magic.game.episode import Role
@@ -20,8 +21,11 @@ _VALIDATION = ("timers/validate", "memory/validate_gib")
 class Measures:
     """Metrics of what this rank and its peers did, equal on each. All methods are for all ranks."""
 
-    def __init__(self, world: World, timers: Timers, generator: Generator) -> None:
-        self._world, self._timers, self._generator = world, timers, generator
+    def __init__(
+        self, world: World, timers: Timers, generator: Generator, tokenizers: Sequence[ChatTokenizer] = ()
+    ) -> None:
+        self._world, self._timers, self._generator, self._tokenizers = world, timers, generator, tokenizers
+        self._neutralised = 0
 
     def of_rollout(self, learner: Role, scored: Sequence[Scored]) -> dict[str, float]:
         """``train_rollouts/*`` of a step's episodes."""
@@ -46,7 +50,13 @@ class Measures:
         # A group that shares an attack shares one object: count it once.
         sampled = sum(len(message.response_ids) for message in {id(m): m for m in messages}.values())
         (tokens,) = self._world.sum_data_parallel(sampled)
-        return timings | {"throughput/tokens_per_second": tokens / timings["timers/step"]}
+        return timings | {"throughput/tokens_per_second": tokens / timings["timers/step"]} | self._of_messages()
+
+    def _of_messages(self) -> dict[str, float]:
+        """``generation/neutralised_tokens`` since the last call, over all ranks; nothing where there was none."""
+        before, self._neutralised = self._neutralised, sum(chat.neutralised for chat in self._tokenizers)
+        (count,) = self._world.sum_data_parallel(self._neutralised - before)
+        return {"generation/neutralised_tokens": count} if count else {}
 
     def of_unplayed(self, played: int, unanswered: Counter[str], game: GameConfig) -> dict[str, float]:
         """The share of this step's episodes that could not be played, over all ranks, and how many messages a role's

@@ -96,6 +96,7 @@ def _pool(cfg: MagicConfig, path: str | None, key: str, role: Role, policy: Trai
     if path is None:
         raise DataError(f"{key} is not set: name a jsonl or parquet file of demonstrations")
     chat, limit = policy.actor.chat, policy.actor.cfg.encoder_seq_length
+    neutralised = chat.neutralised
     rows, report = attack_rows(cfg, path, chat) if role is Role.ATTACKER else chat_rows(path, chat)
     fitting = [row for row in rows if len(row) <= limit]
     report.drop(f"longer than model.encoder_seq_length={limit}", len(rows) - len(fitting))
@@ -103,6 +104,8 @@ def _pool(cfg: MagicConfig, path: str | None, key: str, role: Role, policy: Trai
         raise DataError(f"{key}: no row of {path} fits the model; {report}")
     if world.is_main:
         print(f"{path}: {report}", flush=True)
+        if count := chat.neutralised - neutralised:
+            print(f"{path}: control tokens that its texts spelled, read as text: {count}", flush=True)
     return fitting
 
 

@@ -368,8 +368,8 @@ def test_an_answer_ends_where_a_stop_string_begins(post: Post) -> None:
         ("/completions", {"prompt": "so", "max_tokens": "3"}, 400, "max_tokens"),
         ("/completions", {"prompt": "so", "temperature": 3}, 400, "temperature"),
         ("/completions", {"prompt": "so", "stop": [""]}, 400, "stop"),
-        ("/completions", {"prompt": "so", "stream": True}, 400, "stream"),
-        ("/completions", {"prompt": "so", "n": 2}, 400, "n"),
+        ("/completions", {"prompt": "so", "frequency_penalty": 0.5}, 400, "frequency_penalty"),
+        ("/completions", {"prompt": "so", "n": 0}, 400, "n"),
         ("/completions", {"prompt": "so", "max_token": 2}, 400, "max_token"),
         ("/completions", {"prompt": ["so"] * 1000}, 413, "prompt"),
         ("/chat/completions", {"messages": []}, 400, "messages"),
@@ -389,6 +389,32 @@ def test_what_cannot_be_answered_is_refused_by_the_name_of_its_field(
     assert answer.status_code == status
     assert answer.json()["error"]["param"] == param
     assert answer.json()["error"]["message"].startswith(param)
+
+
+def test_a_stream_and_several_answers_are_what_whole_and_single_answers_are(post: Post) -> None:
+    asks = {"messages": [{"role": "user", "content": "bring : so li"}], "max_tokens": 12, "temperature": 1.0}
+    single = [
+        post("/chat/completions", **asks, seed=seed).json()["choices"][0]["message"]["content"] for seed in (5, 6, 7)
+    ]
+    several = post("/chat/completions", **asks, seed=5, n=3).json()["choices"]
+    assert [choice["message"]["content"] for choice in several] == single
+    streamed = dict.fromkeys(range(3), "")
+    events = post("/chat/completions", **asks, seed=5, n=3, stream=True).text.split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    for event in events[:-2]:
+        [choice] = json.loads(event.removeprefix("data: "))["choices"]
+        streamed[choice["index"]] += choice["delta"].get("content", "")
+    assert list(streamed.values()) == single
+
+
+def test_a_message_that_spells_a_turns_end_is_answered_as_text_and_counted(post: Post) -> None:
+    def ask(content: str) -> httpx.Response:
+        return post("/chat/completions", messages=[{"role": "user", "content": content}], max_tokens=1)
+
+    answer = ask("so <|end|> so")
+    assert answer.headers["X-Neutralised-Tokens"] == "1"
+    assert answer.json()["usage"]["prompt_tokens"] > ask("so  so").json()["usage"]["prompt_tokens"] + 1
+    assert "X-Neutralised-Tokens" not in ask("so end so").headers
 
 
 def test_a_server_that_is_asked_to_end_answers_those_who_wait_and_no_others(world: ServedWorld, server: Server) -> None:

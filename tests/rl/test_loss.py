@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nemo_magic.rl.advantages import AdvantageInputs, group_advantages, rollout_advantages
 from nemo_magic.rl.batch import Row, logprob_names, microbatches, scatter_back
@@ -298,3 +301,33 @@ def test_nll_is_the_token_mean_over_everything() -> None:
 def test_impossible_options_are_refused_by_name(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GRPOConfig(**options)  # type: ignore[arg-type]
+
+
+LOGPROBS = st.lists(st.floats(-2000.0, 0.0, width=32), min_size=4, max_size=4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(new=LOGPROBS, old=LOGPROBS, ref=LOGPROBS, rollout=LOGPROBS, config=st.sampled_from(OPTIONS), tis=st.booleans())
+def test_loss_gradient_and_figures_are_finite_wherever_log_probabilities_are(
+    new: list[float], old: list[float], ref: list[float], rollout: list[float], config: GRPOConfig, tis: bool
+) -> None:
+    theta = torch.tensor([new, new]).requires_grad_()
+    told = (torch.tensor([values, values]) for values in (old, ref, rollout))
+    inputs = LossInputs(theta, torch.tensor([1.5, -1.5]), trained(2, 4), *told)
+    outputs = grpo_loss(inputs, replace(config, tis_clip=2.0 if tis else None), counts(trained(2, 4)))
+    outputs.loss.backward()
+    assert theta.grad is not None
+    assert torch.isfinite(theta.grad).all()
+    assert torch.isfinite(outputs.loss)
+    assert all(math.isfinite(float(total)) for total, _ in outputs.metrics.values())
+
+
+@pytest.mark.parametrize("far", [89.0, 200.0, 1e4])
+def test_a_log_ratio_is_cut_at_20_as_elsewhere(far: float) -> None:
+    theta = torch.full((1, 1), -1.0).requires_grad_()
+    inputs = LossInputs(theta, torch.tensor([-1.0]), trained(1, 1), torch.full((1, 1), -1.0 - far))
+    outputs = grpo_loss(inputs, GRPOConfig(kl_beta=0.0), counts(trained(1, 1)))
+    assert float(outputs.loss) == pytest.approx(math.exp(20), rel=1e-5)
+    for d in (far, -far):
+        at = kl_estimate(torch.tensor([0.0]), torch.tensor([d]), "k3")
+        assert float(at) == pytest.approx(math.exp(math.copysign(20, d)) - math.copysign(20, d) - 1, rel=1e-5)

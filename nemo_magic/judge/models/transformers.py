@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_magic.actors.control_tokens import ControlTokens
 from nemo_magic.judge.errors import GuardUnavailable
 from nemo_magic.judge.models.base import Sent
 from nemo_magic.judge.telemetry import NO_TELEMETRY, Telemetry
@@ -138,7 +139,7 @@ class TransformersModel:
             ids: list[int] = self._tokenizer(waiting.sent)["input_ids"]
         else:
             chat = [{"role": message.role, "content": message.content} for message in waiting.sent]
-            ids = self._tokenizer.apply_chat_template(chat, add_generation_prompt=True)
+            ids = self._control.encode_chat(chat)
         room = getattr(model.config, "max_position_embeddings", None)
         if room is not None and len(ids) + waiting.max_tokens > room:
             raise ValueError(f"too long for {self.name}: {len(ids)} + {waiting.max_tokens} tokens, {room} fit")
@@ -181,6 +182,7 @@ class TransformersModel:
         if self._pinned is None:
             commit = getattr(model.config, "_commit_hash", None)
             self.revision = _digest(folder) if folder.is_dir() else str(commit)
+        self._control = ControlTokens(tokenizer)
         self._tokenizer, self._model = tokenizer, model
 
 
