@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerFast
 
 from nemo_magic.actors.tokenizer import ChatTokenizer
 from nemo_magic.config.serving import ServeConfig
+from nemo_magic.serving.http_thread import serve_http
 from nemo_magic.serving.offset_tokenizer import OffsetTokenizer
 from nemo_magic.serving.request_queue import RequestQueue
-from nemo_magic.serving.server import _serve_http
 from tests.judge.keyword_guards import wait_for
 
 
@@ -36,7 +36,7 @@ def queue() -> RequestQueue:
 
 @pytest.fixture
 def url(queue: RequestQueue) -> Iterator[str]:
-    with _serve_http(ServeConfig(model="m", port=0), queue, 8) as url:
+    with serve_http(ServeConfig(model="m", port=0), queue, 8) as url:
         yield url
 
 
