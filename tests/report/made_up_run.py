@@ -123,9 +123,8 @@ def make_run(folder: Path, steps: int = 90, seed: int = 0, reward: float = 0.0, 
     (folder / "alarms.jsonl").write_text("".join(json.dumps(event.to_row()) + "\n" for event in events))
     attackers, defenders = [NO_REWRITE, "start", "phase-01", "phase-03"], ["start", "phase-00", "phase-02", "phase-04"]
     asr = [[round((0.5 + 0.1 * i) * (1 - 0.3 * j), 3) for j in range(4)] for i in range(4)]
-    CrossPlay(attackers, defenders, asr, 64, [0.02, 0.1, 0.2, 0.3], [0.95, 0.9, 0.8, 0.6]).save(
-        folder / "crossplay.json"
-    )
+    crossplay = CrossPlay(attackers, defenders, asr, 64, [0.02, 0.1, 0.2, 0.3], [0.95, 0.9, 0.8, 0.6])
+    (folder / "crossplay.json").write_text(crossplay.to_json())
     probe = {
         when: {"worst": worst, "mean": worst / 2, "asr": {s.name: worst * i / 36 for i, s in enumerate(STRATEGIES)}}
         for when, worst in (("start", 1.0), ("end", 0.4))

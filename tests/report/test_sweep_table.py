@@ -30,9 +30,9 @@ def a_run(folder: Path, steps: int, asr: float) -> Path:
 
 def finish(folder: Path) -> None:
     (folder / "game.png").write_bytes(b"")
-    CrossPlay([NO_REWRITE, "start", "phase-01"], ["start", "phase-00"], [[0.1, 0.0], [0.5, 0.25], [0.9, 0.75]]).save(
-        folder / "crossplay.json"
-    )
+    asr = [[0.1, 0.0], [0.5, 0.25], [0.9, 0.75]]
+    crossplay = CrossPlay([NO_REWRITE, "start", "phase-01"], ["start", "phase-00"], asr)
+    (folder / "crossplay.json").write_text(crossplay.to_json())
     (folder / "strategies.json").write_text(json.dumps({"end": {"worst": 1.0, "mean": 0.125, "asr": {"role": 1.0}}}))
 
 
