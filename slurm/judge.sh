@@ -41,7 +41,9 @@ mkdir -p "$logs"
 # Keep the token: clients continue if the judge restarts at the same address.
 [[ ! -s $folder/token ]] || NEMO_MAGIC_JUDGE_TOKEN=$(<"$folder/token")
 find_judge 0
-(umask 077 && printf '%s\n' "$NEMO_MAGIC_JUDGE_TOKEN" >"$folder/token")
+# Anew: a file that is there keeps its mode, and who has opened it could read on.
+rm -f "$folder/token.partial"
+(umask 077 && printf '%s\n' "$NEMO_MAGIC_JUDGE_TOKEN" >"$folder/token.partial") && mv -f "$folder/token.partial" "$folder/token"
 trap 'rm -f "$folder/url"' EXIT
 rm -f "$folder/url"
 launch_judge

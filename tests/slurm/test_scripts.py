@@ -208,6 +208,32 @@ def test_steps_run_in_the_container_where_srun_can_do_that_and_bare_where_it_can
     assert ("srun has no --container-image (pyxis): /images/magic.sqsh is not used" in said) is not pyxis
 
 
+@pytest.mark.parametrize("before", [None, 0o600, 0o644, 0o666])
+def test_a_judge_s_token_is_kept_and_readable_for_nobody_else_whatever_is_there(desk: Desk, before: int | None) -> None:
+    folder = desk.folder / "judge"
+    folder.mkdir()
+    reader = None
+    if before is not None:
+        (folder / "token").write_text("0123\n")
+        (folder / "token").chmod(before)
+        (folder / "token.partial").write_text("left over\n")
+        (folder / "token.partial").chmod(before)
+        reader = (folder / "token").open()
+    job = {"SLURM_JOB_ID": "41", "SLURM_JOB_NAME": "judge", "SLURM_JOB_NODELIST": "b1", "JUDGE_FOLDER": str(folder)}
+    # The judge ends at once: what is left is what it was started with.
+    ended = SRUN.replace('exec "$JUDGE_PYTHON" "$JUDGE" "${port%% *}"', "exit 1").replace("exec sleep 600", "exit 1")
+    desk.command("srun", ended)
+    desk.run("judge.sh", site=SITE, status=1, **job)
+    assert (folder / "token").stat().st_mode & 0o777 == 0o600
+    token = (folder / "token").read_text()
+    assert token == "0123\n" if before is not None else len(token) == 65
+    assert not (folder / "token.partial").exists()
+    if reader is not None:
+        # Who had the file open before sees nothing that is written now.
+        assert (folder / "token").stat().st_ino != os.fstat(reader.fileno()).st_ino
+        reader.close()
+
+
 def test_another_shape_than_the_configuration_s_is_refused_with_the_right_one(desk: Desk) -> None:
     said = desk.run("magic_8b.sh", "-cn", "magic_sandbox", "trainer.devices=4", **HET_JOB, status=2)
     assert "the job has 2 nodes and 4 tasks, but trainer.num_nodes=1 × trainer.devices=4" in said
