@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from nemo_magic.analysis.errors import AnalysisError
 from nemo_magic.config.analysis import EmbeddingConfig
-from nemo_magic.net.faults import BrokenReply
-from nemo_magic.net.openai import Embeddings, error_text, is_too_long, raise_if_unavailable, read_reply
-from nemo_magic.net.retrying_client import RetryingClient, gather
+from nemo_magic.net.faults import BrokenReply, one_line
+from nemo_magic.net.openai import Embeddings, error_text, is_too_long, raise_if_unavailable, read_reply, wrong_model
+from nemo_magic.net.retrying_client import RetryingClient
+from nemo_magic.net.tasks import gather
 from nemo_magic.rollout.response_cache import ResponseCache, cache_key
 
 _KEY = "analysis.embedding"
@@ -102,13 +103,15 @@ class Embedder:
         if response.status_code != _NOT_IMPLEMENTED:
             raise_if_unavailable(url, response)
         if not response.is_success:
-            raise AnalysisError(f"{url}/embeddings: {response.status_code} {error_text(response)[:300]}; see {_KEY}")
+            raise AnalysisError(
+                f"{url}/embeddings: {response.status_code} {one_line(error_text(response))}; see {_KEY}"
+            )
         return self._read(url, response, len(texts))
 
     def _read(self, url: str, response: httpx.Response, count: int) -> list[bytes]:
         reply = read_reply(Embeddings, url, response)
-        if reply.model != self._config.model:
-            raise AnalysisError(f"{url} answered with the model {reply.model!r}; {_KEY}.model={self._config.model!r}")
+        if wrong := wrong_model(url, reply.model, _KEY, self._config.model, self._config.reply_model):
+            raise AnalysisError(wrong)
         by_index: Mapping[int, list[float]] = {entry.index: entry.embedding for entry in reply.data}
         if len(reply.data) != count or sorted(by_index) != list(range(count)):
             raise BrokenReply(f"{url}: {len(reply.data)} embeddings of {count} texts, or not one of each")

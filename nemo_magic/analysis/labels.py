@@ -16,7 +16,7 @@ from nemo_magic.judge.guards.strategies import StrategyRubric
 from nemo_magic.judge.models import build_model
 from nemo_magic.judge.models.base import Model
 from nemo_magic.judge.models.openai import OpenAIConfig, OpenAIModel
-from nemo_magic.net.retrying_client import gather
+from nemo_magic.net.tasks import gather
 from nemo_magic.report.conversations import NO_REQUEST
 from nemo_magic.rollout.response_cache import ResponseCache, cache_key
 from nemo_magic.sandbox.language import parse

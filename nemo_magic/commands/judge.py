@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     cfg = compose_config(args)
     if args.dry_run:
         return print_dry_run(cfg)
-    log_to_stderr()
+    log_to_stderr(cfg.judge.server.log_texts)
     try:
         serve(cfg.judge, say=lambda text: print(text, flush=True))
     except ValueError as error:

@@ -61,8 +61,8 @@ class EmbeddingConfig(OpenAIEndpointConfig):
     """An OpenAI-compatible server that embeds texts; without ``urls`` nothing is embedded.
 
     The keys of OpenAIEndpointConfig and these: ``revision`` of the model's weights, which no server tells.
-    ``max_texts``: attacks of a stretch of steps that are embedded, at least two: pairs are compared. ``batch_size``
-    texts go into a request.
+    ``reply_model``: what the server calls the model in its replies, where that is not ``model``. ``max_texts``: attacks
+    of a stretch of steps that are embedded, at least two: pairs are compared. ``batch_size`` texts go into a request.
     """
 
     KEY: ClassVar[str] = "analysis.embedding"
@@ -71,6 +71,7 @@ class EmbeddingConfig(OpenAIEndpointConfig):
     max_concurrency: PositiveInt = 4
     give_up_after: PositiveFloat = 120.0
     revision: str = "unpinned"
+    reply_model: str | None = None
     max_texts: Annotated[int, Ge(2)] = 64
     batch_size: PositiveInt = 32
 

@@ -20,8 +20,8 @@ class ServeConfig(CheckedConfig):
     holding the bearer token; it has to be given where ``host`` is no loopback address. ``max_batch_size``: rows that
     are answered together; who waits meanwhile makes up the next batch. ``max_prompts`` per request and ``max_body_mb``
     (10^6 bytes) are answered with 413 when exceeded; while ``max_pending`` rows wait, or when an answer takes more than
-    ``request_timeout`` seconds, with 503: come again. ``drain_timeout``: seconds that requests in flight get to finish
-    at shutdown.
+    ``request_timeout`` seconds, with 503: come again; so is a connection while ``max_connections`` are open.
+    ``drain_timeout``: seconds that requests in flight get to finish at shutdown.
     """
 
     KEY: ClassVar[str] = "serve"
@@ -35,6 +35,7 @@ class ServeConfig(CheckedConfig):
     max_prompts: PositiveInt = 256
     max_body_mb: PositiveFloat = 32.0
     max_pending: PositiveInt = 8192
+    max_connections: PositiveInt = 4096
     request_timeout: PositiveFloat = 600.0
     drain_timeout: NonNegativeFloat = 60.0
 

@@ -5,10 +5,10 @@
     GET  /metrics       for Prometheus
     GET  /healthz       200 while the process lives
     GET  /readyz        200 while the guard judges a probe, 503 while it loads or does not, 500 if it failed to load
-    GET  /openapi.json  the description of all this; /docs shows it
+    GET  /openapi.json  the description of all this
 
-The first three need the token, where there is one. Every request gets an answer or the reason why not, also when the
-server is asked to end meanwhile.
+All but the two about health need the token, where there is one. Every request gets an answer or the reason why not,
+also when the server is asked to end meanwhile.
 """
 
 from __future__ import annotations
@@ -40,11 +40,18 @@ from nemo_magic.judge.protocol import (
     unknown_verdict,
 )
 from nemo_magic.net.auth import Credentials, is_authorised
-from nemo_magic.net.body import read_body
+from nemo_magic.net.body import read_body, refuse_crowded, while_connected
+from nemo_magic.net.faults import one_line
 
 logger = logging.getLogger(__name__)
 
 PROBE_TIMEOUT = 30.0
+MAX_VALUES = 500
+"""JSON values of an item, on average of those that a request may have: a conversation of a hundred messages."""
+MAX_FAULTS = 10
+"""Errors that a refusal lists; it counts the rest."""
+
+_SEE_LOG = "the server's log says why"
 
 _SOON = {"Retry-After": "1"}
 
@@ -57,7 +64,8 @@ class Refusal(BaseModel):
 
 @dataclass
 class JudgeState:
-    """A running server. ``problem``: why the guard does not judge; ``ending`` is set when the server has to end."""
+    """A running server. ``problem``: why the guard does not judge, in words of this server's own, as anyone may ask;
+    ``ending`` is set when the server has to end."""
 
     loading: asyncio.Task[None]
     problem: str | None = "not probed yet"
@@ -88,7 +96,8 @@ def create_app(guard: Guard, cfg: JudgeConfig) -> FastAPI:
         await asyncio.gather(probing, state.loading, return_exceptions=True)
         await guard.close()
 
-    app = FastAPI(title="nemo-magic judge", lifespan=lifespan, responses={503: {"model": Refusal}})
+    # Without FastAPI's pages, which load scripts from elsewhere.
+    app = FastAPI(title="nemo-magic judge", lifespan=lifespan, responses={503: {"model": Refusal}}, openapi_url=None)
 
     def require_token(credentials: Credentials) -> None:
         if not is_authorised(credentials, token):
@@ -99,22 +108,28 @@ def create_app(guard: Guard, cfg: JudgeConfig) -> FastAPI:
         if not state.loading.done():
             raise HTTPException(503, "the guard is loading", headers=_SOON)
         if (error := state.loading.exception()) is not None:
-            raise HTTPException(500, f"the guard failed to start: {describe(error)}")
+            raise HTTPException(500, f"the guard failed to start ({type(error).__name__}): {_SEE_LOG}")
 
     unauthorised: dict[int | str, dict[str, Any]] = {
         401: {"model": Refusal, "description": "wrong or missing bearer token"}
     }
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
+    @app.head("/readyz", dependencies=[Depends(require_loaded)], include_in_schema=False)
     @app.get("/readyz", dependencies=[Depends(require_loaded)], responses={500: {"model": Refusal}})
     async def readyz(request: Request) -> dict[str, str]:
         state: JudgeState = request.app.state.judge
         if state.problem is not None:
             raise HTTPException(503, f"the guard does not judge: {state.problem}", headers=_SOON)
         return {"status": "ready", "guard": guard_id(guard)}
+
+    @app.get("/openapi.json", dependencies=[Depends(require_token)], include_in_schema=False)
+    async def description() -> dict[str, Any]:
+        return app.openapi()
 
     @app.get("/metrics", dependencies=[Depends(require_token)], responses=unauthorised, response_class=Response)
     async def prometheus() -> Response:
@@ -141,7 +156,8 @@ def create_app(guard: Guard, cfg: JudgeConfig) -> FastAPI:
             items = _parse(await read_body(request, limits.max_body_mb, "judge.server.max_body_mb"), limits)
             began = time.monotonic()
             with _admit(state, metrics, len(items), limits.max_pending):
-                verdicts = await _finish_in_time(_judge(guard, items), state, limits.request_timeout)
+                judging = _finish_in_time(_judge(guard, items), state, limits.request_timeout)
+                verdicts = await while_connected(request, judging)
             seconds = time.monotonic() - began
             metrics.seconds.observe(seconds)
             unknown = metrics.count_verdicts(guard_id(guard), items, verdicts)
@@ -184,11 +200,15 @@ def _admit(state: JudgeState, metrics: Metrics, items: int, most: int) -> Iterat
 
 
 def _parse(body: bytes, limits: JudgeServerConfig) -> Sequence[JudgeItem]:
+    refuse_crowded(body, MAX_VALUES * limits.max_items)
     try:
         items = JudgeBatch.model_validate_json(body).items
     except ValidationError as error:
         # Without the input: texts under judgement belong in no error message or log.
-        raise HTTPException(422, error.errors(include_url=False, include_context=False, include_input=False)) from None
+        faults: list[Any] = error.errors(include_url=False, include_context=False, include_input=False)[:MAX_FAULTS]
+        if more := error.error_count() - len(faults):
+            faults.append({"type": "more", "loc": [], "msg": f"and {more} more errors"})
+        raise HTTPException(422, faults) from None
     if len(items) > limits.max_items:
         raise HTTPException(413, f"{len(items)} items in one request, at most {limits.max_items} are taken")
     for item in items:
@@ -217,9 +237,9 @@ async def _finish_in_time(work: Any, state: JudgeState, seconds: float) -> list[
 
 async def _judge(guard: Guard, items: Sequence[JudgeItem]) -> list[JudgeVerdict]:
     try:
-        return match_answers(items, await guard.judge(items))
+        return match_answers(items, await guard.judge(items), guard_id(guard))
     except GuardUnavailable as error:
-        raise HTTPException(503, f"the guard is away: {error}", headers=_SOON) from error
+        raise HTTPException(503, f"the guard is away: {one_line(str(error))}", headers=_SOON) from error
     except Exception as error:
         logger.exception("guard %s failed on a batch of %d", guard_id(guard), len(items))
         return [unknown_verdict(item, guard_id(guard), describe(error)) for item in items]
@@ -228,11 +248,16 @@ async def _judge(guard: Guard, items: Sequence[JudgeItem]) -> list[JudgeVerdict]
 async def _keep_probing(guard: Guard, state: JudgeState, metrics: Metrics, interval: float) -> None:
     """Once the guard is loaded, have it judge its probe every ``interval`` seconds."""
     await asyncio.wait({state.loading})
-    while state.loading.exception() is None:
+    if (failure := state.loading.exception()) is not None:
+        logger.error("the guard failed to start: %s", describe(failure))
+        return
+    last: str | None = state.problem
+    while True:
         problem = await _probe(guard)
-        if problem != state.problem:
+        if problem != last:
             logger.log(logging.WARNING if problem else logging.INFO, "probe: %s", problem or "judged")
-        state.problem = problem
+        last = problem
+        state.problem = None if problem is None else f"its probe was not judged, {_SEE_LOG}"
         metrics.ready.set(problem is None)
         # Soon again while something is wrong: clients wait for it.
         await asyncio.sleep(interval if problem is None else min(interval, 1.0))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 import httpx
@@ -28,8 +29,10 @@ from nemo_magic.judge.protocol import (
     unknown_verdict,
 )
 from nemo_magic.net.background_client import BackgroundClient
-from nemo_magic.net.faults import BrokenReply, Unavailable, first_fault, unavailable_from
-from nemo_magic.net.retrying_client import gather
+from nemo_magic.net.faults import BrokenReply, Unavailable, first_fault, one_line, unavailable_from
+from nemo_magic.net.tasks import gather
+
+_NO_SUCH_ROUTE = (404, 405, 501)
 
 
 class _BatchRefused(Exception):
@@ -57,6 +60,7 @@ class JudgeClient:
         self._batch_size = cfg.batch_size
         self._counters = _Counters()
         self._guard = cfg.expect
+        self._introduced = set[str]()
         self._client = BackgroundClient(
             cfg, _noun(cfg), cfg.KEY, JudgeUnavailable, clock, probe="/readyz", hedge=cfg.hedge
         )
@@ -128,10 +132,12 @@ class JudgeClient:
 
     async def _ask(self, url: str, items: Sequence[JudgeItem], body: bytes) -> dict[str, Verdict]:
         """One request. Raises Unavailable, BrokenReply, _BatchRefused or JudgeRefused."""
+        if url not in self._introduced:
+            await self._introduce(url)
         response = await self._client.post(f"{url}/v1/judge", body)
         self._check_token(url, response)
         if response.status_code in (400, 413, 422):
-            raise _BatchRefused(f"{url}: {response.status_code} {response.text[:300]}")
+            raise _BatchRefused(f"{url}: {response.status_code} {one_line(response.text)}")
         if response.status_code != 200:
             raise unavailable_from(url, response)
         try:
@@ -144,6 +150,25 @@ class JudgeClient:
             self._check_guard(url, answer.guard)
         return {answer.id: answer.to_verdict() for answer in answers}
 
+    async def _introduce(self, url: str) -> None:
+        """Ask a judge who it is before its first verdict, which could name anyone.
+
+        One that does not say has to be the guard that the others are, or the first to answer. Raises what ``_ask``
+        raises.
+        """
+        response = await self._client.get(f"{url}/v1/guard")
+        if response.is_success or response.status_code in _NO_SUCH_ROUTE:
+            with suppress(ValidationError):
+                self._accept(url, GuardInfo.model_validate_json(response.content))
+            self._introduced.add(url)
+        else:
+            self._check_token(url, response)
+            raise unavailable_from(url, response)
+
+    def _accept(self, url: str, info: GuardInfo) -> None:
+        self._check_guard(url, info.guard)
+        self._batch_size = min(self._cfg.batch_size, info.max_items)
+
     def _read_info(self, url: str, response: httpx.Response) -> GuardInfo:
         self._check_token(url, response)
         if response.status_code != 200:
@@ -152,13 +177,15 @@ class JudgeClient:
             info = GuardInfo.model_validate_json(response.content)
         except ValidationError as error:
             raise Unavailable(f"{url}: {first_fault(error)}") from error
-        self._check_guard(url, info.guard)
-        self._batch_size = min(self._cfg.batch_size, info.max_items)
+        self._accept(url, info)
+        self._introduced.add(url)
         return info
 
     def _check_token(self, url: str, response: httpx.Response) -> None:
         if response.status_code in (401, 403):
-            raise JudgeRefused(f"{url}: {response.status_code} {response.text[:300]}; see {self._cfg.KEY}.token_env")
+            raise JudgeRefused(
+                f"{url}: {response.status_code} {one_line(response.text)}; see {self._cfg.KEY}.token_env"
+            )
 
     def _check_guard(self, url: str, guard: str) -> None:
         """All replicas have to be the guard that answered first, at its revision: rewards of two do not compare."""

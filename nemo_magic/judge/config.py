@@ -19,9 +19,9 @@ class JudgeServerConfig(CheckedConfig):
     ``port`` 0 lets the system choose. ``max_items`` per request, ``max_chars`` per item (all texts together) and
     ``max_body_mb`` per request body (10^6 bytes) are answered with 413 when exceeded. While ``max_pending`` items are
     under judgement, or when judging takes more than ``request_timeout`` seconds, a request is answered with 503: come
-    again. ``drain_timeout``: seconds that requests in flight get to finish at shutdown. ``probe_interval``: seconds
-    between looks at whether the guard still judges. ``log_texts``: write the conversations to the log too; they may be
-    harmful.
+    again. So is a connection while ``max_connections`` are open. ``drain_timeout``: seconds that requests in flight get
+    to finish at shutdown. ``probe_interval``: seconds between looks at whether the guard still judges. ``log_texts``:
+    write the conversations to the log too; they may be harmful.
     """
 
     KEY: ClassVar[str] = "judge.server"
@@ -32,6 +32,7 @@ class JudgeServerConfig(CheckedConfig):
     max_chars: PositiveInt = 100_000
     max_body_mb: PositiveFloat = 32.0
     max_pending: PositiveInt = 8192
+    max_connections: PositiveInt = 4096
     request_timeout: PositiveFloat = 300.0
     drain_timeout: NonNegativeInt = 10
     probe_interval: PositiveFloat = 30.0

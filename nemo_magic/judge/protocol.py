@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 import pydantic.dataclasses
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
 from nemo_magic.backports import StrEnum
 from nemo_magic.game.episode import VERDICT_FIELDS, Answer, Episode, Label, Message, Safety, Seed, Verdict
@@ -72,8 +72,8 @@ class JudgeItem(_Wire):
 
     id: str = Field(min_length=1, max_length=200)
     seed: JudgeSeed | None = None
-    conversation: tuple[JudgeMessage, ...]
-    ask: tuple[Ask, ...] = Field(min_length=1)
+    conversation: Annotated[tuple[JudgeMessage, ...], FailFast()]
+    ask: Annotated[tuple[Ask, ...], FailFast(), Field(min_length=1)]
 
     @model_validator(mode="after")
     def _can_be_judged(self) -> JudgeItem:
@@ -125,9 +125,9 @@ class JudgeVerdict(Verdict):
 
 
 class JudgeBatch(_Wire):
-    """Body of a request."""
+    """Body of a request. One wrong item is enough to refuse it: a million of them cost no more than one."""
 
-    items: tuple[JudgeItem, ...] = Field(min_length=1)
+    items: Annotated[tuple[JudgeItem, ...], FailFast(), Field(min_length=1)]
 
     @model_validator(mode="after")
     def _ids_are_unique(self) -> JudgeBatch:
@@ -179,11 +179,13 @@ def unknown_verdict(item: JudgeItem, guard: str, error: str) -> JudgeVerdict:
     return JudgeVerdict(item.id, guard=guard, error=error, **fields)
 
 
-def match_answers(items: Sequence[JudgeItem], verdicts: Sequence[JudgeVerdict]) -> list[JudgeVerdict]:
+def match_answers(
+    items: Sequence[JudgeItem], verdicts: Sequence[JudgeVerdict], guard: str | None = None
+) -> list[JudgeVerdict]:
     """The verdicts in the order of their items, matched by id.
 
     Raises ProtocolError unless there is exactly one verdict for every item, answering the fields that it asked and no
-    others, and an error only where something is unknown.
+    others, and an error only where something is unknown; if ``guard`` is given, unless each names it.
     """
     if len(verdicts) != len(items):
         raise ProtocolError(f"{len(verdicts)} verdicts for {len(items)} items")
@@ -204,6 +206,8 @@ def match_answers(items: Sequence[JudgeItem], verdicts: Sequence[JudgeVerdict]) 
             raise ProtocolError(f"verdict {item.id!r} carries an error but nothing in it is unknown")
         if foreign := sorted(set(verdict.disagreed) - set(item.ask)):
             raise ProtocolError(f"verdict {item.id!r} disagrees on {', '.join(foreign)}, which was not asked")
+        if guard is not None and verdict.guard != guard:
+            raise ProtocolError(f"verdict {item.id!r} names the guard {verdict.guard}, which {guard} is not")
         matched.append(verdict)
     return matched
 

@@ -12,11 +12,11 @@ import logging
 import os
 import socket
 import time
+import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-import uvicorn
 from fastapi import FastAPI
 
 from nemo_magic.judge.app import JudgeState, create_app
@@ -24,6 +24,7 @@ from nemo_magic.judge.config import JudgeConfig, JudgeServerConfig
 from nemo_magic.judge.guards import build_guard
 from nemo_magic.judge.guards.base import describe
 from nemo_magic.net.hosts import http_url, listen
+from nemo_magic.net.server import HttpServer
 
 logger = logging.getLogger(__name__)
 
@@ -32,25 +33,47 @@ WATCH_INTERVAL = 0.2
 
 
 class JsonLines(logging.Formatter):
-    """A record as a line of JSON: time, level, logger, message, and the fields of ``extra={"fields": {…}}``."""
+    """A record as a line of JSON: time, level, logger, message, and the fields of ``extra={"fields": {…}}``.
+
+    ``texts``: with what errors say. A guard's error may quote what it was asked, so that without it a traceback has
+    types and places only.
+    """
+
+    def __init__(self, texts: bool = False) -> None:
+        super().__init__()
+        self._texts = texts
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end."""
+        message = record.getMessage()
+        if record.name == "asyncio" and not self._texts:
+            message = message.partition("\n")[0]  # the rest shows a task, with its error
         line = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": message,
         } | getattr(record, "fields", {})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)
 
+    def formatException(self, ei: Any) -> str:
+        """The traceback, as ``texts`` says."""
+        if self._texts:
+            return super().formatException(ei)
+        parts: list[str] = []
+        error: BaseException | None = ei[1]
+        while error is not None and len(parts) < 10:
+            parts.append("".join(traceback.format_tb(error.__traceback__)) + type(error).__qualname__)
+            error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        return "\nafter:\n".join(parts)
 
-def log_to_stderr() -> None:
-    """Write all logs of this process to stderr as lines of JSON."""
+
+def log_to_stderr(texts: bool = False) -> None:
+    """Write all logs of this process to stderr as lines of JSON; see JsonLines."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines())
+    handler.setFormatter(JsonLines(texts))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request to the guard's model
 
@@ -75,16 +98,20 @@ def serve(
         if port_file is not None:
             _write_atomically(port_file, f"{port}\n")
         say(f"judge {cfg.guard} on {http_url(cfg.server.host, port)}")
-        with suppress(KeyboardInterrupt):  # uvicorn has already shut down in order
-            asyncio.run(_serve(app, listener, cfg.server.drain_timeout, parent_pid))
+        asyncio.run(_serve(app, listener, cfg, parent_pid))
 
 
-async def _serve(app: FastAPI, listener: socket.socket, drain_timeout: int, parent_pid: int | None) -> None:
-    # uvicorn would cut connections off at its timeout: requests that still wait are answered before.
-    config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=drain_timeout + 5
+async def _serve(app: FastAPI, listener: socket.socket, cfg: JudgeConfig, parent_pid: int | None) -> None:
+    drain_timeout = cfg.server.drain_timeout
+    server = HttpServer(
+        app,
+        has_token=cfg.token_env is not None,
+        max_connections=cfg.server.max_connections,
+        key="judge.server.max_connections",
+        # It would cut connections off at its timeout: requests that still wait are answered before.
+        grace=drain_timeout + 5,
+        lifespan="on",
     )
-    server = uvicorn.Server(config)
     watch = asyncio.create_task(_watch(app, server, drain_timeout, parent_pid))
     await server.serve(sockets=[listener])
     watch.cancel()
@@ -93,7 +120,7 @@ async def _serve(app: FastAPI, listener: socket.socket, drain_timeout: int, pare
         raise RuntimeError(f"the guard failed to start: {describe(error)}") from error
 
 
-async def _watch(app: FastAPI, server: uvicorn.Server, drain_timeout: int, parent_pid: int | None) -> None:
+async def _watch(app: FastAPI, server: HttpServer, drain_timeout: int, parent_pid: int | None) -> None:
     """Stop the server when its parent is gone or its guard failed, and end requests that outlast ``drain_timeout``."""
     # The parent's pid and not PR_SET_PDEATHSIG: that signal comes when the parent's forking *thread* ends.
     while not server.should_exit and _failure(app) is None and (parent_pid is None or os.getppid() == parent_pid):
@@ -131,9 +158,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--port-file", type=Path, help="write the bound port here")
     parser.add_argument("--parent-pid", type=int, help="end when this process is no longer the parent")
     args = parser.parse_args(argv)
-    log_to_stderr()
     settings = json.loads(args.config.read_text())
     server = JudgeServerConfig(**settings.pop("server", {}))
+    log_to_stderr(server.log_texts)
     serve(JudgeConfig(**settings, server=server), args.port_file, args.parent_pid)
 
 

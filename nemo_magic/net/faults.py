@@ -12,11 +12,13 @@ from pydantic import ValidationError
 class Unavailable(Exception):
     """The server did not answer and may do so later, after ``retry_after`` seconds if it named a time.
 
-    ``limited``: it is in order, but was asked more often than it allows.
+    ``limited``: it is in order, but was asked more often than it allows. ``words``: its own, which may repeat what it
+    was asked. They are part of the error, which goes to who asked, and not of ``public``, which others may see too.
     """
 
-    def __init__(self, text: str, retry_after: float = 0.0, limited: bool = False) -> None:
-        super().__init__(text)
+    def __init__(self, text: str, retry_after: float = 0.0, limited: bool = False, words: str = "") -> None:
+        super().__init__(f"{text} {one_line(words)}".rstrip())
+        self.public = text
         self.retry_after = retry_after
         self.limited = limited
 
@@ -27,9 +29,15 @@ class BrokenReply(Exception):
 
 def unavailable_from(url: str, response: httpx.Response, reason: str | None = None) -> Unavailable:
     """The error for a reply that means: not now. ``reason``: the server's, by default the beginning of the body."""
-    reason = response.text if reason is None else reason
-    text = f"{url}: {response.status_code} {reason[:300]}"
-    return Unavailable(text, retry_after(response), limited=response.status_code == 429)
+    words = response.text if reason is None else reason
+    limited = response.status_code == 429
+    return Unavailable(f"{url}: {response.status_code}", retry_after(response), limited, words)
+
+
+def one_line(words: str, most: int = 300) -> str:
+    """Foreign words as one line of at most ``most`` printable characters."""
+    printable = "".join(char if char.isprintable() else " " for char in words[: 4 * most])
+    return " ".join(printable.split())[:most]
 
 
 def retry_after(response: httpx.Response) -> float:
@@ -46,6 +54,9 @@ def retry_after(response: httpx.Response) -> float:
 
 
 def first_fault(error: ValidationError) -> str:
-    """The first error in a line, without the input: texts of conversations belong in no log."""
+    """The first error in a line, without the input: texts of conversations belong in no log. A key that is unknown is
+    input too."""
     first = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}"
+    unknown_key = first["type"] == "extra_forbidden"
+    where = ".".join(map(str, first["loc"][:-1] if unknown_key else first["loc"])) or "body"
+    return f"{where}: {'a key is unknown' if unknown_key else first['msg']}"

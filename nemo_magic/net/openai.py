@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 import httpx
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
-from nemo_magic.net.faults import BrokenReply, first_fault, unavailable_from
+from nemo_magic.net.faults import BrokenReply, first_fault, one_line, unavailable_from
 
 T = TypeVar("T")
 R = TypeVar("R", bound=BaseModel)
@@ -124,6 +124,19 @@ def error_text(response: httpx.Response) -> str:
     if isinstance(error, dict):
         return " ".join(str(error[name]) for name in ("code", "message") if error.get(name) is not None)
     return str(error)
+
+
+def wrong_model(url: str, model: str, key: str, configured: str | None, reply_model: str | None) -> str | None:
+    """What is wrong with a reply that names ``model``, and what would make it right; None if it is the configured one.
+
+    ``key``: where the server is configured; ``reply_model``: what replies have instead of the name ``configured``.
+    """
+    if model == (reply_model or configured):
+        return None
+    expected = f"{key}.reply_model={reply_model!r}" if reply_model else f"{key}.model={configured!r}"
+    name = one_line(model)
+    hint = f"if that is what this server calls it in its replies, set {key}.reply_model={name!r}"
+    return f"{url} answered with the model {name!r}; {expected}; {hint}"
 
 
 def total_tokens(usage: Any) -> int | None:

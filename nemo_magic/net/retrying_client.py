@@ -15,7 +15,7 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ from nemo_magic.net.faults import BrokenReply, Unavailable, unavailable_from
 from nemo_magic.net.http import Http
 from nemo_magic.net.limits import Limiter, RateLimit, Reservation
 from nemo_magic.net.replicas import Replicas
+from nemo_magic.net.tasks import first_answer
 
 logger = logging.getLogger(__name__)
 
@@ -135,19 +136,20 @@ class RetryingClient:
         after ``protocol_retries`` more attempts, and anything else that ``request`` raises at once.
         """
         async with self._slots:
-            began, broken, avoided = self._clock(), 0, set[int]()
+            began, broken, avoided, own = self._clock(), 0, set[int](), None
             while True:
-                replica, reservation, began = await self._wait_for_permission(began, avoided, tokens)
+                replica, reservation, began = await self._wait_for_permission(began, avoided, tokens, own)
                 try:
                     answer = await self._attempt(request, replica, tokens)
                     reservation.tokens = (count_tokens(answer) if count_tokens else None) or tokens
                     return answer
                 except Unavailable as outage:
+                    own = outage
                     self._raise_if_too_late(began, outage)
-                except BrokenReply as fault:
+                except BrokenReply:
                     self._counters.protocol_errors += 1
                     broken += 1
-                    logger.warning("an answer of the %s breaks the protocol: %s", self._noun, fault)
+                    logger.warning("an answer of the %s breaks the protocol: %s", self._noun, self.urls[replica])
                     if broken > self._cfg.protocol_retries:
                         raise
                     # Rather another replica; where there is none, the same one a little later.
@@ -157,15 +159,22 @@ class RetryingClient:
                 self._counters.retries += 1
 
     async def post(self, url: str, body: bytes) -> httpx.Response:
-        """Post JSON; the reply, whatever its status. Raises Unavailable if there is none within ``request_timeout``."""
+        """The reply to a post of JSON, whatever its status. Raises Unavailable without one in time, or BrokenReply."""
+        return await self._within(url, self._http.post(url, body))
+
+    async def get(self, url: str) -> httpx.Response:
+        """The reply, whatever its status. Raises what ``post`` raises."""
+        return await self._within(url, self._http.get(url, timeout=None))
+
+    async def _within(self, url: str, asking: Coroutine[Any, Any, httpx.Response]) -> httpx.Response:
         try:
             async with timeout(self._cfg.request_timeout):
-                return await self._http.post(url, body)
+                return await asking
         except asyncio.TimeoutError as error:
             limit = f"{self._key}.request_timeout={self._cfg.request_timeout:g}"
             raise Unavailable(f"{url}: no answer within {limit} s") from error
         except httpx.HTTPError as error:
-            raise Unavailable(f"{url}: {type(error).__name__}: {error}") from error
+            raise _unreachable(url, error) from error
 
     async def until_ready(self, path: str, read: Callable[[str, httpx.Response], T], timeout_s: float) -> T:
         """What ``read(url, reply)`` makes of the first reply to GET ``path`` for which it does not raise Unavailable.
@@ -180,7 +189,7 @@ class RetryingClient:
                     url = self.urls[attempt % len(self.urls)]
                     try:
                         return read(url, await self._http.get(f"{url}{path}", timeout=CONNECT_TIMEOUT))
-                    except Unavailable as outage:
+                    except (Unavailable, BrokenReply) as outage:
                         problem = str(outage)
                     except httpx.HTTPError as error:
                         problem = f"{url}: {type(error).__name__}: {error}"
@@ -206,7 +215,7 @@ class RetryingClient:
                     self._counters.hedges += 1
                     self._replicas.acquire(other)
                     tasks.add(asyncio.create_task(self._send(request, other)))
-            return await _first_answer(tasks)
+            return await first_answer(tasks)
         finally:
             for task in tasks:
                 task.cancel()
@@ -242,19 +251,19 @@ class RetryingClient:
     # --- whose turn it is
 
     async def _wait_for_permission(
-        self, began: float, besides: Collection[int], tokens: int
+        self, began: float, besides: Collection[int], tokens: int, own: Unavailable | None
     ) -> tuple[int, Reservation, float]:
         """Wait for a replica, and until the ceilings allow a request of ``tokens``.
 
         ``began`` comes back later by the wait for the ceilings, during which no server was away.
         """
         if not self._limiter.limits:
-            return await self._wait_for_turn(began, besides), Reservation(0.0, tokens), began
+            return await self._wait_for_turn(began, besides, own), Reservation(0.0, tokens), began
         arrived = self._clock()
         async with self._gate:
             began += self._clock() - arrived
             while True:
-                replica = await self._wait_for_turn(began, besides)
+                replica = await self._wait_for_turn(began, besides, own)
                 pause = self._limiter.pause(_now(), tokens)
                 if pause <= 0:
                     return replica, self._limiter.send(_now(), tokens), began
@@ -266,8 +275,8 @@ class RetryingClient:
                 began += self._clock() - before
                 self._counters.paced_s += self._clock() - before
 
-    async def _wait_for_turn(self, began: float, besides: Collection[int]) -> int:
-        """Wait until a replica may be asked; rather none of ``besides``.
+    async def _wait_for_turn(self, began: float, besides: Collection[int], own: Unavailable | None) -> int:
+        """Wait until a replica may be asked; rather none of ``besides``. ``own``: what this request met last.
 
         The request that has waited longest is first. Without this order a request that keeps failing could take each
         turn of a replica that is down, and the others, which would bring it up, would wait as long as it goes on.
@@ -295,7 +304,7 @@ class RetryingClient:
                     async with timeout(None if math.isinf(pause) else pause):
                         await self._changed.wait()
                 if self._last_outage is not None:
-                    self._raise_if_too_late(began, self._last_outage)
+                    self._raise_if_too_late(began, own or self._last_outage)
         finally:
             self._line.remove(turn)
             if self._line:
@@ -322,8 +331,10 @@ class RetryingClient:
             logger.warning("%s answers again and is asked again", self.urls[replica])
         except Unavailable as error:
             self._record_outage(error, replica, began)
+        except BrokenReply:
+            self._record_outage(Unavailable(f"{url}: its reply is too long"), replica, began)
         except httpx.HTTPError as error:
-            self._record_outage(Unavailable(f"{url}: {type(error).__name__}: {error}"), replica, began)
+            self._record_outage(_unreachable(url, error), replica, began)
         except BaseException:
             self._replicas.release(replica)
             raise
@@ -355,10 +366,11 @@ class RetryingClient:
         asked_for = min(outage.retry_after, self._cfg.give_up_after if outage.limited else self._cfg.backoff_max)
         self._counters.limited += outage.limited
         self._replicas.cooldown(replica, _now() + max(asked_for, self._backoff(failures)))
-        self._last_outage = outage
+        # Everyone who waits may be shown it: what the server said belongs to who asked.
+        self._last_outage = Unavailable(outage.public)
         if self._down_since is None:
             self._down_since = self._clock()
-            logger.warning("waiting for the %s, up to %g s: %s", self._noun, self._cfg.give_up_after, outage)
+            logger.warning("waiting for the %s, up to %g s: %s", self._noun, self._cfg.give_up_after, outage.public)
 
     def _record_success(self, latency: float, replica: int) -> None:
         now = self._clock()
@@ -374,28 +386,13 @@ class RetryingClient:
             self._down_since = None
 
 
+def _unreachable(url: str, error: httpx.HTTPError) -> Unavailable:
+    # Why no connection opens is the system's word; what is wrong with a reply may quote it.
+    if isinstance(error, httpx.ConnectError):
+        return Unavailable(f"{url}: {type(error).__name__}: {error}")
+    return Unavailable(f"{url}: {type(error).__name__}:", words=str(error))
+
+
 def _now() -> float:
     """The loop's own time, which is what sleeps."""
     return asyncio.get_running_loop().time()
-
-
-async def _first_answer(tasks: Collection[asyncio.Task[T]]) -> T:
-    """The first result; an error only once there is nothing better to wait for."""
-    pending = set(tasks)
-    while True:
-        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            if not task.cancelled() and task.exception() is None:
-                return task.result()
-        if not pending:
-            return done.pop().result()
-
-
-async def gather(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of ``works``, in order; the first error cancels what is left."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()

@@ -22,7 +22,7 @@ from nemo_magic.actors.errors import RemoteProtocolError, RemoteRefused, RemoteU
 from nemo_magic.game.episode import Completion
 from nemo_magic.game.prompts import Chat
 from nemo_magic.net.background_client import BackgroundClient
-from nemo_magic.net.faults import BrokenReply, unavailable_from
+from nemo_magic.net.faults import BrokenReply, one_line, unavailable_from
 from nemo_magic.net.limits import likely_tokens
 from nemo_magic.net.openai import (
     ChatCompletion,
@@ -33,7 +33,7 @@ from nemo_magic.net.openai import (
     read_reply,
     total_tokens,
 )
-from nemo_magic.net.retrying_client import gather
+from nemo_magic.net.tasks import gather
 
 
 @dataclass
@@ -151,7 +151,7 @@ class RemotePolicy:
         if is_too_long(response):
             return None, None
         if not response.is_success:
-            raise RemoteRefused(f"{url}: {response.status_code} {error_text(response)[:300]}")
+            raise RemoteRefused(f"{url}: {response.status_code} {one_line(error_text(response))}")
         reply = read_reply(ChatCompletion, url, response)
         [choice] = reply.choices
         text = (choice.message.content or "").strip()
@@ -176,5 +176,5 @@ class RemotePolicy:
         status = response.status_code
         if status in (401, 403):
             variable = f"{self._key}.token_env={self._config.remote.token_env or 'null'}"
-            raise RemoteRefused(f"{url}: {status} {error_text(response)[:300]}; see {variable}")
+            raise RemoteRefused(f"{url}: {status} {one_line(error_text(response))}; see {variable}")
         raise_if_unavailable(url, response)

@@ -25,7 +25,7 @@ from nemo_magic.backports import timeout
 from nemo_magic.config.serving import ServeConfig
 from nemo_magic.game.episode import Message
 from nemo_magic.net.auth import Credentials, is_authorised
-from nemo_magic.net.body import read_body
+from nemo_magic.net.body import read_body, while_connected
 from nemo_magic.serving.engine import GenerationRequest, GenerationResult
 from nemo_magic.serving.offset_tokenizer import OffsetTokenizer, Tokens
 from nemo_magic.serving.protocol import ApiError, ChatRequest, CompletionRequest, parse
@@ -43,7 +43,7 @@ def create_app(cfg: ServeConfig, queue: RequestQueue, max_response: int) -> Fast
     Raises what ``cfg.token`` raises.
     """
     token = cfg.token()
-    app = FastAPI(title="nemo-magic serve")
+    app = FastAPI(title="nemo-magic serve", openapi_url=None)
     created = int(time.time())
 
     def require_token(credentials: Credentials) -> None:
@@ -60,10 +60,12 @@ def create_app(cfg: ServeConfig, queue: RequestQueue, max_response: int) -> Fast
     async def http_error(_: Request, error: HTTPException) -> Response:
         return JSONResponse(ApiError(error.status_code, str(error.detail)).body(), error.status_code)
 
+    @app.head("/healthz")
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
+    @app.head("/readyz")
     @app.get("/readyz")
     async def readyz() -> dict[str, str]:
         queue.ready()
@@ -131,7 +133,7 @@ def create_app(cfg: ServeConfig, queue: RequestQueue, max_response: int) -> Fast
             )
             for i, tokens in enumerate(tokenized)
         ]
-        results = await generate(jobs)
+        results = await while_connected(request, generate(jobs))
         choices = []
         for i, (tokens, job, result) in enumerate(zip(tokenized, jobs, results, strict=True)):
             text = tokenizer.response_text(result.response, job.sampling.end_strings)
@@ -164,7 +166,7 @@ def create_app(cfg: ServeConfig, queue: RequestQueue, max_response: int) -> Fast
         seed = secrets.randbelow(_SEEDS) if body.seed is None else body.seed % _SEEDS
         top = (body.top_logprobs or 0) if body.logprobs else None
         job = GenerationRequest(ids, _check_length(ids, size, positions, "messages"), body.sampling, seed, top)
-        [result] = await generate([job])
+        [result] = await while_connected(request, generate([job]))
         choice = {
             "index": 0,
             "message": {

@@ -5,27 +5,22 @@ from __future__ import annotations
 import copy
 import os
 import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from types import FrameType, SimpleNamespace
-
-import uvicorn
 
 from nemo_magic.actors.builder import build_policy
 from nemo_magic.actors.config import SamplingConfig
 from nemo_magic.actors.distributed import World
 from nemo_magic.actors.generation import NativeGenerator
 from nemo_magic.actors.tokenizer import ChatTokenizer
-from nemo_magic.config import ConfigError, MagicConfig
+from nemo_magic.config import MagicConfig
 from nemo_magic.config.serving import ServeConfig
 from nemo_magic.config.validation import models
 from nemo_magic.game.episode import Role
-from nemo_magic.net.hosts import http_url, listen
-from nemo_magic.serving.app import create_app
 from nemo_magic.serving.engine import GenerationRequest, ServingEngine
+from nemo_magic.serving.http_thread import serve_http
 from nemo_magic.serving.offset_tokenizer import OffsetTokenizer
 from nemo_magic.serving.protocol import ApiError
 from nemo_magic.serving.request_queue import PendingRequest, RequestQueue
@@ -47,7 +42,7 @@ def serve(cfg: MagicConfig) -> None:
     role = Role(options.role)
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0:
         queue = RequestQueue(options.max_pending)
-        with _serve_http(options, queue, cfg.actors.of(role).length_params.max_length) as address:
+        with serve_http(options, queue, cfg.actors.of(role).length_params.max_length) as address:
             engine, world, wrapped = _build(cfg, role)
             with _StopSignals() as stop:
                 queue.open(
@@ -68,30 +63,6 @@ def _build(cfg: MagicConfig, role: Role) -> tuple[ServingEngine, World, object]:
     actor = build_policy(role, models(cfg, "serve")[role], options, cfg.trainer, cfg.seed).actor
     world = World.current()
     return ServingEngine(actor, NativeGenerator(cfg.generation), world), world, copy.deepcopy(actor.tokenizer.tokenizer)
-
-
-@contextmanager
-def _serve_http(options: ServeConfig, queue: RequestQueue, max_response: int) -> Iterator[str]:
-    """The HTTP side in a thread, from now on until the end of the context; its address."""
-    try:
-        app = create_app(options, queue, max_response)
-        listener = listen(options.host, options.port)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    except OSError as error:
-        raise ConfigError(f"serve.host={options.host}, serve.port={options.port}: {error}") from error
-    with listener:
-        server = uvicorn.Server(
-            uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5)
-        )
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="http", daemon=True)
-        thread.start()
-        try:
-            yield http_url(options.host, listener.getsockname()[1])
-        finally:
-            queue.abandon("the server ends")
-            server.should_exit = True  # replies under way are still sent
-            thread.join()
 
 
 class _StopSignals:

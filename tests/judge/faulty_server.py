@@ -16,10 +16,12 @@ Act = Callable[[socket.socket, Body, threading.Event], None]
 
 
 class FaultyServer:
-    """Does with each judging request the next of ``acts``, with the last one for ever; ready for whoever probes."""
+    """Does with each judging request the next of ``acts``, with the last one for ever; ready for whoever probes, who is
+    told ``info``."""
 
-    def __init__(self, *acts: Act, port: int = 0) -> None:
+    def __init__(self, *acts: Act, port: int = 0, info: bytes = b'{"status": "ready"}') -> None:
         self.asked: list[Body] = []
+        self._info = info
         self._acts = acts
         self._closing = threading.Event()
         self._lock = threading.Lock()
@@ -51,7 +53,7 @@ class FaultyServer:
                     return
                 method, body = read
                 if method == "GET":
-                    connection.sendall(reply(200, b'{"status": "ready"}'))
+                    connection.sendall(reply(200, self._info))
                     return
                 with self._lock:
                     act = self._acts[min(len(self.asked), len(self._acts) - 1)]

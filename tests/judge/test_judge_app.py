@@ -62,6 +62,7 @@ def test_no_request_that_the_description_allows_is_an_error_of_the_server(served
         run()
     assert 200 in seen
     assert seen <= {200, 413, 422}
+    assert {served.get(path).status_code for path in ("/docs", "/redoc")} == {404}
 
 
 @pytest.mark.parametrize(
@@ -120,10 +121,15 @@ def test_guards_may_tell_only_what_is_exported() -> None:
         metrics.count("moods", guard="g")
 
 
-def test_a_guard_that_cannot_judge_its_probe_is_not_ready_and_says_why() -> None:
+def test_a_guard_that_cannot_judge_its_probe_is_not_ready_and_its_log_says_why(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with serving(create_app(AbsentGuard(), CFG)) as http:
-        wait_for(lambda: "its engine restarts" in http.get("/readyz").text)
-        assert http.get("/readyz").status_code == 503
+        wait_for(lambda: "probe was not judged" in http.get("/readyz").text)
+        assert http.get("/readyz").status_code == http.head("/readyz").status_code == 503
+        # Whoever asks needs no token, and the words may be those of the guard's server.
+        assert "its engine restarts" not in http.get("/readyz").text
+        assert "its engine restarts" in caplog.text
         assert figures(http)["judge_ready"] == 0
 
 
@@ -138,7 +144,7 @@ def test_a_guard_that_returns_is_ready_again() -> None:
 
     guard = Moody()
     with serving(create_app(guard, replace(CFG, server=replace(CFG.server, probe_interval=0.05)))) as http:
-        wait_for(lambda: "not today" in http.get("/readyz").text)
+        wait_for(lambda: "probe was not judged" in http.get("/readyz").text)
         guard.away = False
         wait_for(lambda: http.get("/readyz").status_code == 200)
         guard.away = True
@@ -195,7 +201,7 @@ def test_strangers_learn_nothing_but_that_it_lives(item, monkeypatch: pytest.Mon
     with serving(create_app(KeywordGuard(), replace(CFG, token_env="JUDGE_TEST_TOKEN"))) as http:
         wait_for(lambda: http.get("/readyz").status_code == 200)
         for headers in ({}, {"Authorization": "Basic s3cret"}, {"Authorization": "Bearer s3cre"}):
-            for path in ("/metrics", "/v1/guard"):
+            for path in ("/metrics", "/v1/guard", "/openapi.json"):
                 assert http.get(path, headers=headers).status_code == 401
             # Before a byte of the body is read.
             assert http.post("/v1/judge", content=b"x" * 20_000, headers=headers).status_code == 401

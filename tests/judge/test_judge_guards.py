@@ -144,6 +144,40 @@ def test_identical_questions_under_way_are_asked_once_whoever_asks_them():
     asyncio.run(run())
 
 
+def test_a_question_ends_with_the_last_who_waits_for_it_and_is_asked_anew_by_who_comes_then():
+    async def run():
+        model = ScriptedModel(shout)
+        cancelled = []
+        complete = model.complete
+
+        async def watched(sent, max_tokens):
+            try:
+                return await complete(sent, max_tokens)
+            except asyncio.CancelledError:
+                cancelled.append(sent)
+                raise
+
+        model.complete = watched
+        guard = ShoutGuard(model)
+        model.gate.clear()
+        first, second = (asyncio.create_task(guard.judge([talk(f"{i}", "ask", "good")])) for i in range(2))
+        while not model.sent:
+            await asyncio.sleep(0)
+        for number, asked in enumerate((first, second)):
+            assert len(cancelled) == 0, number
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
+        third = asyncio.create_task(guard.judge([talk("3", "ask", "good")]))
+        while len(model.sent) < 2:
+            await asyncio.sleep(0)
+        assert len(cancelled) == 1
+        model.gate.set()
+        assert (await third)[0].response_safety == "safe"
+        assert len(cancelled) == 1
+
+    asyncio.run(run())
+
+
 def test_a_guard_that_is_closed_while_it_asks_judges_nothing():
     async def run():
         model = ScriptedModel(shout)

@@ -113,7 +113,8 @@ def test_a_server_is_ready_only_once_its_guard_is_loaded(item):
 def test_a_guard_that_failed_to_load_is_never_ready():
     with serving(create_app(BrokenStartGuard(), CFG)) as http:
         wait_for(lambda: http.get("/readyz").status_code == 500)
-        assert "no weights here" in http.get("/readyz").text
+        assert "FileNotFoundError" in http.get("/readyz").text
+        assert "no weights here" not in http.get("/readyz").text
 
 
 def test_a_guard_that_is_away_is_an_outage_and_no_verdict(item):
@@ -160,7 +161,7 @@ def test_a_terminated_server_finishes_what_it_was_asked(item, tmp_path, quick):
         process.send_signal(signal.SIGTERM)
         (tmp_path / "gate").touch()
         ask.join(timeout=20)
-        process.wait(timeout=20)
+        assert process.wait(timeout=20) == 0
     assert replies[0].json()["verdicts"][0]["response_safety"] == "unsafe"
 
 

@@ -217,6 +217,22 @@ def test_a_reply_of_another_model_is_not_used():
     assert isinstance(error, WrongModel)
     assert "'tiny-v2'" in str(error)
     assert "'tiny'" in str(error)
+    assert "set judge.guard_config.model.reply_model='tiny-v2'" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("replied", "reply_model", "right"),
+    [("org/tiny", "org/tiny", True), ("tiny", "org/tiny", False), ("other", "org/tiny", False), ("tiny", None, True)],
+)
+@pytest.mark.parametrize("sent", [HELLO, "raw"])
+def test_a_server_that_lists_one_name_and_replies_with_another_is_right_by_the_one_that_is_configured(
+    replied, reply_model, right, sent
+):
+    reply = chat_reply(model=replied) if sent is HELLO else {"model": replied, "choices": [{"text": "safe"}]}
+    answer, replies = ask((200, reply), settings={"reply_model": reply_model}, sent=sent)
+    assert (answer == "safe") is right
+    assert isinstance(answer, str if right else WrongModel)
+    assert {body["model"] for body in replies.bodies} == {"tiny"}
 
 
 @pytest.mark.parametrize(

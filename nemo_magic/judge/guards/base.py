@@ -7,9 +7,11 @@ for the model and parses the model's texts. ``settle`` makes the verdict of what
 from __future__ import annotations
 
 import asyncio
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Protocol
 
 from nemo_magic.game.episode import Label, Message, Seed, Verdict
@@ -125,8 +127,19 @@ class ComputedGuard(ABC):
 
     async def judge(self, items: Sequence[JudgeItem]) -> list[JudgeVerdict]:
         """One verdict an item. Raises GuardUnavailable if ``opinion`` does."""
+        gone = threading.Event()
+
+        def judge_each() -> list[JudgeVerdict]:
+            return [
+                _isolated(item, guard_id(self), self._verdict) for item in takewhile(lambda _: not gone.is_set(), items)
+            ]
+
         # In a thread: the server goes on answering health checks during a large batch.
-        return await asyncio.to_thread(lambda: [_isolated(item, guard_id(self), self._verdict) for item in items])
+        try:
+            return await asyncio.to_thread(judge_each)
+        except asyncio.CancelledError:
+            gone.set()  # nothing else ends a thread
+            raise
 
     def _verdict(self, item: JudgeItem) -> JudgeVerdict:
         return settle(item, self.opinion(item), guard_id(self))

@@ -11,6 +11,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 from nemo_magic.judge.cache import Cache
@@ -37,6 +38,7 @@ class DeduplicatingModel(Generic[T]):
         self._cache = cache
         self._parse = parse
         self._in_flight: dict[Question, asyncio.Task[T | Exception]] = {}
+        self._waiters = Counter[asyncio.Task[T | Exception]]()
 
     def set_telemetry(self, telemetry: Telemetry) -> None:
         """Count the work, the model's and the cache's too, with ``telemetry`` from now on."""
@@ -49,7 +51,7 @@ class DeduplicatingModel(Generic[T]):
     ) -> dict[Question, T | Exception]:
         """The opinion on each distinct question, or the error; ``fresh`` ones are not looked up in the cache.
 
-        Cancelling the caller does not cancel the questions: others may wait for them, and the cache keeps the answers.
+        A question is cancelled with the last caller that waits for it.
         """
         distinct = dict.fromkeys(questions)
         new = [question for question in distinct if question not in self._in_flight]
@@ -61,10 +63,19 @@ class DeduplicatingModel(Generic[T]):
         cached = asyncio.create_task(self._look_up(new, fresh)) if self._cache is not None else None
         for question in new:
             self._in_flight[question] = task = asyncio.create_task(self._answer(question, cached))
-            task.add_done_callback(lambda _, question=question: self._in_flight.pop(question, None))  # type: ignore[misc]
+            task.add_done_callback(partial(self._forget, question))
         tasks = {question: self._in_flight[question] for question in distinct}
-        if tasks:
-            await asyncio.wait(tasks.values())
+        self._waiters.update(tasks.values())
+        try:
+            if tasks:
+                await asyncio.wait(tasks.values())
+        finally:
+            for question, task in tasks.items():
+                self._waiters[task] -= 1
+                if not self._waiters[task]:
+                    del self._waiters[task]
+                    task.cancel()  # nobody waits for it, if it is not done
+                    self._forget(question, task)
         closed = GuardUnavailable("the guard is being closed")
         return {question: closed if task.cancelled() else task.result() for question, task in tasks.items()}
 
@@ -76,6 +87,10 @@ class DeduplicatingModel(Generic[T]):
         await asyncio.gather(*pending, return_exceptions=True)
         if self._cache is not None:
             await self._cache.close()
+
+    def _forget(self, question: Question, task: asyncio.Task[T | Exception]) -> None:
+        if self._in_flight.get(question) is task:
+            del self._in_flight[question]
 
     async def _answer(self, question: Question, cached: asyncio.Task[Mapping[Question, str]] | None) -> T | Exception:
         if cached is not None and (text := (await asyncio.shield(cached)).get(question)) is not None:

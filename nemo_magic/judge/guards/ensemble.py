@@ -17,6 +17,7 @@ from nemo_magic.judge.guards import answers_of, build_guard
 from nemo_magic.judge.guards.base import Guard, describe, guard_id, plain_probe
 from nemo_magic.judge.protocol import Ask, JudgeItem, JudgeVerdict, match_answers, unknown_verdict
 from nemo_magic.judge.telemetry import NO_TELEMETRY, Telemetry
+from nemo_magic.net.tasks import gather
 
 Value = Safety | Answer
 
@@ -97,7 +98,7 @@ class Ensemble:
 
     async def judge(self, items: Sequence[JudgeItem]) -> list[JudgeVerdict]:
         """One verdict an item. Raises GuardUnavailable if any member does."""
-        by_member = await asyncio.gather(*(self._ask_member(member, items) for member in self._members))
+        by_member = await gather(self._ask_member(member, items) for member in self._members)
         return [self._verdict(item, [by_id.get(item.id) for by_id in by_member]) for item in items]
 
     async def _ask_member(self, member: Guard, items: Sequence[JudgeItem]) -> dict[str, JudgeVerdict]:
@@ -109,7 +110,7 @@ class Ensemble:
         if not own_items:
             return {}
         try:
-            verdicts = match_answers(own_items, await member.judge(own_items))
+            verdicts = match_answers(own_items, await member.judge(own_items), guard_id(member))
         except GuardUnavailable:
             raise
         except Exception as error:

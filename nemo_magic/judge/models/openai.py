@@ -20,7 +20,7 @@ from nemo_magic.judge.errors import GuardUnavailable
 from nemo_magic.judge.models.base import ModelRefused, Sent, WrongModel
 from nemo_magic.judge.telemetry import NO_TELEMETRY, Telemetry
 from nemo_magic.net.endpoint import GenerationEndpointConfig
-from nemo_magic.net.faults import BrokenReply
+from nemo_magic.net.faults import BrokenReply, one_line
 from nemo_magic.net.limits import likely_tokens
 from nemo_magic.net.openai import (
     ChatCompletion,
@@ -31,6 +31,7 @@ from nemo_magic.net.openai import (
     raise_if_unavailable,
     read_reply,
     total_tokens,
+    wrong_model,
 )
 from nemo_magic.net.retrying_client import RetryingClient
 
@@ -42,8 +43,10 @@ class OpenAIConfig(GenerationEndpointConfig):
     """Where a guard's model is served: the keys of GenerationEndpointConfig and these.
 
     ``revision``: of the model's weights, which no server tells; verdicts and the cache go by it: change it with them.
-    The server gets ``start_timeout`` seconds to load the model. With ``hedge`` a second replica is asked too where the
-    first is slower than 95 % of answers. ``rate_limit`` holds for this judge; of several judges each has its own.
+    ``reply_model``: what the server calls the model in its replies, where that is not ``model``: a proxy lists its own
+    name and passes on another. The server gets ``start_timeout`` seconds to load the model. With ``hedge`` a second
+    replica is asked too where the first is slower than 95 % of answers. ``rate_limit`` holds for this judge; of several
+    judges each has its own.
     """
 
     KEY: ClassVar[str] = "judge.guard_config.model"
@@ -55,6 +58,7 @@ class OpenAIConfig(GenerationEndpointConfig):
     give_up_after: PositiveFloat = 30.0
     backoff_max: PositiveFloat = 5.0
     revision: str = "unpinned"
+    reply_model: str | None = None
     start_timeout: PositiveFloat = 1800.0
     hedge: bool = False
 
@@ -147,11 +151,11 @@ class OpenAIModel:
         response = await self._client.post(url, body)
         self._check_status(url, response)
         if is_too_long(response):
-            raise ValueError(f"too long for {self.name}: {error_text(response)[:200]}")
+            raise ValueError(f"too long for {self.name}: {one_line(error_text(response), 200)}")
         if response.status_code == 404:
-            raise ModelRefused(f"{url}: 404 {error_text(response)[:300]}")
+            raise ModelRefused(f"{url}: 404 {one_line(error_text(response))}")
         if not response.is_success:
-            raise ValueError(f"{url}: {response.status_code} {error_text(response)[:300]}")
+            raise ValueError(f"{url}: {response.status_code} {one_line(error_text(response))}")
         model: str | None
         if raw:
             completion = read_reply(Completion, url, response)
@@ -161,15 +165,15 @@ class OpenAIModel:
             model, text, usage = chat.model, chat.choices[0].message.content or "", chat.usage
         if model is None:
             raise BrokenReply(f"{url}: model: Field required")
-        if model != self.name:
-            raise WrongModel(f"{url} answered with the model {model!r}; {self._config.KEY}.model={self.name!r}")
+        if wrong := wrong_model(url, model, self._config.KEY, self.name, self._config.reply_model):
+            raise WrongModel(wrong)
         return text, total_tokens(usage)
 
     def _read_models(self, url: str, response: httpx.Response) -> None:
         self._check_status(url, response)
         if response.status_code != 200:
             raise ModelRefused(
-                f"{url}/models: {response.status_code} {error_text(response)[:300]}; is it an OpenAI base url?"
+                f"{url}/models: {response.status_code} {one_line(error_text(response))}; is it an OpenAI base url?"
             )
         try:
             known = [model.id for model in read_reply(ModelList, f"{url}/models", response).data]
@@ -184,7 +188,7 @@ class OpenAIModel:
         status = response.status_code
         if status in (401, 403):
             variable = f"{self._config.KEY}.token_env={self._config.token_env or 'null'}"
-            raise ModelRefused(f"{url}: {status} {error_text(response)[:300]}; see {variable}")
+            raise ModelRefused(f"{url}: {status} {one_line(error_text(response))}; see {variable}")
         raise_if_unavailable(url, response)
 
 
