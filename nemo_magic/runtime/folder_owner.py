@@ -28,7 +28,7 @@ from types import TracebackType
 
 from typing_extensions import Self
 
-from nemo_magic.fsync_io import replace_durably
+from nemo_magic.fsync_io import private_folder, replace_durably
 from nemo_magic.runtime.errors import FolderInUseError
 
 LEASE, BEAT = 60.0, 5.0
@@ -133,7 +133,7 @@ class FolderOwner:
         self._beating: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        private_folder(self._folder)
         while True:
             newest = self._newest()
             if newest and not self._is_gone(newest):

@@ -148,13 +148,14 @@ def test_a_wrong_command_line_ends_with_status_2(argv: list[str]) -> None:
 
 @pytest.mark.process
 def test_a_failure_of_the_run_ends_with_status_1(
-    monkeypatch: pytest.MonkeyPatch, started: list[Any], capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, started: list[Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def fail(*_: object) -> None:
         raise JudgeUnavailable("nobody answers")
 
     monkeypatch.setattr(ranks, "run_rank", fail)
-    assert cli.main(["train", "-cn", "magic_sandbox", "trainer.devices=1"]) == cli.EXIT_RUNTIME
+    folder = f"exp_manager.explicit_log_dir={tmp_path / 'run'}"
+    assert cli.main(["train", "-cn", "magic_sandbox", "trainer.devices=1", folder]) == cli.EXIT_RUNTIME
     assert capsys.readouterr().err == "nemo-magic train: nobody answers\n"
 
 

@@ -78,7 +78,9 @@ def evaluated(world: ServedWorld, name: str, *overrides: str) -> Evaluated:
             for line in path.read_text().splitlines()
         ]
         said |= {f"{task} {row['id']}": row["turns"] for row in rows}
-    return Evaluated(results["figures"], (folder / "results.md").read_text(), said)
+    # Why a case has no answer is said in the words of who plays: an empty text, or a server's empty content.
+    table = re.sub(r"(without an answer: unknown) \(.*\)", r"\1", (folder / "results.md").read_text())
+    return Evaluated(results["figures"], table, said)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,7 @@ def megatron(world: ServedWorld) -> Evaluated:
 
 def test_transformers_gives_the_same_answers_and_the_same_table(world: ServedWorld, megatron: Evaluated) -> None:
     assert len(megatron.said) == 40 + 8
-    assert len({answer for [[_, answer]] in megatron.said.values()}) > 20
+    assert len({answer for turns in megatron.said.values() for _, answer in turns}) > 20
     assert {figure["figure"] for figure in megatron.figures if 0 < figure["rate"] < 1}, "the figures tell nothing"
     # A folder of transformers' is told by what is in it.
     hf = evaluated(world, "transformers", f"actors.defender.restore_from_path={world.hf}", "trainer.devices=1")

@@ -87,7 +87,7 @@ def test_an_attacker_that_does_better_against_the_last_defender_is_seen() -> Non
 
 
 def test_a_matrix_survives_its_file_and_a_wrong_one_is_refused(tmp_path: Path) -> None:
-    FIGURE_3.save(tmp_path / "m.json")
+    (tmp_path / "m.json").write_text(FIGURE_3.to_json())
     assert CrossPlay.load(tmp_path / "m.json") == FIGURE_3
     with pytest.raises(ValueError, match="must have 1 rows of 2 values"):
         CrossPlay(["a"], ["x", "y"], [[0.1]])
