@@ -26,7 +26,7 @@ from nemo_magic.backports import timeout
 from nemo_magic.config.serving import ServeConfig
 from nemo_magic.game.episode import Message
 from nemo_magic.net.auth import Credentials, is_authorised
-from nemo_magic.net.body import read_body, while_connected
+from nemo_magic.net.body import read_body, refuse_crowded, while_connected
 from nemo_magic.serving.engine import GenerationRequest, GenerationResult
 from nemo_magic.serving.offset_tokenizer import OffsetTokenizer, Tokens
 from nemo_magic.serving.protocol import ApiError, ChatRequest, CompletionRequest, parse
@@ -40,6 +40,8 @@ NEUTRALISED = "X-Neutralised-Tokens"
 """Header of a chat's reply: how many control tokens its messages spelled. They were read as text."""
 
 _SEEDS = 2**64
+_MAX_FIELDS = 10_000
+"""JSON values of a request beside its token ids: fields, messages and their parts."""
 
 T = TypeVar("T")
 
@@ -102,6 +104,12 @@ def create_app(cfg: ServeConfig, queue: RequestQueue, max_response: int) -> Fast
         if name != cfg.name:
             raise ApiError(404, f"model: there is no {name!r} here, only {cfg.name!r}", "model", "model_not_found")
 
+    async def read(request: Request, positions: int) -> bytes:
+        """The body, of which no value is made unless all of them can be of use."""
+        body = await read_body(request, cfg.max_body_mb, "serve.max_body_mb")
+        refuse_crowded(body, cfg.max_prompts * positions + _MAX_FIELDS)
+        return body
+
     async def in_turn(work: Callable[[], T]) -> T:
         """The result of ``work`` that needs the tokenizer: one at a time, beside the loop."""
         return await asyncio.get_running_loop().run_in_executor(tokenizing, work)
@@ -131,7 +139,7 @@ def create_app(cfg: ServeConfig, queue: RequestQueue, max_response: int) -> Fast
     @app.post("/v1/completions", dependencies=protected)
     async def completions(request: Request) -> Response:
         tokenizer, positions = queue.ready()
-        body = parse(CompletionRequest, await read_body(request, cfg.max_body_mb, "serve.max_body_mb"))
+        body = parse(CompletionRequest, await read(request, positions))
         check_model(body.model)
         prompts, choices = body.prompts, body.choices
         if len(prompts) * choices > cfg.max_prompts:
@@ -164,7 +172,7 @@ def create_app(cfg: ServeConfig, queue: RequestQueue, max_response: int) -> Fast
     @app.post("/v1/chat/completions", dependencies=protected)
     async def chat_completions(request: Request) -> Response:
         tokenizer, positions = queue.ready()
-        body = parse(ChatRequest, await read_body(request, cfg.max_body_mb, "serve.max_body_mb"))
+        body = parse(ChatRequest, await read(request, positions))
         check_model(body.model)
         if body.top_logprobs is not None and not body.logprobs:
             raise ApiError(400, "top_logprobs: asks for logprobs, which is not true", "top_logprobs")

@@ -7,12 +7,24 @@ value only; one that is not known is refused, and nothing is ignored but ``user`
 from __future__ import annotations
 
 import json
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from nemo_magic.actors.config import SamplingConfig
+
+T = TypeVar("T")
+
+
+class _FirstFault(FailFast):
+    """Of a million wrong elements one is reported. Hashable, as a part of a union has to be."""
+
+    def __hash__(self) -> int:
+        return hash(_FirstFault)
+
+
+_List = Annotated[list[T], _FirstFault()]
 
 MAX_STOPS = 16
 MAX_TOP = 20
@@ -112,7 +124,7 @@ class _Request(_Wire):
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=-1)
-    stop: str | list[str] | None = None
+    stop: str | _List[str] | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
     stream: bool | None = None
@@ -153,7 +165,7 @@ class _Request(_Wire):
 class CompletionRequest(_Request):
     """POST /v1/completions. ``logprobs``: how many of the likeliest tokens come with each position."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | _List[str] | _List[int] | _List[_List[int]]
     max_tokens: int | None = Field(default=None, ge=0)
     logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP)
     echo: bool | None = None
@@ -192,7 +204,7 @@ class ChatMessage(_Wire):
     """A message of a chat; of OpenAI's content parts only texts are accepted."""
 
     role: Literal["system", "user", "assistant"]
-    content: str | list[_Part]
+    content: str | _List[_Part]
 
     @property
     def text(self) -> str:
@@ -203,7 +215,7 @@ class ChatMessage(_Wire):
 class ChatRequest(_Request):
     """POST /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: _List[ChatMessage] = Field(min_length=1)
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from pydantic import ValidationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -208,3 +209,28 @@ def test_what_takes_too_long_or_is_too_large_is_told_to_come_again_or_not(words:
         413,
         "the body is longer than serve.max_body_mb=0.001",
     )
+
+
+CROWDS = {
+    "messages": '{"model": "m", "messages": [' + "{}," * 3_000 + "{}]}",
+    "parts": '{"model": "m", "messages": [{"role": "user", "content": [' + "{}," * 3_000 + "{}]}]}",
+    "prompts": '{"model": "m", "prompt": [' + "{}," * 3_000 + "{}]}",
+    "prompts of ids": '{"model": "m", "prompt": [' + "[{}]," * 3_000 + "{}]}",
+    "stops": '{"model": "m", "prompt": "so", "stop": [' + "{}," * 3_000 + "{}]}",
+}
+
+
+@pytest.mark.parametrize("crowd", CROWDS)
+def test_of_a_crowd_of_faults_few_are_looked_for(crowd: str) -> None:
+    kind = ChatRequest if '"messages"' in CROWDS[crowd] else CompletionRequest
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate_json(CROWDS[crowd])
+    assert caught.value.error_count() < 10
+
+
+@pytest.mark.parametrize("crowd", ["[0],", "0,"])
+def test_no_value_is_made_of_more_than_can_be_answered(words: OffsetTokenizer, crowd: str) -> None:
+    client = TestClient(create_app(ServeConfig(model="m"), opened(words), 8))
+    reply = client.post("/v1/completions", content=f'{{"model": "m", "prompt": [{crowd * 1_000_000}0]}}')
+    assert reply.status_code == 413
+    assert "values" in reply.json()["error"]["message"]
