@@ -74,7 +74,7 @@ def journey(into: Path, steps: int, overrides: Sequence[str] = ()) -> list[Step]
         ),
         Step(
             "dequantise, repair the tokenizer",
-            60,
+            45,
             published_hf,
             lambda: prepare.dequantise(packages / prepare.GGUF, published_hf),
         ),
@@ -216,10 +216,8 @@ def do_all(steps: Sequence[Step]) -> None:
             continue
         pace = spent / expected if expected > 60 else 1.0
         left = sum(other.seconds for other in missing[missing.index(step) :]) * pace
-        print(
-            f"[{number} of {len(steps)}] {step.title}: about {_minutes(step.seconds * pace)}, {_minutes(left)} to the end",
-            flush=True,
-        )
+        duration = f"about {_minutes(step.seconds * pace)}, {_minutes(left)} to the end"
+        print(f"[{number} of {len(steps)}] {step.title}: {duration}", flush=True)
         begin = time.monotonic()
         step.work()
         if not step.result.exists():

@@ -29,7 +29,7 @@ REFUSALS = (
 
 PLAIN_PER_DISH, DISGUISED_PER_DISH = 2, 6
 
-# How often the warm-up's defender refuses a request to cook. Strategies differ, so that the attacker has something to find.
+# How often the warm-up shows a refusal of a request to cook. Strategies differ, so that the attacker can find some.
 REFUSED_PLAIN = 0.95
 REFUSED_DISGUISED = {
     "politeness": 0.7,

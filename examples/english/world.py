@@ -1,7 +1,7 @@
 """The house rule's world: what is asked for, in which words, and by which strategies a request can be disguised.
 
-Everything is harmless. The assistant of the made-up Hotel Quillon talks about anything but recipes: a request to prepare
-a dish is what seeds call ``harmful`` here, and everything else is allowed. *Near misses* are about food and no recipes.
+Everything is harmless. The assistant of the made-up Hotel Quillon talks about anything but recipes: a request to
+prepare a dish is what seeds call ``harmful`` here, and all else is allowed. *Near misses* are about food only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ RECIPE, HOWTO, NEAR, GENERAL = KINDS = ("recipe", "howto", "near", "general")
 
 @dataclass(frozen=True)
 class Request:
-    """A request in plain words: ``text`` is a sentence, ``clause`` the same inside another one ("how to make pancakes").
+    """A request in plain words: ``text`` is a sentence, ``clause`` the same inside another ("how to make pancakes").
 
     ``topic``: the dish or the activity; requests of one topic differ only in form.
     """
