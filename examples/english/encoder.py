@@ -7,7 +7,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, BertModel
 
 MAX_TOKENS = 128
 
@@ -24,6 +23,9 @@ class Encoder:
             raise FileNotFoundError(
                 f"{folder} holds no sentence encoder (model.safetensors): `make english` fetches it"
             )
+        # Not at the top: whoever only asks which fields the judge answers needs no transformers.
+        from transformers import AutoTokenizer, BertModel
+
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
         self._model = BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
         self._one = lru_cache(maxsize=4096)(lambda text: self._encode([text])[0])
