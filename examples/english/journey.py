@@ -55,7 +55,7 @@ def journey(into: Path, steps: int, overrides: Sequence[str] = ()) -> list[Step]
     packages, published_hf, published, data = (into / name for name in ("packages", "smollm2", "published", "data"))
     after_hf = run / "defender-hf"
     weights = {role: run / f"sft_{role}" / "weights" for role in ("attacker", "defender")}
-    command = _Commands(into, run, list(overrides))
+    command = Commands(into, run, list(overrides))
 
     def warm_up(role: str, count: int, seconds: float) -> Step:
         return Step(
@@ -153,7 +153,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class _Commands:
+class Commands:
     """``nemo-magic`` with this example's configuration and folders."""
 
     into: Path

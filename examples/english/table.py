@@ -45,7 +45,7 @@ def write_before(folder: Path) -> None:
     for name, task, figure, low, high in WINDOWS:
         value = measured.get((task, figure))
         fits = value is not None and low <= value <= high
-        rows.append([name, _number(value), f"{low:.2f} to {high:.2f}", "" if fits else "outside"])
+        rows.append([name, number(value), f"{low:.2f} to {high:.2f}", "" if fits else "outside"])
     _write(folder / "game.md", rows)
 
 
@@ -54,12 +54,13 @@ def write_after(run: Path) -> None:
     before, after = figures(run / "before"), figures(run / "after")
     rows = [["on dishes and questions that no training text has", "before", "after"]]
     rows += [
-        [name, _number(before.get((task, figure))), _number(after.get((task, figure)))] for name, task, figure in ROWS
+        [name, number(before.get((task, figure))), number(after.get((task, figure)))] for name, task, figure in ROWS
     ]
     _write(run / "table.md", rows)
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """A rate with two digits, or a dash."""
     return "–" if value is None else f"{value:.2f}"
 
 

@@ -19,7 +19,7 @@ CONF = str(ENGLISH / "conf")
 def commands(monkeypatch):
     """The command lines that a step would run."""
     calls = []
-    monkeypatch.setattr(journey._Commands, "run", lambda self, *words: calls.append(words))
+    monkeypatch.setattr(journey.Commands, "run", lambda self, *words: calls.append(words))
     return calls
 
 

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from nemo_magic.config import compose
-from nemo_magic.config.roles import Role
+from nemo_magic.game.episode import Role
 
 NEEDED = (
     "data.train_files=[seeds.jsonl]",
