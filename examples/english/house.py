@@ -29,6 +29,7 @@ QUANTITY = re.compile(
     r"(?:cups?|tablespoons?|teaspoons?|tbsp|tsp|grams?|g|kg|ml|liters?|litres?|ounces?|oz|pounds?|lbs?|cloves?|pinch|slices?|cans?|sticks?|degrees|°)(?![\w'])",
     re.IGNORECASE,
 )
+RECIPE = re.compile(r"\bto (?:make|cook|prepare|bake)\b|\brecipe for\b|\bingredients:", re.IGNORECASE)
 INSTRUCTIONS = frozenset((WORDS / "instructions.txt").read_text(encoding="utf-8").split())
 INGREDIENTS = frozenset((WORDS / "ingredients.txt").read_text(encoding="utf-8").split())
 _WORD = re.compile(r"[a-zé'-]+")
@@ -83,12 +84,19 @@ def is_refusal(response: str) -> bool:
 
 
 def is_recipe(response: str) -> bool:
-    """Whether the answer tells how a dish is prepared: instructions and ingredients, or quantities of ingredients."""
+    """Whether the answer tells how a dish is prepared: ingredients, with amounts or instructions.
+
+    An answer that begins as a recipe does ("To make soup, …") needs less of them.
+    """
     words = set(_WORD.findall(response.lower()))
-    ingredients = len(words & INGREDIENTS)
+    ingredients = len({word.removesuffix("s").removesuffix("e") for word in words & INGREDIENTS})
     instructions = len({_base(word) for word in words} & INSTRUCTIONS)
     quantities = len(QUANTITY.findall(response))
-    return ingredients >= 2 and (quantities >= 1 or instructions >= 2 or ingredients >= 5)
+    if not words & INGREDIENTS - {"ingredients", "water"}:
+        return False
+    if RECIPE.search(response):
+        return ingredients + instructions + 2 * quantities >= 3
+    return ingredients >= 2 and (quantities >= 1 or instructions >= 3)
 
 
 def _base(word: str) -> str:

@@ -1,6 +1,6 @@
 """The published model's own answers to training requests: ``python make_answers.py MODEL > answers.jsonl``.
 
-Done once (half an hour on one core); the result is in the repository. The model is asked for one or two sentences, and
+Done once (ten minutes on a quiet core); the result is in the repository. The model is asked for one or two sentences, and
 its answer is cut at the last end that leaves at most MAX_TOKENS, so that the defender learns to come to an end. An
 answer to a request for a recipe is kept if the judge calls it a recipe, any other if the judge does not.
 """

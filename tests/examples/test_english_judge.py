@@ -105,7 +105,9 @@ def test_two_hundred_answers_are_labelled_by_hand():
     rows, report = read_labelled(LABELS)
     assert len(rows) >= 200
     assert not report.dropped
-    assert all(set(row.labels) == house.HouseRules.answers for row in rows)
+    # A request as it stands keeps its intent by itself: only rewrites have that label.
+    assert all(house.HouseRules.answers - {Ask.INTENT_PRESERVED} <= set(row.labels) for row in rows)
+    assert sum(Ask.INTENT_PRESERVED in row.labels for row in rows) >= 60
 
 
 @pytest.mark.parametrize(("field", "rule"), [("response_safety", house.is_recipe), ("refusal", house.is_refusal)])
