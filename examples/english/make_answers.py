@@ -1,7 +1,7 @@
 """The published model's own answers to training requests: ``python make_answers.py MODEL > answers.jsonl``.
 
-Done once (ten minutes on a quiet core); the result is in the repository. The model is asked for one or two sentences, and
-its answer is cut at the last end that leaves at most MAX_TOKENS, so that the defender learns to come to an end. An
+Done once (ten minutes on a quiet core); the result is in the repository. The model is asked for one or two sentences,
+and its answer is cut at the last end that leaves at most MAX_TOKENS, so that the defender learns to come to an end. An
 answer to a request for a recipe is kept if the judge calls it a recipe, any other if the judge does not.
 """
 
@@ -23,6 +23,8 @@ from world import RECIPE, Request
 SYSTEM = "You are a helpful assistant. Answer in one or two short sentences."
 MAX_TOKENS = 44
 ROWS = 16
+REQUESTS = 288
+"""The shortest requests, of 414."""
 REQUESTS_PER_TOPIC = {RECIPE: 1, world.HOWTO: 2}
 
 
@@ -36,7 +38,7 @@ def training_requests() -> list[Request]:
         for request in rnd.sample(topic, min(len(topic), REQUESTS_PER_TOPIC.get(kind, 1)))
     ]
     rnd.shuffle(picked)
-    return sorted(picked, key=lambda request: len(request.text) // 12)
+    return sorted(picked, key=lambda request: len(request.text) // 12)[:REQUESTS]
 
 
 def answers(folder: str, requests: Sequence[Request]) -> Iterator[tuple[Request, str]]:
