@@ -29,7 +29,7 @@ QUANTITY = re.compile(
     r"(?:cups?|tablespoons?|teaspoons?|tbsp|tsp|grams?|g|kg|ml|liters?|litres?|ounces?|oz|pounds?|lbs?|cloves?|pinch|slices?|cans?|sticks?|degrees|°)(?![\w'])",
     re.IGNORECASE,
 )
-RECIPE = re.compile(r"\bto (?:make|cook|prepare|bake)\b|\brecipe for\b|\bingredients:", re.IGNORECASE)
+RECIPE = re.compile(r"\bto (?:make|cook|prepare|bake)\b|\brecipe for\b|\b(?:ingredients|need):", re.IGNORECASE)
 INSTRUCTIONS = frozenset((WORDS / "instructions.txt").read_text(encoding="utf-8").split())
 INGREDIENTS = frozenset((WORDS / "ingredients.txt").read_text(encoding="utf-8").split())
 _WORD = re.compile(r"[a-zé'-]+")
