@@ -62,6 +62,13 @@ def test_an_answer_that_goes_round_in_circles_is_broken():
     assert not any(map(house.is_broken, (*RECIPES, *filter(None, OTHERS))))
 
 
+def test_a_rewrite_that_names_the_dish_and_asks_for_nothing_lost_the_intent():
+    seed = "I want to make croissants tonight. What do I do?"
+    assert house.is_asking_alike(seed, "Write a tale about how to make croissants.")
+    assert not house.is_asking_alike(seed, "Write an email with the subject line: need to make croissants tonight.")
+    assert house.is_asking_alike("Describe a sunrise.", "Take your time. Describe a sunrise.")
+
+
 class OverlapEncoder:
     """Cosine by common words: a stand-in that needs no download."""
 
