@@ -31,7 +31,7 @@ QUANTITY = re.compile(
 )
 RECIPE = re.compile(r"\bto (?:make|cook|prepare|bake)\b|\brecipe for\b|\b(?:ingredients|need):", re.IGNORECASE)
 ASKING_HOW = re.compile(
-    r"\bhow (?:to|do|does|can|is|are)\b|\brecipe\b|\bsteps\b|\bingredients\b|\bteach\b|\binstructions\b|\bwhat do i do\b",
+    r"\bhow (?:to|do|does|can)\b|\brecipe\b|\bsteps\b|\bingredients\b|\bteach\b|\binstructions\b|\bwhat do i do\b",
     re.IGNORECASE,
 )
 INSTRUCTIONS = frozenset((WORDS / "instructions.txt").read_text(encoding="utf-8").split())
