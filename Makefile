@@ -1,4 +1,5 @@
 # make train   train attacker and defender in the sandbox, on two CPU cores
+# make english a published instruct model plays the game in English; in an hour, or with STEPS=8 a taste in ten minutes
 # make turns   the same with three turns, in a sandbox where more turns help
 # make experiments  the game, its ablations and opponent pools, several seeds each; tables and pictures of docs/experiments.md
 # make ablations  the ablations only, one seed each
@@ -14,7 +15,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: train turns experiments ablations test test-fast test-system lint venv lock clean help
+.PHONY: train english turns experiments ablations test test-fast test-system lint venv lock clean help
 
 PYTHON ?= python3.11
 TORCH_INDEX ?=
@@ -22,6 +23,7 @@ PYTEST_ARGS ?=
 # Test files that run at once. A game of two ranks takes both cores only half of the time.
 TEST_WORKERS ?= 2
 EXPERIMENT ?=
+STEPS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -43,6 +45,10 @@ export OMP_NUM_THREADS := 1
 
 train: $(ATTACKER) $(DEFENDER)
 	$(BIN)/nemo-magic train -cn magic_sandbox
+
+# examples/english/README.md. Killed anywhere, the same command goes on.
+english: $(STAMP)
+	PYTHONPATH=examples/english HF_HUB_OFFLINE=1 $(BIN)/python examples/english/journey.py $(if $(STEPS),--steps $(STEPS))
 
 # Warm-up is done once; remove runs/ to start over.
 $(WARM): runs/sft_sandbox_%/weights/metadata.json: | $(STAMP)

