@@ -106,7 +106,7 @@ def test_a_file_that_is_called_a_tokenizer_and_is_none_stays_behind(
 def test_tokenizers_of_sentencepiece_and_tiktoken_are_copied(single: Path, tmp_path: Path) -> None:
     model = io.BytesIO()
     words = [f"word{i} and some more of them" for i in range(200)]
-    SentencePieceTrainer.train(sentence_iterator=iter(words), model_writer=model, vocab_size=40, minloglevel=2)
+    SentencePieceTrainer.train(sentence_iterator=iter(words), model_writer=model, vocab_size=30, minloglevel=2)
     for name, content in (("one", model.getvalue()), ("two", b"IQ== 0\nIg== 1\n")):
         (single / "tokenizer.model").write_bytes(content)
         hf_to_nemo(single, tmp_path / name, say=lambda _: None)
