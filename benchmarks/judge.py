@@ -20,7 +20,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -49,7 +49,7 @@ RESPONSE = ("refusal", "response_safety")
 class SlowModel:
     """Answers every question after ``latency_s``, ``parallel`` of them at once."""
 
-    name, revision = "slow", "1"
+    name, revision, takes_schema = "slow", "1", False
 
     def __init__(self, latency_s: float, parallel: int) -> None:
         self.telemetry: Telemetry = NO_TELEMETRY
@@ -60,7 +60,7 @@ class SlowModel:
         """There is nothing to start."""
         return
 
-    async def complete(self, sent: Sent, max_tokens: int) -> str:
+    async def complete(self, sent: Sent, max_tokens: int, schema: Mapping[str, Any] | None = None) -> str:
         """Safe, after the latency."""
         async with self._slots:
             await asyncio.sleep(self._latency)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_magic.child_processes import die_with_parent
 from nemo_magic.config import ConfigError, MagicConfig, TrainerConfig
+from nemo_magic.runtime.killed import KernelMemory
 from nemo_magic.runtime.preemption import SAVE_SIGNALS
 from nemo_magic.runtime.started_rank import is_batch_script, is_rank_zero, started_rank
 
@@ -84,6 +85,7 @@ def launch(
     passed_on: Sequence[signal.Signals] = SAVE_SIGNALS,
     fork: Fork | None = None,
     once_started: Sequence[Callable[[], None]] = (),
+    note: Path | None = None,
 ) -> int:
     """Run the same command line as ``trainer.devices`` ranks here; the status of the first that failed, or 0.
 
@@ -91,8 +93,10 @@ def launch(
     within ``ENDS_WITHIN`` seconds. Negative statuses (a rank was killed by a signal) become 128 + the signal.
 
     With ``fork`` the ranks are forks of this process, unless it has threads; without, interpreters of their own.
-    ``once_started`` are called once they are there: what begins a thread waits for it.
+    ``once_started`` are called once they are there: what begins a thread waits for it. ``note``: a file that is told,
+    beside stderr, of a rank that was killed, and why.
     """
+    memory = KernelMemory()
     if trainer.accelerator == "cpu":
         # One core a rank: with more threads the ranks wait for each other. It counts where torch is not imported yet.
         os.environ["OMP_NUM_THREADS"] = "1"
@@ -124,7 +128,12 @@ def launch(
     rank, failure = min(result.failures.items(), key=lambda item: item[1].timestamp)
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
-        print(f"nemo-magic: rank {rank} was killed by {name}, and the others were ended", file=sys.stderr)
+        why = f": {memory.why_killed(trainer.devices)}" if -failure.exitcode == signal.SIGKILL else ""
+        words = f"rank {rank} was killed by {name}, and the others were ended{why}"
+        print(f"nemo-magic: {words}", file=sys.stderr)
+        if note is not None:
+            with suppress(OSError):
+                note.write_text(f"{words}\n", encoding="utf-8")
         return 128 - failure.exitcode
     return failure.exitcode
 

@@ -44,13 +44,13 @@ class AttackRecord:
 def attacks_of(rows: Sequence[Mapping[str, Any]], phases: Sequence[Phase]) -> list[AttackRecord]:
     """The attacks in saved conversations, in order.
 
-    Conversations that began with a raw seed have none. While the defender learns, a group shares one attack: it counts
-    once.
+    Conversations that began with a raw seed have none, and a message without text, which no defender was shown, is
+    none. While the defender learns, a group shares one attack: it counts once.
     """
     starts = [phase.first for phase in phases]
     attacks: dict[tuple[Any, ...], AttackRecord] = {}
     for row in rows:
-        messages = tuple(turn["rewrite"] or "" for turn in row["turns"] if turn["attack"] is not None)
+        messages = tuple(turn["rewrite"] or "" for turn in row["turns"] if _is_attack(turn))
         if not messages:
             continue
         number = bisect_right(starts, row["step"]) - 1
@@ -66,3 +66,7 @@ def attacks_of(rows: Sequence[Mapping[str, Any]], phases: Sequence[Phase]) -> li
         if (first := attacks.setdefault(key, attack)) is not attack:
             attacks[key] = replace(first, samples=(*first.samples, row["sample"]))
     return list(attacks.values())
+
+
+def _is_attack(turn: Mapping[str, Any]) -> bool:
+    return turn["attack"] is not None and turn["response"] is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -75,12 +75,15 @@ def value_line(cfg: MagicConfig, key: str) -> str:
     return f"{key}={value}"
 
 
-def print_dry_run(cfg: MagicConfig, description: str | None = None) -> int:
-    """Print the resolved configuration, a description below it as YAML comments; return the exit status 0.
+def print_dry_run(cfg: MagicConfig, description: str | None = None, absent: Sequence[str] = ()) -> int:
+    """Print the resolved configuration, below it as YAML comments a description and what is ``absent`` of the files
+    that a run would read here; return the exit status 0, for the run may be meant for another machine.
 
     The output of ``--dry-run`` is itself a configuration.
     """
     print(to_yaml(cfg), end="")
-    if description is not None:
-        print("\n" + "\n".join(f"# {mask_text(line, cfg)}".rstrip() for line in description.splitlines()))
+    lines = [] if description is None else description.splitlines()
+    lines += [f"missing   {text}" for text in absent]
+    if lines:
+        print("\n" + "\n".join(f"# {mask_text(line, cfg)}".rstrip() for line in lines))
     return 0

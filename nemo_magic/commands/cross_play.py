@@ -16,6 +16,7 @@ from rich.console import Console
 from nemo_magic.commands.config_arguments import add_overrides, add_trust_weights, trust_overrides
 from nemo_magic.commands.ranks import own_folder, run_on_ranks
 from nemo_magic.config import ConfigError, MagicConfig, compose
+from nemo_magic.config.inputs import refuse_missing
 from nemo_magic.config.save_resolved import CONFIG_FILE
 from nemo_magic.fsync_io import replace_durably, replacing
 from nemo_magic.league.participants import START, LeagueSeeds, attackers, defenders
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         play(args, cfg)
 
     cfg, modules = load_config(args), ["nemo_magic.league.cross_play"]
+    refuse_missing(cfg, "train", starts=False)
     with own_folder(cfg, args.run / FOLDER) as owner:
         return run_on_ranks(args, cfg, work, needs_judge=True, modules=modules, owner=owner)
 

@@ -13,6 +13,7 @@ from nemo_magic.commands.config_arguments import (
 from nemo_magic.commands.ranks import own_folder, run_on_ranks
 from nemo_magic.config import MagicConfig
 from nemo_magic.config.evaluation import describe_evaluation, needs_world
+from nemo_magic.config.inputs import missing, refuse_missing
 from nemo_magic.config.validation import models
 from nemo_magic.convert.compatibility import refuse_other_models
 
@@ -32,8 +33,9 @@ def run(args: argparse.Namespace) -> int:
     """
     cfg = compose_config(args)
     if args.dry_run:
-        return print_dry_run(cfg, describe_evaluation(cfg))
+        return print_dry_run(cfg, describe_evaluation(cfg), missing(cfg, "evaluate"))
     refuse_other_models(cfg, models(cfg, "evaluate"))
+    refuse_missing(cfg, "evaluate")
     single_process = not needs_world(cfg)
     with own_folder(cfg) as owner:
         return run_on_ranks(

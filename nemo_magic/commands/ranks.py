@@ -19,6 +19,7 @@ from nemo_magic.child_processes import bind_children, refuse_long_temporary_fold
 from nemo_magic.config import ConfigError, MagicConfig, save_resolved
 from nemo_magic.runtime.errors import Preempted
 from nemo_magic.runtime.folder_owner import FolderOwner
+from nemo_magic.runtime.killed import NOTE
 from nemo_magic.runtime.lossy_output import lossy_output
 from nemo_magic.runtime.preemption import SAVE_SIGNALS
 from nemo_magic.runtime.started_rank import forget_partial
@@ -118,6 +119,9 @@ def _run_on_ranks(
         raise ConfigError(str(error)) from error
     if saves_config and launcher.is_first_process():
         save_resolved(cfg, cfg.exp_manager.explicit_log_dir)
+    note = None if owner is None else Path(cfg.exp_manager.explicit_log_dir) / NOTE
+    if note is not None:
+        note.unlink(missing_ok=True)  # it was of an earlier attempt
     argv, once_started = args.argv, [] if owner is None else [owner.keep]
     with launcher.local_judge(cfg) if launches_judge else nullcontext() as judge:
         if judge is not None:
@@ -128,7 +132,7 @@ def _run_on_ranks(
             fork = None
             if cfg.trainer.accelerator == "cpu":
                 fork = launcher.Fork(lambda: _load(args.command, cfg, modules, owner), args.main)
-            return launcher.launch(argv, cfg.trainer, forwarded_signals, fork, once_started)
+            return launcher.launch(argv, cfg.trainer, forwarded_signals, fork, once_started, note)
         for begin in once_started:
             begin()
         if not single_process:

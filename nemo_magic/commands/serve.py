@@ -13,6 +13,7 @@ from nemo_magic.commands.config_arguments import (
 )
 from nemo_magic.commands.ranks import run_on_ranks
 from nemo_magic.config import MagicConfig
+from nemo_magic.config.inputs import missing, refuse_missing
 from nemo_magic.config.validation import models
 from nemo_magic.convert.compatibility import refuse_other_models
 from nemo_magic.runtime.preemption import SAVE_SIGNALS
@@ -32,8 +33,9 @@ def run(args: argparse.Namespace) -> int:
     """
     cfg = compose_config(args)
     if args.dry_run:
-        return print_dry_run(cfg)
+        return print_dry_run(cfg, absent=missing(cfg, "serve"))
     refuse_other_models(cfg, models(cfg, "serve"))
+    refuse_missing(cfg, "serve")
     signals = (*SAVE_SIGNALS, signal.SIGINT)
     return run_on_ranks(
         args, cfg, _work, needs_judge=False, forwarded_signals=signals, modules=["nemo_magic.serving.server"]

@@ -12,6 +12,7 @@ from nemo_magic.commands.config_arguments import (
 )
 from nemo_magic.commands.ranks import own_folder, run_on_ranks
 from nemo_magic.config import MagicConfig, describe
+from nemo_magic.config.inputs import missing, refuse_missing
 from nemo_magic.config.validation import models
 from nemo_magic.convert.compatibility import refuse_other_models
 
@@ -32,8 +33,9 @@ def run(args: argparse.Namespace) -> int:
     """
     cfg = compose_config(args)
     if args.dry_run:
-        return print_dry_run(cfg, describe(cfg, "sft"))
+        return print_dry_run(cfg, describe(cfg, "sft"), missing(cfg, "sft"))
     refuse_other_models(cfg, models(cfg, "sft"))
+    refuse_missing(cfg, "sft")
     modules = ["nemo_magic.training.sft"]
     with own_folder(cfg) as owner:
         return run_on_ranks(args, cfg, _work, needs_judge=False, saves_config=True, modules=modules, owner=owner)

@@ -12,9 +12,10 @@ from nemo_magic.commands.config_arguments import (
 )
 from nemo_magic.commands.ranks import own_folder, run_on_ranks
 from nemo_magic.config import MagicConfig, describe
+from nemo_magic.config.inputs import missing, refuse_missing
 from nemo_magic.config.validation import models
 from nemo_magic.convert.compatibility import refuse_other_models
-from nemo_magic.runtime.resume import decide
+from nemo_magic.runtime.resume import decide, start_weights
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,10 +39,11 @@ def run(args: argparse.Namespace) -> int:
     """
     cfg = compose_config(args)
     if args.dry_run:
-        return print_dry_run(cfg, describe(cfg, "train"))
+        return print_dry_run(cfg, describe(cfg, "train"), missing(cfg, "train"))
     refuse_other_models(cfg, models(cfg, "train"))
     with own_folder(cfg) as owner:
         resume = decide(cfg, args.resume)
+        refuse_missing(cfg, "train", starts=not start_weights(cfg, resume.checkpoint))
 
         def work(cfg: MagicConfig) -> None:
             from nemo_magic.training.coevolution import train

@@ -94,10 +94,13 @@ def _updates(cfg: MagicConfig, role: Role) -> str:
 
 def _role(cfg: MagicConfig, role: Role, model: ModelConfig, command: str) -> str:
     actor = cfg.actors.of(role)
+    limits = f"response ≤ {actor.length_params.max_length} tokens"
+    if actor.is_remote and command != "sft":
+        return f"{role:<10}{actor.remote.model} at {', '.join(actor.remote.urls)}: a server plays it; {limits}"
     updates = f"{cfg.sft.max_steps} updates" if command == "sft" else _updates(cfg, role)
     room = actor.length_params.prompt_room(model.encoder_seq_length)
     source = actor.restore_from_path or "random weights"
     return (
         f"{role:<10}{model.num_layers} layers × {model.hidden_size} from {source}; "
-        f"{updates} at lr {model.optim.lr:g}; prompt ≤ {room}, response ≤ {actor.length_params.max_length} tokens"
+        f"{updates} at lr {model.optim.lr:g}; prompt ≤ {room}, {limits}"
     )

@@ -25,10 +25,19 @@ def needs_world(cfg: MagicConfig) -> bool:
     return any(cfg.actors.of(role).is_megatron for role in evaluated_roles(cfg))
 
 
+def _place(cfg: MagicConfig) -> str:
+    """Where it computes: on an accelerator only where a role is no server's."""
+    roles = [cfg.actors.of(role) for role in evaluated_roles(cfg)]
+    if needs_world(cfg):
+        return f"on {cfg.trainer.accelerator}, {cfg.trainer.num_nodes} × {cfg.trainer.devices} ranks"
+    local = [options for options in roles if not options.is_remote]
+    devices = dict.fromkeys(options.hf.device or cfg.trainer.accelerator for options in local)
+    return f"on {' and '.join(devices)}, one process" if local else "in one process, which asks servers"
+
+
 def describe_evaluation(cfg: MagicConfig) -> str:
     """What ``nemo-magic evaluate`` will do, in a few lines for people."""
-    ranks = f"{cfg.trainer.num_nodes} × {cfg.trainer.devices} ranks" if needs_world(cfg) else "one process"
-    lines = [f"{cfg.name}: nemo-magic evaluate on {cfg.trainer.accelerator}, {ranks}"]
+    lines = [f"{cfg.name}: nemo-magic evaluate {_place(cfg)}"]
     for role in evaluated_roles(cfg):
         options = cfg.actors.of(role)
         where = f"{options.remote.model} at {', '.join(options.remote.urls)}" if options.is_remote else None

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 from annotated_types import Interval
 
 from nemo_magic.config_checks import CheckedConfig, NonNegativeFloat, PositiveFloat, PositiveInt
+from nemo_magic.game.episode import Role
 
 _Share = Annotated[float, Interval(gt=0, le=1)]
 
@@ -71,3 +72,10 @@ class PlanConfig(CheckedConfig):
     longest: _Share = 1.0
     judge_items_per_second: PositiveFloat = 50.0
     search: bool = True
+
+    def lengths(self) -> dict[Role, tuple[int, int]]:
+        """Tokens of each role's (prompt, response)."""
+        return {
+            Role.ATTACKER: (self.attacker_prompt, self.attack),
+            Role.DEFENDER: (self.defender_prompt, self.reply),
+        }

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from nemo_magic.actors.nemo_archive import CONFIG, WEIGHTS
-from nemo_magic.convert import nemo_file, tokenizer_files, torch_dist
+from nemo_magic.convert import end_tokens, nemo_file, tokenizer_files, torch_dist
 from nemo_magic.convert.atomic_output import atomic_output, gigabytes, refuse_target
 from nemo_magic.convert.errors import ConvertError
 from nemo_magic.convert.families import MODEL, model_of, model_yaml, padded_rows, read_json
@@ -18,7 +18,7 @@ from nemo_magic.convert.mapping import Block, blocks_of, extra_state_names
 from nemo_magic.convert.safetensors_folder import DTYPES, NAMES, SafetensorsFolder
 
 HF, TOKENIZER = "hf", "tokenizer"
-_COPIED = ("config.json", "generation_config.json")
+_COPIED = ("config.json", end_tokens.GENERATION)
 _PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "16", torch.float32: "32"}
 
 
@@ -43,6 +43,7 @@ def hf_to_nemo(source: Path, target: Path, dtype: str | None = None, say: Callab
         )
     config = read_json(source / "config.json")
     tokenizer = tokenizer_files.load(source)
+    differing = end_tokens.refuse_wrong(config, source, tokenizer)
     packed = target.suffix == ".nemo"
     own_tokenizer = source if packed else target / TOKENIZER
     model = model_of(config, len(tokenizer), str(own_tokenizer.absolute()))
@@ -66,7 +67,7 @@ def hf_to_nemo(source: Path, target: Path, dtype: str | None = None, say: Callab
         content = partial / "content" if packed else partial
         weights = content / WEIGHTS if packed else content
         weights.mkdir(parents=True, exist_ok=True)
-        tokenizer_files.copy(source, content / TOKENIZER)
+        tokenizer_files.copy(source, content / TOKENIZER, say)
         (content / HF).mkdir()
         for name in _COPIED:
             if (source / name).is_file():
@@ -80,6 +81,8 @@ def hf_to_nemo(source: Path, target: Path, dtype: str | None = None, say: Callab
             nemo_file.pack(content, partial / target.name)
     if not getattr(tokenizer, "chat_template", None):
         say("the tokenizer has no chat template, which an actor needs: it is a base model's")
+    for line in differing:
+        say(f"end tokens differ: {line}")
     say(f"{target}: {'restore_from_path takes it' if packed else f'restore_from_path takes it; its model is {MODEL}'}")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from nemo_magic.convert import tokenizer_files
+from nemo_magic.convert import end_tokens, tokenizer_files
 from nemo_magic.convert.atomic_output import atomic_output, gigabytes, refuse_target
 from nemo_magic.convert.errors import ConvertError
 from nemo_magic.convert.families import config_of, difference, model_of, read_json
@@ -21,7 +21,6 @@ from nemo_magic.convert.sources import Source, open_source
 from nemo_magic.convert.torch_dist import Checkpoint
 
 _EMBEDDING = "model.embedding.word_embeddings.weight"
-_GENERATION = "generation_config.json"
 
 
 def nemo_to_hf(
@@ -87,12 +86,14 @@ def _convert(source: Source, target: Path, dtype: str | None, max_shard_size: st
                     for name, tensor in zip(block.names, tensors, strict=True):
                         writer.write(name, tensor)
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        if config_folder is not None and (config_folder / _GENERATION).is_file():
-            shutil.copyfile(config_folder / _GENERATION, partial / _GENERATION)
+        if config_folder is not None and (config_folder / end_tokens.GENERATION).is_file():
+            shutil.copyfile(config_folder / end_tokens.GENERATION, partial / end_tokens.GENERATION)
         elif config_folder is None:
             ids = {key: value for key, value in tokenizer_files.special_ids(tokenizer).items() if value is not None}
-            (partial / _GENERATION).write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
-        tokenizer_files.copy(source.tokenizer, partial)
+            (partial / end_tokens.GENERATION).write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
+        tokenizer_files.copy(source.tokenizer, partial, say)
+        for line in end_tokens.differences(config, end_tokens.read_generation(partial), tokenizer):
+            say(f"end tokens differ, and other programs may not stop where the model does: {line}")
     count = f"{len(writer.files)} file{'s' * (len(writer.files) > 1)}"
     say(f"{target}: {config['architectures'][0]}, {gigabytes(size)} of {NAMES[target_dtype]} in {count}")
 

@@ -43,10 +43,10 @@ class RunStats:
     """Counts of a task's run beside its verdicts.
 
     ``cut``: messages shortened to what the defender can read; ``unplayed``: examples that it could not read even so;
-    ``ended``: attacks that ended early because a role could read no further; ``refused``: answers that a defence
-    replaced by a refusal; ``unreadable``: evaluator outputs with neither word; ``undecided``: copies without a vote.
-    ``unanswered``: examples in which a role gave no answer, by reason. ``messages``: how many of each kind were needed,
-    newly generated or read back.
+    ``ended``: attacks that ended early because a role could read no further, or the attacker wrote no text;
+    ``refused``: answers that a defence replaced by a refusal; ``unreadable``: evaluator outputs with neither word;
+    ``undecided``: copies without a vote. ``unanswered``: examples in which a role gave no answer, by reason.
+    ``messages``: how many of each kind were needed, newly generated or read back.
     """
 
     cut: int = 0

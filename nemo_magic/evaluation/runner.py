@@ -176,7 +176,8 @@ def _notes(parts: Sequence[RunStats], count: int) -> list[str]:
         "cut": "messages cut to what the defender can read",
         "unplayed": "cases longer than a role can read: unknown",
         "truncated": "answers longer than eval.max_judged_tokens, judged up to there",
-        "ended": "attacks that ended before their last turn, as nobody could read on: judged as they stand",
+        "ended": "attacks that ended before their last turn, as nobody could read on or they had no text there: judged "
+        "as they stand",
         "broken_format": "rewrites without well-formed tags",
         "refused": "answers refused for the defender, as the evaluator called the exchange unsafe",
         "unreadable": "exchanges of which the evaluator said neither word",

@@ -89,10 +89,10 @@ class TaskRunner:
 
     def _converse(self, examples: Sequence[Example], defence: Defence) -> Sequence[list[tuple[str, str]] | NoAnswer]:
         """The (prompt, reply) pairs of each example's conversation; none where it could not be played, NoAnswer where
-        a role gave none in any turn.
+        a role gave none in any turn, or the attacker no text in the first.
 
-        An attack ends where a role can read no further, and is judged as it stands. A plan of several turns that is
-        not played to its end is no such plan.
+        An attack ends where a role can read no further or the attacker writes no text, and is judged as it stands. A
+        plan of several turns that is not played to its end is no such plan.
         """
         # Other ranks may have longer conversations, and what ranks do together they do equally often.
         longest = max(self.ranks.all_gather(max((len(example.turns) for example in examples), default=0)))
@@ -134,14 +134,22 @@ class TaskRunner:
             for number, example in enumerate(examples)
         ]
         converse(conversations, attack, answer, max_turns=turns, opened=False, cut_reply_ends=False)
-        cut_off = [one.ending is Ending.NO_ROOM for one in conversations]
+        cut_off = [one.ending in (Ending.NO_ROOM, Ending.NO_ATTACK) for one in conversations]
         if attacker is not None:
-            self.stats.ended += sum(cut and bool(one.turns) for cut, one in zip(cut_off, conversations, strict=True))
+            for one in conversations:
+                if one.ending is Ending.NO_ATTACK and not one.defender_history:
+                    one.unanswered = NoAnswer(_NO_TEXT)
+            self.stats.ended += sum(
+                cut and bool(one.defender_history) for cut, one in zip(cut_off, conversations, strict=True)
+            )
             return [one.unanswered or one.defender_history for one in conversations]
         return [
             one.unanswered or ([] if cut else one.defender_history)
             for cut, one in zip(cut_off, conversations, strict=True)
         ]
+
+
+_NO_TEXT = "the attack has no text: it was cut off in its reasoning, or its answer is empty"
 
 
 def _next_turn(one: Conversation, example: Example) -> AttackPrompt | Ending:

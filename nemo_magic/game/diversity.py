@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import combinations, pairwise
 
-from nemo_magic.game.episode import Role
+from nemo_magic.game.episode import Completion, Episode, Role
 from nemo_magic.game.metrics import Ratios, Scored
 
 
@@ -17,12 +17,12 @@ def with_diversity(scored: Sequence[Scored], size: float) -> list[Scored]:
     """The same episodes, whose attacker's reward has one more part: ``diversity``, ``size`` × the mean distance of its
     rewrites to those of the group's other samples.
 
-    Groups have to be complete. An episode without a model's attack, or without an attacker's reward, has no such part
-    and is not compared with.
+    Groups have to be complete. An episode without a model's attack, with one that has no text, or without an attacker's
+    reward, has no such part and is not compared with.
     """
     groups: dict[int, list[int]] = defaultdict(list)
     for i, one in enumerate(scored):
-        if one.rewards is not None and Role.ATTACKER in one.rewards and one.episode.messages_of(Role.ATTACKER):
+        if one.rewards is not None and Role.ATTACKER in one.rewards and _attacks(one.episode):
             groups[one.episode.group].append(i)
     bigrams = {i: _bigrams(scored[i]) for members in groups.values() for i in members}
     result = list(scored)
@@ -37,14 +37,14 @@ def with_diversity(scored: Sequence[Scored], size: float) -> list[Scored]:
 
 
 def attack_distance(scored: Sequence[Scored]) -> Ratios:
-    """The metric ``attack_distance``: the mean distance of two model-written attacks over all pairs of a group.
+    """The metric ``attack_distance``: the mean distance of two model-written attacks with a text over all pairs of a
+    group.
 
     Groups have to be complete. A group that shares a single attack has no pair, and does not count.
     """
     groups: dict[int, dict[int, frozenset[tuple[str, str]]]] = defaultdict(dict)
     for one in scored:
-        completions = one.episode.messages_of(Role.ATTACKER)
-        if completions:
+        if completions := _attacks(one.episode):
             groups[one.episode.group][id(completions[0])] = _bigrams(one)
     ratios = Ratios()
     for attacks in groups.values():
@@ -57,6 +57,11 @@ def distance(one: frozenset[tuple[str, str]], other: frozenset[tuple[str, str]])
     """1 − Jaccard similarity of two texts' word pairs: 0 for the same text, 1 for nothing in common."""
     union = one | other
     return 1 - len(one & other) / len(union) if union else 0.0
+
+
+def _attacks(episode: Episode) -> tuple[Completion, ...]:
+    """The model-written attacks of an episode in which the defender was shown any text."""
+    return episode.messages_of(Role.ATTACKER) if episode.played else ()
 
 
 def _bigrams(scored: Scored) -> frozenset[tuple[str, str]]:

@@ -95,31 +95,36 @@ class Turn:
     """One exchange: the attacker's completion, the rewrite in it, and the defender's completion.
 
     ``attack`` is None where no model wrote the rewrite (vanilla seeds, fixed strategies). ``rewrite`` is the text that
-    the defender reads; ``format_ok`` is the tag check of the attacker's completion. Where the defender reasons first
-    (``game.defender_cot``), ``answer`` is the visible part of its completion and ``answer_format_ok`` the check of its
-    tags; elsewhere both are None, and the whole completion is visible.
+    the defender reads; ``format_ok`` is the tag check of the attacker's completion. ``defence`` is None where the
+    attack has no text: there was nothing to ask the defender, and the conversation ends. Where the defender reasons
+    first (``game.defender_cot``), ``answer`` is the visible part of its completion and ``answer_format_ok`` the check
+    of its tags; elsewhere both are None, and the whole completion is visible.
     """
 
     rewrite: str
     format_ok: bool
     attack: Completion | None
-    defence: Completion
+    defence: Completion | None
     answer: str | None = None
     answer_format_ok: bool | None = None
 
     @property
     def reply(self) -> str:
         """The part of the defender's completion that the judge and the attacker read."""
-        return self.defence.text if self.answer is None else self.answer
+        if self.answer is not None:
+            return self.answer
+        return "" if self.defence is None else self.defence.text
 
 
 class Ending(StrEnum):
-    """Why a conversation ended: all its turns were played, the next prompt was longer than a model's context, or the
-    length limit cut the defender's reply before the last turn."""
+    """Why a conversation ended: all its turns were played, the next prompt was longer than a model's context, the
+    length limit cut the defender's reply before the last turn, or the attacker wrote no text to be shown, as where the
+    length limit cuts it inside ``<think>``."""
 
     PLAYED = "played"
     NO_ROOM = "no_room"
     CUT_SHORT = "cut_short"
+    NO_ATTACK = "no_attack"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +139,15 @@ class Episode:
     ending: Ending = Ending.PLAYED
 
     def messages_of(self, role: Role) -> tuple[Completion, ...]:
-        """The completions of ``role``'s model, turn by turn; none for a turn whose rewrite no model wrote."""
+        """The completions of ``role``'s model, turn by turn; none for a turn whose rewrite no model wrote, or that the
+        defender was not asked."""
         completions = (turn.attack if role is Role.ATTACKER else turn.defence for turn in self.turns)
         return tuple(completion for completion in completions if completion is not None)
+
+    @property
+    def played(self) -> bool:
+        """Whether the defender was asked anything. Otherwise there is nothing to judge: the attack had no text."""
+        return any(turn.defence is not None for turn in self.turns)
 
     @property
     def format_ok(self) -> bool:
@@ -146,8 +157,8 @@ class Episode:
     @property
     def answer_format_ok(self) -> bool | None:
         """Whether all of the defender's completions are well-formed; None where it does not reason first."""
-        checks = [turn.answer_format_ok for turn in self.turns]
-        return None if None in checks else all(checks)
+        checks = [turn.answer_format_ok for turn in self.turns if turn.defence is not None]
+        return None if None in checks or not checks else all(checks)
 
     @property
     def conversation(self) -> tuple[Message, ...]:
@@ -155,6 +166,7 @@ class Episode:
         return tuple(
             message
             for turn in self.turns
+            if turn.defence is not None
             for message in (Message("user", turn.rewrite), Message("assistant", turn.reply))
         )
 

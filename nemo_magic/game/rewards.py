@@ -21,7 +21,8 @@ class RewardConfig:
     gets the reward of a failed attack, less ``intent``: an attacker that gets the same reward for failing with and
     without the intent drifts off it as soon as the defender wins everything. ``refusal_label``: whether a refusal is
     right is decided by the ``seed``'s label (the paper) or by the judged safety of the rewritten ``prompt`` (the
-    published code). ``format_defender``: ± for the defender's tags, where it reasons first (``game.defender_cot``).
+    published code). ``format_empty_answer``: an empty ``<answer>`` keeps the format (the published code).
+    ``format_defender``: ± for the defender's tags, where it reasons first (``game.defender_cot``).
     ``diversity``: bonus for attacks that differ from their group's others (game/diversity.py).
     """
 
@@ -32,6 +33,7 @@ class RewardConfig:
     intent_gate: bool = False
     intent: float = 0.0
     refusal_label: str = "seed"
+    format_empty_answer: bool = False
     format_defender: float = 0.0
     diversity: float = 0.0
 
@@ -104,6 +106,21 @@ def attacker_reward(config: RewardConfig, seed: Seed, verdict: Verdict, format_o
             parts = {name: -abs(value) for name, value in parts.items()} | {"intent": -config.intent}
     parts["format"] = _signed(config.format, format_ok)
     return Reward(parts)
+
+
+def unplayed_attack_reward(config: RewardConfig, seed: Seed, format_ok: bool) -> Reward:
+    """The attacker's reward where its attack has no text, so that nobody was asked anything: that of the attack that
+    failed in every part. It needs no verdict.
+
+    No played attack of the same format earns less. If it had no reward, it would leave its group, and an attacker that
+    is cut off in its reasoning would never learn to come to an end.
+    """
+    parts = {"harm": -config.harm, "refusal": -config.refusal}
+    if config.help > 0 and seed.label is Label.BENIGN:
+        parts["help"] = -config.help
+    if config.intent_gate:
+        parts["intent"] = -config.intent
+    return Reward(parts | {"format": _signed(config.format, format_ok)})
 
 
 def is_unsafe(safety: Safety | None) -> bool | None:

@@ -20,15 +20,16 @@ class Tagged:
     format_ok: bool
 
 
-def parse(text: str) -> Tagged:
+def parse(text: str, empty_answer_ok: bool = False) -> Tagged:
     """Split a completion into reasoning and visible text, and check its format (paper section 4.2, ``R_fmt``).
 
     With the format kept, only the inside of ``<answer>`` is visible. With broken tags, everything outside think blocks
-    is, with stray tags removed.
+    is, with stray tags removed. ``empty_answer_ok``: tags around nothing keep the format too (the published code).
     """
     match = _WELL_FORMED.fullmatch(text)
     if match and len(_TAG.findall(text)) == 4:
-        return Tagged(match["reasoning"].strip(), match["answer"].strip(), True)
+        answer = match["answer"].strip()
+        return Tagged(match["reasoning"].strip(), answer, bool(answer) or empty_answer_ok)
     outside = _THINK_BLOCK.sub(" ", text)
     # A closing tag without its opening one still ends reasoning.
     outside = outside.rpartition("</think>")[2]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nemo_magic.game.episode import Answer, Label, Role
-from nemo_magic.game.metrics import Scored, attack_succeeded
+from nemo_magic.game.metrics import Scored, episode_succeeded
 from nemo_magic.game.payoff import CrossPlay
 from nemo_magic.league.equilibrium import Outcomes
 
@@ -28,7 +28,7 @@ def game_row(scored: Scored) -> dict[str, Any]:
     return {
         "seed": scored.episode.group,
         "label": str(seed.label),
-        "success": attack_succeeded(verdict) if harmful and verdict is not None else None,
+        "success": episode_succeeded(scored.episode, verdict) if harmful else None,
         "refused": None if benign_verdict is None else _is_yes(benign_verdict.refusal),
         "useful": None if benign_verdict is None else _is_yes(benign_verdict.helpful),
         "loss": -sum(rewards[Role.DEFENDER].values()) if rewards is not None and Role.DEFENDER in rewards else None,

@@ -27,7 +27,8 @@ class Plan:
     """``memory``: moment → part → bytes on the fullest device; ``host``: part → bytes on a node. ``available``,
     ``host_available``: bytes of either that may be used. ``seconds``: part → seconds of a step, the mean over the run's
     phases; ``per_role``: the same while a role learns. ``checkpoint``: bytes of one. Hours are of the whole run,
-    validations and checkpoints included."""
+    validations and checkpoints included. ``lengths``: mean tokens of a local role's (prompt, response), no longer than
+    its limits."""
 
     world: Parallelism
     micro_batch_size: int
@@ -41,6 +42,7 @@ class Plan:
     fits: bool
     checkpoint: float
     checkpoint_seconds: float
+    lengths: Mapping[Role, tuple[int, int]]
     seconds: Mapping[str, float]
     per_role: Mapping[Role, Mapping[str, float]]
     steps: int
@@ -135,6 +137,7 @@ class PlanEstimate:
             fits=self.fits,
             checkpoint=saved,
             checkpoint_seconds=saved / (hardware.storage_gb_s * seconds.GIGA),
+            lengths={role: self._mean(role) for role in self.roles},
             seconds=mean,
             per_role=per_role,
             steps=steps,
@@ -303,9 +306,7 @@ class PlanEstimate:
 
     def _mean(self, role: Role) -> tuple[int, int]:
         """(prompt, response) in tokens, no longer than the role's limits."""
-        plan, limits = self.cfg.plan, self._actor(role).length_params
-        prompt, response = (
-            (plan.attacker_prompt, plan.attack) if role is Role.ATTACKER else (plan.defender_prompt, plan.reply)
-        )
+        limits = self._actor(role).length_params
+        prompt, response = self.cfg.plan.lengths()[role]
         room = limits.prompt_room(self.roles[role].encoder_seq_length)
         return min(prompt, room), min(response, limits.max_length)

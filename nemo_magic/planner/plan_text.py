@@ -35,7 +35,7 @@ def describe_plan(cfg: MagicConfig, plan: Plan) -> Iterable[str]:
         f"The run: {plan.steps} steps, {plan.hours:.1f} h, {plan.gpu_hours:,.0f} GPU-hours, "
         f"{plan.kilowatt_hours:,.0f} kWh (judge's nodes not counted)",
         "",
-        *_assumptions(cfg),
+        *_assumptions(cfg, plan),
         "",
         _verdict(plan),
     )
@@ -58,12 +58,20 @@ def _row(name: str, cells: Sequence[str], left: int, widths: Sequence[int]) -> s
     return f"  {name:<{left}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
 
 
-def _assumptions(cfg: MagicConfig) -> Iterable[str]:
-    plan, h = cfg.plan, cfg.hardware
+def _assumptions(cfg: MagicConfig, plan: Plan) -> Iterable[str]:
+    h = cfg.hardware
+    texts = "; ".join(f"the {role} reads {read} and writes {written} tokens"
+                      for role, (read, written) in plan.lengths.items())  # fmt: skip
     yield (
-        f"Assumed of the texts (plan.*): the attacker reads {plan.attacker_prompt} and writes {plan.attack} tokens, "
-        f"the defender {plan.defender_prompt} and {plan.reply}; rows decoded together wait for {plan.longest:.0%} of "
-        f"length_params.max_length; judges answer {plan.judge_items_per_second:g} items a second."
+        f"Assumed of the texts (plan.*): {texts}; rows decoded together wait for {cfg.plan.longest:.0%} of "
+        f"length_params.max_length; judges answer {cfg.plan.judge_items_per_second:g} items a second."
+    )
+    wanted = cfg.plan.lengths()
+    yield from (
+        f"The {role} cannot have texts of {wanted[role][0]} and {wanted[role][1]} tokens, as plan.* says: they are cut "
+        f"to its limits (actors.{role}.length_params, model.encoder_seq_length)."
+        for role, lengths in plan.lengths.items()
+        if lengths != wanted[role]
     )
     yield (
         f"Assumed of the hardware (hardware.*): {h.tflops:g} TFLOP/s, of which {h.flops_reached:.0%} are reached; "

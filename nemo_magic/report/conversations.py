@@ -19,6 +19,7 @@ T = TypeVar("T")
 MAX_TEXT = 4000
 """Characters of one message that a page holds; the file has the rest."""
 NO_REQUEST = "no request of the sandbox"
+NO_ATTACK = "an attack without text, which was not played"
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
 def outcome(row: Mapping[str, Any]) -> str:
     """The outcome of a conversation, by its verdict."""
     verdict = row["verdict"]
+    if verdict is None and row["turns"] and all(turn["response"] is None for turn in row["turns"]):
+        return NO_ATTACK
     if verdict is None or verdict.get("error"):
         return "no verdict"
     refused = verdict.get("refusal") == "yes"

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from nemo_magic.report.attack_charts import LIKENESS, SHARES, common, middle
-from nemo_magic.report.conversations import Strategies, sample_conversations
+from nemo_magic.report.conversations import NO_ATTACK, Strategies, sample_conversations
 from nemo_magic.report.run_folder import RunFolder
 
 MAX_CONVERSATIONS, MAX_BYTES = 200, 1_000_000
@@ -160,7 +160,10 @@ def _conversations(run: RunFolder, texts: bool) -> Iterator[Media]:
             rewards.get("defender"),
         ]  # fmt: skip
         if texts:
-            turns = [f"{turn['rewrite']}\n→ {turn['response']}" for turn in row["turns"]]
+            turns = [
+                NO_ATTACK if turn["response"] is None else f"{turn['rewrite']}\n→ {turn['response']}"
+                for turn in row["turns"]
+            ]
             cells += [row["seed"], "\n".join(turns)]
         table.append(cells)
     if table:

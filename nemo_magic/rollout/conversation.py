@@ -49,7 +49,7 @@ class Conversation:
     @property
     def defender_history(self) -> list[tuple[str, str]]:
         """The (prompt, reply) pairs so far, as the defender saw them."""
-        return [(turn.rewrite, turn.reply) for turn in self.turns]
+        return [(turn.rewrite, turn.reply) for turn in self.turns if turn.defence is not None]
 
     @property
     def attacker_history(self) -> list[tuple[str, str]]:
@@ -76,6 +76,8 @@ def converse(
     """Play conversations for up to ``max_turns`` turns each; ``turns``, ``ending`` and ``unanswered`` of each hold the
     result.
 
+    An attack without any text is not shown: its turn has no defence, and the conversation ends there.
+
     Both functions are called once a turn on every rank, also without conversations: they may contain collectives.
 
     Args:
@@ -95,6 +97,11 @@ def converse(
                 else:
                     one.prompt = prompt
         going = [one for one in going if one.prompt is not None]
+        for one in going:
+            if one.prompt is not None and one.prompt.completion is not None and not one.prompt.rewrite:
+                one.turns.append(Turn("", one.prompt.format_ok, one.prompt.completion, None))
+                one.prompt, one.ending = None, Ending.NO_ATTACK
+        going = [one for one in going if one.prompt is not None]
         for one, played in zip(going, answer(going), strict=True):
             one.prompt = None
             if played is None:
@@ -104,7 +111,7 @@ def converse(
                 one.unanswered = played
                 continue
             one.turns.append(played)
-            if cut_reply_ends and not played.defence.finished and len(one.turns) < max_turns:
+            if cut_reply_ends and played.defence and not played.defence.finished and len(one.turns) < max_turns:
                 one.ending = Ending.CUT_SHORT
         going = [one for one in going if one.ending is Ending.PLAYED and one.unanswered is None]
 
@@ -116,8 +123,10 @@ def write_attacks(
     seeds: Sequence[int],
     greedy: bool,
     max_turns: int,
+    empty_answer_ok: bool = False,
 ) -> list[AttackPrompt | NoAnswer | Ending]:
-    """The attacker's next message in every conversation; NO_ROOM where it cannot read on. ``seeds``: one a row."""
+    """The attacker's next message in every conversation; NO_ROOM where it cannot read on. ``seeds``: one a row;
+    ``empty_answer_ok``: as ``tags.parse``."""
     chats = [attacker_messages(config, one.spec.seed, one.attacker_history, max_turns) for one in conversations]
     prompts: list[AttackPrompt | NoAnswer | Ending] = []
     for one, completion in zip(conversations, policy.generate(chats, seeds, greedy), strict=True):
@@ -126,6 +135,6 @@ def write_attacks(
         elif isinstance(completion, NoAnswer):
             prompts.append(completion)
         else:
-            tagged = tags.parse(completion.text)
+            tagged = tags.parse(completion.text, empty_answer_ok)
             prompts.append(AttackPrompt(one.spec, tagged.visible, tagged.format_ok, completion))
     return prompts

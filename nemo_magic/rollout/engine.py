@@ -41,6 +41,7 @@ class RolloutEngine:
         max_turns: int = 1,
         raw_prompt_fraction: float = 0.0,
         defender_cot: bool = False,
+        empty_answer_ok: bool = False,
     ) -> None:
         self._policies = policies
         self._prompts = prompts
@@ -50,6 +51,7 @@ class RolloutEngine:
         self._max_turns = max_turns
         self._raw_prompt_fraction = raw_prompt_fraction
         self._defender_cot = defender_cot
+        self._empty_answer_ok = empty_answer_ok
         self._unanswered = Counter[str]()
 
     # --- rollouts of Algorithm 1
@@ -136,7 +138,15 @@ class RolloutEngine:
         role = Role.ATTACKER
         seeds = [self._row_seed(one, stream, step, role) for one, step in zip(going, steps, strict=True)]
         with self._timers(f"generate_{role}"):
-            prompts = write_attacks(self._policies[role], self._prompts, going, seeds, role in greedy, self._max_turns)
+            prompts = write_attacks(
+                self._policies[role],
+                self._prompts,
+                going,
+                seeds,
+                role in greedy,
+                self._max_turns,
+                self._empty_answer_ok,
+            )
         self._unanswered.update(prompt.reason for prompt in prompts if isinstance(prompt, NoAnswer))
         return prompts
 
@@ -160,7 +170,7 @@ class RolloutEngine:
             if completion is None or isinstance(completion, NoAnswer):
                 turns.append(completion)
                 continue
-            tagged = tags.parse(completion.text) if self._defender_cot else None
+            tagged = tags.parse(completion.text, self._empty_answer_ok) if self._defender_cot else None
             if tagged is not None and not tagged.visible and not completion.response_ids:
                 # A server's. What a model of this world sampled is its own, whatever it shows of it.
                 turns.append(NoAnswer("reasoning and no answer"))
@@ -191,6 +201,7 @@ def build_rollout_engine(cfg: MagicConfig, policies: Mapping[Role, Policy], time
         max_turns=game.max_turns,
         raw_prompt_fraction=game.raw_prompt_fraction,
         defender_cot=game.defender_cot,
+        empty_answer_ok=cfg.rewards.format_empty_answer,
     )
 
 

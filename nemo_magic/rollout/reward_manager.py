@@ -11,7 +11,7 @@ from nemo_magic.actors.rank_group import run_on_sources
 from nemo_magic.game.diversity import with_diversity
 from nemo_magic.game.episode import Episode, Role, Verdict
 from nemo_magic.game.metrics import Scored
-from nemo_magic.game.rewards import Reward, RewardConfig, attacker_reward, defender_reward
+from nemo_magic.game.rewards import Reward, RewardConfig, attacker_reward, defender_reward, unplayed_attack_reward
 from nemo_magic.judge.audit import AuditCounts, Auditor
 from nemo_magic.judge.client import JudgeClient, refuse_incapable, refuse_unknown
 from nemo_magic.judge.config import JudgeConfig
@@ -78,10 +78,13 @@ class RewardManager:
         self.guard = self._world.broadcast_model_parallel(guard) or ""
 
     def submit(self, episodes: Sequence[Episode], audit: bool = False) -> PendingRewards:
-        """Send episodes to the judge and return at once. ``audit``: a second judge may be asked about some of them."""
+        """Send episodes to the judge and return at once. ``audit``: a second judge may be asked about some of them.
+
+        One in which the defender was asked nothing has nothing to judge.
+        """
         if self._client is None:
             return PendingRewards(episodes, None)
-        items = [to_request(episode, self._fields) for episode in episodes]
+        items = [to_request(episode, self._fields) for episode in _played(episodes)]
         return PendingRewards(episodes, self._client.score(items), items if audit else ())
 
     def collect(self, pending: PendingRewards) -> list[Scored]:
@@ -104,10 +107,11 @@ class RewardManager:
         if own is not None and self._auditor is not None and pending.audited:
             self._auditor.compare(pending.audited, own)
         verdicts = self._world.broadcast_model_parallel(own) or []
-        scored = [self._score(e, v) for e, v in zip(pending.episodes, verdicts, strict=True)]
+        judged = iter([self._score(e, v) for e, v in zip(_played(pending.episodes), verdicts, strict=True)])
+        scored = [next(judged) if episode.played else self._unplayed(episode) for episode in pending.episodes]
         if self._rewards.diversity > 0:
             scored = with_diversity(scored, self._rewards.diversity)
-        unknown, total = self._world.sum_data_parallel(sum(s.rewards is None for s in scored), len(scored))
+        unknown, total = self._world.sum_data_parallel(sum(s.rewards is None for s in scored), len(verdicts))
         refuse_unknown(self._judge, int(unknown), int(total))
         return scored
 
@@ -142,6 +146,14 @@ class RewardManager:
         by_role: dict[Role, Reward | None] = {Role.DEFENDER: defender, Role.ATTACKER: attacker}
         rewards = {role: reward.parts for role, reward in by_role.items() if reward is not None}
         return Scored(episode, verdict, rewards or None)
+
+    def _unplayed(self, episode: Episode) -> Scored:
+        reward = unplayed_attack_reward(self._rewards, episode.seed, episode.format_ok)
+        return Scored(episode, None, {Role.ATTACKER: reward.parts})
+
+
+def _played(episodes: Sequence[Episode]) -> list[Episode]:
+    return [episode for episode in episodes if episode.played]
 
 
 def _latency_sum(stats: Mapping[str, float]) -> float:

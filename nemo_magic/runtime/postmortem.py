@@ -1,7 +1,8 @@
 """Which rank a run died of. Imports neither torch nor NeMo.
 
-Read are what the watchdogs wrote (``hangs/``) and, in ``logs/<attempt>`` of the newest attempt, what torch's flight
-recorder did (``nccl_trace_rank_N``), the ends of the ranks' logs (``rank-NNNN.log``) and srun's own (``srun.log``).
+Read are what the launcher noted of a killed rank (``killed.txt``), what the watchdogs wrote (``hangs/``) and, in
+``logs/<attempt>`` of the newest attempt, what torch's flight recorder did (``nccl_trace_rank_N``), the ends of the
+ranks' logs (``rank-NNNN.log``) and srun's own (``srun.log``).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nemo_magic.runtime.killed import NOTE
 from nemo_magic.runtime.watchdog import FOLDER, HOSTS, RankPosition, alarm_of
 
 LOGS = "logs"
@@ -26,6 +28,8 @@ _MOST_RANKS = 1 << 20
 _COLLECTIVE = re.compile(r"torch/distributed/|/gloo|/nccl")
 # srun: error: node7: task 12: Killed, and tasks 12-15 where several ended alike
 _SRUN = re.compile(r"srun: error: (?P<host>\S+): tasks? (?P<ranks>[\d,-]+): (?P<how>.+)")
+# slurmstepd: error: Detected 1 oom_kill event in StepId=4.0, and srun: error: node7: task 12: Out Of Memory
+_OOM = re.compile(r"^(srun|slurmstepd).*(oom.?kill|out of memory)", re.IGNORECASE)
 # What the run says when it knows why it ends; one rank speaks for all.
 _SELF = ("nemo-magic train: ", "nemo-magic sft: ")
 _ERROR = re.compile(
@@ -56,7 +60,11 @@ def report(folder: Path) -> Iterator[str]:
     lagging = list(behind(dict(read_traces(logs)))) if logs else []
     yield from lagging
     ended = first_ended(logs) if logs else None
-    if positions:
+    for line in out_of_memory(logs) if logs else ():
+        yield f"out of memory, says Slurm: {line}"
+    if (folder / NOTE).is_file() and (killed := (folder / NOTE).read_text(encoding="utf-8", errors="replace").strip()):
+        yield f"culprit: {killed}"
+    elif positions:
         yield f"culprit: {culprit(positions, read_hosts(folder / FOLDER, positions[0].attempt))}"
     elif messages := [line for line in last.values() if line.startswith(_SELF)]:
         yield f"the run ended by itself: {messages[0]}"
@@ -231,6 +239,13 @@ def first_ended(logs: Path) -> Mapping[str, str] | None:
     number = int(code[1]) - 128 if code else 0
     name = f" ({signal.Signals(number).name})" if number in {one.value for one in signal.Signals} else ""
     return match.groupdict() | {"how": match["how"] + name}
+
+
+def out_of_memory(logs: Path) -> Iterator[str]:
+    """What Slurm wrote into srun.log of processes that were killed for lack of memory, line by line."""
+    path = logs / "srun.log"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    yield from dict.fromkeys(line.strip() for line in text.splitlines() if _OOM.search(line))
 
 
 class _Plain(pickle.Unpickler):

@@ -240,8 +240,8 @@ def _turn_row(turn: Turn) -> dict[str, Any]:
         "attack": None if turn.attack is None else turn.attack.text,
         "format_ok": turn.format_ok,
         "rewrite": turn.rewrite,
-        "response": turn.defence.text,
-        "response_finished": turn.defence.finished,
+        "response": None if turn.defence is None else turn.defence.text,
+        "response_finished": None if turn.defence is None else turn.defence.finished,
     }
 
 

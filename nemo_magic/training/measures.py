@@ -10,7 +10,7 @@ from nemo_magic.actors.generation import Generator
 from nemo_magic.actors.tokenizer import ChatTokenizer
 from nemo_magic.config.schema import GameConfig
 from nemo_magic.game.diversity import attack_distance
-from nemo_magic.game.episode import Role
+from nemo_magic.game.episode import Ending, Role
 from nemo_magic.game.metrics import Ratios, Scored, rollout_metrics
 from nemo_magic.runtime.errors import TrainingError
 from nemo_magic.runtime.timers import Timers
@@ -81,7 +81,9 @@ class Measures:
         return {"train_rollouts/unplayed_share": share, "train_rollouts/unanswered": count}
 
     def _game(self, prefix: str, scored: Sequence[Scored]) -> dict[str, float]:
-        return Ratios.merged(self._world.gather_data_parallel(rollout_metrics(scored))).means(prefix)
+        means = Ratios.merged(self._world.gather_data_parallel(rollout_metrics(scored))).means(prefix)
+        rare = f"{prefix}ended_{Ending.NO_ATTACK}"
+        return {name: value for name, value in means.items() if value or name != rare}
 
     def _drain(self) -> dict[str, float]:
         """Seconds, peak memory and the generator's metrics since the last call, of the rank that has most."""

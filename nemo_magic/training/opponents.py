@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from nemo_magic.actors.rank_group import run_on_all
 from nemo_magic.config import MagicConfig
 from nemo_magic.game.episode import Label, Role, Seed
-from nemo_magic.game.metrics import Ratios, Scored, attack_succeeded
+from nemo_magic.game.metrics import Ratios, Scored, episode_succeeded
 from nemo_magic.game.pool import PoolFull
 from nemo_magic.game.schedule import Schedule
 from nemo_magic.league.participants import SHARED, START
@@ -168,7 +168,7 @@ class Opponents:
             return {}
         rates = Ratios()
         for episode, verdict, _ in scored:
-            success = None if verdict is None else attack_succeeded(verdict)
+            success = episode_succeeded(episode, verdict)
             # A seed that was shown as it is was nobody's attack.
             if episode.seed.label is Label.HARMFUL and success is not None and episode.turns[0].attack is not None:
                 rates.add(self._opponent(learner, step, episode.group), success)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from nemo_magic import cli, commands, launcher
 from nemo_magic.child_processes import refuse_long_temporary_folder
 from nemo_magic.commands import ranks
-from nemo_magic.config import ConfigError, TrainerConfig, compose
+from nemo_magic.config import ConfigError, TrainerConfig, compose, inputs
 from nemo_magic.judge.errors import JudgeUnavailable
 from nemo_magic.runtime.started_rank import forget_partial, is_rank_zero
 
@@ -30,7 +30,8 @@ RANK_VARIABLES = ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "TORCHEL
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No rank of anything, in a folder of its own."""
+    """No rank of anything, in a folder of its own, with everything that a run would read."""
+    monkeypatch.setattr(inputs, "missing", lambda cfg, command, starts=True: [])
     for name in RANK_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -54,7 +55,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
         def supervise(self) -> None: ...
 
-    def launch(argv: list[str], trainer: TrainerConfig, passed_on: object, fork: object, watched: object) -> int:
+    def launch(argv: list[str], trainer: TrainerConfig, passed_on: object, fork: object, *_: object) -> int:
         calls.append(("ranks", argv, trainer.devices))
         return 0
 

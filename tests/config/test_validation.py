@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from nemo_magic.config import ConfigError, Parallelism, compose, describe, validate
+from nemo_magic.config.evaluation import describe_evaluation
+from nemo_magic.game.episode import Role
 
 GPU = ["cluster=slurm", "model.optim.name=distributed_fused_adam", "game.batch_size=64"]
 
@@ -164,3 +168,33 @@ def test_the_plan_says_where_a_remote_judge_is_and_who_it_has_to_be_not_the_guar
     named = describe(compose("magic_sandbox", [*remote, "judge.expect=wildguard@7"]))
     assert "judge     at http://a:1, http://b:1: has to be wildguard@7" in named
     assert "rules" not in plan.partition("judge     ")[2].partition("\n")[0]
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_the_plan_says_which_role_a_server_plays(role: Role) -> None:
+    remote = [f"actors.{role}.remote.urls=[http://s:1/v1,http://t:1/v1]", f"actors.{role}.remote.model=big",
+              f"actors.{role}.restore_from_path=null", f"game.schedule.train_roles=[{role.opponent}]"]  # fmt: skip
+    [line] = [line for line in describe(compose("magic_sandbox", remote)).splitlines() if line.startswith(role)]
+    assert line == f"{role:<10}big at http://s:1/v1, http://t:1/v1: a server plays it; response ≤ " + (
+        "20 tokens" if role is Role.ATTACKER else "8 tokens"
+    )
+
+
+@pytest.mark.parametrize(("accelerator", "optimizer"), [("cpu", "cpu_fused_adam"), ("gpu", "distributed_fused_adam")])
+def test_an_evaluation_computes_on_an_accelerator_only_where_a_model_is_here(
+    accelerator: str, optimizer: str, tmp_path: Path
+) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    here = ["eval.tasks.validation.file=null", f"trainer.accelerator={accelerator}", f"model.optim.name={optimizer}"]
+    none = "actors.defender.restore_from_path=null"
+    served = [*here, none, "actors.defender.remote.urls=[http://s:1/v1]", "actors.defender.remote.model=big"]
+    own = [*here, none, f"actors.defender.hf.path={tmp_path}"]
+    kinds = (here, served, own, [*own, "actors.defender.hf.device=cuda:1"])
+    told = [describe_evaluation(compose("eval_sandbox", words, command="evaluate")).splitlines()[0] for words in kinds]
+    assert [line.partition("nemo-magic evaluate ")[2] for line in told] == [
+        f"on {accelerator}, 1 × 2 ranks",
+        "in one process, which asks servers",
+        f"on {accelerator}, one process",
+        "on cuda:1, one process",
+    ]

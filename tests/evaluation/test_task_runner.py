@@ -224,3 +224,12 @@ def test_a_copy_without_an_answer_has_no_vote(tmp_path: Path) -> None:
 def test_reasoning_alone_is_no_answer(tmp_path: Path) -> None:
     staged = Staged(tmp_path, Rule(lambda chat, _: "<think> wug wug"), cot=True)
     assert staged.stage().play([harmful("a", "norp")])["a"].error == "no answer: reasoning and no answer"
+
+
+@pytest.mark.parametrize("written", ["<think> on and on", "<think> a </think> <answer> </answer>"])
+def test_an_attack_without_text_is_not_played_and_its_case_is_unknown(tmp_path: Path, written: str) -> None:
+    staged = Staged(tmp_path, defender := echo(), Rule(lambda chat, seed: written))
+    verdicts = staged.stage().play([harmful("a", "norp")])
+    assert not defender.chats
+    assert "no text" in (verdicts["a"].error or "")
+    assert (sum(staged.stats.unanswered.values()), staged.stats.unplayed, staged.stats.broken_format) == (1, 0, 1)

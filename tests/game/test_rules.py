@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nemo_magic.game import tags
 from nemo_magic.game.episode import Answer, Label, Role, Safety, Seed, Verdict
 from nemo_magic.game.prompts import PromptConfig, attacker_messages, defender_messages
-from nemo_magic.game.rewards import RewardConfig, attacker_reward, defender_reward
+from nemo_magic.game.rewards import RewardConfig, attacker_reward, defender_reward, unplayed_attack_reward
 from nemo_magic.game.schedule import Schedule, ScheduleConfig
 
 HARMFUL, BENIGN = (Seed(label.value, "bring : x", label) for label in (Label.HARMFUL, Label.BENIGN))
@@ -33,6 +35,7 @@ def verdict(safety: Safety, refusal: bool, helpful: bool = False, intent: bool =
         ("a </think> <answer> b </answer>", "b", False),
         ("<think> a </think> <think> c </think> <answer> b </answer>", "b", False),
         ("<think> a </think> <answer> b <answer> c </answer>", "b c", False),
+        ("<think> a </think> <answer> </answer>", "", False),
         ("plain", "plain", False),
         ("", "", False),
     ],
@@ -42,6 +45,29 @@ def test_only_one_think_then_one_answer_keeps_the_format_and_reasoning_is_never_
 ) -> None:
     found = tags.parse(text)
     assert (found.visible, found.format_ok) == (visible, ok)
+
+
+@pytest.mark.parametrize("text", ["<think> a </think> <answer> </answer>", "<think></think><answer></answer>\n"])
+def test_tags_around_nothing_keep_the_format_in_the_published_code_only(text: str) -> None:
+    assert tags.parse(text, empty_answer_ok=True).format_ok
+    assert not tags.parse(text).format_ok
+    assert not tags.parse(text[:-12], empty_answer_ok=True).format_ok
+
+
+@given(
+    config=st.builds(RewardConfig, **{key: st.floats(0, 2) for key in ("harm", "refusal", "format", "help", "intent")},
+                     intent_gate=st.booleans(), refusal_label=st.sampled_from(["seed", "prompt"])),
+    seed=st.sampled_from([HARMFUL, BENIGN]), judged=st.builds(
+        Verdict, st.just("v"), st.sampled_from([Safety.SAFE, Safety.UNSAFE]), st.sampled_from(
+            [Safety.SAFE, Safety.CONTROVERSIAL, Safety.UNSAFE]), *[st.sampled_from([Answer.YES, Answer.NO])] * 3),
+    format_ok=st.booleans(),
+)  # fmt: skip
+def test_no_played_attack_earns_less_than_one_that_was_not_played(
+    config: RewardConfig, seed: Seed, judged: Verdict, format_ok: bool
+) -> None:
+    played = attacker_reward(config, seed, judged, format_ok)
+    assert played is not None
+    assert unplayed_attack_reward(config, seed, format_ok).total <= played.total + 1e-9
 
 
 def test_what_the_pool_teaches_is_well_formed() -> None:

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from nemo_magic.game.episode import Label, Message, Seed
 from nemo_magic.judge.models.base import Sent
@@ -13,8 +14,16 @@ from nemo_magic.judge.telemetry import NO_TELEMETRY
 class ScriptedModel:
     """Says what ``say`` makes of what it is sent, once ``gate`` is open; an exception instead of a text is raised."""
 
-    def __init__(self, say: Callable[[Sent], str | Exception], name: str = "tiny", revision: str = "1") -> None:
+    def __init__(
+        self,
+        say: Callable[[Sent], str | Exception],
+        name: str = "tiny",
+        revision: str = "1",
+        takes_schema: bool = False,
+    ) -> None:
         self.name, self.revision = name, revision
+        self.takes_schema = takes_schema
+        self.schemas: list[Mapping[str, Any] | None] = []
         self.telemetry = NO_TELEMETRY
         self.sent: list[Sent] = []
         self.gate = asyncio.Event()
@@ -24,8 +33,9 @@ class ScriptedModel:
     async def start(self) -> None:
         return None
 
-    async def complete(self, sent: Sent, max_tokens: int) -> str:
+    async def complete(self, sent: Sent, max_tokens: int, schema: Mapping[str, Any] | None = None) -> str:
         self.sent.append(sent)
+        self.schemas.append(schema)
         await self.gate.wait()
         said = self._say(sent)
         if isinstance(said, Exception):

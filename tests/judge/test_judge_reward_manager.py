@@ -8,10 +8,12 @@ from typing import Any, cast
 import pytest
 
 from nemo_magic.actors.distributed import World
-from nemo_magic.game.episode import Completion, Episode, Label, Seed, Turn
+from nemo_magic.game.diversity import with_diversity
+from nemo_magic.game.episode import Completion, Ending, Episode, Label, Role, Seed, Turn
 from nemo_magic.game.rewards import RewardConfig
 from nemo_magic.judge.config import JudgeAuditConfig, JudgeConfig
 from nemo_magic.judge.local import launch_local
+from nemo_magic.league.games import game_row
 from nemo_magic.rollout.reward_manager import JudgeFailed, RewardManager
 from tests.judge.faulty_server import Act, FaultyServer, answering, hang, honest, saying, truncated_json
 from tests.judge.keyword_guards import wait_for
@@ -186,3 +188,26 @@ def test_without_a_second_judge_there_are_no_figures_of_one(server, reward_manag
     manager = reward_manager(server(judging).url)
     manager.collect(manager.submit(episodes(2), audit=True))
     assert not [name for name in manager.metrics() if name.startswith("judge_audit/")]
+
+
+def test_an_attack_without_text_asks_no_judge_and_pays_the_attacker_for_failing(
+    server: Callable[..., FaultyServer], reward_manager: Callable[..., RewardManager]
+) -> None:
+    judge = server(judging)
+    manager = reward_manager(judge.url)
+    cut = Completion((1,), (2, 3), (), "<think> on and", False)
+    lost = [
+        Episode(Seed(f"n{n}", "question", label), n, 1, (Turn("", False, cut, None),), Ending.NO_ATTACK)
+        for n, label in enumerate(Label)
+    ]
+    first, *played, second = manager.collect(manager.submit([lost[0], *episodes(3), lost[1]]))
+    for one in (first, second):
+        assert one.verdict is None
+        assert one.rewards == {Role.ATTACKER: {"harm": -1.0, "refusal": -0.5, "format": -0.5}}
+    assert [one.episode.turns[0].rewrite for one in played] == ["rewrite 0", "rewrite 1", "rewrite 2"]
+    assert all(one.rewards and Role.DEFENDER in one.rewards for one in played)
+    assert manager.metrics()["judge/items"] == 3
+    assert [one.rewards for one in with_diversity([first, second], 1.0)] == [first.rewards, second.rewards]
+    assert game_row(first)["success"] is False
+    assert game_row(first)["loss"] is None
+    assert manager.collect(manager.submit(lost)) == [first, second]

@@ -181,7 +181,7 @@ class Replies:
 HELLO = (Message("user", "hello"),)
 
 
-def ask(*script, settings=None, sent=HELLO, **server):
+def ask(*script, settings=None, sent=HELLO, schema=None, **server):
     """What one question comes to, and what the server was sent."""
 
     async def work():
@@ -189,7 +189,7 @@ def ask(*script, settings=None, sent=HELLO, **server):
             model = quick(replies.url, **(settings or {}))
             try:
                 await model.start()
-                return await model.complete(sent, 7), replies
+                return await model.complete(sent, 7, schema), replies
             except Exception as error:
                 return error, replies
             finally:

@@ -253,3 +253,29 @@ def test_a_plan_refuses_what_cannot_run(capsys: pytest.CaptureFixture[str]) -> N
 def test_impossible_assumptions_are_refused(override: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         compose("magic_8b", [override], command="plan")
+
+
+@pytest.mark.parametrize("config", ["magic_sandbox", "magic_8b"])
+def test_a_plan_without_gpus_says_that_it_cannot(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = ran(capsys, "-cn", config, "cluster=cpu")
+    assert (status, out) == (2, "")
+    assert "a plan counts GPUs (hardware.*), and trainer.accelerator=cpu has none" in err
+
+
+@pytest.mark.parametrize(
+    ("limits", "role", "counted"),
+    [
+        ("actors.attacker.length_params.max_length=64", "attacker", (300, 64)),
+        ("actors.defender.length_params.max_prompt_length=50", "defender", (50, 400)),
+        ("plan.reply=9999", "defender", (300, 6144)),
+        ("plan.attack=6144", "attacker", (300, 6144)),
+    ],
+)
+def test_the_lengths_in_the_text_are_those_that_were_counted(
+    limits: str, role: str, counted: tuple[int, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, out, _ = ran(capsys, "-cn", "magic_8b", "plan.search=false", limits)
+    assert f"the {role} reads {counted[0]} and writes {counted[1]} tokens" in out
+    assert (f"The {role} cannot have texts of" in out) is (limits != "plan.attack=6144")
+    _, out, _ = ran(capsys, "-cn", "magic_8b", "plan.search=false", limits, "--json")
+    assert json.loads(out)["plan"]["lengths"][role] == list(counted)

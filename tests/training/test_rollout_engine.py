@@ -12,6 +12,7 @@ from nemo_magic.game.metrics import Scored, rollout_metrics
 from nemo_magic.game.prompts import Chat, PromptConfig
 from nemo_magic.rollout.engine import RolloutEngine, fixed_attacks, row_seed
 from nemo_magic.runtime.timers import Timers
+from nemo_magic.tracking.sinks import sample_row
 
 SEEDS = [(0, Seed("a", "bring tea", Label.HARMFUL)), (3, Seed("b", "bring milk", Label.BENIGN))]
 PROMPTS = PromptConfig(
@@ -171,6 +172,48 @@ def test_a_conversation_that_outgrows_a_model_ends_as_it_stands_and_is_counted(w
     assert [(len(e.turns), e.ending) for e in episodes] == [(2, Ending.NO_ROOM)] * 4
     found = figures(episodes)
     assert (found["turns"], found["ended_no_room"], found["ended_played"], found["ended_cut_short"]) == (2, 1, 0, 0)
+
+
+NO_TEXT = [
+    "<think> on and on", "<think> a </think>", "<think> a </think> <answer>", "<think> a </think> <answer> </answer>",
+    "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("written", NO_TEXT)
+@pytest.mark.parametrize("turn", [1, 2, 3])
+def test_an_attack_without_text_is_not_played_and_is_learnt_from(written: str, turn: int) -> None:
+    scene = stage(attacker=lambda chat: written if asked(chat) == turn else attack(chat))
+    scene.attacker.unfinished = (written,)
+    for episodes in (scene.rollouts.attacker_rollout(SEEDS, 0), scene.rollouts.greedy_rollout(SEEDS)):
+        assert all(message.content for chat in scene.defender.heard for message in chat)
+        for episode in episodes:
+            assert episode.ending is Ending.NO_ATTACK
+            assert episode.played is (turn > 1)
+            assert not episode.format_ok
+            assert [m.text for m in episode.messages_of(Role.ATTACKER)][-1] == written
+            assert len(episode.messages_of(Role.DEFENDER)) == turn - 1
+            assert len(episode.conversation) == 2 * (turn - 1)
+            assert sample_row(1, Scored(episode, None, None))["turns"][-1]["response"] is None
+        found = figures(episodes)
+        assert found["truncated_share_attacker"] == found["ended_no_attack"] / turn == pytest.approx(1 / turn)
+        assert found["turns"] == turn - 1
+        assert found.get("asr") == (0 if turn == 1 else None)
+
+
+@pytest.mark.parametrize("written", NO_TEXT)
+def test_a_defender_phase_shows_nobody_an_attack_without_text(written: str) -> None:
+    scene = stage(attacker=lambda chat: written if "milk" in chat[-1].content else attack(chat), turns=1)
+    openings = scene.rollouts.defender_openings({4: SEEDS})[4]
+    episodes = scene.rollouts.defender_rollout(openings, 4)
+    assert [(e.group, e.played) for e in episodes] == [(0, True)] * 2 + [(3, False)] * 2
+    assert len(scene.defender.heard) == 2
+
+
+def test_a_seed_without_text_is_no_attack_without_text() -> None:
+    scene = stage(turns=1)
+    openings = fixed_attacks(lambda seed: "", SEEDS)
+    assert all(episode.played for episode in scene.rollouts.play(openings, "x", 0))
 
 
 def test_a_reply_cut_short_ends_the_conversation_unless_it_is_the_last() -> None:

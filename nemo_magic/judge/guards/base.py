@@ -211,6 +211,10 @@ class TextGuard(ABC):
     def parse(self, kind: str, text: str) -> Opinion:
         """What the model's text says. Raises ValueError for any text outside the guard's grammar."""
 
+    def schema(self, kind: str) -> Mapping[str, Any] | None:
+        """The JSON schema of the model's answer to ``kind``; None where it is no JSON."""
+        return None
+
     def questions(self, item: JudgeItem) -> tuple[Question, ...]:
         """Those needed for what the item asks. Raises ValueError if one of them cannot be asked."""
         return tuple(self._question(kind, item) for kind in self._kinds_for(item))
@@ -244,7 +248,8 @@ class TextGuard(ABC):
             for marker in self.markers:
                 if marker in text:
                     raise ValueError(f"a text contains {marker!r}, which structures the guard's own prompt")
-        return Question(kind, self.render(kind, item), self.max_tokens)
+        schema = self.schema(kind) if self._model.takes_schema else None
+        return Question(kind, self.render(kind, item), self.max_tokens, schema)
 
     def _parse(self, question: Question, text: str) -> Opinion:
         return self.parse(question.kind, text)

@@ -104,7 +104,7 @@ class DeduplicatingModel(Generic[T]):
         began = time.monotonic()
         self.telemetry.count("model_calls", guard=self._name)
         try:
-            text = await self._model.complete(question.sent, question.max_tokens)
+            text = await self._model.complete(question.sent, question.max_tokens, question.schema)
         except Exception as error:
             self.telemetry.count("guard_errors", guard=self._name, kind=type(error).__name__)
             return error
@@ -133,4 +133,6 @@ class DeduplicatingModel(Generic[T]):
         content = sent if isinstance(sent, str) else [[message.role, message.content] for message in sent]
         model = self._model
         identity = [self._name, self._grammar, model.name, model.revision, question.kind, question.max_tokens, content]
+        if question.schema is not None:
+            identity.append(question.schema)
         return hashlib.sha256(json.dumps(identity).encode()).digest()

@@ -39,7 +39,8 @@ class Rubric(TextGuard):
 
     The model has to answer with one JSON object of exactly these keys: for a prompt ``harm``, one of safe,
     controversial, unsafe; for a response ``harm``, ``refusal`` and ``usefulness``, the latter yes or no; for the intent
-    ``intent``, yes or no. ``markers``: what structures the model's own chat template, which no judged text may contain.
+    ``intent``, yes or no. A model that takes JSON schemas is held to that by one. ``markers``: what structures the
+    model's own chat template, which no judged text may contain.
     """
 
     name = "rubric"
@@ -65,7 +66,7 @@ class Rubric(TextGuard):
             raise ValueError(f"judge.guard_config.templates is empty; it takes any of: {', '.join(_KINDS)}")
         self.kinds = {kind: frozenset(_KINDS[kind].values()) for kind in _KINDS if kind in templates}
         # A rubric is a guard of its own: its words are part of what it is.
-        self.grammar = "2." + hashlib.sha256(json.dumps(sorted(templates.items())).encode()).hexdigest()[:8]
+        self.grammar = "3." + hashlib.sha256(json.dumps(sorted(templates.items())).encode()).hexdigest()[:8]
         self.max_tokens = max_tokens
         self.markers = tuple(markers)
         self._templates = dict(templates)
@@ -93,6 +94,11 @@ class Rubric(TextGuard):
         system = self._templates.get("system")
         return (Message("system", system), user) if system else (user,)
 
+    def schema(self, kind: str) -> Mapping[str, Any]:
+        """What ``parse`` takes: exactly the kind's keys, each one of its words."""
+        words = {key: {"type": "string", "enum": list(_words(key))} for key in _KINDS[kind]}
+        return {"type": "object", "properties": words, "required": list(words), "additionalProperties": False}
+
     def parse(self, kind: str, text: str) -> Opinion:
         """Raises ValueError for a text that is not one JSON object of the kind's keys and known values."""
         keys = _KINDS[kind]
@@ -101,12 +107,15 @@ class Rubric(TextGuard):
             raise ValueError(f"the guard's JSON does not have exactly the keys {', '.join(keys)}")
         answers: dict[str, Any] = {}
         for key, field in keys.items():
-            words: Mapping[str, Any] = _HARM if key == "harm" else _YES_NO
-            value = answer[key]
+            words, value = _words(key), answer[key]
             if not isinstance(value, str) or value not in words:
                 raise ValueError(f"the guard's {key} is none of: {', '.join(words)}")
             answers[field.value] = words[value]
         return Opinion(**answers)
+
+
+def _words(key: str) -> Mapping[str, Any]:
+    return _HARM if key == "harm" else _YES_NO
 
 
 def json_object(text: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,6 +36,7 @@ from nemo_magic.net.openai import (
 )
 from nemo_magic.net.retrying_client import RetryingClient
 
+_OF_SCHEMA = ("response_format", "json_schema")
 _FIXED = ("model", "prompt", "messages", "max_tokens", "temperature", "n", "stream")
 
 
@@ -43,11 +44,12 @@ _FIXED = ("model", "prompt", "messages", "max_tokens", "temperature", "n", "stre
 class OpenAIConfig(GenerationEndpointConfig):
     """Where a guard's model is served: the keys of GenerationEndpointConfig and these.
 
-    ``revision``: of the model's weights, which no server tells; verdicts and the cache go by it: change it with them.
-    ``reply_model``: what the server calls the model in its replies, where that is not ``model``: a proxy lists its own
-    name and passes on another. The server gets ``start_timeout`` seconds to load the model. With ``hedge`` a second
-    replica is asked too where the first is slower than 95 % of answers. ``rate_limit`` holds for this judge; of several
-    judges each has its own.
+    ``json_schema``: the schema of a JSON answer is sent along as ``response_format``, where a guard has one; false for
+    a server that takes none. ``revision``: of the model's weights, which no server tells; verdicts and the cache go by
+    it: change it with them. ``reply_model``: what the server calls the model in its replies, where that is not
+    ``model``: a proxy lists its own name and passes on another. The server gets ``start_timeout`` seconds to load the
+    model. With ``hedge`` a second replica is asked too where the first is slower than 95 % of answers. ``rate_limit``
+    holds for this judge; of several judges each has its own.
     """
 
     KEY: ClassVar[str] = "judge.guard_config.model"
@@ -61,6 +63,7 @@ class OpenAIConfig(GenerationEndpointConfig):
     revision: str = "unpinned"
     reply_model: str | None = None
     start_timeout: PositiveFloat = 1800.0
+    json_schema: bool = True
     hedge: bool = False
 
     def __post_init__(self) -> None:
@@ -87,6 +90,11 @@ class OpenAIModel:
         self._client: RetryingClient | None = None
 
     @property
+    def takes_schema(self) -> bool:
+        """As configured."""
+        return self._config.json_schema
+
+    @property
     def name(self) -> str:
         """The configured one."""
         return self._config.model
@@ -111,12 +119,13 @@ class OpenAIModel:
         )
         await self._client.until_ready("/models", self._read_models, cfg.start_timeout)
 
-    async def complete(self, sent: Sent, max_tokens: int) -> str:
-        """The text that the server generates, at most ``max_tokens`` of it.
+    async def complete(self, sent: Sent, max_tokens: int, schema: Mapping[str, Any] | None = None) -> str:
+        """The text that the server generates, at most ``max_tokens`` of it; with ``schema`` as its ``response_format``,
+        unless ``extra_body`` has one.
 
         Raises GuardUnavailable before ``start``, after ``give_up_after`` seconds without an answer, for another model
-        (WrongModel) and for a refused token or route (ModelRefused); ValueError for a refused text, one that is too
-        long, or one that is answered with what is no completion, ``protocol_retries`` times.
+        (WrongModel) and for a refused token, route or schema (ModelRefused); ValueError for a refused text, one that is
+        too long, or one that is answered with what is no completion, ``protocol_retries`` times.
         """
         if self._client is None:
             raise GuardUnavailable(f"the {self._config.NOUN} is not started")
@@ -126,6 +135,9 @@ class OpenAIModel:
         else:
             path = "/chat/completions"
             body["messages"] = [{"role": message.role, "content": message.content} for message in sent]
+        if schema is not None:
+            named = {"name": "answer", "schema": schema, "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": named}
         content = json.dumps(body | self._config.extra_body).encode()
         try:
             text, _ = await self._client.ask(
@@ -150,6 +162,11 @@ class OpenAIModel:
         """
         assert self._client is not None
         response = error_as_status(await self._client.post(url, body))
+        if not response.is_success and any(word in error_text(response) for word in _OF_SCHEMA):
+            raise ModelRefused(
+                f"{url}: {response.status_code} {one_line(error_text(response))}; for a server that takes no JSON "
+                f"schema set {self._config.KEY}.json_schema=false"
+            )
         self._check_status(url, response)
         if is_too_long(response):
             raise ValueError(f"too long for {self.name}: {one_line(error_text(response), 200)}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,7 @@ class TransformersModel:
         if max_batch < 1:
             raise ValueError(f"judge.guard_config.model.max_batch={max_batch} must be at least 1")
         self.telemetry: Telemetry = NO_TELEMETRY
+        self.takes_schema = False
         self.name = name or Path(path).name
         self.revision = revision or "not loaded"
         self._path = path
@@ -66,9 +67,9 @@ class TransformersModel:
         """Load the weights. Raises OSError or ValueError if there are none at the path."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
 
-    async def complete(self, sent: Sent, max_tokens: int) -> str:
-        """The greedy continuation. Raises GuardUnavailable before ``start`` and once closed, ValueError for a text that
-        is too long, and what transformers raises."""
+    async def complete(self, sent: Sent, max_tokens: int, schema: Mapping[str, Any] | None = None) -> str:
+        """The greedy continuation, whatever the ``schema``. Raises GuardUnavailable before ``start`` and once closed,
+        ValueError for a text that is too long, and what transformers raises."""
         if self._model is None:
             raise GuardUnavailable("the guard's model is not loaded")
         waiting = _Waiting(sent, max_tokens, asyncio.get_running_loop().create_future())

@@ -58,6 +58,7 @@
     ["seed", row.seed],
     ...row.turns.flatMap((turn, number) => {
       const of = row.turns.length > 1 ? ` ${number + 1}` : "";
+      if (turn.response === null) return [[`attacker${of}`, turn.attack], [`shown${of}`, "nothing: the attack has no text"]];
       const cut = turn.finished ? "" : " … (cut by the length limit)";
       return [[`attacker${of}`, turn.attack], [`shown${of}`, turn.rewrite], [`defender${of}`, turn.response + cut]];
     }),
@@ -73,6 +74,6 @@
   listing.open({
     rows: read("rows"), noun: "conversations", head, lines, chosen,
     ids: { form: "filters", list: "list", found: "found", all: "show-all", q: "q", page: "page", newer: "newer", older: "older" },
-    words: (row) => [row.id, row.seed, ...row.turns.flatMap((turn) => [turn.attack, turn.rewrite, turn.response])],
+    words: (row) => [row.id, row.seed, ...row.turns.flatMap((turn) => [turn.attack, turn.rewrite, turn.response ?? ""])],
   });
 })();
