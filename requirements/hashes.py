@@ -1,6 +1,7 @@
 """Writes hashes.txt: every line of cpu.txt and dev.txt with the SHA-256 of the file that pip takes for it.
 
-    python requirements/hashes.py     after the lock was renewed (`make lock` does it), on Linux x86-64, Python 3.11
+    python requirements/hashes.py             after the lock was renewed, on Linux x86-64, Python 3.11
+    python requirements/hashes.py engines     resolves engines.in and writes engines.txt; `make lock` does both
 
 The hashes are those that the package index publishes. torch, NeMo, NeMo-Aligner and Megatron-core are not among them:
 the Makefile pins them, and torch may be a local build.
@@ -12,32 +13,46 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 HERE = Path(__file__).parent
 LOCKS = ("cpu.txt", "dev.txt")
+HEAD = "# cpu.txt and dev.txt with hashes: what `make venv` installs. Written by hashes.py; to renew: `make lock`.\n"
+ENGINES_HEAD = (
+    "# engines.in, resolved: what `make test-engines` installs. Written by hashes.py; to renew: `make lock`.\n"
+)
+# torch is in the Makefile. The others are for CUDA, break the CPU build, or are large and never imported here.
+NOT_FOR_ENGINES = frozenset({"torch", "torchaudio", "torchcodec", "torchvision", "triton", "numba", "llvmlite"})
 
 
 def main() -> None:
     """Ask pip what it would install, and write it down."""
+    if sys.argv[1:] == ["engines"]:
+        write(ask("-r", str(HERE / "engines.in")), HERE / "engines.txt", ENGINES_HEAD, NOT_FOR_ENGINES)
+    else:
+        files = [word for name in LOCKS for word in ("-r", str(HERE / name))]
+        write(ask("--no-deps", *files), HERE / "hashes.txt", HEAD)
+
+
+def ask(*words: str) -> dict:
+    """pip's installation report."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        words = ["--quiet", "--dry-run", "--ignore-installed", "--no-deps", "--report", str(report)]
-        files = [word for name in LOCKS for word in ("-r", str(HERE / name))]
-        subprocess.run([sys.executable, "-m", "pip", "install", *words, *files], check=True)
-        write(json.loads(report.read_text(encoding="utf-8")))
+        options = ["--quiet", "--dry-run", "--ignore-installed", "--report", str(report)]
+        subprocess.run([sys.executable, "-m", "pip", "install", *options, *words], check=True)
+        return json.loads(report.read_text(encoding="utf-8"))
 
 
-def write(report: dict) -> None:
-    """Write hashes.txt from pip's installation report."""
+def write(report: dict, file: Path, head: str, without: Collection[str] = ()) -> None:
+    """Write ``file`` from pip's installation report."""
     lines = []
     for item in report["install"]:
-        digest = item["download_info"]["archive_info"]["hashes"]["sha256"]
-        lines.append(f"{item['metadata']['name']}=={item['metadata']['version']} --hash=sha256:{digest}\n")
-    head = (
-        "# cpu.txt and dev.txt with hashes: what `make venv` installs. Written by hashes.py; to renew: `make lock`.\n"
-    )
-    (HERE / "hashes.txt").write_text(head + "".join(sorted(lines, key=str.lower)), encoding="utf-8")
+        name, version = item["metadata"]["name"], item["metadata"]["version"]
+        if name not in without:
+            digest = item["download_info"]["archive_info"]["hashes"]["sha256"]
+            lines.append(f"{name}=={version} --hash=sha256:{digest}\n")
+    file.write_text(head + "".join(sorted(lines, key=str.lower)), encoding="utf-8")
 
 
 if __name__ == "__main__":

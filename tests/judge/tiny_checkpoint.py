@@ -27,11 +27,13 @@ def make(
     merges: Sequence[tuple[str, str]] = MERGES,
     rows: int = 0,
     loud: Sequence[str] = (),
+    heads: int = HEADS,
+    context: int = CONTEXT,
 ) -> tuple[Path, Path]:
     """Writes the checkpoint; the folder that transformers loads, and the file that llama.cpp loads.
 
     ``rows``: the vocabulary is filled up to so many words with some that are never said. ``loud``: words that are said
-    more than the others.
+    more than the others. ``heads`` of attention; ``context``: positions.
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -55,8 +57,8 @@ def make(
         hidden_size=WIDTH,
         intermediate_size=INNER,
         num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        max_position_embeddings=CONTEXT,
+        num_attention_heads=heads,
+        max_position_embeddings=context,
         initializer_range=0.5,
         bos_token_id=0,
         eos_token_id=1,
@@ -76,15 +78,15 @@ def _write_gguf(path, weights, words, merges, config) -> None:  # type: ignore[n
     import gguf
 
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(CONTEXT)
+    writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(WIDTH)
     writer.add_block_count(LAYERS)
     writer.add_feed_forward_length(INNER)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(HEADS)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_attention_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_theta)
-    writer.add_rope_dimension_count(WIDTH // HEADS)
+    writer.add_rope_dimension_count(WIDTH // config.num_attention_heads)
     writer.add_vocab_size(len(words))
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
@@ -111,8 +113,8 @@ def _write_gguf(path, weights, words, merges, config) -> None:  # type: ignore[n
         block, layer = f"blk.{i}", f"model.layers.{i}"
         add(f"{block}.attn_norm.weight", f"{layer}.input_layernorm.weight")
         add(f"{block}.ffn_norm.weight", f"{layer}.post_attention_layernorm.weight")
-        add(f"{block}.attn_q.weight", f"{layer}.self_attn.q_proj.weight", HEADS)
-        add(f"{block}.attn_k.weight", f"{layer}.self_attn.k_proj.weight", HEADS)
+        add(f"{block}.attn_q.weight", f"{layer}.self_attn.q_proj.weight", config.num_attention_heads)
+        add(f"{block}.attn_k.weight", f"{layer}.self_attn.k_proj.weight", config.num_attention_heads)
         add(f"{block}.attn_v.weight", f"{layer}.self_attn.v_proj.weight")
         add(f"{block}.attn_output.weight", f"{layer}.self_attn.o_proj.weight")
         for ours, theirs in (("gate", "gate"), ("up", "up"), ("down", "down")):
