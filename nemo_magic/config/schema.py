@@ -83,7 +83,7 @@ class GameConfig(CheckedConfig):
     ``actors.attacker`` only lengths and sampling are read. It is kept where a phase ends with a validation, for its
     phases may be a single round. ``defender_cot``: the defender reasons in tags before it answers, and only its answer
     is shown to anybody. ``max_unplayed_share``: more of a step's games than that not played, because a model cannot
-    read even the first message or a server gave no answer, end the run; attacks without a text are not among them
+    read even the first message or a server gave no answer, end the run; attacks that were cut off are not among them
     (docs/method.md). ``raw_prompt_fraction``: share of a defender
     phase's seeds that are shown as they are, so that the defender does not forget plain requests, which no attacker
     writes. ``extra_verdict_fields``: verdict fields to ask for the record, beside those the rewards need.

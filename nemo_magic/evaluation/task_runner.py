@@ -149,7 +149,7 @@ class TaskRunner:
         ]
 
 
-_NO_TEXT = "the attack has no text: it was cut off in its reasoning, or its answer is empty"
+_NO_TEXT = "the attack was cut off before it had any text"
 
 
 def _next_turn(one: Conversation, example: Example) -> AttackPrompt | Ending:

@@ -118,8 +118,8 @@ class Turn:
 
 class Ending(StrEnum):
     """Why a conversation ended: all its turns were played, the next prompt was longer than a model's context, the
-    length limit cut the defender's reply before the last turn, or the attacker wrote no text to be shown, as where the
-    length limit cuts it inside ``<think>``."""
+    length limit cut the defender's reply before the last turn, or the length limit cut the attack before it had any
+    text, as inside ``<think>``."""
 
     PLAYED = "played"
     NO_ROOM = "no_room"

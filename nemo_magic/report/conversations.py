@@ -19,7 +19,7 @@ T = TypeVar("T")
 MAX_TEXT = 4000
 """Characters of one message that a page holds; the file has the rest."""
 NO_REQUEST = "no request of the sandbox"
-NO_ATTACK = "an attack without text, which was not played"
+NO_ATTACK = "the attack was cut off before it had any text, and not played"
 
 
 @dataclass(frozen=True)

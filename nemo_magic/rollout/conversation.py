@@ -32,6 +32,12 @@ class AttackPrompt:
     format_ok: bool
     completion: Completion | None
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the length limit cut the attack before it had any text, as inside ``<think>``: it asks nothing
+        yet."""
+        return not self.rewrite and self.completion is not None and not self.completion.finished
+
 
 @dataclass(slots=True)
 class Conversation:
@@ -76,7 +82,8 @@ def converse(
     """Play conversations for up to ``max_turns`` turns each; ``turns``, ``ending`` and ``unanswered`` of each hold the
     result.
 
-    An attack without any text is not shown: its turn has no defence, and the conversation ends there.
+    An attack that was cut off before it had any text is not shown: its turn has no defence, and the conversation ends
+    there.
 
     Both functions are called once a turn on every rank, also without conversations: they may contain collectives.
 
@@ -98,7 +105,7 @@ def converse(
                     one.prompt = prompt
         going = [one for one in going if one.prompt is not None]
         for one in going:
-            if one.prompt is not None and one.prompt.completion is not None and not one.prompt.rewrite:
+            if one.prompt is not None and one.prompt.is_cut_off:
                 one.turns.append(Turn("", one.prompt.format_ok, one.prompt.completion, None))
                 one.prompt, one.ending = None, Ending.NO_ATTACK
         going = [one for one in going if one.prompt is not None]

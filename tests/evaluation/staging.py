@@ -26,8 +26,8 @@ class Rule:
     """Says ``rule(chat, seed)``, or nothing where that is NoAnswer, where seed is None at temperature 0; cannot read a
     last message of more than ten words."""
 
-    def __init__(self, rule: Callable[[Chat, int | None], str | NoAnswer]) -> None:
-        self.rule, self.chats = rule, list[Chat]()
+    def __init__(self, rule: Callable[[Chat, int | None], str | NoAnswer], finished: bool = True) -> None:
+        self.rule, self.chats, self.finished = rule, list[Chat](), finished
 
     def generate(self, chats: Sequence[Chat], seeds: Sequence[int], greedy: bool) -> list[Completion | NoAnswer | None]:
         self.chats += chats
@@ -36,7 +36,7 @@ class Rule:
             readable = len(chat[-1].content.split()) <= 10
             text = self.rule(chat, None if greedy else seed)
             if readable and isinstance(text, str):
-                said.append(Completion((), (), (), text, finished=True))
+                said.append(Completion((), (), (), text, self.finished))
             else:
                 said.append(text if readable and isinstance(text, NoAnswer) else None)
         return said

@@ -226,10 +226,9 @@ def test_reasoning_alone_is_no_answer(tmp_path: Path) -> None:
     assert staged.stage().play([harmful("a", "norp")])["a"].error == "no answer: reasoning and no answer"
 
 
-@pytest.mark.parametrize("written", ["<think> on and on", "<think> a </think> <answer> </answer>"])
-def test_an_attack_without_text_is_not_played_and_its_case_is_unknown(tmp_path: Path, written: str) -> None:
-    staged = Staged(tmp_path, defender := echo(), Rule(lambda chat, seed: written))
+def test_an_attack_that_is_cut_off_before_its_text_is_not_played_and_its_case_is_unknown(tmp_path: Path) -> None:
+    staged = Staged(tmp_path, defender := echo(), Rule(lambda chat, seed: "<think> on and on", finished=False))
     verdicts = staged.stage().play([harmful("a", "norp")])
     assert not defender.chats
-    assert "no text" in (verdicts["a"].error or "")
+    assert "cut off before it had any text" in (verdicts["a"].error or "")
     assert (sum(staged.stats.unanswered.values()), staged.stats.unplayed, staged.stats.broken_format) == (1, 0, 1)

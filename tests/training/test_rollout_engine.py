@@ -204,13 +204,20 @@ def test_an_attack_without_text_is_not_played_and_is_learnt_from(written: str, t
 @pytest.mark.parametrize("written", NO_TEXT)
 def test_a_defender_phase_shows_nobody_an_attack_without_text(written: str) -> None:
     scene = stage(attacker=lambda chat: written if "milk" in chat[-1].content else attack(chat), turns=1)
+    scene.attacker.unfinished = (written,)
     openings = scene.rollouts.defender_openings({4: SEEDS})[4]
     episodes = scene.rollouts.defender_rollout(openings, 4)
     assert [(e.group, e.played) for e in episodes] == [(0, True)] * 2 + [(3, False)] * 2
     assert len(scene.defender.heard) == 2
 
 
-def test_a_seed_without_text_is_no_attack_without_text() -> None:
+def test_an_attacker_that_ends_without_a_text_has_asked_nothing_and_that_is_played() -> None:
+    scene = stage(attacker=lambda chat: "<think> a </think> <answer> </answer>", turns=1)
+    episodes = scene.rollouts.attacker_rollout(SEEDS, 0)
+    assert [(episode.played, episode.format_ok) for episode in episodes] == [(True, False)] * 4
+
+
+def test_a_seed_without_text_is_no_attack_that_was_cut_off() -> None:
     scene = stage(turns=1)
     openings = fixed_attacks(lambda seed: "", SEEDS)
     assert all(episode.played for episode in scene.rollouts.play(openings, "x", 0))

@@ -58,7 +58,7 @@
     ["seed", row.seed],
     ...row.turns.flatMap((turn, number) => {
       const of = row.turns.length > 1 ? ` ${number + 1}` : "";
-      if (turn.response === null) return [[`attacker${of}`, turn.attack], [`shown${of}`, "nothing: the attack has no text"]];
+      if (turn.response === null) return [[`attacker${of}`, turn.attack], [`shown${of}`, "nothing: the attack was cut off before it had any text"]];
       const cut = turn.finished ? "" : " … (cut by the length limit)";
       return [[`attacker${of}`, turn.attack], [`shown${of}`, turn.rewrite], [`defender${of}`, turn.response + cut]];
     }),
