@@ -134,8 +134,10 @@ class Job:
     def until(self, what: Callable[[], object], minutes: float = 8) -> None:
         """Wait until ``what`` is true; the job must not end before."""
         deadline = time.monotonic() + minutes * MINUTES
-        while not what():
-            state = self.field("JobState")
+        while True:
+            state = self.field("JobState")  # asked first: the job may end while it is looked for
+            if what():
+                return
             assert state not in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"), f"{state}\n{self.said()}"
             assert time.monotonic() < deadline, f"{state}\n{self.said()}"
             time.sleep(0.1)
