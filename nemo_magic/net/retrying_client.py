@@ -63,8 +63,7 @@ class RetryingClient:
     ``noun`` is what logs and errors call the server, ``key`` where its settings are in the configuration;
     ``unavailable`` is raised after ``give_up_after``. ``probe``: the path that a replica which was down is asked for
     before it gets work again. ``hedge``: ask a second replica what the first has not answered within the 95th
-    percentile of the latencies so far. ``limit``: ceilings a minute, of all replicas together. Raises what
-    ``cfg.token`` raises.
+    percentile of latencies. ``limit``: ceilings a minute, of all replicas together. Raises what ``cfg.token`` raises.
     """
 
     def __init__(
