@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_magic.child_processes import die_with_parent
 from nemo_magic.config import ConfigError, MagicConfig, TrainerConfig
+from nemo_magic.fsync_io import replace_durably
 from nemo_magic.runtime.killed import KernelMemory
 from nemo_magic.runtime.preemption import SAVE_SIGNALS
 from nemo_magic.runtime.started_rank import is_batch_script, is_rank_zero, started_rank
@@ -133,7 +134,7 @@ def launch(
         print(f"nemo-magic: {words}", file=sys.stderr)
         if note is not None:
             with suppress(OSError):
-                note.write_text(f"{words}\n", encoding="utf-8")
+                replace_durably(note, f"{words}\n")
         return 128 - failure.exitcode
     return failure.exitcode
 

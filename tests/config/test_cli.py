@@ -31,7 +31,7 @@ RANK_VARIABLES = ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "TORCHEL
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No rank of anything, in a folder of its own, with everything that a run would read."""
-    monkeypatch.setattr(inputs, "missing", lambda cfg, command, starts=True: [])
+    monkeypatch.setattr(inputs.Input, "problem", lambda self: None)
     for name in RANK_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
