@@ -75,8 +75,9 @@ def masked(cfg: MagicConfig | Mapping[str, Any]) -> dict[str, Any]:
 
 def mask_text(text: str, cfg: MagicConfig | None = None) -> str:
     """``text`` without passwords in urls, and without what ``cfg`` has from the environment."""
-    for value in _environment_texts(asdict(cfg)) if cfg is not None else ():
-        text = text.replace(str(value), value.written)
+    for value in texts_in(asdict(cfg)) if cfg is not None else ():
+        if isinstance(value, EnvironmentText):
+            text = text.replace(str(value), value.written)
     return _QUERY.sub(rf"\g<name>{MASK}", _USER.sub(rf"\g<scheme>{MASK}@", text))
 
 
@@ -92,12 +93,13 @@ def _masked(value: Any, key: str = "") -> Any:
     return value
 
 
-def _environment_texts(value: Any) -> Iterator[EnvironmentText]:
-    if isinstance(value, EnvironmentText):
+def texts_in(value: Any) -> Iterator[str]:
+    """All texts of nested mappings and lists, in order; keys are none."""
+    if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping | list | tuple):
         for one in value.values() if isinstance(value, Mapping) else value:
-            yield from _environment_texts(one)
+            yield from texts_in(one)
 
 
 def _pairs(value: Any, raw: Any) -> Iterator[tuple[str, str]]:

@@ -27,7 +27,7 @@ def differences(config: Mapping[str, Any], generation: Mapping[str, Any], tokeni
     own = tokenizer.eos_token_id
     if own is None:
         return []
-    said = [
+    problems = [
         f"{name} has eos_token_id={given.get('eos_token_id')} ({_texts(tokenizer, ends)}), the tokenizer {own} "
         f"({tokenizer.eos_token!r})"
         for name, given in (("config.json", config), (GENERATION, generation))
@@ -36,11 +36,11 @@ def differences(config: Mapping[str, Any], generation: Mapping[str, Any], tokeni
     before, after = _around_answer(tokenizer)
     if after is not None and after != tokenizer.eos_token:
         begins = ", and begins messages with the tokenizer's" if tokenizer.eos_token in before else ""
-        said.append(
+        problems.append(
             f"the chat template ends answers with {after!r}{begins}; the tokenizer's end token (eos_token in "
             f"tokenizer_config.json) is {tokenizer.eos_token!r}"
         )
-    return said
+    return problems
 
 
 def refuse_wrong(config: Mapping[str, Any], folder: Path, tokenizer: Any) -> list[str]:
@@ -51,17 +51,17 @@ def refuse_wrong(config: Mapping[str, Any], folder: Path, tokenizer: Any) -> lis
             begins messages with it. Base models, which were taught no chat, may differ from their template otherwise.
     """
     generation = read_generation(folder)
-    said = differences(config, generation, tokenizer)
+    problems = differences(config, generation, tokenizer)
     named = [ends for given in (config, generation) if (ends := _ids(given))]
     unknown = bool(named) and not any(tokenizer.eos_token_id in ends for ends in named)
     before, after = _around_answer(tokenizer)
-    if said and (unknown or (after is not None and after != tokenizer.eos_token and tokenizer.eos_token in before)):
+    if problems and (unknown or (after is not None and after != tokenizer.eos_token and tokenizer.eos_token in before)):
         raise ConvertError(
             f"{folder}: its files do not agree on the end token:\n"
-            + "\n".join(f"  {line}" for line in said)
+            + "\n".join(f"  {line}" for line in problems)
             + "\nan actor would stop at the wrong token: correct eos_token in tokenizer_config.json, or eos_token_id"
         )
-    return said
+    return problems
 
 
 def read_generation(folder: Path) -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from nemo_magic.actors.errors import ModelError
 from nemo_magic.actors.nemo_archive import CONFIG, extract
+from nemo_magic.config.secrets import texts_in
 from nemo_magic.convert.errors import ConvertError
 from nemo_magic.model_config import ModelConfig
 
@@ -76,7 +77,7 @@ def model_from(keys: Mapping[str, Any], where: str, own: Mapping[str, Any] | Non
         {"tokenizer": {key: value for key, value in tokenizer.items() if value is not None}},
         {key: value for key, value in (own or {}).items() if key in known},
     )
-    for text in _texts(layers):
+    for text in texts_in(layers):
         if "${" in text:
             raise ConvertError(f"{where}: {text!r} refers to something outside of the file; give its value")
     try:
@@ -86,11 +87,3 @@ def model_from(keys: Mapping[str, Any], where: str, own: Mapping[str, Any] | Non
         raise ConvertError(f"{where}: {str(error).splitlines()[0]}") from error
     assert isinstance(model, ModelConfig)
     return model
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for one in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(one)

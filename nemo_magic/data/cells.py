@@ -35,8 +35,8 @@ def text_of(value: Any) -> str | None:
         return _scalar(value)
     if not _is_chat(value):
         return _content(value)
-    asked = [message.get("content") for message in value if message["role"] == "user"]
-    return _content(asked[-1]) if asked else None
+    user_texts = [message.get("content") for message in value if message["role"] == "user"]
+    return _content(user_texts[-1]) if user_texts else None
 
 
 def chat_of(value: Any) -> tuple[Message, ...] | None:
