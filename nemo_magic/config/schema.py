@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, cast
 
 from annotated_types import Ge
@@ -166,7 +166,7 @@ def role_model(cfg: MagicConfig, role: Role | str, steps: int | None = None) -> 
     model = cfg.model
     try:
         if own:
-            merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), asdict(model), own)
+            merged = OmegaConf.merge(OmegaConf.structured(model), own)
             model = cast(ModelConfig, OmegaConf.to_object(merged))
     except (OmegaConfBaseException, ValueError) as error:
         text = concise(error, "model.")
