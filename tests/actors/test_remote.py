@@ -27,7 +27,8 @@ from nemo_magic.net.faults import retry_after
 from nemo_magic.net.limits import RateLimit
 from nemo_magic.net.replicas import Replicas
 from nemo_magic.rollout.remote import RemotePolicy
-from tests.actors.chat_endpoint import Answer, Body, Endpoint, Reply, chat, echo, free_url, says, wait_for
+from tests.actors.chat_endpoint import Answer, Body, Endpoint, Reply, chat, echo, free_url, says
+from tests.waiting import wait_for
 
 
 @pytest.fixture

@@ -27,8 +27,9 @@ from nemo_magic.judge.guards.ensemble import Ensemble
 from nemo_magic.judge.protocol import JudgeItem, JudgeVerdict, make_item
 from nemo_magic.judge.server import JsonLines
 from tests.judge.faulty_server import FaultyServer, answering, honest
-from tests.judge.keyword_guards import KeywordGuard, wait_for
+from tests.judge.keyword_guards import KeywordGuard
 from tests.judge.serving import body, serving
+from tests.waiting import wait_for
 
 CFG = JudgeConfig(server=JudgeServerConfig(max_items=4, max_chars=1000))
 READY = '{"guard": "scripted@1", "answers": ["refusal", "response_safety"], "max_items": 64, "max_chars": 100}'

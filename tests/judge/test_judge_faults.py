@@ -27,7 +27,7 @@ from tests.judge.faulty_server import (
     slow_drip,
     truncated_json,
 )
-from tests.judge.keyword_guards import wait_for
+from tests.waiting import wait_for
 
 SEED = Seed("s", "question", Label.HARMFUL)
 ASK = ("response_safety", "refusal")
