@@ -21,7 +21,6 @@ import talk
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-CONF = HERE / "conf"
 FULL_STEPS = 30
 
 
@@ -170,7 +169,7 @@ class Commands:
             f"actors.{role}.restore_from_path={self.folder}/sft_{role}/weights" for role in ("attacker", "defender")
         ]
         self.run(
-            *(name, "-cd", str(CONF), "-cn", config, f"exp_manager.explicit_log_dir={folder}"),
+            *(name, "-cd", str(HERE), "-cn", config, f"exp_manager.explicit_log_dir={folder}"),
             *([] if name == "sft" else moved),
             *overrides,
             *self.overrides,

@@ -124,7 +124,7 @@ def validate(cfg: MagicConfig, command: str = "train") -> None:
                 cfg.eval.fields() if command == "evaluate" else cfg.rewards.needs() | set(cfg.game.extra_verdict_fields)
             )
             refuse_unanswerable(cfg.judge.guard, cfg.judge.guard_config, fields)
-        except (ValueError, ImportError, AttributeError) as error:
+        except ValueError as error:
             problems.append(str(error) if "judge.guard" in str(error) else f"judge.guard={cfg.judge.guard}: {error}")
     if problems:
         raise ConfigError("\n".join(problems))
