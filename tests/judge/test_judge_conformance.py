@@ -14,8 +14,9 @@ from nemo_magic.cli import main
 from nemo_magic.judge.app import create_app
 from nemo_magic.judge.config import JudgeConfig, JudgeServerConfig
 from nemo_magic.judge.conformance import Check, check_protocol
-from tests.judge.keyword_guards import KeywordGuard, NarrowGuard, wait_for
+from tests.judge.keyword_guards import KeywordGuard, NarrowGuard
 from tests.judge.serving import serving
+from tests.waiting import wait_for
 
 TOKEN = "CONFORMANCE_TOKEN"
 LIMITS = JudgeServerConfig(max_items=16, max_chars=400)
