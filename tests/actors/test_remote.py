@@ -174,6 +174,7 @@ def of_message(message: Body, finish_reason: str = "stop") -> Body:
     return {"choices": [{"message": message, "finish_reason": finish_reason}]}
 
 
+@pytest.mark.slow
 def test_a_reply_without_a_text_is_no_answer_whatever_it_has_instead(endpoint, policy, caplog):
     reasons = ("stop", "length", "tool_calls", "content_filter", "error")
     kinds = [

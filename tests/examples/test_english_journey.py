@@ -23,6 +23,7 @@ def commands(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 8, journey.FULL_STEPS])
 def test_every_command_of_the_journey_takes_its_configuration(tmp_path, commands, steps):
     into = tmp_path / "english"

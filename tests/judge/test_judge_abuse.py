@@ -213,6 +213,7 @@ FORMS: dict[str, Callable[[str], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "form"),
     [(500, "text"), (503, "error"), (429, "text"), (400, "error"), (404, "text"), (401, "error"), (200, "text"),
@@ -266,6 +267,7 @@ def test_a_guard_that_fails_on_a_text_shows_it_in_the_log_only_where_texts_are_l
     assert "in judge" in log
 
 
+@pytest.mark.slow
 def test_a_task_whose_error_nobody_read_does_not_show_it(caplog: pytest.LogCaptureFixture) -> None:
     words = "-".join(("secret", "1"))  # a traceback shows the line of code
 
