@@ -16,7 +16,7 @@ from nemo_magic.config.eval_config import EvalConfig
 from nemo_magic.config.experiment import ExpManagerConfig, SFTConfig
 from nemo_magic.config.hardware import HardwareConfig, PlanConfig
 from nemo_magic.config.serving import ServeConfig
-from nemo_magic.config_checks import CheckedConfig, Fraction, OneOf, PositiveFloat, PositiveInt
+from nemo_magic.config_checks import CheckedConfig, Fraction, OneOf, PositiveFloat32, PositiveInt
 from nemo_magic.data.seeds import DataConfig
 from nemo_magic.game.alarms import AlarmsConfig
 from nemo_magic.game.episode import VERDICT_FIELDS, Role
@@ -41,7 +41,7 @@ class TrainerConfig(CheckedConfig):
     devices: int = 1
     accelerator: Annotated[str, OneOf("gpu", "cpu")] = "gpu"
     precision: Annotated[str, OneOf("bf16", "32")] = "bf16"
-    gradient_clip_val: PositiveFloat = 1.0
+    gradient_clip_val: PositiveFloat32 = 1.0
 
 
 @dataclass

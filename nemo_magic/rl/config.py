@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from annotated_types import Ge
+from annotated_types import Interval
 
-from nemo_magic.config_checks import CheckedConfig, NonNegativeFloat, OneOf, PositiveFloat, PositiveInt
+from nemo_magic.config_checks import FLOAT32_MAX, CheckedConfig, NonNegativeFloat32, OneOf, PositiveFloat32, PositiveInt
 
 
 @dataclass
@@ -30,15 +30,15 @@ class GRPOConfig(CheckedConfig):
     KEY: ClassVar[str] = "grpo"
 
     ratio_clip_low: float = 0.2
-    ratio_clip_high: NonNegativeFloat = 0.2
-    kl_beta: NonNegativeFloat = 0.0
+    ratio_clip_high: NonNegativeFloat32 = 0.2
+    kl_beta: NonNegativeFloat32 = 0.0
     kl_estimator: Annotated[str, OneOf("k1", "k2", "k3")] = "k3"
     aggregation: Annotated[str, OneOf("token", "sequence")] = "token"
     truncated: Annotated[str, OneOf("keep", "mask", "drop")] = "keep"
     minibatches: PositiveInt = 1
     scale_by_std: bool = True
-    tis_clip: Annotated[float, Ge(1)] | None = None
-    skip_grad_norm: PositiveFloat | None = None
+    tis_clip: Annotated[float, Interval(ge=1, le=FLOAT32_MAX)] | None = None
+    skip_grad_norm: PositiveFloat32 | None = None
     max_skipped_updates: PositiveInt = 5
 
     def __post_init__(self) -> None:
