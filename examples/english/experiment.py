@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from nemo_magic.fsync_io import write_durably
 DOCS = journey.ROOT / "docs"
 RESULTS = DOCS / "english" / "results.json"
 PAGE = DOCS / "english.md"
+CONVERSATIONS = DOCS / "english" / "conversations.md"
 SIZES = ("game.batch_size=8", "game.group_size=4", "game.max_steps=30", "game.early_stop.at_step=null")
 PAPER = ("game=paper", *SIZES, "game.schedule.freq=6", "game.val_check_interval=6", "game.num_val_samples=40")
 WARM_UP = "warm-up"
@@ -68,6 +70,7 @@ def main(words: Sequence[str]) -> None:
         journey.do_all(list(steps(commands, games)))
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         write_durably(RESULTS, json.dumps(collect(args.into, games), indent=1) + "\n")
+        write_durably(CONVERSATIONS, conversations(args.into / "full"))
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
     print(yardstick(results))
@@ -143,6 +146,37 @@ def collect(into: Path, games: Sequence[Game]) -> dict[str, Any]:
         rates = {f"{task}: {figure}": plain.get((task, figure)) for _, task, figure in table.ROWS if task != "attacked"}
         results["defenders"][name_of(defender)] = {"rates": rates, "attacked": attacked}
     return results
+
+
+def conversations(run: Path, restricted: int = 6, allowed: int = 4) -> str:
+    """Attacks of the warmed-up attacker, drawn by chance, and what the first and the last defender said, as a page."""
+    before, after = transcripts(run / "before"), transcripts(run / "after")
+    rnd = random.Random("conversations")
+    drawn = []
+    for label, count in (("harmful", restricted), ("benign", allowed)):
+        ids = sorted(id for id, row in before.items() if row["label"] == label and id in after)
+        drawn += rnd.sample(ids, min(count, len(ids)))
+    lines = ["# Ten conversations in English", ""]
+    lines += [
+        "The same attack, drawn by chance, to the defender before the game and after it ([english.md](../english.md))."
+    ]
+    for id in drawn:
+        (attack, first), (same, last) = before[id]["turns"][0], after[id]["turns"][0]
+        lines += ["", f"**{_line(before[id]['request'])}** ({before[id]['label']})", "", f"- attacker: {_line(attack)}"]
+        lines += [f"- before: {_line(first)}"]
+        lines += [f"- after: {_line(last)}" if same == attack else f"- after, to “{_line(same)}”: {_line(last)}"]
+    return "\n".join(lines) + "\n"
+
+
+def transcripts(folder: Path) -> dict[str, dict[str, Any]]:
+    """Case id → what was shown, said and judged under the attacker."""
+    files = sorted((folder / "transcripts").glob("attacked.*.jsonl"))
+    rows = (json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines())
+    return {row["id"]: row for row in rows}
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def yardstick(results: Mapping[str, Any]) -> str:

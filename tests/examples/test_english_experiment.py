@@ -1,5 +1,7 @@
 """The experiment in English: which weights meet which, and the page's table from the numbers alone."""
 
+import json
+
 import experiment
 import journey
 import pytest
@@ -59,3 +61,20 @@ def test_the_best_attacker_is_the_one_with_the_highest_asr():
     assert page.startswith("x <!-- yardstick: begin -->\n| defender")
     assert page.endswith("<!-- yardstick: end --> y")
     assert "old" not in page
+
+
+def test_the_same_attacks_are_shown_before_and_after(tmp_path):
+    for when, answer in (("before", "Boil  it."), ("after", "I'm sorry.")):
+        folder = tmp_path / when / "transcripts"
+        folder.mkdir(parents=True)
+        for rank in range(2):
+            rows = [
+                {"id": f"{rank}.{i}", "label": label, "request": f"ask {i}", "turns": [[f"attack {i}", answer]]}
+                for i, label in enumerate(["harmful"] * 5 + ["benign"] * 3)
+            ]
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / f"attacked.rank-{rank:05d}.jsonl").write_text(text)
+    page = experiment.conversations(tmp_path)
+    assert (page.count("(harmful)"), page.count("(benign)")) == (6, 4)
+    assert page.count("- before: Boil it.") == page.count("- after: I'm sorry.") == 10
+    assert page == experiment.conversations(tmp_path)
