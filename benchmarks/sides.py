@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,8 +29,8 @@ class Side:
     """A running side. A context manager that ends it.
 
     ``python``: the interpreter, of an environment that has what this side needs. ``options``: ``prompt``, ``length``
-    (tokens of a prompt and of a response), ``micro`` (rows of a micro batch), ``rows`` and ``group`` (a step's responses,
-    and those of each prompt), ``steps``.
+    (tokens of a prompt and of a response), ``micro`` (rows of a micro batch), ``rows`` and ``group`` (a step's
+    responses, and those of each prompt), ``steps``.
     """
 
     def __init__(self, name: str, folder: Path, options: dict[str, int], python: str = sys.executable) -> None:
@@ -64,8 +65,8 @@ class Side:
 
 
 def compare(sides: Sequence[Side], clock: str, repeats: int, task: str, **numbers: int) -> dict[str, dict[str, Any]]:
-    """Median, least and greatest seconds of a task on each side, in turn, after a round that counts for nothing, and the
-    highest memory. ``clock``: ``seconds`` or ``cpu_seconds``."""
+    """Median, least and greatest seconds of a task on each side, in turn, after a round that counts for nothing, and
+    the highest memory. ``clock``: ``seconds`` or ``cpu_seconds``."""
     measured: dict[str, list[dict[str, Any]]] = {side.name: [] for side in sides}
     for repeat in range(repeats + 1):
         for side in sides:
@@ -83,8 +84,9 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {"median": median(values), "min": min(values), "max": max(values), "count": len(values)}
 
 
+@cache
 def prompt_texts(tokenizer: Any, rows: int, length: int) -> list[str]:
-    """Different prompts of exactly ``length`` tokens.
+    """Different prompts of exactly ``length`` tokens; they are found once, in a round that counts for nothing.
 
     Raises:
         ValueError: too few words of the vocabulary are one token.
@@ -108,6 +110,7 @@ def prompt_texts(tokenizer: Any, rows: int, length: int) -> list[str]:
     return texts
 
 
+@cache
 def prompt_ids(tokenizer: Any, rows: int, length: int, group: int = 1) -> list[tuple[int, ...]]:
     """The ids of such prompts, each ``group`` times in a row."""
     texts = prompt_texts(tokenizer, -(-rows // group), length)

@@ -13,7 +13,8 @@ Every figure is a median over the steps of a phase, except the attacks of our de
 first step for the whole phase, and their seconds are divided by its steps. ``other`` is what remains of a step.
 
 With ``--hf`` one update alone is measured, with the weights of a Hugging Face folder: our GRPO update beside
-transformers with torch's Adam on the likelihood of the same tokens, each in a process of its own, with its highest memory.
+transformers with torch's Adam on the likelihood of the same tokens, each in a process of its own, with its highest
+memory.
 """
 
 from __future__ import annotations
