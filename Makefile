@@ -143,7 +143,7 @@ lock:
 	rm -rf $(VENV)-lock
 
 clean:
-	rm -rf $(VENV) $(VENV)-lock $(ENGINES) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-lock $(VENV)-peers $(ENGINES) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
