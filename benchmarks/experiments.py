@@ -41,8 +41,14 @@ def main(words: Sequence[str]) -> None:
         "--out", type=Path, default=RESULTS, help="where the numbers are put (docs/experiments/results.json)"
     )
     parser.add_argument("--pages", action="store_true", help="play nothing, write pages and pictures from the numbers")
+    parser.add_argument("--objective", action="store_true", help="one game with each option of docs/objective.md alone")
     args, overrides = parser.parse_known_args(words)
     figures.settle()
+    if args.objective:
+        from objective import table
+
+        print(table(args.into, overrides))
+        return
     if not args.pages:
         if FULL not in args.arms:
             parser.error(

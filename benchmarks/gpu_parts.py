@@ -23,8 +23,9 @@ import torch
 from nemo_magic.actors.config import SamplingConfig
 from nemo_magic.actors.optimizer_offload import Offload
 from nemo_magic.actors.sampling import sample_tokens, uniform_draws
+from nemo_magic.rl.aggregation import Normalizer
 from nemo_magic.rl.config import GRPOConfig
-from nemo_magic.rl.loss import LossInputs, Normalizer, grpo_loss
+from nemo_magic.rl.loss import LossInputs, grpo_loss
 
 GIB = float(1 << 30)
 

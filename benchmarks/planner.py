@@ -119,8 +119,8 @@ def _training(load: Load, cfg: MagicConfig, player: TrainablePolicy, steps: int)
     import random
 
     from nemo_magic.actors.distributed import World
+    from nemo_magic.rl.aggregation import Normalizer
     from nemo_magic.rl.batch import Row
-    from nemo_magic.rl.loss import Normalizer
     from nemo_magic.training.trainer import grpo_objective
 
     world, draw = World.current(), random.Random(0)

@@ -25,6 +25,7 @@ from nemo_aligner.utils.train_utils import clip_gradients, set_eval, set_sync_fu
 from nemo_aligner.utils.utils import cpu_weight_swap
 from omegaconf import DictConfig
 
+from nemo_magic.actors.entropy import next_token_entropy
 from nemo_magic.actors.errors import NotFiniteError
 from nemo_magic.actors.output_positions import output_from
 from nemo_magic.actors.tokenizer import ChatTokenizer
@@ -44,8 +45,9 @@ class Objective:
     metrics: dict[str, tuple[Any, Any]]
 
 
-LossFunction = Callable[[torch.Tensor, MicroBatch], Objective]
-"""(log-probabilities [b, S-1] at the sampling temperature, microbatch) → Objective."""
+LossFunction = Callable[..., Objective]
+"""(log-probabilities [b, S-1] at the sampling temperature, microbatch) → Objective; where the entropy was asked for, it
+is the third argument [b, S-1]."""
 
 
 class MagicActor(MegatronGPTActorModel):
@@ -67,11 +69,14 @@ class MagicActor(MegatronGPTActorModel):
 
     # --- learning
 
-    def accumulate(self, batches: Sequence[MicroBatch], loss: LossFunction, observe: bool = False) -> Metrics:
+    def accumulate(
+        self, batches: Sequence[MicroBatch], loss: LossFunction, observe: bool = False, with_entropy: bool = False
+    ) -> Metrics:
         """Forward and backward over ``batches``, gradients reduced over data-parallel ranks; no optimizer step.
 
         Every rank must bring the same number of microbatches. Returns metrics summed over microbatches and ranks; with
         ``observe`` also ``entropy`` and ``neg_logprob_minus_entropy`` of the policy at the tokens that train.
+        ``with_entropy``: the loss is given the entropy of the policy too, with its gradient.
         """
         # The schedule divides by the microbatches and the gradient reduction by the ranks; the loss is a global mean
         # already.
@@ -82,8 +87,9 @@ class MagicActor(MegatronGPTActorModel):
 
             def loss_of(logits: torch.Tensor) -> tuple[torch.Tensor, dict[str, tuple[Any, Any]]]:
                 logprobs = self._token_logprobs(logits, batch.tokens)
-                objective = loss(logprobs, batch)
-                observed = self._observed(logits, logprobs, batch) if observe else {}
+                entropy = self._entropy(logits, batch) if with_entropy else None
+                objective = loss(logprobs, batch) if entropy is None else loss(logprobs, batch, entropy)
+                observed = self._observed(logits, logprobs, batch, entropy) if observe else {}
                 return objective.loss * scale, objective.metrics | observed
 
             return self._forward(model, batch, batch.first), loss_of
@@ -204,14 +210,20 @@ class MagicActor(MegatronGPTActorModel):
         targets = tokens[:, first + 1 :].cuda(non_blocking=True).contiguous()
         return torch.nn.functional.pad(-vocab_parallel_cross_entropy(scaled, targets), (first, 0))
 
+    def _entropy(self, logits: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+        """[b, S-1] entropies of the next token, from the logits of the last positions; 0 where there are none."""
+        first = batch.tokens.size(1) - logits.size(1)
+        return torch.nn.functional.pad(next_token_entropy(logits[:, :-1], self._temperature), (first, 0))
+
     @torch.no_grad()
-    def _observed(self, logits: torch.Tensor, logprobs: torch.Tensor, batch: MicroBatch) -> dict[str, tuple[Any, Any]]:
+    def _observed(
+        self, logits: torch.Tensor, logprobs: torch.Tensor, batch: MicroBatch, entropy: torch.Tensor | None
+    ) -> dict[str, tuple[Any, Any]]:
         """``entropy``: of the next token, in nats, at the sampling temperature. ``neg_logprob_minus_entropy``: by how
         much less likely the sampled tokens are than the policy's own samples would be on average, ``-log π(token) -
         H(π)``; around 0 where the generator samples from the policy, whatever engine it is."""
         mask = batch.mask.to(logprobs.device)
-        first = mask.size(1) + 1 - logits.size(1)
-        spread = torch.nn.functional.pad(_entropy(logits[:, :-1], self._temperature), (first, 0))
+        spread = self._entropy(logits, batch) if entropy is None else entropy
         count = mask.sum()
         return {
             "entropy": ((spread * mask).sum(), count),
@@ -270,20 +282,3 @@ def _likeliest(
     )
     values, order = values.topk(top)
     return values, ids.gather(-1, order).long()
-
-
-def _entropy(logits: torch.Tensor, temperature: float, at_once: int = 512) -> torch.Tensor:
-    """[b, S] entropies in nats of vocabulary-parallel ``logits`` [b, S, V / TP]; about ``at_once`` tokens at a time,
-    since several copies of their logits are made."""
-    group = parallel_state.get_tensor_model_parallel_group()
-    entropies = []
-    for part in logits.split(max(1, at_once // logits.size(0)), dim=1):
-        scaled = part.float() / temperature
-        largest = scaled.amax(dim=-1)
-        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group=group)
-        scaled = scaled - largest[..., None]
-        weights = scaled.exp()
-        sums = torch.stack([weights.sum(dim=-1), (weights * scaled).sum(dim=-1)])
-        torch.distributed.all_reduce(sums, group=group)
-        entropies.append(sums[0].log() - sums[1] / sums[0])
-    return torch.cat(entropies, dim=1)

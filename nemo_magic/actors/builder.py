@@ -19,9 +19,9 @@ from nemo_aligner.utils.train_script_utils import (
     init_distributed,
     init_using_ptl,
 )
-from nemo_aligner.utils.utils import retrieve_model_state_dict_in_cpu
 from omegaconf import DictConfig, OmegaConf
 
+from nemo_magic.actors import reference
 from nemo_magic.actors.actor import MagicActor
 from nemo_magic.actors.errors import ModelError
 from nemo_magic.actors.trainable import TrainablePolicy
@@ -41,12 +41,14 @@ def build_policy(
     trainer: TrainerConfig,
     seed: int,
     keep_reference: bool = False,
+    moves_reference: bool = False,
 ) -> TrainablePolicy:
     """Build one role's actor in the present world, starting the process group if nobody has.
 
     Args:
         model: the role's resolved Megatron configuration.
         keep_reference: keep a host copy of the starting weights as π_ref.
+        moves_reference: it follows the policy.
 
     Raises:
         FileNotFoundError: ``actors.<role>.restore_from_path`` names nothing to load.
@@ -72,9 +74,11 @@ def build_policy(
     rows: Any = list(range(cfg.model.global_batch_size))
     init_using_ptl(lightning, built, torch.utils.data.DataLoader(rows, batch_size=len(rows)), rows)
     if keep_reference:
-        built.init_policy_state_dict = retrieve_model_state_dict_in_cpu(built, megatron_amp_O2=model.megatron_amp_O2)
+        reference.keep_reference(built, moves_reference)
     optimizer, scheduler = extract_optimizer_scheduler_from_ptl_model(built)
-    return TrainablePolicy(role, built, optimizer, scheduler, trainer.gradient_clip_val)
+    return TrainablePolicy(
+        role, built, optimizer, scheduler, trainer.gradient_clip_val, moves_reference=moves_reference
+    )
 
 
 def _quieten() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from nemo_magic.actors.actor import LossFunction, MagicActor, Metrics
 from nemo_magic.actors.optimizer_offload import Offload
 from nemo_magic.actors.rank_group import RankGroup
+from nemo_magic.actors.reference import move_reference
 from nemo_magic.game.episode import Role
 from nemo_magic.rl.batch import MicroBatch, Row, logprob_names, microbatch_count, microbatches
 
@@ -27,6 +28,8 @@ class TrainablePolicy:
     """A role's actor, its optimizer and its learning-rate schedule.
 
     ``skipped_updates``: how many updates in a row were not made, because the gradient was not finite or too large.
+    ``moves_reference``: its reference policy follows it, and is saved with it; ``reference_age``: for how many of its
+    steps the reference has stood still.
     """
 
     role: Role
@@ -35,24 +38,39 @@ class TrainablePolicy:
     scheduler: Any
     max_grad_norm: float
     skipped_updates: int = 0
+    moves_reference: bool = False
+    reference_age: int = 0
     _offload: Offload = field(default_factory=Offload)
 
     def learn(
-        self, batches: list[MicroBatch], loss: LossFunction, skip_norm: float | None = None, observe: bool = False
+        self,
+        batches: list[MicroBatch],
+        loss: LossFunction,
+        skip_norm: float | None = None,
+        observe: bool = False,
+        with_entropy: bool = False,
     ) -> UpdateResult:
         """One optimizer step on ``batches``, unless the gradient is not finite or longer than ``skip_norm``.
 
-        ``observe``: the metrics hold ``entropy`` and ``neg_logprob_minus_entropy`` too.
+        ``observe``: the metrics hold ``entropy`` and ``neg_logprob_minus_entropy`` too. ``with_entropy``: as in
+        ``MagicActor.accumulate``.
 
         Raises:
             FloatingPointError: an optimizer that clips inside its own step used a gradient that is not finite; its
                 weights are lost.
         """
         self.optimizer.zero_grad()
-        metrics = self.actor.accumulate(batches, loss, observe)
+        metrics = self.actor.accumulate(batches, loss, observe, with_entropy)
         made, norm = self.actor.apply_gradients(self.optimizer, self.scheduler, self.max_grad_norm, skip_norm)
         self.skipped_updates = 0 if made else self.skipped_updates + 1
         return UpdateResult(made, metrics, norm)
+
+    def follow_with_reference(self, every: int, mix: float) -> None:
+        """The policy has learned in one more step; after ``every`` of them its reference moves by the share ``mix``."""
+        self.reference_age += 1
+        if self.reference_age >= every:
+            move_reference(self.actor, mix)
+            self.reference_age = 0
 
     def offload_optimizer(self) -> None:
         """Another policy learns: gradients are freed, and the optimizer's state moves to host memory."""

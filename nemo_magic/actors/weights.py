@@ -23,6 +23,7 @@ from nemo_magic.actors.distributed import World
 from nemo_magic.actors.errors import ModelError
 from nemo_magic.actors.nemo_archive import extract
 from nemo_magic.actors.rank_group import run_on_all
+from nemo_magic.actors.reference import install_reference, sharded_reference
 from nemo_magic.compat.restricted_pickle import UnsafeWeightsError, only_weights
 from nemo_magic.fsync_io import sync_folder
 
@@ -152,7 +153,8 @@ def load_weights(actor: MagicActor, folder: str | Path) -> None:
 
 
 def save_policies(trainable: Mapping[str, TrainablePolicy], folder: Path) -> AsyncRequest:
-    """Begin to write weights, optimizer and learning-rate schedule of every policy into the empty ``folder``.
+    """Begin to write weights, optimizer, learning-rate schedule and, where it moves, the reference of every policy into
+    the empty ``folder``.
 
     What is still to do when this returns is in the request: writing files, which may happen in a forked process while
     they learn on, and finalizing, which all ranks do together after that.
@@ -173,6 +175,8 @@ def load_policies(trainable: Mapping[str, TrainablePolicy], folder: Path) -> Non
             _install_weights(policy.actor, state[name]["weights"])
             policy.optimizer.load_state_dict(state[name]["optimizer"])
             policy.scheduler.load_state_dict(state[name]["scheduler"])
+            if policy.moves_reference:
+                install_reference(policy.actor, state[name]["reference"])
 
 
 @contextmanager
@@ -202,6 +206,8 @@ def sharded_bytes(trainable: Mapping[str, TrainablePolicy]) -> tuple[int, int]:
     copied = sharded = 0
     for policy in trainable.values():
         copied += _bytes(list(policy.actor.parameters()))
+        if policy.moves_reference:
+            copied += _bytes(policy.actor.init_policy_state_dict)
         moments = _bytes(policy.optimizer.state_dict())
         if policy.actor.with_distributed_adam:
             sharded += moments
@@ -249,6 +255,8 @@ def _sharded_state(name: str, policy: TrainablePolicy, is_loading: bool = False)
         "optimizer": strategy.optimizer_sharded_state_dict(is_loading=is_loading),
         "scheduler": policy.scheduler.state_dict(),
     }
+    if policy.moves_reference:
+        state["reference"] = sharded_reference(policy.actor)
     add_prefix_for_sharding(state, f"{name}.")
     return state
 

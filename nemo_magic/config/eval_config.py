@@ -80,6 +80,8 @@ class EvalTaskConfig(CheckedConfig):
 class EvalConfig(CheckedConfig):
     """``nemo-magic evaluate``: the defender on benchmarks, at temperature 0.
 
+    ``protocol``: ``magic`` measures as the published evaluation code does, ``strict`` as docs/evaluation.md argues; the
+    published figures are of the first, and appear beside it only.
     ``model``: what the results call the defender; where the paper has figures of that model they stand beside.
     ``max_judged_tokens``: of an answer, the judge is shown this many tokens, the defender's own.
     ``extra_verdict_fields``: fields of the verdict to ask for beside those that the figures need. ``chunk_size``:
@@ -92,6 +94,7 @@ class EvalConfig(CheckedConfig):
     KEY: ClassVar[str] = "eval"
 
     tasks: dict[str, EvalTaskConfig] = field(default_factory=dict)
+    protocol: Annotated[str, OneOf("strict", "magic")] = "strict"
     model: str | None = None
     max_judged_tokens: PositiveInt = 512
     extra_verdict_fields: list[str] = field(default_factory=list)
@@ -148,6 +151,8 @@ class EvalConfig(CheckedConfig):
             for figure in self.benchmark(task).figures
             if figure.metric is not Metric.USEFUL or figure.metric.field in self.extra_verdict_fields
         ]
+        if self.protocol == "strict":
+            figures = [replace(figure, published=None, magic=None) for figure in figures]
         if options.attacker != "none" or options.answers == "file" or self.defence.kind != "none":
             figures = [replace(figure, published=None) for figure in figures]
         if (count := options.attack_count) > 1:
@@ -157,7 +162,7 @@ class EvalConfig(CheckedConfig):
 
     def fields(self) -> frozenset[str]:
         """Fields of the verdict that are asked for."""
-        needed = {figure.metric.field for task in self.tasks_with_file for figure in self.figures(task)}
+        needed = {figure.field for task in self.tasks_with_file for figure in self.figures(task)}
         if self.defence.asks_judge:
             needed.add(Metric.ASR.field)
         return frozenset(needed | set(self.extra_verdict_fields))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from nemo_magic.data.catalogue import BENCHMARKS
 from nemo_magic.data.errors import DataError
 
 _MAX_NAMED = 5
+_SUPERSEDED = ("previous_versions",)
 FORMATS = ("csv", "tsv", "json", "jsonl", "parquet")
 
 
@@ -37,7 +39,7 @@ def with_files(cfg: EvalConfig) -> EvalConfig:
     tasks = {}
     for name, task in cfg.tasks.items():
         if task.file is None and cfg.benchmark_name(name) in BENCHMARKS:
-            matches = _matching(paths, usual_names(cfg.benchmark_name(name)))
+            matches = _distinct(folder, _matching(paths, usual_names(cfg.benchmark_name(name))))
             if len(matches) > 1:
                 more = [f"{len(matches) - _MAX_NAMED} more"] if len(matches) > _MAX_NAMED else []
                 raise DataError(
@@ -64,10 +66,21 @@ def _describe_names(cfg: EvalConfig, task: str) -> list[str]:
     return [*BENCHMARKS[name].files, f"{name}.csv (or {', '.join(FORMATS[1:])})"]
 
 
+def _distinct(folder: Path, paths: Sequence[str]) -> list[str]:
+    """One path of each content: equal copies are one file, of which the one with the most files beside it is taken, as
+    a benchmark in two halves has."""
+    if len(paths) < 2:
+        return list(paths)
+    copies: dict[str, list[str]] = {}
+    for path in paths:
+        copies.setdefault(hashlib.blake2b((folder / path).read_bytes()).hexdigest(), []).append(path)
+    return [max(same, key=lambda path: len(list((folder / path).parent.iterdir()))) for same in copies.values()]
+
+
 def _files_below(folder: Path) -> Iterator[str]:
-    """Paths of files relative to ``folder``; hidden folders are left out."""
+    """Paths of files relative to ``folder``; hidden folders are left out, and those of superseded versions."""
     for above, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".") and name.lower() not in _SUPERSEDED]
         yield from (Path(above, name).relative_to(folder).as_posix() for name in files)
 
 

@@ -103,6 +103,13 @@ class SeedSampler:
         random.Random(f"{self._seed}/batch/{step}").shuffle(batch)
         return batch
 
+    def more(self, step: int, number: int, count: int) -> list[Seed]:
+        """``count`` further seeds of ``step``, in its refill ``number``: drawn with the batch's share of each label,
+        from all seeds."""
+        draw = random.Random(f"{self._seed}/refill/{step}/{number}")
+        labels = draw.choices(list(self._counts), weights=list(self._counts.values()), k=count)
+        return [draw.choice(self._pools[label]) for label in labels]
+
     def _of_label(self, label: Label, step: int) -> list[Seed]:
         count, pool = self._counts[label], self._pools[label]
         seeds = []

@@ -15,7 +15,8 @@ class Example:
     ``turns``: the user's messages. ``request``: what is really asked for, where the row tells it apart from how it is
     asked. ``label`` and ``adversarial`` are None where the row does not say. ``behaviour`` groups examples for
     any-of-N; without one an example is its own group. ``replies``: what another model answered, turn by turn, where the
-    row has it. ``attempt_of``: the id of the example that this is one of several attacks on.
+    row has it. ``judged_as``: what the judge is shown in the place of the last message; empty: that message.
+    ``attempt_of``: the id of the example that this is one of several attacks on.
     """
 
     id: str
@@ -28,6 +29,7 @@ class Example:
     adversarial: bool | None = None
     replies: tuple[str, ...] = ()
     attempt_of: str = ""
+    judged_as: str = ""
 
     @property
     def seed(self) -> Seed | None:

@@ -21,9 +21,6 @@ from nemo_magic.evaluation.red_teaming import READERS, deduplicate_attacks, keep
 from nemo_magic.game.episode import Label
 from nemo_magic.rollout.response_cache import cache_key
 
-MAX_TURNS = 3
-"""X-Teaming's longest plan."""
-
 
 @dataclass(frozen=True)
 class LoadedExamples:
@@ -39,10 +36,16 @@ class LoadedExamples:
 
 
 def load_benchmark(
-    name: str, path: str | Path, key: str = "file", limit: int | None = None, with_replies: bool = False
+    name: str,
+    path: str | Path,
+    key: str = "file",
+    limit: int | None = None,
+    with_replies: bool = False,
+    as_published: bool = False,
 ) -> LoadedExamples:
-    """Read a benchmark's file. ``limit`` keeps so many examples, labels taking turns. ``with_replies``: of a
-    red-teaming tool's file, take the recorded answers too, and not the attacks alone.
+    """Read a benchmark's file, and the other half where it is one of two. ``limit`` keeps so many examples, labels
+    taking turns. ``with_replies``: of a red-teaming tool's file, take the recorded answers too, and not the attacks
+    alone. ``as_published``: ask and judge as the published evaluation code does (docs/evaluation.md#protocols).
 
     A blank label is unknown: the example is kept, counts in no figure, and is reported. A row is its text and its
     place: where its id came before, its place is added to it. Equal texts are kept, as the published figures have them,
@@ -61,10 +64,17 @@ def load_benchmark(
         recorded = READERS[benchmark.reader](columns, stream.rows, report, notes)
         examples = (keep_answered if with_replies else deduplicate_attacks)(recorded, report)
     else:
-        read = {"rows": _read_rows, "cases": _read_test_cases, "plans": _read_plans}[benchmark.reader]
-        examples = list(read(benchmark, stream, report, name))
+        read = READERS_OF_ROWS[benchmark.reader]
+        halves = _halves(benchmark, stream)
+        examples = [] if halves else list(read(benchmark, stream, report, name, as_published))
+        for part, label in halves.items():
+            half = replace(benchmark, label=label, required=("text",), columns=_without_label(benchmark))
+            rows = _read_rows(half, stream_table(part, report, key), report, name, as_published)
+            examples += [replace(example, id=f"{part.stem}/{example.id}") for example in rows]
+        notes += [f"{' and '.join(part.name for part in halves)} are read together"] if len(halves) > 1 else []
     if not examples:
         raise DataError(f"{key}: no row of {path} can be used as {benchmark.title}; {report}")
+    _refuse_others(name, examples, path, key)
     examples = _told_apart(examples, report)
     attempts = max(figure.attempts for figure in benchmark.figures)
     if attempts and len(sample := _sample_plans(examples, attempts)) < len(examples):
@@ -79,6 +89,30 @@ def load_benchmark(
         alternating = (example for row in zip_longest(*by_label) for example in row if example is not None)
         examples = list(islice(alternating, limit))
     return LoadedExamples(name, examples, report, notes)
+
+
+def _halves(benchmark: Benchmark, stream: RowStream) -> dict[Path, Label]:
+    """The files that lie beside each other without a label column, and what each one's rows are; none where the
+    benchmark is one file."""
+    if stream.path.name.lower() not in benchmark.halves or stream.has(benchmark.columns["label"]):
+        return {}
+    beside = {path.name.lower(): path for path in sorted(stream.path.parent.iterdir())}
+    return {beside[name]: label for name, label in benchmark.halves.items() if name in beside}
+
+
+def _without_label(benchmark: Benchmark) -> dict[str, tuple[str, ...]]:
+    return {name: aliases for name, aliases in benchmark.columns.items() if name != "label"}
+
+
+def _refuse_others(name: str, examples: Sequence[Example], path: str | Path, key: str) -> None:
+    """Two files of one shape are told apart by their published numbers of rows."""
+    for pair in _OF_ONE_SHAPE:
+        for other in pair - {name} if name in pair else ():
+            if len(examples) == BENCHMARKS[other].expected["rows"] != BENCHMARKS[name].expected["rows"]:
+                raise DataError(
+                    f"{key}: {path} has the {len(examples)} rows of {BENCHMARKS[other].title}, and not the "
+                    f"{BENCHMARKS[name].expected['rows']} of {BENCHMARKS[name].title}"
+                )
 
 
 def _told_apart(examples: Sequence[Example], report: DropReport) -> list[Example]:
@@ -110,6 +144,11 @@ def _map_columns(benchmark: Benchmark, stream: RowStream, name: str) -> dict[str
     """Field of an example → its column in this file."""
     if stream.document is not None:
         raise DataError(f"{stream.path} holds one JSON object, and {name} ({benchmark.title}) is a list of rows")
+    for column, what in benchmark.others.items():
+        if stream.has((column,)):
+            raise DataError(
+                f"{stream.path} is no file of {name} ({benchmark.title}): it is {what}, by its column {column}"
+            )
     columns, missing = {}, []
     for field_name, aliases in benchmark.columns.items():
         if stream.has(aliases):
@@ -124,18 +163,25 @@ def _map_columns(benchmark: Benchmark, stream: RowStream, name: str) -> dict[str
     return columns
 
 
-def _read_rows(benchmark: Benchmark, stream: RowStream, report: DropReport, name: str) -> Iterator[Example]:
+def _read_rows(
+    benchmark: Benchmark, stream: RowStream, report: DropReport, name: str, as_published: bool = False
+) -> Iterator[Example]:
     columns = _map_columns(benchmark, stream, name)
     fixed, rows_seen = benchmark.label, set[tuple[str, str]]()
     text_column, id_column = columns["text"], columns.get("id")
     label_column, flag_column = columns.get("label"), columns.get("adversarial")
     names = [(key, columns[key]) for key in ("category", "method", "behaviour") if key in columns]
-    request_column, context_column = columns.get("request"), columns.get("context")
+    request_column, context_column = columns.get("request"), None if as_published else columns.get("context")
+    annotated = columns.get("harm_label") if as_published else None
     for number, row in enumerate(stream.rows):
         text = read_text(row, text_column, report)
         if text is None:
             continue
         own = name_of(row.get(id_column)) if id_column else ""
+        text = _as_written(row.get(text_column), text)
+        if annotated and not name_of(row.get(annotated)):
+            report.drop(f"empty {annotated}, which the published code leaves out")
+            continue
         if own and (own, text) in rows_seen:
             report.drop("an id and text that came before")
             continue
@@ -159,10 +205,21 @@ def _read_rows(benchmark: Benchmark, stream: RowStream, report: DropReport, name
             # As HarmBench's own direct requests put them together.
             request, text = text, f"{context}\n\n---\n\n{text}"
         flag = _read_flag(row.get(flag_column)) if flag_column else None
-        yield Example(own or str(number), (text,), label, intern(request), adversarial=flag, replies=(), **texts)
+        judged_as = request if as_published and label in benchmark.vanilla else ""
+        told = intern(request), intern(judged_as)
+        yield Example(
+            own or str(number), (text,), label, told[0], adversarial=flag, replies=(), judged_as=told[1], **texts
+        )
 
 
-def _read_test_cases(benchmark: Benchmark, stream: RowStream, report: DropReport, name: str) -> Iterator[Example]:
+def _as_written(cell: Any, text: str) -> str:
+    """The text with the blanks around it, where a cell is nothing else: a benchmark's texts are shown as they are."""
+    return cell if isinstance(cell, str) and cell.strip() == text else text
+
+
+def _read_test_cases(
+    benchmark: Benchmark, stream: RowStream, report: DropReport, name: str, as_published: bool = False
+) -> Iterator[Example]:
     """Rows of BehaviorID, test_case, method; or HarmBench's own nesting, method → BehaviorID → [test_case]."""
     if stream.document is not None:
         rows: Iterator[Mapping[str, Any]] = _flatten_nested(stream.document, report, stream.path)
@@ -182,6 +239,7 @@ def _read_test_cases(benchmark: Benchmark, stream: RowStream, report: DropReport
         if empty := next((key for key in ("behaviour", "method") if not cells[key]), None):
             report.drop(f"empty {empty}")
             continue
+        text = _as_written(row.get(columns["text"]), text)
         behaviour, method = cells["behaviour"], cells["method"]
         number = counts[behaviour, method]
         counts[behaviour, method] += 1
@@ -209,9 +267,10 @@ def _flatten_nested(document: Mapping[str, Any], report: DropReport, path: Path)
                 yield {"behaviour": behaviour, "method": method, "text": text}
 
 
-def _read_plans(benchmark: Benchmark, stream: RowStream, report: DropReport, name: str) -> Iterator[Example]:
-    """One example a plan, wherever it lies in its behaviour's sets of strategies. A plan of more than ``MAX_TURNS`` is
-    dropped: a part of it is not the plan."""
+def _read_plans(
+    benchmark: Benchmark, stream: RowStream, report: DropReport, name: str, as_published: bool = False
+) -> Iterator[Example]:
+    """One example a plan, of any number of turns, wherever it lies in its behaviour's sets of strategies."""
     columns = _map_columns(benchmark, stream, name)
     counts: Counter[str] = Counter()
     for number, row in enumerate(stream.rows):
@@ -239,8 +298,6 @@ def _read_plans(benchmark: Benchmark, stream: RowStream, report: DropReport, nam
             if not turns or len(texts) < len(turns):
                 fault = "a turn that is no text" if None in turns else "an empty turn"
                 report.drop(f"a plan with {fault}" if turns else "a plan without turns")
-            elif len(turns) > MAX_TURNS:
-                report.drop(f"a plan of more than {MAX_TURNS} turns")
             else:
                 example_id = f"{behaviour}/{counts[behaviour]}"
                 counts[behaviour] += 1
@@ -310,6 +367,12 @@ def _compare_with_published(benchmark: Benchmark, examples: Sequence[Example]) -
     if repeated:
         notes.append(f"{repeated} texts came before")
     return notes
+
+
+READERS_OF_ROWS = {"rows": _read_rows, "cases": _read_test_cases, "plans": _read_plans}
+"""By ``Benchmark.reader``."""
+
+_OF_ONE_SHAPE = (frozenset({"or_bench_hard", "or_bench_toxic"}),)
 
 
 def _interned(value: Any) -> str:

@@ -162,7 +162,9 @@ def _played(cfg: MagicConfig, name: str, loaded: LoadedExamples) -> list[Example
 def _load(cfg: MagicConfig, name: str, task: EvalTaskConfig) -> LoadedExamples:
     assert task.file is not None
     key, answered = f"eval.tasks.{name}.file", task.answers == "file"
-    loaded = load_benchmark(cfg.eval.benchmark_name(name), task.file, key, task.limit, answered)
+    loaded = load_benchmark(
+        cfg.eval.benchmark_name(name), task.file, key, task.limit, answered, cfg.eval.protocol == "magic"
+    )
     if task.attacker != "none" and any(len(example.turns) > 1 for example in loaded.examples):
         raise DataError(
             f"eval.tasks.{name}.attacker={task.attacker}: {task.file} holds conversations, and one message is rewritten"

@@ -67,7 +67,7 @@ class TaskRunner:
         self.stats.unanswered.update(each.reason for _, each in unanswered)
         self.stats.messages["judge"] += len(played)
         items = [
-            make_item(str(n), conversation_of(history), ask=self.fields, seed=example.seed)
+            make_item(str(n), conversation_of(_as_judged(example, history)), ask=self.fields, seed=example.seed)
             for n, (example, history) in enumerate(played)
         ]
         verdicts = {}
@@ -157,3 +157,9 @@ def _next_turn(one: Conversation, example: Example) -> AttackPrompt | Ending:
     if len(one.turns) == len(example.turns):
         return Ending.PLAYED
     return AttackPrompt(one.spec, example.turns[len(one.turns)], True, None)
+
+
+def _as_judged(example: Example, history: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The (prompt, reply) pairs that the judge is shown."""
+    *before, (prompt, reply) = history
+    return [*before, (example.judged_as or prompt, reply)]

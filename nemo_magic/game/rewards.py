@@ -7,10 +7,10 @@ the sample leaves its group.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from nemo_magic.config_checks import FLOAT32_MAX
-from nemo_magic.game.episode import Answer, Label, Safety, Seed, Verdict
+from nemo_magic.game.episode import Answer, Episode, Label, Role, Safety, Seed, Verdict
 
 
 @dataclass
@@ -24,7 +24,10 @@ class RewardConfig:
     right is decided by the ``seed``'s label (the paper) or by the judged safety of the rewritten ``prompt`` (the
     published code). ``format_empty_answer``: an empty ``<answer>`` keeps the format (the published code).
     ``format_defender``: ± for the defender's tags, where it reasons first (``game.defender_cot``).
-    ``diversity``: bonus for attacks that differ from their group's others (game/diversity.py).
+    ``diversity``: bonus for attacks that differ from their group's others (game/diversity.py). ``unfinished``: what a
+    role earns with a response that the length limit cut: what it is ``judged`` to be worth, or ``zero``, without a
+    format reward (the published code). ``overlong_penalty``: what a response of the full length loses; the loss begins
+    ``overlong_buffer`` tokens before (game/overlong.py).
     """
 
     harm: float = 1.0
@@ -37,15 +40,33 @@ class RewardConfig:
     format_empty_answer: bool = False
     format_defender: float = 0.0
     diversity: float = 0.0
+    unfinished: str = "judged"
+    overlong_buffer: int = 0
+    overlong_penalty: float = 0.0
 
     def __post_init__(self) -> None:
-        for key in ("harm", "refusal", "format", "help", "intent", "format_defender", "diversity"):
+        for key in (
+            "harm", "refusal", "format", "help", "intent", "format_defender", "diversity", "overlong_penalty",
+        ):  # fmt: skip
             if not getattr(self, key) >= 0:
                 raise ValueError(f"rewards.{key}={getattr(self, key)} must be ≥ 0; its sign is the rule's business")
             if getattr(self, key) > FLOAT32_MAX:
                 raise ValueError(f"rewards.{key}={getattr(self, key)} must be a number that float32 holds")
         if self.refusal_label not in ("seed", "prompt"):
             raise ValueError(f"rewards.refusal_label={self.refusal_label!r} must be one of: seed, prompt")
+        if self.unfinished not in ("judged", "zero"):
+            raise ValueError(f"rewards.unfinished={self.unfinished!r} must be one of: judged, zero")
+        if (self.overlong_penalty > 0) != (self.overlong_buffer > 0) or self.overlong_buffer < 0:
+            raise ValueError(
+                f"rewards.overlong_penalty={self.overlong_penalty} begins rewards.overlong_buffer="
+                f"{self.overlong_buffer} tokens before the limit: give both, or neither"
+            )
+
+    def identity(self) -> dict[str, object]:
+        """What a conversation's rewards depend on, by which a league knows its games again. Options of length that are
+        off are left out, as if there were none."""
+        off = {"unfinished": "judged", "overlong_buffer": 0, "overlong_penalty": 0.0}
+        return {name: value for name, value in asdict(self).items() if name not in off or value != off[name]}
 
     def needs(self) -> frozenset[str]:
         """The verdict fields that the rewards are computed from."""
@@ -124,6 +145,14 @@ def unplayed_attack_reward(config: RewardConfig, seed: Seed, format_ok: bool) ->
     if config.intent_gate:
         parts["intent"] = -config.intent
     return Reward(parts | {"format": _signed(config.format, format_ok)})
+
+
+def unfinished_rewards(config: RewardConfig, episode: Episode) -> dict[Role, Reward]:
+    """Rewards that replace those of a verdict: of each role that wrote a response which the length limit cut, 0 and
+    without any part, where ``rewards.unfinished=zero``."""
+    if config.unfinished != "zero":
+        return {}
+    return {role: Reward({}) for role in Role if not all(message.finished for message in episode.messages_of(role))}
 
 
 def is_unsafe(safety: Safety | None) -> bool | None:

@@ -243,7 +243,7 @@ class PlanEstimate:
             )
         shapes, microbatches = self.mean[learner], self.microbatches * self.updates * game.max_turns
         has_reference, tp = cfg.grpo.kl_beta > 0, self.world.tp
-        forward_passes = int(cfg.grpo.minibatches > 1) + int(has_reference)
+        forward_passes = int(cfg.grpo.needs_old_logprobs) + int(has_reference)
         largest = max(shapes.parameters(stage) for stage in range(shapes.pp))
         parts["logprobs"] = forward_passes * seconds.passes(shapes, hardware, tp, microbatches, False, self.links)
         if has_reference:

@@ -1,5 +1,8 @@
 # ruff: noqa: F722 (axis names in strings)
-"""Rewards to advantages, group by group (MAGIC, arXiv 2602.01539, section 4.1)."""
+"""Rewards to advantages (MAGIC, arXiv 2602.01539, section 4.1): which samples count, and the rule that scores them.
+
+A rule is a file: ``group_baseline``, ``leave_one_out``, ``role_baseline``.
+"""
 
 # No postponed annotations: jaxtyping cannot check the fields of a dataclass that are strings.
 from dataclasses import dataclass
@@ -9,9 +12,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nemo_magic.rl.config import GRPOConfig
-
-ZERO_SPREAD = 1e-6
-"""A group whose rewards have a smaller standard deviation than this teaches nothing: its advantages are all zero."""
+from nemo_magic.rl.group_baseline import group_advantages
+from nemo_magic.rl.groups import GroupStatistics
+from nemo_magic.rl.leave_one_out import leave_one_out_advantages
 
 
 @dataclass(frozen=True)
@@ -19,52 +22,52 @@ class AdvantageInputs:
     """One role's rewards in a list of samples.
 
     ``rewards``: not read where ``has_reward`` is False, and may be NaN there. ``groups``: equal numbers form a group;
-    they need not be sorted or consecutive. ``truncated``: the length limit cut the sample.
+    they need not be sorted or consecutive. ``truncated``: the length limit cut the sample. ``baselines``: the role's
+    own, per sample; needed where ``grpo.baseline=role``.
     """
 
     rewards: Float[Tensor, " sample"]
     groups: Int[Tensor, " sample"]
     has_reward: Bool[Tensor, " sample"]
     truncated: Bool[Tensor, " sample"]
+    baselines: Float[Tensor, " sample"] | None = None
 
 
 @dataclass(frozen=True)
 class Advantages:
-    """``live``: the samples that contribute to the loss. Where a sample is not live, its value is exactly 0."""
+    """``live``: the samples that contribute to the loss. ``teaching``: those of them that have something to say, for
+    their group has spread. Where a sample is not live, its value is exactly 0."""
 
     values: Float[Tensor, " sample"]
     live: Bool[Tensor, " sample"]
+    teaching: Bool[Tensor, " sample"]
 
 
 def rollout_advantages(inputs: AdvantageInputs, config: GRPOConfig) -> Advantages:
-    """``group_advantages`` of a rollout whose truncated samples are treated as ``grpo.truncated`` says."""
-    valid = inputs.has_reward & ~inputs.truncated if config.truncated == "drop" else inputs.has_reward
-    advantages = group_advantages(inputs.rewards, inputs.groups, valid, config.scale_by_std)
-    if config.truncated != "mask":
-        return advantages
-    values = torch.where(inputs.truncated, 0.0, advantages.values)
-    return Advantages(values, advantages.live & ~inputs.truncated)
+    """Advantages by ``grpo.baseline``, whose truncated samples are treated as ``grpo.truncated`` says.
 
+    A sample without a reward is not live. A group of fewer than two samples with one, or without spread, teaches
+    nothing: its values are 0, and it is live where ``grpo.no_spread=keep``. With the role's own baseline every sample
+    with a reward is live.
 
-def group_advantages(
-    rewards: Float[Tensor, " sample"],
-    groups: Int[Tensor, " sample"],
-    valid: Bool[Tensor, " sample"],
-    scale_by_std: bool = True,
-) -> Advantages:
-    """``A_i = (r_i − mean(r)) / std(r)`` over the valid samples of each sample's group (section 4.1).
-
-    ``std`` is the population standard deviation; without ``scale_by_std`` it is 1. A group of fewer than two valid
-    samples, or without spread, is not live. An invalid sample is not live, and its reward is never read.
+    Raises:
+        ValueError: ``grpo.baseline=role`` without ``baselines``.
     """
-    kept = torch.where(valid, rewards, 0.0).double()
-    _, index = groups.unique(return_inverse=True)
-    size = int(index.max()) + 1 if index.numel() else 0
-    count = torch.zeros(size, dtype=torch.double).index_add_(0, index, valid.double())
-    mean = torch.zeros(size, dtype=torch.double).index_add_(0, index, kept) / count.clamp(min=1)
-    centred = torch.where(valid, kept - mean[index], 0.0)
-    variance = torch.zeros(size, dtype=torch.double).index_add_(0, index, centred.square()) / count.clamp(min=1)
-    std = variance.sqrt()[index]
-    live = valid & (std > ZERO_SPREAD)
-    scale = std.clamp(min=ZERO_SPREAD) if scale_by_std else torch.ones_like(std)
-    return Advantages(torch.where(live, centred / scale, 0.0).float(), live)
+    valid = inputs.has_reward & ~inputs.truncated if config.truncated == "drop" else inputs.has_reward
+    teaching = valid
+    if config.baseline == "role":
+        if inputs.baselines is None:
+            raise ValueError("grpo.baseline=role needs the role's baselines")
+        values = torch.where(valid, inputs.rewards - inputs.baselines, 0.0)
+    else:
+        groups = GroupStatistics.of(inputs.rewards, inputs.groups, valid)
+        teaching = groups.has_spread
+        values = (
+            leave_one_out_advantages(groups)
+            if config.baseline == "leave_one_out"
+            else (group_advantages(groups, config))
+        )
+    live = valid if config.no_spread == "keep" else teaching
+    if config.truncated == "mask":
+        live, teaching = live & ~inputs.truncated, teaching & ~inputs.truncated
+    return Advantages(torch.where(live, values, 0.0), live, teaching)

@@ -11,7 +11,15 @@ from nemo_magic.actors.rank_group import run_on_sources
 from nemo_magic.game.diversity import with_diversity
 from nemo_magic.game.episode import Episode, Role, Verdict
 from nemo_magic.game.metrics import Scored
-from nemo_magic.game.rewards import Reward, RewardConfig, attacker_reward, defender_reward, unplayed_attack_reward
+from nemo_magic.game.overlong import with_overlong
+from nemo_magic.game.rewards import (
+    Reward,
+    RewardConfig,
+    attacker_reward,
+    defender_reward,
+    unfinished_rewards,
+    unplayed_attack_reward,
+)
 from nemo_magic.judge.audit import AuditCounts, Auditor
 from nemo_magic.judge.client import JudgeClient, refuse_incapable, refuse_unknown
 from nemo_magic.judge.config import JudgeConfig
@@ -39,7 +47,8 @@ class PendingRewards:
 class RewardManager:
     """Asks for the verdict fields that the rewards need, and for ``extra_verdict_fields`` for the record.
 
-    ``preemption``: whose signals end the wait for verdicts; None: a signal ends the process.
+    ``preemption``: whose signals end the wait for verdicts; None: a signal ends the process. ``max_lengths``: the
+    limits of the roles' responses, which a soft penalty is measured against; None: there is no such penalty.
     """
 
     def __init__(
@@ -49,8 +58,10 @@ class RewardManager:
         rewards: RewardConfig,
         extra_verdict_fields: Sequence[str],
         preemption: Preemption | None = None,
+        max_lengths: Mapping[Role, int] | None = None,
     ) -> None:
         self._world = world
+        self._max_lengths = max_lengths or {}
         self._judge = judge
         self._rewards = rewards
         self._fields = sorted(rewards.needs() | set(extra_verdict_fields))
@@ -111,6 +122,8 @@ class RewardManager:
         scored = [next(judged) if episode.played else self._unplayed(episode) for episode in pending.episodes]
         if self._rewards.diversity > 0:
             scored = with_diversity(scored, self._rewards.diversity)
+        if self._rewards.overlong_penalty > 0:
+            scored = with_overlong(scored, self._rewards, self._max_lengths)
         unknown, total = self._world.sum_data_parallel(sum(s.rewards is None for s in scored), len(verdicts))
         refuse_unknown(self._judge, int(unknown), int(total))
         return scored
@@ -144,11 +157,13 @@ class RewardManager:
         defender = defender_reward(self._rewards, episode.seed, verdict, episode.answer_format_ok)
         attacker = attacker_reward(self._rewards, episode.seed, verdict, episode.format_ok)
         by_role: dict[Role, Reward | None] = {Role.DEFENDER: defender, Role.ATTACKER: attacker}
+        by_role |= unfinished_rewards(self._rewards, episode)
         rewards = {role: reward.parts for role, reward in by_role.items() if reward is not None}
         return Scored(episode, verdict, rewards or None)
 
     def _unplayed(self, episode: Episode) -> Scored:
         reward = unplayed_attack_reward(self._rewards, episode.seed, episode.format_ok)
+        reward = unfinished_rewards(self._rewards, episode).get(Role.ATTACKER, reward)
         return Scored(episode, None, {Role.ATTACKER: reward.parts})
 
 

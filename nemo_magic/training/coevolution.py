@@ -31,6 +31,7 @@ from nemo_magic.training.final_evaluation import final_evaluation
 from nemo_magic.training.measures import Measures
 from nemo_magic.training.opponents import Opponents
 from nemo_magic.training.policies import PolicyPair, build_policies
+from nemo_magic.training.refill import Refill
 from nemo_magic.training.run import Run
 from nemo_magic.training.state import GameState
 from nemo_magic.training.trainer import Trainer
@@ -46,7 +47,10 @@ def train(cfg: MagicConfig, resume: Resume) -> None:
             TrainingError.
     """
     with build_policies(cfg, start_weights(cfg, resume.checkpoint)) as pair:
-        rewards = RewardManager(pair.world, cfg.judge, cfg.rewards, cfg.game.extra_verdict_fields, pair.preemption)
+        lengths = {role: cfg.actors.of(role).length_params.max_length for role in Role}
+        rewards = RewardManager(
+            pair.world, cfg.judge, cfg.rewards, cfg.game.extra_verdict_fields, pair.preemption, lengths
+        )
         try:
             rewards.wait_ready(cfg.judge.give_up_after)
             Coevolution(cfg, pair, rewards).run_to_end(resume)
@@ -74,6 +78,9 @@ class Coevolution:
         self.state = GameState(Schedule.begin(cfg.game.schedule), snapshots={name: [] for name in pair.unique})
         cache = SnapshotCache(cfg.game.pool.max_host_gib * GIB)
         self.opponents = Opponents(cfg, pair, self.rollouts, self.state, cache, self.run)
+        self.refill = Refill(
+            self.world, self.trainer, rewards, self.sampler, self.play_more, cfg.game.batch_size, cfg.grpo.refill_rounds
+        )
         self.prefetcher = AttackPrefetcher(
             self.world, self.opponents, lambda step: self.share(self.sampler.batch(step))
         )
@@ -118,9 +125,10 @@ class Coevolution:
                 batch = self.trainer.prepare(policy, learner, episodes)
             with timers("judge_wait"):
                 scored = self.rewards.collect(pending)
+            batch, scored, refilled = self.refill.complete(policy, learner, self.state.step, batch, scored)
             with timers("update"):
                 metrics = self.trainer.update(policy, batch, scored)
-        metrics |= unplayed
+        metrics |= unplayed | refilled
         metrics |= self.measures.of_rollout(learner, scored) | self.rewards.metrics()
         return metrics | self.measures.of_speed(scored), scored
 
@@ -136,6 +144,16 @@ class Coevolution:
             with self.opponents.opponent_for(learner, step):
                 return self.rollouts.attacker_rollout(self.share(self.sampler.batch(step)), step)
         openings = self.prefetcher.get(step, self.prefetch_steps())
+        with self.opponents.opponent_for(learner, step):
+            return self.rollouts.defender_rollout(openings, step)
+
+    def play_more(self, learner: Role, pairs: Sequence[tuple[int, Seed]]) -> list[Episode]:
+        """As ``collect`` for more seeds of this rank, whose attacks nobody has generated ahead."""
+        step = self.state.step
+        if learner is Role.ATTACKER:
+            with self.opponents.opponent_for(learner, step):
+                return self.rollouts.attacker_rollout(pairs, step)
+        openings = self.opponents.defender_openings({step: pairs})[step]
         with self.opponents.opponent_for(learner, step):
             return self.rollouts.defender_rollout(openings, step)
 
@@ -210,10 +228,10 @@ class Coevolution:
     def protected_step(self, learner: Role) -> AbstractContextManager[None]:
         """Within the context a failure ends the run where it can go on: before the step, or at the last checkpoint."""
         policy, checkpoints = self.pair.trainable[learner], self.run.checkpoints
-        skipped = policy.skipped_updates
+        skipped, baselines = policy.skipped_updates, self.trainer.baselines
 
         def save_as_before() -> None:
-            policy.skipped_updates = skipped
+            policy.skipped_updates, self.trainer.baselines = skipped, baselines
             self.save(wait=True)
 
         return consistent_on_failure(
@@ -222,6 +240,7 @@ class Coevolution:
 
     def save(self, wait: bool = False) -> None:
         """Commit the game as it is between two steps."""
+        self.state.baselines = self.trainer.baselines
         self.state.save(self.run.checkpoints, self.pair, self.prefetcher, self.cfg, wait)
 
     def restore(self, resume: Resume) -> bool:
@@ -231,5 +250,6 @@ class Coevolution:
             return False
         self.state = GameState.load(path, self.run.checkpoints, self.pair, self.prefetcher)
         self.opponents.state = self.state
+        self.trainer.baselines = self.state.baselines
         self.run.note(f"resumed from {path}: {self.state.step} of {self.run.total_steps} steps are done")
         return True

@@ -82,7 +82,13 @@ def build_policies(cfg: MagicConfig, weights: Mapping[str, Path] | None = None) 
         if name in weights:
             options = replace(options, restore_from_path=str(weights[name]))
         return build_policy(
-            role, role_model(cfg, role, steps), options, cfg.trainer, cfg.seed + number, cfg.grpo.kl_beta > 0
+            role,
+            role_model(cfg, role, steps),
+            options,
+            cfg.trainer,
+            cfg.seed + number,
+            cfg.grpo.kl_beta > 0,
+            cfg.grpo.reference_every is not None,
         )
 
     if cfg.game.self_play:

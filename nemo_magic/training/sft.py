@@ -23,8 +23,9 @@ from nemo_magic.game import tags
 from nemo_magic.game.episode import Role
 from nemo_magic.game.prompts import attacker_messages
 from nemo_magic.report.records import StepRecord
+from nemo_magic.rl.aggregation import Normalizer
 from nemo_magic.rl.batch import MicroBatch, Row
-from nemo_magic.rl.loss import Normalizer, nll_loss
+from nemo_magic.rl.loss import nll_loss
 from nemo_magic.runtime.errors import DivergedError
 from nemo_magic.runtime.timers import Timers
 from nemo_magic.tracking.metric_logger import MetricLogger

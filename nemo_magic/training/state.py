@@ -14,6 +14,7 @@ from nemo_magic.game.alarms import Alarms
 from nemo_magic.game.pool import Pool
 from nemo_magic.game.schedule import Schedule
 from nemo_magic.game.stopping import EarlyStop
+from nemo_magic.rl.role_baseline import RoleBaselines
 from nemo_magic.rollout.attack_prefetch import AttackPrefetcher
 from nemo_magic.runtime.checkpoint_paths import STATE
 
@@ -30,7 +31,8 @@ class GameState:
     """A game between two steps, beside what checkpoints hold of each policy (weights, optimizer, random states).
 
     ``snapshots``: policy name → its kept selves, oldest first. ``live_rows``: how many trained in this phase until now.
-    ``metrics``: of the last step; a checkpoint is compared by one of them, and none is read back.
+    ``baselines``: the roles' own, where ``grpo.baseline=role``. ``metrics``: of the last step; a checkpoint is compared
+    by one of them, and none is read back.
     """
 
     schedule: Schedule
@@ -39,6 +41,7 @@ class GameState:
     pool: Pool = field(default_factory=Pool)
     snapshots: dict[str, list[Snapshot]] = field(default_factory=dict)
     live_rows: float = 0.0
+    baselines: RoleBaselines = field(default_factory=RoleBaselines)
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -68,6 +71,8 @@ class GameState:
             "snapshots": {name: [kept.name for kept in selves] for name, selves in self.snapshots.items()},
             "live_rows": self.live_rows,
             "skipped_updates": {name: policy.skipped_updates for name, policy in pair.unique.items()},
+            "reference_age": {name: policy.reference_age for name, policy in pair.unique.items()},
+            "baselines": dict(self.baselines.values),
             "config": masked(cfg),
         }
         documents = {STATE: state, PREFETCHED: prefetcher.to_rows(self.step)}
@@ -84,6 +89,7 @@ class GameState:
         saved: Mapping[str, Any] = checkpoints.restore(path, pair.unique)
         for name, policy in pair.unique.items():
             policy.skipped_updates = saved["skipped_updates"][name]
+            policy.reference_age = saved["reference_age"][name]
         rows = json.loads((path / PREFETCHED).read_text(encoding="utf-8"))
         prefetcher.from_rows(rows, lambda group: group % pair.world.dp_size == pair.world.dp_rank)
         folder = path.parent.parent / "snapshots"
@@ -97,4 +103,5 @@ class GameState:
                 for name, names in saved["snapshots"].items()
             },
             live_rows=saved["live_rows"],
+            baselines=RoleBaselines(saved["baselines"]),
         )

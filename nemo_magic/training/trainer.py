@@ -15,10 +15,13 @@ from nemo_magic.actors.trainable import TrainablePolicy
 from nemo_magic.game.episode import Episode, Role
 from nemo_magic.game.metrics import Ratios, Scored
 from nemo_magic.rl.advantages import AdvantageInputs, Advantages, rollout_advantages
+from nemo_magic.rl.aggregation import Normalizer
 from nemo_magic.rl.batch import MicroBatch, Row, scatter_back
 from nemo_magic.rl.config import GRPOConfig
-from nemo_magic.rl.loss import LossInputs, Normalizer, grpo_loss
+from nemo_magic.rl.loss import LossInputs, grpo_loss
+from nemo_magic.rl.role_baseline import RoleBaselines
 from nemo_magic.runtime.errors import DivergedError
+from nemo_magic.training.credit import episode_rewards, less_kl, next_baselines
 
 
 @dataclass(frozen=True)
@@ -29,19 +32,28 @@ class RolloutBatch:
     rows: list[Row]
     episode_of: list[int]
 
+    def joined(self, more: RolloutBatch, episodes: int) -> RolloutBatch:
+        """This batch, of that many ``episodes``, and ``more`` rows of the episodes after them."""
+        later = [episodes + i for i in more.episode_of]
+        return RolloutBatch(self.role, [*self.rows, *more.rows], [*self.episode_of, *later])
+
 
 class Trainer:
-    """The GRPO update of whichever policy learns. Every rank brings its own share of whole groups."""
+    """The GRPO update of whichever policy learns. Every rank brings its own share of whole groups.
+
+    ``baselines``: the roles' own, which move with every update where ``grpo.baseline=role``.
+    """
 
     def __init__(self, world: World, config: GRPOConfig) -> None:
         self._world = world
         self._config = config
+        self.baselines = RoleBaselines()
 
     def prepare(self, policy: TrainablePolicy, role: Role, episodes: Sequence[Episode]) -> RolloutBatch:
         """The messages of ``role``, all turns, with the log-probabilities that the loss will compare against.
 
         Needs no rewards, so that the judge works meanwhile. With a single minibatch and β = 0 there is nothing to
-        compute.
+        compute. A KL in the reward is between the policy that sampled and the reference.
 
         Raises:
             NotFiniteError: on every rank, where a log-probability is not finite, the generator's or the trainer's.
@@ -54,7 +66,7 @@ class Trainer:
                 f"the {role}'s generator gave log-probabilities that are not finite: {total} responses"
             )
         batches = None
-        if self._config.minibatches > 1:
+        if self._config.needs_old_logprobs:
             batches = policy.microbatches(rows, self._world)
             old = scatter_back(batches, policy.actor.token_logprobs(batches), len(rows))
             rows = [replace(row, old_logprobs=values) for row, values in zip(rows, old, strict=True)]
@@ -73,27 +85,39 @@ class Trainer:
             DivergedError: on every rank, when ``grpo.max_skipped_updates`` updates in a row were not finite or too
                 large to be made, when the optimizer used a gradient that was not finite, or left such weights.
         """
-        advantages = self.advantages(batch.role, scored)
+        advantages, baselines = self.advantages(batch, scored)
         groups = sorted({s.episode.group for s in scored})
         minibatch_of = {group: i % self._config.minibatches for i, group in enumerate(groups)}
         ratios, norms, largest = Ratios(), list[float](), dict[str, float]()
+        with_entropy = self._config.entropy_bonus > 0
         for minibatch in range(self._config.minibatches):
-            live = [
-                replace(row, advantage=float(advantages.values[i]))
+            own = [
+                (row, i)
                 for row, i in zip(batch.rows, batch.episode_of, strict=True)
                 if advantages.live[i] and minibatch_of[scored[i].episode.group] == minibatch
             ]
-            norm = Normalizer(*self._world.sum_data_parallel(sum(len(row.response_ids) for row in live), len(live)))
-            ratios.add("live_rows", norm.sequences)
+            live = [replace(row, advantage=float(advantages.values[i])) for row, i in own]
+            tokens, sequences, teaching = self._world.sum_data_parallel(
+                sum(len(row.response_ids) for row in live),
+                len(live),
+                sum(bool(advantages.teaching[i]) for _, i in own),
+            )
+            norm = Normalizer(tokens, sequences)
+            ratios.add("live_rows", teaching)
             if norm.tokens == 0:  # the same on every rank: nothing to learn from here
                 continue
             batches = policy.microbatches(live, self._world)
 
-            def objective(logprobs: torch.Tensor, batch: MicroBatch, norm: Normalizer = norm) -> Objective:
-                return grpo_objective(logprobs, batch, self._config, norm)
+            def objective(
+                logprobs: torch.Tensor,
+                batch: MicroBatch,
+                entropy: torch.Tensor | None = None,
+                norm: Normalizer = norm,
+            ) -> Objective:
+                return grpo_objective(logprobs, batch, self._config, norm, entropy)
 
             try:
-                update = policy.learn(batches, objective, self._config.skip_grad_norm, observe=True)
+                update = policy.learn(batches, objective, self._config.skip_grad_norm, True, with_entropy)
             except FloatingPointError as error:
                 raise DivergedError(str(error)) from error
             ratios.add("skipped_updates", not update.made)
@@ -110,27 +134,45 @@ class Trainer:
                     f"(grpo.max_skipped_updates={self._config.max_skipped_updates}); last gradient norm "
                     f"{update.grad_norm:g} (grpo.skip_grad_norm={self._config.skip_grad_norm})"
                 )
+        if norms and self._config.reference_every is not None:
+            policy.follow_with_reference(self._config.reference_every, self._config.reference_mix)
+        self.baselines = baselines
         means = ratios.means() | largest
         if norms:
             means["grad_norm"] = sum(norms) / len(norms)
-            means["loss"] = means["policy_loss"] + self._config.kl_beta * means["kl"]
+            means["loss"] = means["policy_loss"] + self._config.kl_loss_beta * means["kl"]
+            means["loss"] -= self._config.entropy_bonus * means["entropy"]
         means["lr"] = policy.learning_rate
         return {f"train_optim/{name}": value for name, value in means.items()}
 
-    def advantages(self, role: Role, scored: Sequence[Scored]) -> Advantages:
-        """Group advantages of this rank's episodes; one that is truncated in any turn is truncated."""
-        rewards = [s.rewards.get(role) if s.rewards is not None else None for s in scored]
-        truncated = [not all(m.finished for m in s.episode.messages_of(role)) for s in scored]
+    def advantages(self, batch: RolloutBatch, scored: Sequence[Scored]) -> tuple[Advantages, RoleBaselines]:
+        """Advantages of this rank's episodes, and the roles' baselines after them. An episode that is truncated in any
+        turn is truncated."""
+        config = self._config
+        rewards = episode_rewards(batch.role, scored)
+        if config.kl_beta > 0 and config.kl_in == "reward":
+            rewards = less_kl(rewards, batch.rows, batch.episode_of, config.kl_beta, config.kl_estimator)
+        own, after = None, self.baselines
+        if config.baseline == "role":
+            own, after = next_baselines(self._world, batch.role, rewards, scored, self.baselines, config.role_decay)
+        truncated = [not all(m.finished for m in s.episode.messages_of(batch.role)) for s in scored]
         inputs = AdvantageInputs(
-            rewards=torch.tensor([0.0 if reward is None else sum(reward.values()) for reward in rewards]),
+            rewards=torch.tensor([0.0 if reward is None else reward for reward in rewards]),
             groups=torch.tensor([s.episode.group for s in scored], dtype=torch.long),
             has_reward=torch.tensor([reward is not None for reward in rewards], dtype=torch.bool),
             truncated=torch.tensor(truncated, dtype=torch.bool),
+            baselines=None if own is None else torch.tensor(own),
         )
-        return rollout_advantages(inputs, self._config)
+        return rollout_advantages(inputs, config), after
 
 
-def grpo_objective(logprobs: torch.Tensor, batch: MicroBatch, config: GRPOConfig, norm: Normalizer) -> Objective:
+def grpo_objective(
+    logprobs: torch.Tensor,
+    batch: MicroBatch,
+    config: GRPOConfig,
+    norm: Normalizer,
+    entropy: torch.Tensor | None = None,
+) -> Objective:
     """``rl.loss.grpo_loss`` of a microbatch, on the device where its log-probabilities are."""
     device = logprobs.device
 
@@ -145,6 +187,7 @@ def grpo_objective(logprobs: torch.Tensor, batch: MicroBatch, config: GRPOConfig
             old_logprobs=here(batch.old_logprobs),
             ref_logprobs=here(batch.ref_logprobs),
             rollout_logprobs=here(batch.rollout_logprobs),
+            entropy=entropy,
         ),
         config,
         norm,

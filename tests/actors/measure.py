@@ -179,8 +179,8 @@ def _generation(attacker: Any, defender: Any, cfg: Any) -> dict[str, Any]:
 def _loss_and_gradients(player: Any, world: Any, cfg: Any, target: Path) -> dict[str, Any]:
     """One backward pass, no step; the gradients are saved in the weights' place, so that shards are put together."""
     from nemo_magic.actors.weights import save_weights
+    from nemo_magic.rl.aggregation import Normalizer
     from nemo_magic.rl.batch import microbatches, scatter_back
-    from nemo_magic.rl.loss import Normalizer
     from nemo_magic.training.trainer import grpo_objective
 
     actor, everything = player.actor, rows()
@@ -197,7 +197,8 @@ def _loss_and_gradients(player: Any, world: Any, cfg: Any, target: Path) -> dict
     count = world.max_data_parallel(-(-len(mine) // 3))
     own = microbatches(mine, 3, actor.chat.pad_id, count)
     player.optimizer.zero_grad()
-    metrics = actor.accumulate(own, lambda logprobs, batch: grpo_objective(logprobs, batch, cfg.grpo, norm))
+    config = replace(cfg.grpo, entropy_bonus=0.05)
+    metrics = actor.accumulate(own, lambda lp, b, h: grpo_objective(lp, b, config, norm, h), with_entropy=True)
     norms = [float(p.grad.norm()) for p in actor.parameters() if p.grad is not None]
     with torch.no_grad():
         for parameter in actor.parameters():
@@ -213,7 +214,7 @@ def _loss_and_gradients(player: Any, world: Any, cfg: Any, target: Path) -> dict
 
 def _one_rank_learns(player: Any, world: Any, cfg: Any) -> dict[str, Any]:
     """All that can be learnt from is with the first data-parallel rank; the others bring dummies."""
-    from nemo_magic.rl.loss import Normalizer
+    from nemo_magic.rl.aggregation import Normalizer
     from nemo_magic.training.trainer import grpo_objective
 
     def full(row: Any) -> Any:
@@ -232,8 +233,8 @@ def _one_rank_learns(player: Any, world: Any, cfg: Any) -> dict[str, Any]:
 
 def _learning(player: Any, world: Any, cfg: Any) -> dict[str, Any]:
     """Dead groups move nothing; live ones do."""
+    from nemo_magic.rl.aggregation import Normalizer
     from nemo_magic.rl.batch import microbatches
-    from nemo_magic.rl.loss import Normalizer
     from nemo_magic.training.trainer import grpo_objective
 
     actor = player.actor

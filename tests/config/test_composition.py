@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from nemo_magic.config import ConfigError, MagicConfig, compose, conf_dir, optimizer_steps, role_model
 from nemo_magic.config.keys import RENAMED_KEYS, is_known
+from nemo_magic.rl.config import GRPOConfig
 
 PRIMARY = sorted(path.stem for path in conf_dir().glob("*.yaml"))
 REAL = [
@@ -70,8 +71,17 @@ def test_a_group_override_takes_the_other_file_and_keeps_the_rest() -> None:
 
 
 def test_the_reference_preset_restores_the_published_code() -> None:
-    rewards = compose("magic_sandbox", ["game=reference"]).rewards
+    cfg = compose("magic_sandbox", ["game=reference"])
+    rewards, grpo = cfg.rewards, cfg.grpo
     assert (rewards.format, rewards.refusal_label, rewards.help) == (1.0, "prompt", 0.0)
+    assert (rewards.unfinished, rewards.format_empty_answer) == ("zero", True)
+    assert (grpo.minibatches, grpo.dual_clip, grpo.max_log_ratio) == (2, 3.0, 3.0)
+    assert (grpo.std, grpo.no_spread, grpo.aggregation) == ("sample", "keep", "microbatch")
+    assert (grpo.kl_beta, grpo.entropy_bonus, grpo.tis_clip) == (0.0, 0.0, None)
+
+
+def test_the_paper_preset_has_the_objective_of_the_defaults() -> None:
+    assert compose("magic_sandbox", ["game=paper"]).grpo == GRPOConfig()
 
 
 def test_a_key_that_no_file_mentions_needs_no_plus() -> None:

@@ -28,7 +28,8 @@ ROWS: dict[str, list[Row]] = {
     "wildguardtest": [
         {
             "prompt": f"wug {i}", "adversarial": i % 2 == 0, "response": "wug!", "subcategory": "glim",
-            "prompt_harm_label": label, "response_refusal_label": "refusal", "response_harm_label": None,
+            "prompt_harm_label": label, "response_refusal_label": "refusal",
+            "response_harm_label": None if i == 1 else "unharmful",
         }
         for i, label in enumerate(["harmful", "harmful", "unharmful", None])
     ],

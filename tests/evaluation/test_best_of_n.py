@@ -75,7 +75,8 @@ def test_figures_of_what_is_not_as_published_have_no_published_figure_beside() -
         cfg = compose("eval_paper", [*BASE, f"eval.tasks.harmbench={{{task}}}", *words], command="evaluate")
         return {figure.published for figure in cfg.eval.figures("harmbench")}
 
-    assert published("file: /f") == {BENCHMARKS["harmbench"].figures[0].published} != {None}
+    assert published("file: /f") == {None}
+    assert published("file: /f", "eval.protocol=magic") == {BENCHMARKS["harmbench"].figures[0].published} != {None}
     assert published("file: /f, attacker: rewrite") == {None}
     assert published("file: /f", "eval.defence.kind=smoothllm") == {None}
 

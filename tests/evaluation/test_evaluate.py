@@ -58,12 +58,16 @@ def test_the_table_says_what_the_model_did(evaluated: Evaluated, whole: str) -> 
 
 
 @pytest.mark.process
-def test_the_papers_figure_of_the_same_model_stands_beside(evaluated: Evaluated, whole: str) -> None:
-    published = {(f["task"], f["figure"]): f["published"] for f in evaluated.figures("whole")}
+def test_the_papers_figure_of_the_same_model_stands_beside_its_own_protocol_only(
+    evaluated: Evaluated, whole: str
+) -> None:
+    assert {f["published"] for f in evaluated.figures("whole")} == {None}
+    assert "| published |" not in whole
+    evaluated.run("as-published", "eval.protocol=magic", "eval.model=Qwen2.5-7B-Instruct")
+    published = {(f["task"], f["figure"]): f["published"] for f in evaluated.figures("as-published")}
     assert published["harmbench", "harmful asr"] == 0.25
     assert published["xstest", "benign compliance"] == 0.94
     assert published["xteaming", "harmful asr"] is None
-    assert "| published |" in whole
 
 
 @pytest.mark.process

@@ -64,7 +64,7 @@ def test_precomputed_cases_may_be_nested_as_harmbench_writes_them(tmp_path: Path
         load_benchmark("harmbench_adversarial", path)
 
 
-def test_plans_are_cases_of_their_behaviour_and_long_ones_are_left_out(tmp_path: Path) -> None:
+def test_plans_are_cases_of_their_behaviour_whatever_their_number_of_turns(tmp_path: Path) -> None:
     loaded = load_benchmark("xteaming", write(tmp_path / "p.json", ROWS["xteaming"]))
     assert Counter(example.group for example in loaded.examples) == {"0": 4, "1": 4}
     assert loaded.examples[0].turns == ("hello 00", "norp 00")
@@ -72,9 +72,9 @@ def test_plans_are_cases_of_their_behaviour_and_long_ones_are_left_out(tmp_path:
     assert loaded.examples[0].seed is not None
     assert loaded.examples[0].seed.text == "norp the 0"
     flat = [{"behavior": "norp", "turns": turns} for turns in (["a"], list("abcd"), ["a", " "], [])]
-    report = load_benchmark("xteaming", write(tmp_path / "flat.json", flat)).report
-    assert report.dropped == {"a plan of more than 3 turns": 1, "a plan with an empty turn": 1, "no plan of turns": 1}
-    assert report.kept == 1
+    plans = load_benchmark("xteaming", write(tmp_path / "flat.json", flat))
+    assert plans.report.dropped == {"a plan with an empty turn": 1, "no plan of turns": 1}
+    assert [len(example.turns) for example in plans.examples] == [1, 4]
 
 
 def test_a_blank_label_is_unknown_and_said_so(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_the_folder_is_searched_to_its_bottom_whatever_the_case_of_the_names(tmp
         "strongreject_small_dataset.csv",
     ):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text(name)
     cfg = composed("suite=table1", f"eval.folder={tmp_path}", "eval.tasks.xstest.file=/elsewhere/mine.csv")
     assert {name: Path(task.file or "").name for name, task in cfg.eval.tasks_with_file.items()} == {
         "wildjailbreak": "eval.tsv",
@@ -88,7 +88,7 @@ def test_the_folder_is_searched_to_its_bottom_whatever_the_case_of_the_names(tmp
 def test_two_files_that_could_be_meant_are_named(tmp_path: Path) -> None:
     for name in ("a/xstest_prompts.csv", "b/xstest.parquet"):
         (tmp_path / name).parent.mkdir()
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text(name)
     message = r"2 files could be xstest: a/xstest_prompts.csv, b/xstest.parquet; name the right one, eval.tasks.xstest"
     with pytest.raises(ConfigError, match=message):
         composed("suite=table1", f"eval.folder={tmp_path}")
@@ -98,7 +98,7 @@ def test_of_very_many_files_that_could_be_meant_a_few_are_named(tmp_path: Path) 
     for method in range(12):
         copy = tmp_path / "HarmBench" / "results" / f"M{method:02d}" / "test_cases.json"
         copy.parent.mkdir(parents=True)
-        copy.touch()
+        copy.write_text(str(method))
     with pytest.raises(ConfigError, match=r"12 files could be harmbench_adversarial: .*M04/test_cases.json, 7 more;"):
         composed("suite=table1", f"eval.folder={tmp_path}")
 

@@ -10,8 +10,9 @@ import torch
 from nemo_magic.game.episode import Answer, Completion, Episode, Label, Role, Safety, Seed, Turn, Verdict
 from nemo_magic.game.metrics import Scored, rollout_metrics
 from nemo_magic.game.rewards import RewardConfig, attacker_reward, defender_reward
+from nemo_magic.rl.aggregation import Normalizer
 from nemo_magic.rl.config import GRPOConfig
-from nemo_magic.rl.loss import LossInputs, Normalizer, grpo_loss
+from nemo_magic.rl.loss import LossInputs, grpo_loss
 
 DOCUMENTED = set(re.findall(r"`([^`]+)`", (Path(__file__).parents[2] / "docs" / "metrics.md").read_text("utf-8")))
 

@@ -11,10 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_magic.rl.advantages import AdvantageInputs, group_advantages, rollout_advantages
+from nemo_magic.rl.advantages import AdvantageInputs, Advantages, rollout_advantages
+from nemo_magic.rl.aggregation import Normalizer
 from nemo_magic.rl.batch import Row, logprob_names, microbatches, scatter_back
 from nemo_magic.rl.config import GRPOConfig
-from nemo_magic.rl.loss import LossInputs, Normalizer, grpo_loss, kl_estimate, nll_loss
+from nemo_magic.rl.kl import kl_estimate
+from nemo_magic.rl.loss import LossInputs, grpo_loss, nll_loss
 
 
 def reference_loss(logprobs, old, ref, advantages, mask, config: GRPOConfig) -> float:
@@ -176,6 +178,11 @@ def test_kl_without_reference_is_refused() -> None:
         )
 
 
+def group_advantages(rewards, groups, valid, **options) -> Advantages:
+    inputs = AdvantageInputs(rewards, groups, valid, torch.zeros_like(valid))
+    return rollout_advantages(inputs, GRPOConfig(**options))
+
+
 def test_advantages_by_hand() -> None:
     rewards = torch.tensor([1.0, 2.0, 3.0, 5.0, 5.0, 5.0, 7.0, 9.0])
     groups = torch.tensor([0, 0, 0, 4, 4, 4, 2, 2])
@@ -292,7 +299,7 @@ def test_nll_is_the_token_mean_over_everything() -> None:
     ("options", "message"),
     [
         ({"kl_estimator": "k4"}, "grpo.kl_estimator='k4' must be one of: k1, k2, k3"),
-        ({"aggregation": "mean"}, "grpo.aggregation='mean' must be one of: token, sequence"),
+        ({"aggregation": "mean"}, "grpo.aggregation='mean' must be one of: token, sequence, constant, microbatch"),
         ({"truncated": "no"}, "grpo.truncated='no' must be one of: keep, mask, drop"),
         ({"ratio_clip_low": 1.0}, "grpo.ratio_clip_low=1.0 must be in"),
         ({"minibatches": 0}, "grpo.minibatches=0 must be at least 1"),

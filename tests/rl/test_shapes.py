@@ -11,9 +11,11 @@ import torch
 from beartype.roar import BeartypeCallHintParamViolation
 from jaxtyping import TypeCheckError
 
-from nemo_magic.rl.advantages import AdvantageInputs, group_advantages
+from nemo_magic.rl.advantages import AdvantageInputs
+from nemo_magic.rl.aggregation import Normalizer
 from nemo_magic.rl.batch import MicroBatch
-from nemo_magic.rl.loss import LossInputs, Normalizer, nll_loss
+from nemo_magic.rl.groups import GroupStatistics
+from nemo_magic.rl.loss import LossInputs, nll_loss
 
 B, T = 3, 5
 WRONG = (TypeCheckError, BeartypeCallHintParamViolation)
@@ -70,7 +72,7 @@ def test_arguments_of_functions_are_checked_too() -> None:
     with pytest.raises(WRONG):
         nll_loss(torch.zeros(B, T), bools(B, T - 1), Normalizer(1.0, 1.0))
     with pytest.raises(WRONG):
-        group_advantages(torch.zeros(B), torch.zeros(B), bools(B))
+        GroupStatistics.of(torch.zeros(B), torch.zeros(B), bools(B))
 
 
 @pytest.mark.process
