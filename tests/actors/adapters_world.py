@@ -24,10 +24,9 @@ SEEDS = list(range(100, 112))
 
 def main(folder: Path, name: str, tp: int, pp: int) -> None:
     from nemo_magic.actors.adapters import adapter_parameters
-    from nemo_magic.actors.distributed import World
+    from nemo_magic.actors.distributed import World, destroy
     from nemo_magic.actors.snapshots import SnapshotCache, save_snapshot
     from nemo_magic.actors.weights import load_policies, save_weights
-    from nemo_magic.game.episode import Role
 
     if name == "tp1":
         make_base(folder)
@@ -78,7 +77,7 @@ def main(folder: Path, name: str, tp: int, pp: int) -> None:
     torch.distributed.all_gather_object(everyone, found)
     if world.is_main:
         (folder / f"{name}.json").write_text(json.dumps(everyone))
-    assert Role.ATTACKER is attacker.role
+    destroy()
 
 
 def config(folder: Path, tp: int, pp: int) -> Any:
@@ -147,7 +146,8 @@ def shared(actor: Any, other: Any) -> bool:
     mine = dict(module(actor).named_parameters())
     theirs = dict(module(other).named_parameters())
     return all(
-        (mine[name].data_ptr() == theirs[name].data_ptr()) != (".adapter_layer." in name) for name in mine.keys() | theirs
+        (mine[name].data_ptr() == theirs[name].data_ptr()) != (".adapter_layer." in name)
+        for name in mine.keys() | theirs
     )
 
 
