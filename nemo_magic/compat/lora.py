@@ -75,7 +75,7 @@ def mend_model(modules: Iterable[torch.nn.Module]) -> None:
     """Mend a model that has adapters: what recompute needs (3), and how they are saved (4, 5)."""
     for module in modules:
         if getattr(module, "pre_process", False):
-            module.get_submodule("embedding").register_forward_hook(_begin_gradients)
+            module.get_submodule("embedding").register_forward_hook(begin_gradients)
         for layer in adapted_layers(module):
             layer.adapter_layer.__class__ = _ShardedAdapters
             layer.adapter_layer.is_gated = layer.config.gated_linear_unit
@@ -87,7 +87,8 @@ def adapted_layers(model: torch.nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, adapted) and module.is_adapter_available()]
 
 
-def _begin_gradients(module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+def begin_gradients(module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+    """A forward hook of a frozen embedding: its output has a gradient (3)."""
     return output.requires_grad_() if torch.is_grad_enabled() and not output.requires_grad else output
 
 

@@ -34,8 +34,6 @@ def adapter_faults(cfg: MagicConfig, role: Role, model: ModelConfig) -> Iterator
             )
         return
     scheme, tp = "model.peft.peft_scheme=lora", model.tensor_model_parallel_size
-    if options.restore_from_path is None and options.hf_path is None:
-        yield f"{scheme}: adapters need weights to stand on, set actors.{role}.restore_from_path"
     if model.optim.name not in OPTIMIZERS:
         instead = "cpu_fused_adam" if cfg.trainer.accelerator == "cpu" else "fused_adam or mcore_distributed_optim"
         yield f"{scheme}: NeMo has no model.optim.name={model.optim.name} for adapters, set it to {instead}"
@@ -50,6 +48,17 @@ def adapter_faults(cfg: MagicConfig, role: Role, model: ModelConfig) -> Iterator
             f"{scheme}: NeMo makes adapters of a wrong size for model.activation={model.activation}: set it to "
             f"fast-{model.activation}, which is the same function"
         )
+
+
+def missing_bases(cfg: MagicConfig, roles: Mapping[Role, ModelConfig]) -> Iterator[str]:
+    """Adapters that have nothing to stand on."""
+    for role, model in roles.items():
+        options = cfg.actors.of(role)
+        unused = options.is_remote or (cfg.game.self_play and role is Role.ATTACKER)
+        if model.peft.is_lora and options.restore_from_path is None and not unused:
+            yield (
+                f"model.peft.peft_scheme=lora: adapters need weights to stand on, set actors.{role}.restore_from_path"
+            )
 
 
 def sharing_problems(cfg: MagicConfig, roles: Mapping[Role, ModelConfig], command: str) -> Iterator[str]:
@@ -71,7 +80,8 @@ def _obstacles(cfg: MagicConfig, roles: Mapping[Role, ModelConfig]) -> Iterator[
         if not model.peft.is_lora:
             yield f"the {role} has no adapters, set actors.{role}.model.peft.peft_scheme=lora"
     attacker, defender = (cfg.actors.of(role).restore_from_path for role in Role)
-    if attacker is None or defender is None or os.path.realpath(attacker) != os.path.realpath(defender):
+    same = attacker == defender or (attacker and defender and os.path.realpath(attacker) == os.path.realpath(defender))
+    if not same:
         yield (
             f"actors.attacker.restore_from_path={attacker} and actors.defender.restore_from_path={defender} are "
             "different weights: set them equal, and what the roles learned before in model.peft.restore_from_path"
