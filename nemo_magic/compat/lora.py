@@ -103,7 +103,8 @@ class _ShardedAdapters(torch.nn.ModuleDict):
         from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
 
         state: dict[str, Any] = {}
-        for key, adapter in self.items():
+        adapters: Any = self.items()
+        for key, adapter in adapters:
             # A member of an Enum of strings, whose f-string is its name from Python 3.11 on.
             name = getattr(key, "value", key)
             part = adapter.sharded_state_dict(f"{prefix}{name}.", sharded_offsets, metadata)

@@ -28,7 +28,7 @@ def refuse_other_models(cfg: MagicConfig, models: Mapping[Role, ModelConfig]) ->
     Raises:
         ConfigError: they are not the same model; the message has the keys in which they differ.
     """
-    problems = []
+    problems: list[str] = []
     for role, model in models.items():
         start = cfg.actors.of(role).restore_from_path
         problems += _adapter_problems(role, start, model)

@@ -75,9 +75,9 @@ def _source_of_run(
     card = AdapterCard.read(source)
     if run is None and card is not None:
         # What hf-to-nemo made of PEFT's adapters: their model is the base's.
-        found = open_source(base or Path(card.base), role, hf, scratch, trusted)
-        merged = _merged(Checkpoint(source, trusted=trusted), card, found.model, scratch, trusted, base)
-        return replace(found, weights=merged)
+        below = open_source(base or Path(card.base), role, hf, scratch, trusted)
+        merged = _merged(Checkpoint(source, trusted=trusted), card, below.model, scratch, trusted, base)
+        return replace(below, weights=merged)
     if run is None:
         raise ConvertError(
             f"{source}: neither it nor a folder above it has {_RUN}, which says what model the weights are of; give a "
@@ -103,8 +103,10 @@ def _source_of_run(
     tokenizer = _tokenizer_name(model, str(run / _RUN))
     # A warm-up starts from a converted folder, a game from a warm-up; both keep the tokenizer of that folder.
     folders = [Path(path) / HF for path in (actor.get("restore_from_path"), Path(tokenizer).parent) if path]
-    merged = weights if card is None else _merged(weights, card, model, scratch, trusted, base)
-    return Source(merged, model, tokenizer, _config_folders(hf, *folders))
+    found: Checkpoint | MergedCheckpoint = weights
+    if card is not None:
+        found = _merged(weights, card, model, scratch, trusted, base)
+    return Source(found, model, tokenizer, _config_folders(hf, *folders))
 
 
 def _merged(
