@@ -102,6 +102,9 @@ def test_a_run_may_go_on_from_where_its_adapters_are_now() -> None:
     here = {"model": {"peft": {"restore_from_path": "/a"}}, "actors": {"share_base": None}}
     there = {"model": {"peft": {"restore_from_path": "/b"}}, "actors": {"share_base": False}}
     assert not list(differences(here, there))
+    own = {"actors": {"defender": {"model": {"peft": {"restore_from_path": "/a"}}}}}
+    assert not list(differences(own, {"actors": {"defender": {"model": {}}}}))
+    assert not list(differences({"actors": {"defender": {"model": {}}}}, own))
     other = {"model": {"peft": {"lora_tuning": {"adapter_dim": 4}}}}
     assert [key for key, *_ in differences({"model": {"peft": {"lora_tuning": {"adapter_dim": 8}}}}, other)] == [
         "model.peft.lora_tuning.adapter_dim"
