@@ -66,7 +66,7 @@ def presets() -> str:
                 f"{world.tp} × {world.pp} × {world.dp}",
                 f"{next(iter(plan.parameters.values())):,}",
                 f"{plan.needed / _GIB:.0f}",
-                f"{plan.checkpoint / 1e12:.2f}",
+                f"{plan.checkpoint / 1e12:.3g}",
                 f"{plan.step_seconds:.0f}",
                 f"{plan.gpu_hours:,.0f}",
             ]
