@@ -9,10 +9,14 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from nemo_magic.actors.adapter_card import AdapterCard, weights_digest
+from nemo_magic.convert.nemo_to_hf import nemo_to_hf
+from tests.convert.tiny_hf import tensors
+from tests.convert.tiny_peft import merged
 from tests.training.program import SMALL, Game, checkpoint_sums, kill, played, run, start, wait_for
 
 pytestmark = pytest.mark.process
@@ -131,6 +135,18 @@ def test_an_evaluation_of_adapters_repeats_the_last_validation(game: Game, adapt
     assert rates["validation", "harmful asr"] == last["val_rollouts/asr"]
     assert rates["validation", "benign over-refusal"] == last["val_rollouts/over_refusal"]
     assert rates["validation", "benign useful"] == last["val_rollouts/useful"]
+
+
+def test_what_a_run_learned_is_exported_as_adapters_and_merged(game: Game, adapter_game: Path, tmp_path: Path) -> None:
+    snapshot = adapter_game / "snapshots" / "attacker" / "phase-03"
+    nemo_to_hf(game.home / "attacker", tmp_path / "base", say=lambda _: None)
+    for name, source, role in (("run", adapter_game, "defender"), ("self", snapshot, None)):
+        nemo_to_hf(source, tmp_path / f"{name}_merged", role, say=lambda _: None)
+        nemo_to_hf(source, tmp_path / f"{name}_peft", role, say=lambda _: None, adapter=True)
+        expected = merged(tmp_path / "base", tmp_path / f"{name}_peft", 32 / 8)
+        found = tensors(tmp_path / f"{name}_merged")
+        assert expected.keys() == found.keys()
+        assert all(torch.allclose(tensor, found[key], rtol=0, atol=1e-6) for key, tensor in expected.items())
 
 
 def test_adapters_given_as_a_base_are_refused_with_what_to_set(game: Game, adapter_game: Path) -> None:
