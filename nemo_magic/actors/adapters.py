@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from nemo.collections.nlp.parts.peft_config import LoraPEFTConfig
-from nemo_aligner.utils.utils import adapter_control
 
 from nemo_magic.actors.adapter_card import AdapterCard
-from nemo_magic.compat import lora
+from nemo_magic.compat.lora import adapted_layers, mend_classes, mend_model
 
 if TYPE_CHECKING:
     from nemo_magic.actors.actor import MagicActor
@@ -28,10 +27,10 @@ def add_adapters(actor: MagicActor, card: AdapterCard) -> None:
 
     ``card``: the base that these weights are, and the adapters' shape.
     """
-    lora.mend_classes()
+    mend_classes()
     # NeMo-Aligner's init_peft would also set setup_complete, and then NeMo gives no sharded state any more.
     actor.add_adapter(LoraPEFTConfig(actor.cfg))
-    lora.mend_model(actor.get_model_module_list())
+    mend_model(actor.get_model_module_list())
     actor.card = card
 
 
@@ -82,7 +81,7 @@ def is_base(actor: MagicActor) -> bool:
 def using_adapters(actor: MagicActor, state: Mapping[str, torch.Tensor] | None) -> Iterator[None]:
     """Within the context the adapters are those of ``state``, or do nothing; afterwards they are as before."""
     if state is None:
-        with adapter_control(actor):
+        with _disabled(actor):
             yield
         return
     own = copy_adapters(actor)
@@ -91,6 +90,20 @@ def using_adapters(actor: MagicActor, state: Mapping[str, torch.Tensor] | None) 
         yield
     finally:
         put_adapters(actor, own)
+
+
+@contextmanager
+def _disabled(actor: MagicActor) -> Iterator[None]:
+    """NeMo-Aligner's ``adapter_control`` looks for adapters in the actor itself, and finds none where its model is a
+    list, as under ``mcore_distributed_optim``."""
+    layers = [layer for module in actor.get_model_module_list() for layer in adapted_layers(module)]
+    for layer in layers:
+        layer.set_enabled_adapters(enabled=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.set_enabled_adapters(enabled=True)
 
 
 def _named_parameters(actor: MagicActor) -> Iterator[tuple[str, Any]]:

@@ -10,8 +10,9 @@ from nemo_magic.config.schema import MagicConfig
 from nemo_magic.game.episode import Role
 from nemo_magic.model_config import ModelConfig, OptimConfig, PeftConfig
 
-OPTIMIZERS = ("fused_adam", "mcore_distributed_optim", "cpu_fused_adam")
-"""Optimizers that NeMo has for adapters."""
+OPTIMIZERS = ("fused_adam", "cpu_fused_adam")
+"""Optimizers for adapters. NeMo refuses apex's distributed Adam; the state of Megatron-core's cannot be saved with
+adapters (``Data should be 1D for a flattened``), and there is too little of it to be worth sharding."""
 
 _SLOW_GLU = ("swiglu", "geglu", "reglu")
 
@@ -35,8 +36,8 @@ def adapter_faults(cfg: MagicConfig, role: Role, model: ModelConfig) -> Iterator
         return
     scheme, tp = "model.peft.peft_scheme=lora", model.tensor_model_parallel_size
     if model.optim.name not in OPTIMIZERS:
-        instead = "cpu_fused_adam" if cfg.trainer.accelerator == "cpu" else "fused_adam or mcore_distributed_optim"
-        yield f"{scheme}: NeMo has no model.optim.name={model.optim.name} for adapters, set it to {instead}"
+        instead = "cpu_fused_adam" if cfg.trainer.accelerator == "cpu" else "fused_adam"
+        yield f"{scheme}: adapters cannot learn by model.optim.name={model.optim.name}, set it to {instead}"
     if lora.adapter_dim % max(tp, 1):
         below = lora.adapter_dim // tp * tp
         yield (

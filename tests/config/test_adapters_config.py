@@ -26,8 +26,9 @@ def composed(*overrides: str, command: str = "train") -> MagicConfig:
             "adapter_dim=5 is not divisible by model.tensor_model_parallel_size=2: try 4 or 6",
         ),
         (["actors.attacker.restore_from_path=null"], "set actors.attacker.restore_from_path"),
-        (["model.optim.name=mcore_distributed_optim", "model.activation=swiglu"], "set it to fast-swiglu"),
-        (["model.optim.name=megatron_fused_adam"], "for adapters, set it to cpu_fused_adam"),
+        (["model.activation=swiglu"], "set it to fast-swiglu"),
+        (["model.optim.name=megatron_fused_adam"], "set it to cpu_fused_adam"),
+        (["model.optim.name=mcore_distributed_optim"], "learn by model.optim.name=mcore_distributed_optim, set it to"),
         (["model.peft.lora_tuning.target_modules=[attention_kv]"], "target_modules='attention_kv' must be one of"),
         (["model.peft.lora_tuning.target_modules=[]"], "adapts nothing"),
         (["model.peft.lora_tuning.adapter_dropout=1"], "adapter_dropout=1.0 must be at least 0 and below 1"),
@@ -60,14 +61,14 @@ def test_what_adapters_cannot_be_is_refused_with_what_to_set(overrides: list[str
     assert said in str(caught.value)
 
 
-def test_an_optimizer_that_nemo_has_not_for_adapters_is_refused() -> None:
+def test_an_optimizer_that_adapters_cannot_learn_by_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         compose(
             "magic_8b",
             [*BASE, "generation.trt_llm.enable=false", "data.train_files=[/s]", "judge.urls=[http://j]"],
             command="plan",
         )
-    assert "distributed_fused_adam for adapters, set it to fused_adam or mcore_distributed_optim" in str(caught.value)
+    assert "cannot learn by model.optim.name=distributed_fused_adam, set it to fused_adam" in str(caught.value)
 
 
 def test_both_roles_share_a_base_where_they_can() -> None:
