@@ -69,6 +69,26 @@ ARMS = {
     "uniform": Arm("phases of 5, uniform pool", (*POOL, "game.pool.draw=uniform"), league=True, seeds=FIVE),
     "pfsp": Arm("phases of 5, PFSP pool", (*POOL, "game.pool.draw=pfsp"), league=True, seeds=FIVE),
 }
+SHARED_START = tuple(
+    f"actors.{role}.restore_from_path=runs/sft_sandbox_shared/weights" for role in ("attacker", "defender")
+)
+
+
+def _lora(dim: int) -> Arm:
+    """Both roles are adapters; ten times the rates of all weights (docs/adapters.md)."""
+    words = ("model.peft.peft_scheme=lora", f"model.peft.lora_tuning.adapter_dim={dim}")
+    rates = ("actors.attacker.model.optim.lr=3e-3", "actors.defender.model.optim.lr=1e-3")
+    return Arm(f"adapters of dimension {dim}", (*SHARED_START, *words, *rates))
+
+
+ADAPTERS = {
+    "one_start": Arm("all weights, both roles begin with one model", SHARED_START),
+    **{f"lora_{dim}": _lora(dim) for dim in (4, 16, 64)},
+}
+"""Arms of their own, which the page does not have yet: ``experiments.py --arms robust one_start lora_4 … --out FILE``.
+Adapters need one base, so that their measure is the full game from one warm-up of both roles."""
+
+EVERY = ARMS | ADAPTERS
 FULL = "robust"
 POOLS = ("latest", "uniform", "pfsp")
 
@@ -100,7 +120,7 @@ class Run:
 def play(run: Run, overrides: Sequence[str] = ()) -> None:
     """The game, unless it was played. One that was played in one go leaves its wall and CPU seconds in its folder."""
     if not run.finished:
-        arm = ARMS[run.arm]
+        arm = EVERY[run.arm]
         warm = _warmed_up(run) if arm.warmed else []
         _train(run.folder, run.seed, [*arm.words, *warm, *overrides])
 

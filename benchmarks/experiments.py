@@ -20,7 +20,7 @@ from typing import Any
 
 import arms
 import figures
-from arms import ARMS, FULL, POOLS, Run
+from arms import ARMS, EVERY, FULL, POOLS, Run
 
 from nemo_magic.fsync_io import write_durably
 from nemo_magic.report.game_picture import phase_spans
@@ -34,7 +34,9 @@ CURVES = ("asr", "useful")
 def main(words: Sequence[str]) -> None:
     """Play what is missing, measure, and write numbers, tables and pictures."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM", help=" ".join(ARMS))
+    parser.add_argument(
+        "--arms", nargs="+", default=list(ARMS), choices=list(EVERY), metavar="ARM", help=" ".join(EVERY)
+    )
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of each arm's own")
     parser.add_argument("--into", type=Path, default=Path("runs/experiments"), help="where the runs are put")
     parser.add_argument(
@@ -80,7 +82,7 @@ def write_pages(results: Mapping[str, Any]) -> None:
 
 def plan(names: Sequence[str], seeds: Sequence[int] | None, into: Path) -> list[Run]:
     """All arms at a seed before the next seed: what there is when somebody runs out of time can be compared."""
-    pairs = [(seed, arm) for arm in names for seed in seeds or ARMS[arm].seeds]
+    pairs = [(seed, arm) for arm in names for seed in seeds or EVERY[arm].seeds]
     return [Run(arm, seed, into) for seed, arm in sorted(pairs, key=lambda pair: pair[0])]
 
 
@@ -89,7 +91,7 @@ def play_all(runs: Sequence[Run], overrides: Sequence[str]) -> None:
     for number, run in enumerate(runs, start=1):
         say(f"game {number} of {len(runs)}: {run.name}")
         arms.play(run, overrides)
-    leagues = [run for run in runs if ARMS[run.arm].league]
+    leagues = [run for run in runs if EVERY[run.arm].league]
     for number, run in enumerate(leagues, start=1):
         others = [one for one in runs if one.seed == run.seed and one != run and {one.arm, run.arm} <= set(POOLS)]
         say(f"league {number} of {len(leagues)}: {run.name}")
@@ -130,7 +132,7 @@ def _row(run: Run) -> dict[str, Any]:
     row["strategies"] = {name: round(asr, 4) for name, asr in sweep["end"]["asr"].items() if asr > 0}
     cost = run.folder / arms.COST_FILE
     row["cost"] = json.loads(cost.read_text()) if cost.exists() else None
-    row["league"] = _league(run.folder / LEAGUE_FILE) if ARMS[run.arm].league else None
+    row["league"] = _league(run.folder / LEAGUE_FILE) if EVERY[run.arm].league else None
     return row
 
 

@@ -50,8 +50,10 @@ def presets() -> str:
     for name, overrides in (
         ("magic_8b", []),
         ("magic_8b", ["model=qwen25_7b", "generation.trt_llm.enable=false"]),
+        ("magic_8b_lora", []),
         ("magic_14b", []),
         ("magic_70b", []),
+        ("magic_70b_lora", []),
         ("magic_70b", ["model=qwen25_72b", "generation.trt_llm.enable=false", "generation.batch_size=128"]),
     ):
         cfg = compose(name, overrides, command="plan")
@@ -64,7 +66,7 @@ def presets() -> str:
                 f"{world.tp} × {world.pp} × {world.dp}",
                 f"{next(iter(plan.parameters.values())):,}",
                 f"{plan.needed / _GIB:.0f}",
-                f"{plan.checkpoint / 1e12:.2f}",
+                f"{plan.checkpoint / 1e12:.3g}",
                 f"{plan.step_seconds:.0f}",
                 f"{plan.gpu_hours:,.0f}",
             ]

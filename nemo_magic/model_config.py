@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
+from annotated_types import Interval
 from omegaconf import MISSING
 
 from nemo_magic.config_checks import (
@@ -18,6 +19,7 @@ from nemo_magic.config_checks import (
     NonNegativeInt,
     OneOf,
     PositiveFloat32,
+    PositiveInt,
 )
 
 ACTIVATIONS = (
@@ -64,12 +66,16 @@ class SchedConfig(CheckedConfig):
 
 @dataclass
 class OptimConfig(CheckedConfig):
-    """The optimizer; keys that are null are not passed to it."""
+    """The optimizer; keys that are null are not passed to it.
+
+    ``lr`` null means 1e-6, the paper's; with adapters 1e-5, for their best rate is about ten times that of all weights
+    whatever the model and the rank (LoRA Without Regret, 2025, thinkingmachines.ai/blog/lora).
+    """
 
     KEY: ClassVar[str] = "model.optim"
 
     name: Annotated[str, OneOf(*OPTIMIZERS)] = "distributed_fused_adam"
-    lr: PositiveFloat32 = 1e-6
+    lr: PositiveFloat32 | None = None
     weight_decay: NonNegativeFloat32 = 0.0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
     eps: NonNegativeFloat32 | None = None
@@ -86,13 +92,82 @@ class OptimConfig(CheckedConfig):
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"{self.KEY}.betas={list(self.betas)} must be two numbers in [0, 1)")
         floor, key = self.sched.min_lr, "model.optim.sched.min_lr"
-        if floor is not None and not 0 <= floor <= self.lr:
+        if floor is not None and self.lr is not None and not 0 <= floor <= self.lr:
             raise ValueError(f"{key}={floor} must be between 0 and model.optim.lr={self.lr}")
         if self.sched.constant_steps > 0 and floor in (None, self.lr):
             raise ValueError(
                 f"model.optim.sched.constant_steps={self.sched.constant_steps} are the steps after a decay, but {key} "
                 f"is model.optim.lr={self.lr}: nothing decays. Set min_lr below lr, or constant_steps=0"
             )
+
+
+LR, ADAPTER_LR = 1e-6, 1e-5
+
+TARGETS = {
+    "attention": ("attention_qkv", "attention_dense"),
+    "mlp": ("mlp_fc1", "mlp_fc2"),
+    "all": ("attention_qkv", "attention_dense", "mlp_fc1", "mlp_fc2"),
+}
+"""NeMo's short names of linear layers that can have adapters."""
+
+
+@dataclass
+class LoraConfig(CheckedConfig):
+    """Low-rank adapters: to the output of a linear layer ``alpha / adapter_dim · B A x`` is added (arXiv 2106.09685).
+
+    ``target_modules``: which linear layers, by NeMo's names. ``A`` is drawn by ``column_init_method`` (NeMo's
+    ``normal`` has a standard deviation of 0.2), ``B`` is zero: a role begins as its base. With ``alpha`` fixed, one
+    learning rate serves all ``adapter_dim``.
+    """
+
+    KEY: ClassVar[str] = "model.peft.lora_tuning"
+
+    target_modules: list[str] = field(default_factory=lambda: ["all"])
+    adapter_dim: PositiveInt = 32
+    alpha: PositiveFloat32 = 32.0
+    adapter_dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    column_init_method: Annotated[str, OneOf("xavier", "normal", "kaiming")] = "xavier"
+    row_init_method: Annotated[str, OneOf("zero")] = "zero"
+    variant: Annotated[str, OneOf("nemo")] = "nemo"
+    layer_selection: list[int] | None = None
+    weight_tying: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = (*TARGETS["all"], *TARGETS)
+        for name in self.target_modules:
+            if name not in known:
+                raise ValueError(f"{self.KEY}.target_modules={name!r} must be one of: {', '.join(known)}")
+        if not self.target_modules:
+            raise ValueError(f"{self.KEY}.target_modules=[] adapts nothing: name layers, e.g. [all]")
+        if self.layer_selection is not None or self.weight_tying:
+            key = "weight_tying=true" if self.weight_tying else f"layer_selection={self.layer_selection}"
+            raise ValueError(
+                f"{self.KEY}.{key}: here every layer has adapters of its own, leave layer_selection=null and "
+                "weight_tying=false"
+            )
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """``target_modules`` without short names."""
+        return tuple(dict.fromkeys(one for name in self.target_modules for one in TARGETS.get(name, (name,))))
+
+
+@dataclass
+class PeftConfig(CheckedConfig):
+    """Adapters on frozen weights, under NeMo's key names. ``restore_from_path``: adapters to begin with, a folder of
+    ``nemo-magic sft``, ``train`` or ``convert``; null begins with new ones."""
+
+    KEY: ClassVar[str] = "model.peft"
+
+    peft_scheme: Annotated[str, OneOf("none", "lora")] = "none"
+    restore_from_path: str | None = None
+    lora_tuning: LoraConfig = field(default_factory=LoraConfig)
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether the model is a frozen base with adapters."""
+        return self.peft_scheme == "lora"
 
 
 @dataclass
@@ -173,4 +248,5 @@ class ModelConfig(CheckedConfig):
     num_micro_batches_with_partial_activation_checkpoints: int | None = None
     activations_checkpoint_layers_per_pipeline: int | None = None
 
+    peft: PeftConfig = field(default_factory=PeftConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -98,6 +98,6 @@ def test_all_arms_at_a_seed_come_before_the_next_seed(arms: ModuleType, tmp_path
 @pytest.mark.slow
 def test_every_arm_is_a_game_that_can_be_played(arms: ModuleType) -> None:
     config = importlib.import_module("nemo_magic.config")
-    for arm in arms.ARMS.values():
+    for arm in arms.EVERY.values():
         cfg = config.compose("magic_sandbox", [*arms.SHARED, *arm.words])
         assert cfg.game.max_steps == 75

@@ -25,6 +25,8 @@ from nemo_aligner.utils.train_utils import clip_gradients, set_eval, set_sync_fu
 from nemo_aligner.utils.utils import cpu_weight_swap
 from omegaconf import DictConfig
 
+from nemo_magic.actors.adapter_card import AdapterCard
+from nemo_magic.actors.adapters import is_adapter, using_adapters
 from nemo_magic.actors.entropy import next_token_entropy
 from nemo_magic.actors.errors import NotFiniteError
 from nemo_magic.actors.output_positions import output_from
@@ -54,6 +56,8 @@ class MagicActor(MegatronGPTActorModel):
     """One role's model.
 
     ``weights_version`` counts the changes of its weights; generators compare it to notice that theirs are stale.
+    ``card``: which adapters these are, where they are what learns (``actors.adapters``). ``keeps_reference``: it can
+    give ``reference_logprobs``.
     """
 
     def __init__(self, cfg: DictConfig, trainer: Any) -> None:
@@ -61,6 +65,8 @@ class MagicActor(MegatronGPTActorModel):
         self.role = Role(cfg.magic.role)
         self.chat = ChatTokenizer(self.tokenizer)
         self.weights_version = 0
+        self.card: AdapterCard | None = None
+        self.keeps_reference = False
         self._temperature: float = cfg.magic.temperature
         self.trusts_weights: bool = cfg.magic.get("trust_weights", False)
         for module in self.get_model_module_list():
@@ -123,7 +129,7 @@ class MagicActor(MegatronGPTActorModel):
             optimizer.step()
         scheduler.step()
         self.weights_version += 1
-        self._refuse_not_finite(list(self.parameters()), "weights after a step")
+        self._refuse_not_finite(self.learning_parameters(), "weights after a step")
         return True, norm
 
     # --- scoring
@@ -177,11 +183,29 @@ class MagicActor(MegatronGPTActorModel):
         return [(p[:, :-1, 0], p[..., 1 : 1 + top], p[..., 1 + top :].long()) for p in packed]
 
     def reference_logprobs(self, batches: Sequence[MicroBatch]) -> list[torch.Tensor]:
-        """``token_logprobs`` under the reference policy π_ref, whose weights wait in host memory."""
-        if self.init_policy_state_dict is None:
+        """``token_logprobs`` under the reference policy π_ref: the actor as it began.
+
+        All its weights wait in host memory; of adapters only they do, and where they began as nothing π_ref is the base
+        and costs no memory.
+        """
+        if not self.keeps_reference:
             raise RuntimeError(f"the {self.role} keeps no reference weights: grpo.kl_beta was 0 when it was built")
+        if self.card is not None:
+            with using_adapters(self, self.init_policy_state_dict):
+                return self.token_logprobs(batches)
         with cpu_weight_swap(self, self.init_policy_state_dict, megatron_amp_O2=self.megatron_amp_O2):
             return self.token_logprobs(batches)
+
+    # --- what learning changes
+
+    def learning_parameters(self) -> list[torch.nn.Parameter]:
+        """This rank's parameters that an optimizer moves."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def sharded_state_dict(self, prefix: str = "") -> dict[str, Any]:
+        """Megatron's description of this rank's share of what learning changes: all weights, or the adapters."""
+        state: dict[str, Any] = super().sharded_state_dict(prefix)
+        return state if self.card is None else {name: value for name, value in state.items() if is_adapter(name)}
 
     # --- shared
 

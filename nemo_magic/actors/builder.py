@@ -23,6 +23,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from nemo_magic.actors import reference
 from nemo_magic.actors.actor import MagicActor
+from nemo_magic.actors.adapter_card import AdapterCard, base_digest
+from nemo_magic.actors.adapters import add_adapters, share_base
+from nemo_magic.actors.distributed import World
 from nemo_magic.actors.errors import ModelError
 from nemo_magic.actors.trainable import TrainablePolicy
 from nemo_magic.actors.weights import load_weights
@@ -42,6 +45,7 @@ def build_policy(
     seed: int,
     keep_reference: bool = False,
     moves_reference: bool = False,
+    base: MagicActor | None = None,
 ) -> TrainablePolicy:
     """Build one role's actor in the present world, starting the process group if nobody has.
 
@@ -49,11 +53,12 @@ def build_policy(
         model: the role's resolved Megatron configuration.
         keep_reference: keep a host copy of the starting weights as π_ref.
         moves_reference: it follows the policy.
+        base: an actor with adapters, on whose frozen weights this one stands too (``config.shares_base``).
 
     Raises:
         FileNotFoundError: ``actors.<role>.restore_from_path`` names nothing to load.
-        ModelError: the tokenizer has not the ``vocab_size`` that the model is said to have, or the weights ask for more
-            than weights.
+        ModelError: the tokenizer has not the ``vocab_size`` that the model is said to have, the weights ask for more
+            than weights, or the adapters to begin with are of another base or shape.
     """
     _quieten()
     cfg = _nemo_config(role, model, actor, trainer, seed)
@@ -68,8 +73,15 @@ def build_policy(
             f"model.vocab_size={model.vocab_size}: they belong to different models; set model.vocab_size=null if not"
         )
     init_distributed(lightning, built, model.transformer_engine)
-    if path:
+    if base is not None:
+        share_base(built, base)
+    elif path:
         load_weights(built, path)
+    if model.peft.is_lora:
+        assert path is not None
+        add_adapters(built, _card(path, model))
+        if model.peft.restore_from_path is not None:
+            load_weights(built, model.peft.restore_from_path)
     # Lightning sizes its hooks by a dataloader; the loop brings its own batches.
     rows: Any = list(range(cfg.model.global_batch_size))
     init_using_ptl(lightning, built, torch.utils.data.DataLoader(rows, batch_size=len(rows)), rows)
@@ -79,6 +91,12 @@ def build_policy(
     return TrainablePolicy(
         role, built, optimizer, scheduler, trainer.gradient_clip_val, moves_reference=moves_reference
     )
+
+
+def _card(path: str, model: ModelConfig) -> AdapterCard:
+    """Of adapters on the weights at ``path``, which rank 0 reads."""
+    digest = World.current().broadcast_from_main(base_digest(Path(path)) if torch.distributed.get_rank() == 0 else "")
+    return AdapterCard.of(str(Path(path).absolute()), digest, model.peft.lora_tuning)
 
 
 def _quieten() -> None:
@@ -93,7 +111,7 @@ def _nemo_config(role: Role, model: ModelConfig, actor: ActorConfig, trainer: Tr
     """NeMo's untyped configuration from our typed one: the keys its classes read, under the names they read."""
     world_size = trainer.num_nodes * trainer.devices
     tp, pp = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
-    keys = dataclasses.asdict(model)
+    keys, lora = dataclasses.asdict(model), model.peft.lora_tuning
     keys["optim"] = {k: v for k, v in keys["optim"].items() if v is not None}
     # NeMo pads the vocabulary to a multiple of this times TP; ours names the multiple itself, equal at every TP.
     keys["make_vocab_size_divisible_by"] = model.make_vocab_size_divisible_by // tp
@@ -112,7 +130,11 @@ def _nemo_config(role: Role, model: ModelConfig, actor: ActorConfig, trainer: Tr
             "splits_string": None,
             "seq_length": model.encoder_seq_length,
         },
-        "peft": {"peft_scheme": "none", "restore_from_path": None},
+        "peft": {
+            "peft_scheme": model.peft.peft_scheme,
+            "restore_from_path": None,  # NeMo's own format of adapters
+            "lora_tuning": dataclasses.asdict(lora) | {"target_modules": lora.targets},
+        },
         "ppo": {
             "length_params": dataclasses.asdict(actor.length_params),
             "sampling_params": dataclasses.asdict(actor.sampling_params),

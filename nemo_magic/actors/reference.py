@@ -11,6 +11,8 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 from nemo_aligner.utils.utils import retrieve_model_state_dict_in_cpu
 
+from nemo_magic.actors.adapters import copy_adapters, is_base
+
 if TYPE_CHECKING:
     from nemo_magic.actors.actor import MagicActor
 
@@ -19,9 +21,16 @@ _NAME = "reference."
 
 def keep_reference(actor: MagicActor, moves: bool = False) -> None:
     """Keep a host copy of the actor's present weights as π_ref; of one that ``moves`` in float32, for the steps of an
-    average are smaller than half precision can tell apart."""
-    state = _own_weights(actor)
-    actor.init_policy_state_dict = {name: _precise(value) if moves else value for name, value in state.items()}
+    average are smaller than half precision can tell apart.
+
+    Of adapters only they are kept, and nothing where they add nothing to their base yet. This reference does not move.
+    """
+    actor.keeps_reference = True
+    if actor.card is None:
+        state = _own_weights(actor)
+        actor.init_policy_state_dict = {name: _precise(value) if moves else value for name, value in state.items()}
+    elif not is_base(actor):
+        actor.init_policy_state_dict = copy_adapters(actor)
 
 
 def move_reference(actor: MagicActor, mix: float) -> None:

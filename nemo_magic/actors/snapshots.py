@@ -12,6 +12,7 @@ import torch
 from cachetools import LRUCache
 from nemo_aligner.utils.utils import retrieve_model_state_dict_in_cpu, swap_dict
 
+from nemo_magic.actors.adapters import copy_adapters, put_adapters
 from nemo_magic.actors.weights import load_weights, save_weights
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class SnapshotCache:
             return
         assert policy is not None, f"{folder} is of a role that a server plays"
         actor = policy.actor
-        own = _host_state(actor)
+        own = copy_state(actor)
         self._load(actor, folder)
         try:
             yield
@@ -72,17 +73,22 @@ class SnapshotCache:
         load_weights(actor, folder)
         if self._max_bytes > 0:
             with suppress(ValueError):  # larger than the whole cache
-                self._states[folder] = _host_state(actor)
+                self._states[folder] = copy_state(actor)
 
 
-def _host_state(actor: MagicActor) -> Mapping[str, Any]:
-    """The actor's weights in host memory."""
+def copy_state(actor: MagicActor) -> Mapping[str, Any]:
+    """What learning changes, as it is: all weights in host memory, or the adapters where they are."""
+    if actor.card is not None:
+        return copy_adapters(actor)
     state: Mapping[str, Any] = retrieve_model_state_dict_in_cpu(actor, megatron_amp_O2=actor.megatron_amp_O2)
     return state
 
 
 def _put(actor: MagicActor, state: Mapping[str, Any]) -> None:
-    swap_dict(actor, state, offload_onto_cpu=False, megatron_amp_O2=actor.megatron_amp_O2)
+    if actor.card is not None:
+        put_adapters(actor, state)
+    else:
+        swap_dict(actor, state, offload_onto_cpu=False, megatron_amp_O2=actor.megatron_amp_O2)
     actor.weights_version += 1
 
 

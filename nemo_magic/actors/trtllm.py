@@ -3,7 +3,7 @@
 A process has one decoder, a global of NeMo's exporter: building a second one keeps the first without a word, and a
 refit goes to whichever is there. So one generator owns it for both roles, builds an engine once per architecture,
 refits it whenever it holds other weights than those of the actor that decodes, and unloads it before another
-architecture.
+architecture. Of adapters it holds merged weights (merging.py).
 
 TensorRT-LLM gives no log-probabilities; those that are trained on come from Megatron
 (``train_optim/neg_logprob_minus_entropy`` tells whether the two agree).
@@ -30,6 +30,7 @@ from nemo_aligner.utils.utils import clear_memory
 
 from nemo_magic.actors.config import GenerationConfig, LengthConfig, SamplingConfig
 from nemo_magic.actors.generation import StaleWeightsError
+from nemo_magic.actors.merging import MergedWeights
 from nemo_magic.actors.sampling import StopConditions, to_completion
 from nemo_magic.actors.tokenizer import ChatTokenizer
 from nemo_magic.compat.trtllm import scaled_rotary
@@ -85,6 +86,7 @@ class TRTLLMGenerator:
         self._engines: dict[tuple[Any, ...], _Engine] = {}
         self._wrappers: dict[tuple[Any, ...], Any] = {}
         self._live: _Engine | None = None
+        self._merging = MergedWeights()
         self._actor: MagicActor | None = None
         self._metrics: dict[str, float] = {}
         self.drain()
@@ -200,7 +202,8 @@ class TRTLLMGenerator:
         engine.holds, self._live = None, engine
         if not engine.is_built:
             MPI.COMM_WORLD = self._mpi_world
-        with _refit_warnings() as unfilled, scaled_rotary(bool(actor.cfg.scale_positional_embedding)):
+        scaled = scaled_rotary(bool(actor.cfg.scale_positional_embedding))
+        with _refit_warnings() as unfilled, scaled, self._merging.merged(actor):
             engine.wrapper.refit(actor.model)  # the first time, this builds
         ranks: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(ranks, unfilled)

@@ -19,6 +19,8 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
+from nemo_magic.actors.adapter_card import ADAPTER_CARD, AdapterCard
+from nemo_magic.actors.adapters import put_adapters
 from nemo_magic.actors.distributed import World
 from nemo_magic.actors.errors import ModelError
 from nemo_magic.actors.nemo_archive import extract
@@ -50,7 +52,8 @@ os.register_at_fork(before=_let_threads_finish)
 
 
 def save_weights(actor: MagicActor, folder: str | Path) -> None:
-    """Write the actor's weights to ``folder``, whole or not at all; every rank takes part.
+    """Write what the actor learns, its weights or its adapters, to ``folder``, whole or not at all; every rank takes
+    part.
 
     Weights that ``folder`` already holds are replaced once the new ones are durable.
 
@@ -67,6 +70,8 @@ def save_weights(actor: MagicActor, folder: str | Path) -> None:
 
     def replace_folder() -> None:
         if world.is_main:
+            if actor.card is not None:
+                actor.card.write(partial)
             sync_folder(partial)
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
@@ -133,9 +138,12 @@ class _ErrorTap:
 def load_weights(actor: MagicActor, folder: str | Path) -> None:
     """Read weights that ``save_weights`` wrote, at whatever parallelism, or of a ``.nemo`` file, into the actor.
 
+    An actor with adapters reads adapters: its base stays.
+
     Raises:
         FileNotFoundError: when ``folder`` holds no finished checkpoint.
-        ModelError: it asks for more than weights (and the actor does not trust it), or is no ``.nemo`` file.
+        ModelError: it asks for more than weights (and the actor does not trust it), is no ``.nemo`` file, or holds
+            adapters where the actor has none, or none or others where it has some.
     """
     folder = Path(folder)
     if folder.suffix == ".nemo" and folder.is_file():
@@ -147,9 +155,24 @@ def load_weights(actor: MagicActor, folder: str | Path) -> None:
             f"actors.{actor.role}.restore_from_path={folder}: no finished checkpoint there (metadata.json is missing); "
             "give a folder that `nemo-magic sft` or `nemo-magic train` wrote, or a .nemo file"
         )
+    _refuse_other_adapters(actor, folder)
     # Installed within it: TransformerEngine's layers unpickle a state of their own.
     with unpickling(folder, actor.trusts_weights):
         _install_weights(actor, dist_checkpointing.load(actor.sharded_state_dict(), str(folder)))
+
+
+def _refuse_other_adapters(actor: MagicActor, folder: Path) -> None:
+    theirs, mine = AdapterCard.read(folder), actor.card
+    if mine is None and theirs is not None:
+        raise ModelError(
+            f"{folder} holds adapters of {theirs.base}, and the {actor.role} has none: set "
+            f"model.peft.peft_scheme=lora, actors.{actor.role}.restore_from_path={theirs.base} and "
+            f"model.peft.restore_from_path={folder}"
+        )
+    if mine is not None and theirs is None:
+        raise ModelError(f"{folder} holds no adapters ({ADAPTER_CARD} is missing), and the {actor.role} is some")
+    if mine is not None and theirs is not None and (differences := mine.differences(theirs)):
+        raise ModelError(f"{folder} holds adapters that are not the {actor.role}'s: {'; '.join(differences)}")
 
 
 def save_policies(trainable: Mapping[str, TrainablePolicy], folder: Path) -> AsyncRequest:
@@ -205,7 +228,7 @@ def sharded_bytes(trainable: Mapping[str, TrainablePolicy]) -> tuple[int, int]:
     """Bytes on this rank that every data-parallel rank has alike, and bytes that only this one has."""
     copied = sharded = 0
     for policy in trainable.values():
-        copied += _bytes(list(policy.actor.parameters()))
+        copied += _bytes(policy.actor.learning_parameters())
         if policy.moves_reference:
             copied += _bytes(policy.actor.init_policy_state_dict)
         moments = _bytes(policy.optimizer.state_dict())
@@ -265,7 +288,11 @@ def _install_weights(actor: MagicActor, state: Mapping[str, Any]) -> None:
     modules = actor.get_model_module_list()
     if len(modules) != 1:
         raise ValueError("virtual pipeline parallelism is not supported by NeMo-Aligner's actors")
-    modules[0].load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
+    named = {name.removeprefix("model."): value for name, value in state.items()}
+    if actor.card is None:
+        modules[0].load_state_dict(named)
+    else:
+        put_adapters(actor, named)
     actor.weights_version += 1
 
 

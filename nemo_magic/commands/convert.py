@@ -23,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     to_nemo.add_argument("source", metavar="SOURCE", type=Path, help="config.json, *.safetensors and tokenizer files")
     to_nemo.add_argument("target", metavar="TARGET", type=Path, help="a new folder, or a new file that ends in .nemo")
+    to_nemo.add_argument(
+        "--base", metavar="BASE", type=Path, help="SOURCE holds PEFT's adapters on BASE, converted weights"
+    )
     to_hf = _add_way(ways, "nemo-to-hf", "weights of a run become a folder of Hugging Face")
     to_hf.add_argument(
         "source",
@@ -34,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     to_hf.add_argument("--role", choices=_ROLES, help="whose weights, where there are both")
     to_hf.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of a safetensors file (5GB)")
     add_trust_weights(to_hf)
+    to_hf.add_argument("--adapter", action="store_true", help="adapters alone, in PEFT's format; else merged weights")
+    to_hf.add_argument("--base", type=Path, metavar="BASE", help="where the base of adapters is now")
+    to_hf.add_argument("--base-name", metavar="NAME", help="with --adapter: the published base, such as its hub name")
     to_hf.add_argument("--hf-config", type=Path, metavar="FOLDER", help="of the config.json that the model came with")
     for way in (to_nemo, to_hf):
         way.add_argument("--dtype", choices=_DTYPES, help="of the result; by default as it is")
@@ -41,7 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert. Raises ConvertError for what cannot be."""
-    if args.way == "hf-to-nemo":
+    if args.way == "hf-to-nemo" and args.base is not None:
+        from nemo_magic.convert.peft_to_nemo import peft_to_nemo
+
+        peft_to_nemo(args.source, args.target, args.base, args.dtype, _print)
+    elif args.way == "hf-to-nemo":
         from nemo_magic.convert.hf_to_nemo import hf_to_nemo
 
         hf_to_nemo(args.source, args.target, args.dtype, _print)
@@ -49,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         from nemo_magic.convert.nemo_to_hf import nemo_to_hf
 
         options = (args.role, args.dtype, args.max_shard_size, args.hf_config, _print, args.trust_weights)
-        nemo_to_hf(args.source, args.target, *options)
+        nemo_to_hf(args.source, args.target, *options, args.base, args.adapter, args.base_name)
     return 0
 
 

@@ -22,7 +22,7 @@ import psutil
 import torch
 from torch.utils._device import _device_constructors
 
-from nemo_magic.compat import trtllm
+from nemo_magic.compat import lora, trtllm
 
 _CPU = torch.device("cpu")
 _FACTORIES = [
@@ -124,6 +124,7 @@ def do_without_apex() -> None:
 def _do_without_apex() -> None:
     trtllm.prepare(enabled=False)
     _patch_writing()
+    lora.make_importable()
     _patch_nemo()
     _register_adam()
     import nemo_aligner.models.nlp.gpt.megatron_gpt_ppo_actor  # noqa: F401

@@ -100,6 +100,9 @@ def _role(cfg: MagicConfig, role: Role, model: ModelConfig, command: str) -> str
     updates = f"{cfg.sft.max_steps} updates" if command == "sft" else _updates(cfg, role)
     room = actor.length_params.prompt_room(model.encoder_seq_length)
     source = actor.restore_from_path or "random weights"
+    if model.peft.is_lora:
+        start = f" from {model.peft.restore_from_path}" if model.peft.restore_from_path else ""
+        source += f", frozen, with adapters of dimension {model.peft.lora_tuning.adapter_dim}{start}"
     return (
         f"{role:<10}{model.num_layers} layers × {model.hidden_size} from {source}; "
         f"{updates} at lr {model.optim.lr:g}; prompt ≤ {room}, {limits}"

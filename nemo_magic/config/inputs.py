@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_magic.actors.adapter_card import ADAPTER_CARD
 from nemo_magic.config.errors import ConfigError
 from nemo_magic.config.evaluation import evaluated_roles
 from nemo_magic.config.schema import MagicConfig
@@ -84,8 +85,12 @@ def inputs(cfg: MagicConfig, command: str, starts: bool = True) -> Iterator[Inpu
         if options.is_remote or (cfg.game.self_play and command == "train" and role == "attacker"):
             continue
         yield from _tokenizer(model)
-        if options.restore_from_path is not None and starts:
+        peft = model.peft
+        # The base of adapters is not in what a run saves.
+        if options.restore_from_path is not None and (starts or peft.is_lora):
             yield Input(f"actors.{role}.restore_from_path", options.restore_from_path, _WEIGHTS_FILES)
+        if peft.restore_from_path is not None and starts:
+            yield Input("model.peft.restore_from_path", peft.restore_from_path, (ADAPTER_CARD,))
     if command in ("train", "evaluate") and cfg.judge.launch:
         yield from _guard("judge.guard_config", cfg.judge.guard_config)
 

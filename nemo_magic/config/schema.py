@@ -26,7 +26,7 @@ from nemo_magic.game.rewards import RewardConfig
 from nemo_magic.game.schedule import ScheduleConfig, learning_rounds
 from nemo_magic.game.stopping import EarlyStopConfig
 from nemo_magic.judge.config import JudgeConfig
-from nemo_magic.model_config import ModelConfig
+from nemo_magic.model_config import ADAPTER_LR, LR, ModelConfig
 from nemo_magic.rl.config import GRPOConfig
 from nemo_magic.sandbox.world import SandboxConfig
 
@@ -46,8 +46,13 @@ class TrainerConfig(CheckedConfig):
 
 @dataclass
 class ActorsConfig:
-    """The two roles' actors."""
+    """The two roles' actors.
 
+    ``share_base``: both roles are adapters (``model.peft``) of weights that are in memory once; null means where both
+    start from the same ``restore_from_path``.
+    """
+
+    share_base: bool | None = None
     attacker: ActorConfig = field(default_factory=ActorConfig)
     defender: ActorConfig = field(default_factory=ActorConfig)
 
@@ -158,7 +163,8 @@ def optimizer_steps(cfg: MagicConfig, role: Role | str, rounds: int | None = Non
 def role_model(cfg: MagicConfig, role: Role | str, steps: int | None = None) -> ModelConfig:
     """``model`` with the role's own keys laid over it, and with its derived keys filled in.
 
-    ``max_position_embeddings``, ``optim.sched.min_lr`` and ``optim.sched.max_steps`` are numbers in the result.
+    ``max_position_embeddings``, ``optim.lr``, ``optim.sched.min_lr`` and ``optim.sched.max_steps`` are numbers in the
+    result.
     ``steps``: optimizer steps that the role will take; by default those of ``nemo-magic train``. Raises ConfigError for
     values that no model can have.
     """
@@ -168,21 +174,22 @@ def role_model(cfg: MagicConfig, role: Role | str, steps: int | None = None) -> 
         if own:
             merged = OmegaConf.merge(OmegaConf.structured(model), own)
             model = cast(ModelConfig, OmegaConf.to_object(merged))
+        optim = replace(model.optim, lr=model.optim.lr or (ADAPTER_LR if model.peft.is_lora else LR))
     except (OmegaConfBaseException, ValueError) as error:
         text = concise(error, "model.")
         raise ConfigError(f"actors.{role}.{text}" if text.startswith("model.") else text) from error
     if steps is None:
         steps = optimizer_steps(cfg, role)
-    sched = model.optim.sched
+    sched = optim.sched
     sched = replace(
         sched,
-        min_lr=model.optim.lr if sched.min_lr is None else sched.min_lr,
+        min_lr=optim.lr if sched.min_lr is None else sched.min_lr,
         # A role that never learns has a schedule too, and a schedule has a length.
         max_steps=max(1, steps) if sched.max_steps is None else sched.max_steps,
     )
     positions = model.max_position_embeddings
     return replace(
         model,
-        optim=replace(model.optim, sched=sched),
+        optim=replace(optim, sched=sched),
         max_position_embeddings=model.encoder_seq_length if positions is None else positions,
     )

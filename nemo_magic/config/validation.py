@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from nemo_magic.config.adapters import adapter_faults, missing_bases, sharing_problems
 from nemo_magic.config.errors import ConfigError
 from nemo_magic.config.evaluation import evaluated_roles, evaluation_problems
 from nemo_magic.config.keys import renamed_metric_problems
@@ -77,8 +78,8 @@ def validate(cfg: MagicConfig, command: str = "train") -> None:
     Raises:
         ConfigError: with one line for every thing that is wrong.
     """
-    judged = command in ("train", "evaluate")
-    if command == "plan":
+    judged, planned = command in ("train", "evaluate"), command == "plan"
+    if planned:
         if cfg.trainer.accelerator == "cpu":
             # Alone: what else a GPU's run is refused for does not matter.
             raise ConfigError(
@@ -91,6 +92,8 @@ def validate(cfg: MagicConfig, command: str = "train") -> None:
     faults = {role: list(_faults(cfg, role, model, command)) for role, model in roles.items()}
     problems = list(dict.fromkeys(_named(text, role, faults) for role, texts in faults.items() for text in texts))
     problems += _unequal(roles)
+    problems += sharing_problems(cfg, roles, command)
+    problems += [] if planned else missing_bases(cfg, roles)
     if not problems and roles:
         # Only now is there a layout to divide by.
         problems += _batches(cfg, roles, command)
@@ -135,6 +138,7 @@ def _faults(cfg: MagicConfig, role: Role, model: ModelConfig, command: str) -> I
     yield from _lengths(cfg, role, model)
     yield from _schedule(cfg, role, model, command)
     yield from _lane(cfg, model)
+    yield from adapter_faults(cfg, role, model)
 
 
 def _named(text: str, role: Role, faults: dict[Role, list[str]]) -> str:

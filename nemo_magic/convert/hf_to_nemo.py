@@ -15,6 +15,7 @@ from nemo_magic.convert.atomic_output import atomic_output, gigabytes, refuse_ta
 from nemo_magic.convert.errors import ConvertError
 from nemo_magic.convert.families import MODEL, model_of, model_yaml, padded_rows, read_json
 from nemo_magic.convert.mapping import Block, blocks_of, extra_state_names
+from nemo_magic.convert.nemo_to_peft import CONFIG as PEFT_CONFIG
 from nemo_magic.convert.safetensors_folder import DTYPES, NAMES, SafetensorsFolder
 
 HF, TOKENIZER = "hf", "tokenizer"
@@ -41,6 +42,8 @@ def hf_to_nemo(source: Path, target: Path, dtype: str | None = None, say: Callab
             f"{source}: no such folder; what is on the hub comes here with `huggingface-cli download NAME --local-dir "
             f"{source}`"
         )
+    if (source / PEFT_CONFIG).is_file():
+        raise ConvertError(f"{source} holds adapters of PEFT: name the converted weights under them with --base")
     config = read_json(source / "config.json")
     tokenizer = tokenizer_files.load(source)
     differing = end_tokens.refuse_wrong(config, source, tokenizer)

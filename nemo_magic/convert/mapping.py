@@ -81,7 +81,7 @@ def blocks_of(model: ModelConfig, vocabulary: int, padded: int) -> list[list[Blo
     last = [_single("model.decoder.final_layernorm.weight", (hidden,), "model.norm.weight", ((hidden,),))]
     if not model.share_embeddings_and_output_weights:
         last.append(_single("model.output_layer.weight", (padded, hidden), "lm_head.weight", rows))
-    return [[embedding], *(_layer(model, number) for number in range(model.num_layers)), last]
+    return [[embedding], *(layer_blocks(model, number) for number in range(model.num_layers)), last]
 
 
 def extra_state_names(layers: int) -> list[str]:
@@ -95,7 +95,8 @@ def _single(key: str, shape: Shape, name: str, shapes: tuple[Shape, ...]) -> Blo
     return Block(key, shape, (0,) * len(shape), shape, (name,), shapes)
 
 
-def _layer(model: ModelConfig, number: int) -> list[Block]:
+def layer_blocks(model: ModelConfig, number: int) -> list[Block]:
+    """Every block of layer ``number``."""
     hidden, ffn, heads = model.hidden_size, model.ffn_hidden_size, model.num_attention_heads
     groups = model.num_query_groups or heads
     size = model.kv_channels or hidden // heads

@@ -23,6 +23,7 @@ _TARGET = "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.Mega
 def nemo_config(model: ModelConfig, precision: str) -> dict[str, Any]:
     """The ``model_config.yaml`` of a ``MegatronGPTModel``, with TP1 PP1, which a user of the file overrides."""
     keys = dataclasses.asdict(model)
+    del keys["peft"]
     keys["optim"] = {"name": "fused_adam", "lr": 1e-6}
     return keys | {
         "target": _TARGET,
@@ -69,7 +70,7 @@ def model_from(keys: Mapping[str, Any], where: str, own: Mapping[str, Any] | Non
     Raises:
         ConvertError: a value is of the wrong type or not allowed.
     """
-    known = {field.name for field in dataclasses.fields(ModelConfig)} - {"optim", "tokenizer"}
+    known = {field.name for field in dataclasses.fields(ModelConfig)} - {"optim", "peft", "tokenizer"}
     chosen = {key: value for key, value in keys.items() if key in known}
     tokenizer = {key: (keys.get("tokenizer") or {}).get(key) for key in ("library", "type")}
     layers = (

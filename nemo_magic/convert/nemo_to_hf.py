@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from nemo_magic.convert import end_tokens, tokenizer_files
+from nemo_magic.convert.adapter_mapping import MergedCheckpoint
 from nemo_magic.convert.atomic_output import atomic_output, gigabytes, refuse_target
 from nemo_magic.convert.errors import ConvertError
 from nemo_magic.convert.families import config_of, difference, model_of, read_json
 from nemo_magic.convert.mapping import Block, blocks_of
+from nemo_magic.convert.nemo_to_peft import nemo_to_peft
 from nemo_magic.convert.safetensors_folder import DTYPES, NAMES, SafetensorsWriter
 from nemo_magic.convert.sources import Source, open_source
 from nemo_magic.convert.torch_dist import Checkpoint
@@ -32,10 +34,13 @@ def nemo_to_hf(
     hf: Path | None = None,
     say: Callable[[str], None] = print,
     trusted: bool = False,
+    base: Path | None = None,
+    adapter: bool = False,
+    base_name: str | None = None,
 ) -> None:
     """Convert ``source`` (see ``open_source``) to the new folder ``target``.
 
-    At most one layer's share of a Megatron tensor is in memory.
+    At most one layer's share of a Megatron tensor is in memory. Adapters are merged into their base.
 
     Args:
         role: whose weights, where there are several.
@@ -44,6 +49,9 @@ def nemo_to_hf(
         hf: the folder whose config.json the model came with.
         say: called with every line for people.
         trusted: pickles among the weights may run code.
+        base: where the base of adapters is now; by default where it was when they were made.
+        adapter: write the adapters alone, in PEFT's format.
+        base_name: with ``adapter``, the name of the published base; by default what its config.json says, or the path.
 
     Raises:
         ConvertError: the source cannot be converted; ``target`` then does not exist.
@@ -51,7 +59,22 @@ def nemo_to_hf(
     refuse_target(target, source.stat().st_size if source.is_file() else 0)
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.absolute().parent) as scratch:
-        _convert(open_source(source, role, hf, Path(scratch), trusted), target, dtype, max_shard_size, say)
+        opened = open_source(source, role, hf, Path(scratch), trusted, base)
+        if adapter:
+            if not isinstance(opened.weights, MergedCheckpoint):
+                raise ConvertError(f"{source} holds no adapters but all weights: leave out --adapter")
+            nemo_to_peft(opened.weights, target, base_name or _name_of_base(opened), dtype, say)
+        else:
+            _convert(opened, target, dtype, max_shard_size, say)
+
+
+def _name_of_base(source: Source) -> str:
+    """By the config.json that the base came with; its path where it has no name there."""
+    for folder in source.config_folders:
+        if name := read_json(folder / "config.json").get("_name_or_path"):
+            return str(name)
+    assert isinstance(source.weights, MergedCheckpoint)
+    return source.weights.card.base
 
 
 def _convert(source: Source, target: Path, dtype: str | None, max_shard_size: str, say: Callable[[str], None]) -> None:
@@ -115,7 +138,7 @@ def _config(source: Source, padded: int, tokenizer: Any) -> tuple[dict[str, Any]
     return config_of(source.model, padded, tokenizer_files.special_ids(tokenizer)), None
 
 
-def _check(weights: Checkpoint, files: Sequence[Sequence[Block]]) -> None:
+def _check(weights: Checkpoint | MergedCheckpoint, files: Sequence[Sequence[Block]]) -> None:
     """Refuse weights that are of another model than their configuration says."""
     expected = {block.key: block.tensor_shape for blocks in files for block in blocks}
     stored = weights.tensors
@@ -133,7 +156,7 @@ def _check(weights: Checkpoint, files: Sequence[Sequence[Block]]) -> None:
             )
 
 
-def _dtype(weights: Checkpoint) -> torch.dtype:
+def _dtype(weights: Checkpoint | MergedCheckpoint) -> torch.dtype:
     dtypes = {tensor.properties.dtype for tensor in weights.tensors.values()}
     if len(dtypes) > 1:
         raise ConvertError(f"{weights.folder}: tensors have dtypes {sorted(map(str, dtypes))}: choose one with --dtype")

@@ -33,15 +33,16 @@ _IGNORED = ".rotary_emb.inv_freq"
 
 
 class SafetensorsFolder:
-    """The tensors of a Hugging Face checkpoint. ``shapes``: tensor name → shape.
+    """The tensors of a Hugging Face checkpoint. ``shapes``: tensor name → shape; ``single``: the file that holds them
+    where there is no index.
 
     Raises:
         ConvertError: when the folder has no safetensors, a file of the index is missing or damaged, or a tensor is not
             where the index says.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, single: str = SINGLE) -> None:
+        self.folder, self._single = folder, single
         self._file_of: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, torch.dtype] = {}
@@ -110,14 +111,16 @@ class SafetensorsFolder:
         return weight_map
 
     def _files(self, index: Mapping[str, str]) -> list[Path]:
-        names = sorted(set(index.values())) or [SINGLE]
+        names = sorted(set(index.values())) or [self._single]
         missing = [name for name in names if not (self.folder / name).is_file()]
         if missing and not index:
             others = sorted(path.name for path in self.folder.glob("*.bin")) + sorted(
                 path.name for path in self.folder.glob("*.safetensors")
             )
             there = f"; there are {', '.join(others[:3])}" if others else ""
-            raise ConvertError(f"{self.folder} has neither {INDEX} nor {SINGLE}{there}: only safetensors are read")
+            raise ConvertError(
+                f"{self.folder} has neither {INDEX} nor {self._single}{there}: only safetensors are read"
+            )
         if missing:
             raise ConvertError(
                 f"{self.folder}: {len(missing)} of the {len(names)} files in {INDEX} are missing: "

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from nemo_magic.actors.adapter_card import AdapterCard, base_digest
 from nemo_magic.actors.nemo_archive import WEIGHTS
 from nemo_magic.convert import nemo_file
+from nemo_magic.convert.adapter_mapping import MergedCheckpoint
 from nemo_magic.convert.errors import ConvertError
 from nemo_magic.convert.families import MODEL
 from nemo_magic.convert.hf_to_nemo import HF, TOKENIZER
 from nemo_magic.convert.torch_dist import METADATA, Checkpoint
 from nemo_magic.game.episode import Role
 from nemo_magic.model_config import ModelConfig
-from nemo_magic.runtime.checkpoint_paths import COMMITTED, FOLDER, committed_checkpoints
+from nemo_magic.runtime.checkpoint_paths import COMMITTED, FOLDER, STATE, committed_checkpoints
 
 _RUN, _POLICIES, _SNAPSHOTS, _WEIGHTS = "config.yaml", "policies", "snapshots", "weights"
 
@@ -25,15 +28,17 @@ _RUN, _POLICIES, _SNAPSHOTS, _WEIGHTS = "config.yaml", "policies", "snapshots", 
 @dataclass(frozen=True)
 class Source:
     """Weights, their model, its tokenizer (a folder or a name), and the folders that may hold the config.json that the
-    model came with."""
+    model came with. Of adapters the weights are those of their base, merged with them."""
 
-    weights: Checkpoint
+    weights: Checkpoint | MergedCheckpoint
     model: ModelConfig
     tokenizer: str
     config_folders: list[Path]
 
 
-def open_source(source: Path, role: str | None, hf: Path | None, scratch: Path, trusted: bool = False) -> Source:
+def open_source(
+    source: Path, role: str | None, hf: Path | None, scratch: Path, trusted: bool = False, base: Path | None = None
+) -> Source:
     """Find the weights of ``source`` and everything that is needed to convert them.
 
     Args:
@@ -41,9 +46,11 @@ def open_source(source: Path, role: str | None, hf: Path | None, scratch: Path, 
         hf: the original Hugging Face folder, where its config.json is in none of the usual places.
         scratch: an empty folder, to which ``.nemo`` files are unpacked.
         trusted: pickles among the weights may run code.
+        base: where the base of adapters is now; by default where it was when they were made.
 
     Raises:
-        ConvertError: it cannot be read, or it is not clear whose weights are meant or of which model.
+        ConvertError: it cannot be read, or it is not clear whose weights are meant or of which model, or they are
+            adapters on another base.
     """
     if not source.exists():
         raise ConvertError(f"{source}: no such file or folder")
@@ -58,11 +65,19 @@ def open_source(source: Path, role: str | None, hf: Path | None, scratch: Path, 
         model = nemo_file.model_from(keys, str(source / MODEL))
         weights = Checkpoint(source, trusted=trusted)
         return Source(weights, model, str(source / TOKENIZER), _config_folders(hf, source / HF))
-    return _source_of_run(source, role, hf, trusted)
+    return _source_of_run(source, role, hf, scratch, trusted, base)
 
 
-def _source_of_run(source: Path, role: str | None, hf: Path | None, trusted: bool) -> Source:
+def _source_of_run(
+    source: Path, role: str | None, hf: Path | None, scratch: Path, trusted: bool, base: Path | None
+) -> Source:
     run = next((folder for folder in (source, *source.absolute().parents) if (folder / _RUN).is_file()), None)
+    card = AdapterCard.read(source)
+    if run is None and card is not None:
+        # What hf-to-nemo made of PEFT's adapters: their model is the base's.
+        below = open_source(base or Path(card.base), role, hf, scratch, trusted)
+        merged = _merged(Checkpoint(source, trusted=trusted), card, below.model, scratch, trusted, base)
+        return replace(below, weights=merged)
     if run is None:
         raise ConvertError(
             f"{source}: neither it nor a folder above it has {_RUN}, which says what model the weights are of; give a "
@@ -74,9 +89,11 @@ def _source_of_run(source: Path, role: str | None, hf: Path | None, trusted: boo
         prefixes = Checkpoint(folder, trusted=trusted).prefixes
         policy = _policy_name(folder, [prefix.removesuffix(".") for prefix in prefixes], role)
         weights = Checkpoint(folder, f"{policy}.", trusted)
+        saved = json.loads((folder.parent / STATE).read_text(encoding="utf-8")).get("adapters", {}).get(policy)
+        card = None if saved is None else AdapterCard.from_dict(saved)
     else:
         policy = _owner(folder, cfg, role)
-        weights = Checkpoint(folder, trusted=trusted)
+        weights, card = Checkpoint(folder, trusted=trusted), AdapterCard.read(folder)
     # The single policy of self-play has the defender's model.
     role = policy if policy in tuple(Role) else "defender"
     actor: Mapping[str, Any] = cfg["actors"][role]
@@ -86,7 +103,28 @@ def _source_of_run(source: Path, role: str | None, hf: Path | None, trusted: boo
     tokenizer = _tokenizer_name(model, str(run / _RUN))
     # A warm-up starts from a converted folder, a game from a warm-up; both keep the tokenizer of that folder.
     folders = [Path(path) / HF for path in (actor.get("restore_from_path"), Path(tokenizer).parent) if path]
-    return Source(weights, model, tokenizer, _config_folders(hf, *folders))
+    found: Checkpoint | MergedCheckpoint = weights
+    if card is not None:
+        found = _merged(weights, card, model, scratch, trusted, base)
+    return Source(found, model, tokenizer, _config_folders(hf, *folders))
+
+
+def _merged(
+    adapters: Checkpoint, card: AdapterCard, model: ModelConfig, scratch: Path, trusted: bool, base: Path | None
+) -> MergedCheckpoint:
+    path = base or Path(card.base)
+    if not path.exists():
+        raise ConvertError(f"{adapters.folder}: the base of these adapters was {path}: name where it is with --base")
+    if (digest := base_digest(path)) != card.digest:
+        raise ConvertError(
+            f"{adapters.folder}: these adapters stand on {card.base} ({card.digest}), and {path} holds other weights "
+            f"({digest}): name their base with --base"
+        )
+    folder = path
+    if path.is_file():
+        nemo_file.unpack(path, scratch)
+        folder = scratch / WEIGHTS
+    return MergedCheckpoint(Checkpoint(folder, trusted=trusted), adapters, card, model)
 
 
 def _weights_in(source: Path) -> Path:

@@ -167,9 +167,9 @@ class Checkpoint:
 
     @property
     def prefixes(self) -> list[str]:
-        """What precedes ``model.`` in the keys of the embeddings: one for each model that the checkpoint holds."""
-        end = "model.embedding.word_embeddings.weight"
-        prefixes = (key.removesuffix(end) for key in self._metadata.state_dict_metadata if key.endswith(end))
+        """What precedes ``model.`` in the keys of layers: one for each model, or its adapters, in the checkpoint."""
+        layers = "model.decoder.layers."
+        prefixes = {key.partition(layers)[0] for key in self._metadata.state_dict_metadata if layers in key}
         return sorted(prefix for prefix in prefixes if "optimizer" not in prefix)
 
     @property

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nemo_magic.actors.config import ActorConfig, LengthConfig
 from nemo_magic.actors.rank_group import RankGroup, SingleProcess, run_on_all, run_on_sources
 from nemo_magic.config import MagicConfig, role_model
+from nemo_magic.config.adapters import shares_base
 from nemo_magic.config.defence import DefenceConfig
 from nemo_magic.config.evaluation import evaluated_roles, needs_world
 from nemo_magic.config.validation import models
@@ -149,16 +150,18 @@ def _build_local_policies(
     cfg: MagicConfig, roles: Mapping[Role, ActorConfig], resources: ExitStack
 ) -> tuple[RankGroup, dict[Role, Policy]]:
     """Megatron models of the roles that have one, for generation only."""
+    from nemo_magic.actors.actor import MagicActor
     from nemo_magic.actors.builder import build_policy
     from nemo_magic.actors.distributed import World
     from nemo_magic.rollout.local_policies import build_local_policies
 
-    shapes = models(cfg, "evaluate")
-    actors = {
-        role: build_policy(role, shapes[role], roles[role], cfg.trainer, cfg.seed + number).actor
-        for number, role in enumerate(Role)
-        if role in shapes
-    }
+    shapes, actors = models(cfg, "evaluate"), dict[Role, MagicActor]()
+    is_shared = shares_base(cfg, shapes)
+    for number, role in enumerate(Role):
+        if role in shapes:
+            base = next(iter(actors.values()), None) if is_shared else None
+            policy = build_policy(role, shapes[role], roles[role], cfg.trainer, cfg.seed + number, base=base)
+            actors[role] = policy.actor
     generator, policies = build_local_policies(cfg.generation, actors, roles)
     resources.callback(generator.close)
     return World.current(), dict(policies)
@@ -223,4 +226,8 @@ def _identity(cfg: MagicConfig, role: Role) -> dict[str, Any]:
     for key in _NOT_OF_THE_MODEL:
         model.pop(key, None)
     weights = fingerprint(options.restore_from_path) or f"random, seed {cfg.seed}"
-    return {"role": str(role), "weights": weights, "model": model, "precision": cfg.trainer.precision, **settings}
+    identity = {"role": str(role), "weights": weights, "model": model, "precision": cfg.trainer.precision, **settings}
+    peft = model.pop("peft")
+    if peft["peft_scheme"] == "none":
+        return identity
+    return identity | {"peft": peft | {"restore_from_path": fingerprint(peft["restore_from_path"])}}

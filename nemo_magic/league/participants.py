@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nemo_magic.actors.adapter_card import weights_digest
 from nemo_magic.config import ConfigError, MagicConfig
 from nemo_magic.data.pools import read_rewrites
 from nemo_magic.data.seeds import SeedSet
@@ -29,7 +30,6 @@ SHARED = "shared"
 """The name of the one player of self-play."""
 
 _PHASE = "phase-"
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -108,24 +108,6 @@ class LeagueSeeds:
 def digest(*parts: Any) -> str:
     """A short name for values that JSON can hold."""
     return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
-
-
-def weights_digest(folder: Path) -> str:
-    """A digest of the weights in ``folder``: names and sizes of its files, and three blocks of each.
-
-    Reading 140 GB would take longer than playing; training moves every weight, so a few blocks tell. Unlike
-    ``evaluation.fingerprint``, which reads file times only and takes a HuggingFace folder or a server's path as well,
-    this is equal for copies of the same weights. Keys on disk depend on either, so there are two.
-    """
-    state = hashlib.blake2b(digest_size=16)
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        size = path.stat().st_size
-        state.update(f"{path.relative_to(folder)} {size}\n".encode())
-        with path.open("rb") as file:
-            for start in sorted({0, max(0, size // 2 - _BLOCK // 2), max(0, size - _BLOCK)}):
-                file.seek(start)
-                state.update(file.read(_BLOCK))
-    return state.hexdigest()
 
 
 BARE_SEEDS = Participant(NO_REWRITE, digest(NO_REWRITE), old=True)

@@ -9,14 +9,19 @@ from functools import cached_property
 import torch
 
 from nemo_magic.actors.config import ActorConfig
+from nemo_magic.config.adapters import shares_base
 from nemo_magic.config.parallelism import Parallelism
 from nemo_magic.config.schema import MagicConfig
 from nemo_magic.config.validation import batch, layout, models
 from nemo_magic.game.episode import Role
 from nemo_magic.game.schedule import learning_rounds
+from nemo_magic.model_config import ModelConfig, PeftConfig
 from nemo_magic.planner import memory, seconds
 from nemo_magic.planner.memory import GIB, BytesByPart, EngineMemory, Layout, Precision
 from nemo_magic.planner.shapes import Shapes, measure, total_parameters
+
+ADAPTED_DECODING = 1.25
+"""How much longer a native decode step takes with adapters on (docs/adapters.md)."""
 
 Vocabularies = Mapping[Role, int]
 """Number of ids of each local role's tokenizer."""
@@ -24,17 +29,18 @@ Vocabularies = Mapping[Role, int]
 
 @dataclass(frozen=True)
 class Plan:
-    """``memory``: moment → part → bytes on the fullest device; ``host``: part → bytes on a node. ``available``,
-    ``host_available``: bytes of either that may be used. ``seconds``: part → seconds of a step, the mean over the run's
-    phases; ``per_role``: the same while a role learns. ``checkpoint``: bytes of one. Hours are of the whole run,
-    validations and checkpoints included. ``lengths``: mean tokens of a local role's (prompt, response), no longer than
-    its limits."""
+    """``parameters``: of each role's whole model, of which ``trainable`` learn. ``memory``: moment → part → bytes on
+    the fullest device; ``host``: part → bytes on a node. ``available``, ``host_available``: bytes of either that may be
+    used. ``seconds``: part → seconds of a step, the mean over the run's phases; ``per_role``: the same while a role
+    learns. ``checkpoint``: bytes of one. Hours are of the whole run, validations and checkpoints included. ``lengths``:
+    mean tokens of a local role's (prompt, response), no longer than its limits."""
 
     world: Parallelism
     micro_batch_size: int
     microbatches: int
     recompute: str | None
     parameters: Mapping[Role, int]
+    trainable: Mapping[Role, int]
     memory: Mapping[str, BytesByPart]
     available: float
     host: BytesByPart
@@ -105,11 +111,12 @@ class PlanEstimate:
         self.precision: Precision = memory.precision_of(model.optim.name, halves)
         devices = cfg.trainer.devices
         self.links = seconds.Links(tp_within=world.tp <= devices, dp_within=world.world <= devices)
+        self.adapts = any(one.peft.is_lora for one in roles.values())
         local = [Role.DEFENDER] if cfg.game.self_play else list(roles)
         tokens = max(self._widest(role) for role in local)
         self.layout = Layout(
             world.tp, world.pp, world.dp, self.rows, tokens, self.microbatches,
-            keeps_gradients=model.optim.name == "distributed_fused_adam",
+            keeps_gradients=model.optim.name == "distributed_fused_adam", shares_base=shares_base(cfg, roles),
         )  # fmt: skip
         self.widest = {str(role): self.shapes(role, self._widest(role)) for role in local}
 
@@ -130,6 +137,7 @@ class PlanEstimate:
             microbatches=self.microbatches,
             recompute=cfg.model.activations_checkpoint_granularity,
             parameters={role: total_parameters(model, self.vocabularies[role]) for role, model in self.roles.items()},
+            trainable={role: self._trainable(role, model) for role, model in self.roles.items()},
             memory=self.moments(),
             available=self.available,
             host=self.host(),
@@ -144,6 +152,12 @@ class PlanEstimate:
             hours=hours,
             kilowatt_hours=hours * cfg.trainer.num_nodes * hardware.node_kilowatts,
         )
+
+    def _trainable(self, role: Role, model: ModelConfig) -> int:
+        whole, base = (
+            total_parameters(one, self.vocabularies[role]) for one in (model, replace(model, peft=PeftConfig()))
+        )
+        return whole - base if model.peft.is_lora else whole
 
     @cached_property
     def mean(self) -> dict[Role, Shapes]:
@@ -171,8 +185,15 @@ class PlanEstimate:
 
     def host(self) -> BytesByPart:
         """Part → bytes on a node."""
-        references = len(_learners(self.cfg)) if self.cfg.grpo.kl_beta > 0 else 0
-        return memory.host(self.widest, self.layout, self.precision, references, self.cfg.trainer.devices)
+        # Of adapters the reference policy is their base, or a copy of theirs on the device.
+        learners = [role for role in _learners(self.cfg) if role in self.roles and not self.roles[role].peft.is_lora]
+        references, devices = len(learners) if self.cfg.grpo.kl_beta > 0 else 0, self.cfg.trainer.devices
+        parts = dict(memory.host(self.widest, self.layout, self.precision, references, devices))
+        if self.adapts and self.cfg.generation.trt_llm.enable:
+            # What adapters are merged into for an engine, kept to be put back (actors.merging).
+            weights = memory.resident(self.widest, 0, self.layout, self.precision)["weights"]
+            parts["original of merged weights"] = devices * weights
+        return parts
 
     def moments(self) -> dict[str, BytesByPart]:
         """Moment of a step → part → bytes on the fullest device; of several learners, the one with most."""
@@ -187,11 +208,20 @@ class PlanEstimate:
         moments["generating"] = memory.generating(
             self.widest, self.layout, self.precision, engine, kv, self.cfg.generation.batch_size
         )
+        if self.layout.shares_base:
+            moments["starting"] = memory.starting(self.widest, self.layout, self.precision)
         if engine is not None:
             moments["refitting"] = memory.refitting(self.widest, self.layout, self.precision, engine)
+            if self.adapts:
+                moments["refitting"] = {**moments["refitting"], "weight being merged": self._merged_in_fp32()}
             if not engine.unloaded:
                 moments["learning"] = {**moments["learning"], "engine": moments["refitting"]["engine"]}
         return moments
+
+    def _merged_in_fp32(self) -> float:
+        """Bytes of the largest linear layer's shard and of what its adapter adds, both in fp32."""
+        largest = max(2 * model.ffn_hidden_size * model.hidden_size for model in self.roles.values())
+        return 8.0 * largest / self.world.tp
 
     def engine(self) -> EngineMemory | None:
         """The TensorRT-LLM engine of a rank, or None without."""
@@ -238,15 +268,15 @@ class PlanEstimate:
             refits += game.max_turns / prefetch_steps if prefetch_steps > 1 or not game.self_play else 0
         if cfg.generation.trt_llm.enable:
             refits = 1.0 if game.self_play else refits
-            parts["refit"] = refits * seconds.refit(
-                self.mean[learner].rank_parameters * self.precision.weight, hardware
-            )
+            size = self.mean[learner].rank_parameters * self.precision.weight
+            merge = seconds.merge(size / self.world.pp, hardware) if self.roles[learner].peft.is_lora else 0.0
+            parts["refit"] = refits * (seconds.refit(size, hardware) + merge)
         shapes, microbatches = self.mean[learner], self.microbatches * self.updates * game.max_turns
         has_reference, tp = cfg.grpo.kl_beta > 0, self.world.tp
         forward_passes = int(cfg.grpo.needs_old_logprobs) + int(has_reference)
-        largest = max(shapes.parameters(stage) for stage in range(shapes.pp))
+        largest = max(shapes.trainable(stage) for stage in range(shapes.pp))
         parts["logprobs"] = forward_passes * seconds.passes(shapes, hardware, tp, microbatches, False, self.links)
-        if has_reference:
+        if has_reference and not self.roles[learner].peft.is_lora:
             parts["logprobs"] += 2 * seconds.swap(largest * self.precision.weight, hardware)
         hidden = parts["logprobs"]
         parts["judge_wait"] = max(0.0, game.batch_size * game.group_size / cfg.plan.judge_items_per_second - hidden)
@@ -267,7 +297,8 @@ class PlanEstimate:
         resharded = not native and options.trt_llm.reshard
         engines = self.world.dp * (self.world.pp if resharded else 1)
         # Without an engine Python launches every layer.
-        launched = replace(hardware, decode_layer_us=hardware.layer_floor_us) if native else hardware
+        slower = ADAPTED_DECODING if self.roles[role].peft.is_lora else 1.0
+        launched = replace(hardware, decode_layer_us=slower * hardware.layer_floor_us) if native else hardware
         per_token = shapes.layers * shapes.layer.forward + shapes.first.forward + shapes.last.forward
         pp = 1 if resharded else self.world.pp
         return seconds.decoding(

@@ -53,7 +53,8 @@ class Layout:
     """Parallel sizes and batch shape.
 
     ``rows``: of a microbatch; ``tokens``: of its longest row; ``microbatches``: on a rank, in an optimizer step;
-    ``keeps_gradients``: a role that does not learn keeps the buffer of its gradients.
+    ``keeps_gradients``: a role that does not learn keeps the buffer of its gradients. ``shares_base``: the roles'
+    frozen weights are there once.
     """
 
     tp: int
@@ -63,6 +64,7 @@ class Layout:
     tokens: int
     microbatches: int
     keeps_gradients: bool
+    shares_base: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,32 @@ BytesByPart = Mapping[str, float]
 """Name of a part → bytes on the fullest rank."""
 
 
+def resident(models: Mapping[str, Shapes], stage: int, layout: Layout, precision: Precision) -> dict[str, float]:
+    """The weights of all roles on a rank of ``stage``; adapters apart."""
+    adapters = sum(m.trainable(stage) for m in models.values() if m.trainable(stage) < m.parameters(stage))
+    bases = [_without_adapters(m.parameters(stage), m.trainable(stage)) for m in models.values()]
+    weights = max(bases) if layout.shares_base else sum(bases)
+    found = {"weights": weights * float(precision.weight)}
+    return found | ({"adapters": adapters * float(precision.weight)} if adapters else {})
+
+
+def _without_adapters(parameters: int, trainable: int) -> int:
+    """Parameters of the base, where only adapters are trainable; all, where all are."""
+    return parameters if trainable == parameters else parameters - trainable
+
+
+def starting(models: Mapping[str, Shapes], layout: Layout, precision: Precision) -> BytesByPart:
+    """While a second role is built that will share the first one's base: NeMo allocates one of its own before that."""
+    alone = [resident({name: m}, 0, layout, precision) for name, m in models.items()]
+    return {"weights": sum(parts["weights"] for parts in alone)}
+
+
 def training(models: Mapping[str, Shapes], learner: str, layout: Layout, precision: Precision) -> BytesByPart:
     """While ``learner`` learns, on the fullest pipeline stage."""
     shapes = models[learner]
 
     def of(stage: int) -> dict[str, float]:
-        parameters = shapes.parameters(stage)
+        parameters = shapes.trainable(stage)
         in_flight = min(shapes.pp - stage, layout.microbatches)
         logits = shapes.logits * LOGIT_BYTES if stage == shapes.pp - 1 else 0
         # The backward pass starts with the logits, and has freed them before it recomputes its first layer.
@@ -96,8 +118,8 @@ def training(models: Mapping[str, Shapes], learner: str, layout: Layout, precisi
             {"logits": logits} if logits > shapes.layer.recomputed else {"layer run again": shapes.layer.recomputed}
         )
         return {
-            "weights": sum(m.parameters(stage) for m in models.values()) * precision.weight,
-            "gradients": (sum(m.parameters(stage) for m in models.values()) if layout.keeps_gradients else parameters)
+            **resident(models, stage, layout, precision),
+            "gradients": (sum(m.trainable(stage) for m in models.values()) if layout.keeps_gradients else parameters)
             * precision.gradient,
             "optimizer": parameters * (precision.shared / layout.dp + precision.own),
             "activations": in_flight * shapes.kept(stage),
@@ -118,19 +140,20 @@ def generating(
     """While responses are decoded. ``kv_bytes``: keys and values of a token in all layers, on a tensor-parallel rank;
     ``rows``: decoded at once without an engine."""
     stage = max(range(layout.pp), key=lambda s: sum(m.parameters(s) for m in models.values()))
-    resident = {
-        "weights": sum(m.parameters(stage) for m in models.values()) * precision.weight,
-        "gradients": sum(m.parameters(stage) for m in models.values()) * precision.gradient
+    held = {
+        **resident(models, stage, layout, precision),
+        "gradients": sum(m.trainable(stage) for m in models.values()) * precision.gradient
         if layout.keeps_gradients
         else 0.0,
-        "optimizer": max(m.parameters(stage) for m in models.values()) * (precision.shared / layout.dp + precision.own),
+        "optimizer": max(m.trainable(stage) for m in models.values()) * (precision.shared / layout.dp + precision.own),
     }
     if engine is None:
-        return resident | {"keys and values": rows * layout.tokens * kv_bytes / layout.pp}
+        return held | {"keys and values": rows * layout.tokens * kv_bytes / layout.pp}
     share = 1 if engine.reshard else layout.pp
-    largest = max(m.rank_parameters for m in models.values()) * precision.weight / share
+    merged = [_without_adapters(m.rank_parameters, m.rank_trainable) for m in models.values()]
+    largest = max(merged) * precision.weight / share
     tokens = engine.prompt + engine.response
-    return resident | {
+    return held | {
         "engine": largest,
         "keys and values": engine.rows * tokens * kv_bytes / share,
     }
@@ -147,8 +170,8 @@ def host(
     models: Mapping[str, Shapes], layout: Layout, precision: Precision, references: int, devices: int
 ) -> BytesByPart:
     """On a node with ``devices`` ranks: optimizers of roles that do not learn, reference policies, and the checkpoint
-    being written. ``references``: number of roles with a reference policy."""
-    each = max(sum(m.parameters(s) for m in models.values()) / len(models) for s in range(layout.pp))
+    being written. ``references``: number of roles whose reference policy waits there."""
+    each = max(sum(m.trainable(s) for m in models.values()) / len(models) for s in range(layout.pp))
     frozen = (len(models) - 1) * each * (precision.shared / layout.dp + precision.own)
     return {
         "frozen optimizers": devices * frozen,
@@ -158,5 +181,5 @@ def host(
 
 
 def checkpoint(models: Mapping[str, Shapes], layout: Layout, precision: Precision) -> float:
-    """Bytes of one game checkpoint: weights and optimizer of every role."""
-    return sum(m.rank_parameters for m in models.values()) * layout.tp * float(precision.saved)
+    """Bytes of one game checkpoint: what learns of every role, and its optimizer."""
+    return sum(m.rank_trainable for m in models.values()) * layout.tp * float(precision.saved)

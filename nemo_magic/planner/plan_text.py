@@ -19,6 +19,9 @@ def describe_plan(cfg: MagicConfig, plan: Plan) -> Iterable[str]:
     )
     counts = {f"{count:,}" for count in plan.parameters.values()}
     yield f"{' and '.join(str(role) for role in plan.parameters)}: {' and '.join(counts)} parameters"
+    if plan.trainable != plan.parameters:
+        learning = " and ".join(f"{count:,}" for count in dict.fromkeys(plan.trainable.values()))
+        yield f"Of these {learning} learn; the rest is frozen{', and there once' if 'starting' in plan.memory else ''}"
     moments = {name: {part: size / _GIB for part, size in parts.items()} for name, parts in plan.memory.items()}
     yield from ("", f"Device memory in GiB, of {plan.available / _GIB:.1f} that can be counted on")
     yield from _table(moments, 1)
@@ -26,7 +29,7 @@ def describe_plan(cfg: MagicConfig, plan: Plan) -> Iterable[str]:
     yield from _table({"": {part: size / _GIB for part, size in plan.host.items()}}, 1)
     yield from (
         "",
-        f"A checkpoint: {plan.checkpoint / _TB:.2f} TB, {plan.checkpoint_seconds:.0f} s to write in the background",
+        f"A checkpoint: {_size(plan.checkpoint)}, {plan.checkpoint_seconds:.0f} s to write in the background",
     )
     yield from ("", "Seconds of a step")
     yield from _table({f"{role} learns": parts for role, parts in plan.per_role.items()} | {"mean": plan.seconds}, 1)
@@ -39,6 +42,10 @@ def describe_plan(cfg: MagicConfig, plan: Plan) -> Iterable[str]:
         "",
         _verdict(plan),
     )
+
+
+def _size(count: float) -> str:
+    return f"{count / _TB:.2f} TB" if count >= 0.01 * _TB else f"{count / 1e9:.2f} GB"
 
 
 def _table(columns: Mapping[str, Mapping[str, float]], digits: int) -> Iterable[str]:

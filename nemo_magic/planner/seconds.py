@@ -96,6 +96,12 @@ def refit(weight_bytes: float, hardware: HardwareConfig) -> float:
     return weight_bytes / (hardware.refit_gb_s * GIGA)
 
 
+def merge(weight_bytes: float, hardware: HardwareConfig) -> float:
+    """Seconds to merge adapters into ``weight_bytes`` of a rank, and to put the original back from the host."""
+    read_and_written = 2 * weight_bytes / (hardware.memory_gb_s * hardware.memory_reached * GIGA)
+    return read_and_written + weight_bytes / (hardware.host_link_gb_s * hardware.links_reached * GIGA)
+
+
 def swap(size: float, hardware: HardwareConfig) -> float:
     """Seconds to move ``size`` bytes to the host and as many back.
 

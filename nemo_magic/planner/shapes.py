@@ -23,7 +23,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.utils.flop_counter import FlopCounterMode
 
 from nemo_magic.compat.meta import META, rank_of
-from nemo_magic.model_config import ModelConfig
+from nemo_magic.model_config import LoraConfig, ModelConfig, PeftConfig
+from nemo_magic.planner.adapter_shapes import adapt
 
 _ACTIVATIONS = {
     "gelu": torch.nn.functional.gelu,
@@ -39,9 +40,9 @@ _ACTIVATIONS = {
 class Part:
     """A piece of a model on one rank, for one microbatch.
 
-    ``parameters``: number on the rank. ``kept``: bytes that the forward pass saves for the backward pass, without
-    weights. ``recomputed``: further bytes while one checkpointed chunk is recomputed. ``forward``, ``backward``: FLOPs;
-    recomputation counts as backward.
+    ``parameters``: number on the rank, of which ``trainable`` learn. ``kept``: bytes that the forward pass saves for
+    the backward pass, without weights. ``recomputed``: further bytes while one checkpointed chunk is recomputed.
+    ``forward``, ``backward``: FLOPs; recomputation counts as backward.
     """
 
     parameters: int
@@ -49,6 +50,7 @@ class Part:
     recomputed: int
     forward: float
     backward: float
+    trainable: int = 0
 
     def times(self, rows: float) -> Part:
         """The same for ``rows`` times as many rows, with as many parameters."""
@@ -95,10 +97,20 @@ class Shapes:
         ends = (self.first.kept if stage == 0 else 0) + (self.last.kept if stage == self.pp - 1 else 0)
         return self.layers_of_stage * self.layer.kept + self.shared + ends
 
+    def trainable(self, stage: int) -> int:
+        """Those of ``parameters`` that learn: all, or the adapters."""
+        ends = (self.first.trainable if stage == 0 else 0) + (self.last.trainable if stage == self.pp - 1 else 0)
+        return self.layers_of_stage * self.layer.trainable + ends
+
     @property
     def rank_parameters(self) -> int:
         """Parameters of all stages together: one tensor-parallel shard of the model."""
         return sum(self.parameters(stage) for stage in range(self.pp))
+
+    @property
+    def rank_trainable(self) -> int:
+        """Those of ``rank_parameters`` that learn."""
+        return sum(self.trainable(stage) for stage in range(self.pp))
 
 
 def total_parameters(model: ModelConfig, vocab_size: int) -> int:
@@ -131,6 +143,7 @@ def measure(
             0,
             stage.forward - bare.forward,
             stage.backward - bare.backward,
+            stage.trainable - bare.trainable,
         )
 
     # Bytes that all layers share (rotary angles, masks) are in one layer and in two layers once.
@@ -142,6 +155,7 @@ def measure(
         run(whole, 2 * chunk).kept - run(whole, chunk).kept - kept,
         layers.forward / chunk,
         layers.backward / chunk,
+        layers.trainable // chunk,
     )
     first, last = (Part(0, 0, 0, 0.0, 0.0), ends(True, True)) if pp == 1 else (ends(True, False), ends(False, True))
     logits = rows * tokens * (padded(vocab_size, model) // tp)
@@ -155,10 +169,19 @@ _Architecture = tuple[tuple[str, Any], ...]
 
 def _architecture(model: ModelConfig) -> _Architecture:
     no_part = {
-        "tokenizer", "optim", "micro_batch_size", "global_batch_size", "tensor_model_parallel_size",
+        "tokenizer", "optim", "peft", "micro_batch_size", "global_batch_size", "tensor_model_parallel_size",
         "pipeline_model_parallel_size",
     }  # fmt: skip
-    return tuple(sorted((key, value) for key, value in vars(model).items() if key not in no_part))
+    own = tuple(sorted((key, value) for key, value in vars(model).items() if key not in no_part))
+    lora = model.peft.lora_tuning
+    return (*own, ("adapters", (lora.targets, lora.adapter_dim))) if model.peft.is_lora else own
+
+
+def _model_of(architecture: _Architecture) -> ModelConfig:
+    keys = dict(architecture)
+    targets, dim = keys.pop("adapters", ((), 0))
+    lora = LoraConfig(target_modules=list(targets), adapter_dim=dim) if targets else LoraConfig()
+    return ModelConfig(**keys, peft=PeftConfig("lora" if targets else "none", None, lora))
 
 
 def _not_recomputed(model: ModelConfig) -> ModelConfig:
@@ -172,7 +195,7 @@ def _not_recomputed(model: ModelConfig) -> ModelConfig:
 
 @lru_cache(maxsize=64)
 def _total(architecture: _Architecture, vocab_size: int) -> int:
-    model = ModelConfig(**dict(architecture))
+    model = _model_of(architecture)
     with rank_of(1, 1):
         return _count(_build(model, vocab_size, 1, 1, model.num_layers, True, True, torch.float32))
 
@@ -245,6 +268,9 @@ def _build(
             rotary_percent=model.rotary_percentage,
             rotary_base=model.rotary_base,
         )
+    if model.peft.is_lora:
+        with META:
+            adapt(built, model.peft.lora_tuning)
     return built.to(dtype)
 
 
@@ -274,7 +300,7 @@ def _run(
     dtype: torch.dtype,
 ) -> Part:  # fmt: skip
     """One forward and one backward pass of ``layers`` layers with the given ends, on shapes."""
-    config = ModelConfig(**dict(architecture))
+    config = _model_of(architecture)
     stages = 1 if pre == post else 2
     with rank_of(tp, stages, stages - 1 if post else 0):
         return _passes(_build(config, vocab_size, tp, stages, layers, pre, post, dtype), rows, tokens)
@@ -301,9 +327,9 @@ def _passes(model: GPTModel, rows: int, tokens: int) -> Part:
         output = model(ids, positions, None)
     with FlopCounterMode(display=False) as backward:
         output.sum().backward()
-    return Part(
-        _count(model), sum(saved.values()), 0, float(forward.get_total_flops()), float(backward.get_total_flops())
-    )
+    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    flops = float(forward.get_total_flops()), float(backward.get_total_flops())
+    return Part(_count(model), sum(saved.values()), 0, *flops, learning)
 
 
 # --- stand-ins for transformer_engine's kernels

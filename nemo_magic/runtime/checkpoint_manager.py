@@ -18,7 +18,7 @@ import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import torch
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest, DistributedAsyncCaller
 
+from nemo_magic.actors.adapter_card import AdapterCard
 from nemo_magic.actors.distributed import World
 from nemo_magic.actors.random_state import random_states, set_random_states
 from nemo_magic.actors.rank_group import run_on_all
@@ -93,7 +94,8 @@ class CheckpointManager:
     ) -> None:
         """Begin to save; ``poll`` or ``finish`` commits.
 
-        ``documents``: file name → JSON value, of rank 0. To ``state.json`` the layout is added.
+        ``documents``: file name → JSON value, of rank 0. To ``state.json`` the layout and what adapters stand on are
+        added.
 
         Raises:
             CheckpointError: on every rank, when it cannot be written. What was committed before stays.
@@ -106,8 +108,8 @@ class CheckpointManager:
         self._run_on_all(lambda: self._make_room(step))
         partial = partial_path(self.folder, step)
         self._refuse_without_room(trainable, partial)
-        layout = {"layout": layout_of(self._world, trainable)}
-        documents = {**documents, STATE: documents[STATE] | layout}
+        about = {"layout": layout_of(self._world, trainable), "adapters": adapters_of(trainable)}
+        documents = {**documents, STATE: documents[STATE] | about}
         own = self._run_on_all(lambda: self._write_small(partial, documents))
         request = save_policies(trainable, partial / POLICIES)
         receiver, sender = multiprocessing.Pipe(duplex=False)
@@ -158,9 +160,14 @@ class CheckpointManager:
         return None
 
     def restore(self, path: Path, trainable: Mapping[str, TrainablePolicy]) -> Mapping[str, Any]:
-        """Restore policies and random generators from ``path``; returns ``state.json``."""
-        load_policies(trainable, path / POLICIES)
+        """Restore policies and random generators from ``path``; returns ``state.json``.
+
+        Raises:
+            CheckpointError: it is of adapters on another base, or of other ones.
+        """
         state: Mapping[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
+        _refuse_other_adapters(path, state.get("adapters", {}), trainable)
+        load_policies(trainable, path / POLICIES)
         layout = layout_of(self._world, trainable)
         if state["layout"] == layout:
             with unpickling(path / RNG):
@@ -282,6 +289,24 @@ def layout_of(world: World, trainable: Mapping[str, TrainablePolicy]) -> dict[st
     """Sizes of tensor, pipeline and data parallelism."""
     cfg = next(iter(trainable.values())).actor.cfg
     return {"tp": cfg.tensor_model_parallel_size, "pp": cfg.pipeline_model_parallel_size, "dp": world.dp_size}
+
+
+def adapters_of(trainable: Mapping[str, TrainablePolicy]) -> dict[str, Any]:
+    """Policy name → the card of its adapters; None where it has all its weights in the checkpoint."""
+    cards = {name: policy.actor.card for name, policy in trainable.items()}
+    return {name: None if card is None else asdict(card) for name, card in cards.items()}
+
+
+def _refuse_other_adapters(path: Path, saved: Mapping[str, Any], trainable: Mapping[str, TrainablePolicy]) -> None:
+    for name, policy in trainable.items():
+        theirs, mine = saved.get(name), policy.actor.card
+        if (theirs is None) != (mine is None):
+            had, has = ("adapters", "none") if mine is None else ("all weights", "adapters")
+            raise CheckpointError(f"{path} holds {had} of the {name}, which has {has} here: model.peft.peft_scheme")
+        if theirs is not None and mine is not None:
+            differences = mine.differences(AdapterCard.from_dict(theirs))
+            if differences:
+                raise CheckpointError(f"{path}: the {name}'s adapters cannot go on here: {'; '.join(differences)}")
 
 
 def _write_and_checksum(write: Callable[..., None], buckets: Any, results: Any, root: Path, report: Connection) -> None:

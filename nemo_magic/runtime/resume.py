@@ -21,6 +21,10 @@ MAY_DIFFER = (
     "model.vocab_size",
     "model.micro_batch_size",
     "model.activations_checkpoint",
+    "model.peft.restore_from_path",
+    "actors.share_base",
+    "actors.attacker.model.peft.restore_from_path",
+    "actors.defender.model.peft.restore_from_path",
     "actors.attacker.restore_from_path",
     "actors.defender.restore_from_path",
     "actors.attacker.trust_weights",
@@ -118,6 +122,9 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any], above: str = "
         path, before, after = f"{above}{key}", saved.get(key), now.get(key)
         if before == after or any(path == may or path.startswith(may) for may in MAY_DIFFER):
             continue
+        # A role's own keys of its model may be there on one side only.
+        before, after = ({} if one is None and isinstance(other, Mapping) else one
+                         for one, other in ((before, after), (after, before)))  # fmt: skip
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             yield from differences(before, after, f"{path}.")
         else:

@@ -10,6 +10,7 @@ from types import TracebackType
 
 from typing_extensions import Self
 
+from nemo_magic.actors.actor import MagicActor
 from nemo_magic.actors.builder import build_policy
 from nemo_magic.actors.distributed import World
 from nemo_magic.actors.errors import RemoteError
@@ -17,6 +18,8 @@ from nemo_magic.actors.generation import Generator
 from nemo_magic.actors.rank_group import run_on_sources
 from nemo_magic.actors.trainable import TrainablePolicy
 from nemo_magic.config import MagicConfig, role_model
+from nemo_magic.config.adapters import shares_base
+from nemo_magic.config.validation import models
 from nemo_magic.game.episode import Role
 from nemo_magic.league.participants import SHARED
 from nemo_magic.rollout.local_policies import build_local_policies
@@ -71,24 +74,30 @@ class PolicyPair:
 def build_policies(cfg: MagicConfig, weights: Mapping[str, Path] | None = None) -> PolicyPair:
     """Build a trainable policy for every role that no server plays, and what generates for each role.
 
-    ``weights``: policy name → the weights it begins with, instead of ``actors.<role>.restore_from_path``.
+    ``weights``: policy name → the weights it begins with, instead of ``actors.<role>.restore_from_path``, or its
+    adapters, instead of ``model.peft.restore_from_path``.
     Raises:
         RemotePolicyError: on every rank, when the server that plays a role is unavailable.
     """
     weights = weights or {}
 
-    def build(role: Role, name: str, number: int, steps: int | None = None) -> TrainablePolicy:
-        options = cfg.actors.of(role)
-        if name in weights:
-            options = replace(options, restore_from_path=str(weights[name]))
+    def build(
+        role: Role, name: str, number: int, steps: int | None = None, base: MagicActor | None = None
+    ) -> TrainablePolicy:
+        options, model, start = cfg.actors.of(role), role_model(cfg, role, steps), weights.get(name)
+        if start is not None and model.peft.is_lora:
+            model = replace(model, peft=replace(model.peft, restore_from_path=str(start)))
+        elif start is not None:
+            options = replace(options, restore_from_path=str(start))
         return build_policy(
             role,
-            role_model(cfg, role, steps),
+            model,
             options,
             cfg.trainer,
             cfg.seed + number,
             cfg.grpo.kl_beta > 0,
             cfg.grpo.reference_every is not None,
+            base,
         )
 
     if cfg.game.self_play:
@@ -96,8 +105,11 @@ def build_policies(cfg: MagicConfig, weights: Mapping[str, Path] | None = None) 
         shared = build(Role.DEFENDER, SHARED, 1, cfg.game.max_steps * cfg.grpo.minibatches)
         trainable = dict.fromkeys(Role, shared)
     else:
-        local = [role for role in Role if not cfg.actors.of(role).is_remote]
-        trainable = {role: build(role, str(role), number) for number, role in enumerate(Role) if role in local}
+        is_shared, trainable = shares_base(cfg, models(cfg)), {}
+        for number, role in enumerate(Role):
+            if not cfg.actors.of(role).is_remote:
+                base = next((other.actor for other in trainable.values()), None) if is_shared else None
+                trainable[role] = build(role, str(role), number, base=base)
     actors = {role: policy.actor for role, policy in trainable.items()}
     generator, policies = build_local_policies(cfg.generation, actors, {role: cfg.actors.of(role) for role in Role})
     world = World.current()

@@ -68,6 +68,15 @@ def test_an_engine_says_what_megatron_says_whoever_speaks_and_after_every_update
 
 
 @pytest.mark.process
+def test_an_engine_holds_merged_adapters_of_one_role_at_a_time_and_the_base_is_bit_equal_after_it(ranks: Any) -> None:
+    for rank in ranks:
+        native, engine = rank["adapters"]["said"]
+        assert engine == native == rank["adapters"]["again"]
+        assert native[0] != native[1]
+        assert rank["adapters"]["as_before"]
+
+
+@pytest.mark.process
 def test_there_is_one_engine_per_architecture_and_it_is_not_refitted_in_vain(ranks: Any) -> None:
     for rank in ranks:
         assert rank["one_build"] == 1

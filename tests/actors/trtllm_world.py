@@ -61,14 +61,71 @@ def main(folder: Path, name: str, tp: int, pp: int, modes: list[str]) -> None:
         Role.DEFENDER, replace(role_model(cfg, Role.DEFENDER), num_layers=2), cfg.actors.defender, cfg.trainer, 5
     )
     world = World.current()
+    adapted = _adapted_pair(players, cfg, folder / name / "base")
     for mode in modes:
         options = replace(cfg.generation, trt_llm=replace(cfg.generation.trt_llm, reshard=mode == "reshard"))
         double.FAULTS.builds = 0
         actors = [players[role].actor for role in Role]
         found = _measure(*actors, other.actor, replace(cfg, generation=options), NativeGenerator)
+        found["adapters"] = _measure_adapters(adapted, replace(cfg, generation=options), NativeGenerator)
         everyone = world.all_gather(found)
         if world.is_main:
             (folder / f"{name}-{mode}.json").write_text(json.dumps(everyone))
+
+
+def _adapted_pair(players: Any, cfg: Any, folder: Path) -> list[Any]:
+    """Both roles as adapters of the attacker's weights, which they share, each with an effect of its own."""
+    from nemo_magic.actors.builder import build_policy
+    from nemo_magic.actors.weights import save_weights
+    from nemo_magic.config import role_model
+    from nemo_magic.game.episode import Role
+    from nemo_magic.model_config import LoraConfig, PeftConfig
+
+    save_weights(players[Role.ATTACKER].actor, folder)
+    actors: list[Any] = []
+    for number, role in enumerate(Role):
+        model = replace(role_model(cfg, role), peft=PeftConfig("lora", None, LoraConfig(adapter_dim=4, alpha=8)))
+        options = replace(cfg.actors.of(role), restore_from_path=str(folder))
+        base = actors[0] if actors else None
+        actor = build_policy(role, model, options, cfg.trainer, 31 + number, base=base).actor
+        draw = torch.Generator().manual_seed(41 + number + 10 * torch.distributed.get_rank())
+        with torch.no_grad():
+            for name, parameter in actor.named_parameters():
+                if name.endswith("linear_out.weight"):
+                    parameter.copy_(0.3 * torch.randn(parameter.shape, generator=draw))
+        actors.append(actor)
+    return actors
+
+
+def _measure_adapters(actors: list[Any], cfg: Any, native_type: Any) -> dict[str, Any]:
+    """What roles say that are adapters on one base, by an engine that holds them merged and natively."""
+    from nemo_magic.actors.trtllm import TRTLLMGenerator
+
+    lengths = cfg.actors.defender.length_params
+    greedy = replace(cfg.actors.defender.sampling_params, use_greedy=True)
+    prompts = [[5, 6, 7, 8], [9, 10, 11], [12, 13, 14, 15, 16]]
+    engine, native = TRTLLMGenerator(cfg.generation, 36, 8), native_type(replace(cfg.generation, max_prompt_spread=40))
+    before = [{name: p.detach().clone() for name, p in actor.named_parameters()} for actor in actors]
+
+    def says(generator: Any, actor: Any) -> list[list[int]]:
+        generator.load(actor)
+        said = generator.generate(prompts, [1, 2, 3], greedy, lengths)
+        generator.pause()
+        return [list(c.response_ids) for c in said]
+
+    found: dict[str, Any] = {"said": [[says(generator, one) for one in actors] for generator in (native, engine)]}
+    actors[0].weights_version += 1
+    engine.load(actors[1])
+    engine.pause()
+    found["again"] = [says(engine, one) for one in actors]
+    engine.close()
+    torch.distributed.barrier()
+    found["as_before"] = all(
+        torch.equal(p, kept[name])
+        for actor, kept in zip(actors, before, strict=True)
+        for name, p in actor.named_parameters()
+    )
+    return found
 
 
 def _measure(attacker: Any, defender: Any, smaller: Any, cfg: Any, native_type: Any) -> dict[str, Any]:

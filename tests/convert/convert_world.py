@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ def main(folder: Path, name: str, tp: int, pp: int) -> None:
         player, cfg = start(folder, checkpoint, folder / "nemo" / checkpoint, tp, pp)
         players[checkpoint] = player
         save(logits_of(player.actor, tokens), out / f"{checkpoint}.pt")
+    adapted, _ = start(folder, "llama31", folder / "nemo" / "llama31", tp, pp, adapters(folder))
+    save(logits_of(adapted.actor, tokens), out / "adapted.pt")
     if name == "tp1":
         packed, _ = start(folder, "qwen", folder / "qwen.nemo", tp, pp)
         save(logits_of(packed.actor, tokens), out / "packed.pt")
@@ -42,13 +45,23 @@ def main(folder: Path, name: str, tp: int, pp: int) -> None:
         learnt_and_saved(folder, players, cfg, tokens, World.current())
 
 
-def start(folder: Path, checkpoint: str, weights: Path, tp: int, pp: int) -> tuple[Any, Any]:
+def adapters(folder: Path) -> list[str]:
+    """Adapters of PEFT's that were converted."""
+    from tests.convert.tiny_peft import ALPHA, RANK
+
+    return [
+        "model.peft.peft_scheme=lora", f"model.peft.lora_tuning.adapter_dim={RANK}",
+        f"model.peft.lora_tuning.alpha={ALPHA}", f"model.peft.restore_from_path={folder / 'adapters'}",
+    ]  # fmt: skip
+
+
+def start(folder: Path, checkpoint: str, weights: Path, tp: int, pp: int, more: Sequence[str] = ()) -> tuple[Any, Any]:
     """A defender as a user would start one: ``model.yaml`` in a configuration folder, and restore_from_path."""
     from nemo_magic.actors.builder import build_policy
     from nemo_magic.config import compose, role_model
     from nemo_magic.game.episode import Role
 
-    cfg = compose("own", overrides(folder, checkpoint, weights, tp, pp), str(folder / "conf"))
+    cfg = compose("own", [*overrides(folder, checkpoint, weights, tp, pp), *more], str(folder / "conf"))
     model = role_model(cfg, Role.DEFENDER)
     return build_policy(Role.DEFENDER, model, cfg.actors.defender, cfg.trainer, 5), cfg
 

@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM
 from nemo_magic.convert.errors import ConvertError
 from nemo_magic.convert.hf_to_nemo import hf_to_nemo
 from nemo_magic.convert.nemo_to_hf import nemo_to_hf
+from nemo_magic.convert.peft_to_nemo import peft_to_nemo
 from tests import zygote
 from tests.convert.tiny_hf import CHECKPOINTS, ROWS, make, tensors
+from tests.convert.tiny_peft import make_peft
 
 pytestmark = pytest.mark.process
 
@@ -36,6 +38,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "conf" / "model" / f"{name}.yaml").write_text(model)
     hf_to_nemo(folder / "hf" / "qwen", folder / "qwen.nemo", say=lambda _: None)
     hf_to_nemo(make(folder / "bf16", "qwen", torch.bfloat16), folder / "nemo" / "bf16", say=lambda _: None)
+    peft_to_nemo(
+        make_peft(folder / "peft", folder / "hf" / "llama31"), folder / "adapters", folder / "nemo" / "llama31",
+        say=lambda _: None,
+    )  # fmt: skip
+    nemo_to_hf(folder / "adapters", folder / "merged", say=lambda _: None)
     torch.save(tokens(), folder / "tokens.pt")
     for name, (ranks, tp, pp) in WORLDS.items():
         program = Path(__file__).with_name("convert_world.py")
@@ -68,6 +75,14 @@ def difference(folder: Path, result: str, checkpoint: Path) -> float:
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_an_actor_has_the_logits_of_transformers(folder: Path, name: str, world: str) -> None:
     assert difference(folder, f"{world}/{name}.pt", folder / "hf" / name) <= 1e-5
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_an_actor_with_converted_adapters_has_the_logits_of_transformers_with_merged_weights(
+    folder: Path, world: str
+) -> None:
+    assert difference(folder, f"{world}/adapted.pt", folder / "merged") <= 1e-4
+    assert float((logits_of(folder / "merged") - logits_of(folder / "hf" / "llama31")).abs().max()) > 0.1
 
 
 def test_the_positions_reach_where_rope_scaling_matters(folder: Path) -> None:

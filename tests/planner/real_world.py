@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,7 +33,12 @@ def main(folder: Path, name: str, tp: int, pp: int, recompute: str) -> None:
         "judge.urls=[http://127.0.0.1:9]", "actors.attacker.restore_from_path=null",
         "actors.defender.restore_from_path=null",
     ]  # fmt: skip
-    if recompute == "full":
+    if recompute.startswith("lora"):
+        weights = folder / f"base-{name}"
+        save_base(weights, compose("magic_sandbox", overrides))
+        overrides += ["model.peft.peft_scheme=lora", "model.peft.lora_tuning.adapter_dim=8"]
+        overrides += [f"actors.{role.value}.restore_from_path={weights}" for role in Role]
+    if recompute.endswith("full"):
         overrides += [
             "model.activations_checkpoint_granularity=full", "model.activations_checkpoint_method=uniform",
             "model.activations_checkpoint_num_layers=1",
@@ -71,6 +77,17 @@ def main(folder: Path, name: str, tp: int, pp: int, recompute: str) -> None:
     torch.distributed.all_gather_object(ranks, found)
     if torch.distributed.get_rank() == 0:
         (folder / f"{name}.json").write_text(json.dumps(ranks))
+
+
+def save_base(folder: Path, cfg: Any) -> None:
+    """What adapters stand on."""
+    from nemo_magic.actors.builder import build_policy
+    from nemo_magic.actors.weights import save_weights
+    from nemo_magic.config import role_model
+    from nemo_magic.game.episode import Role
+
+    policy = build_policy(Role.DEFENDER, role_model(cfg, Role.DEFENDER), cfg.actors.defender, cfg.trainer, 1)
+    save_weights(policy.actor, folder)
 
 
 if __name__ == "__main__":

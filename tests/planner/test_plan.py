@@ -93,6 +93,8 @@ def test_the_models_of_published_steps_have_the_published_parameters(model: Mode
     [
         ("magic_8b", [], LLAMA),
         ("magic_14b", [], QWEN),
+        ("magic_8b_lora", [], LLAMA),
+        ("magic_70b_lora", [], LLAMA),
         *(("magic_70b", [f"trainer.num_nodes={nodes}"], LLAMA) for nodes in (8, 16, 32)),
     ],
 )
@@ -114,6 +116,31 @@ def test_the_best_layout_fits_and_is_no_slower_than_the_presets() -> None:
     assert layouts == sorted(layouts, key=lambda plan: plan.step_seconds)
     assert layouts[0].step_seconds <= own.step_seconds
     assert all(plan.world.world == 16 for plan in layouts)
+
+
+def test_two_roles_of_70b_are_adapters_on_one_base_on_one_node_of_eight_gpus() -> None:
+    plan, full = planned("magic_70b_lora"), planned("magic_70b", "model.pipeline_model_parallel_size=1")
+    assert plan.world.world == 8
+    assert plan.fits
+    assert not planned("magic_70b", "model.pipeline_model_parallel_size=1", "trainer.num_nodes=1").fits
+    assert plan.memory["learning"]["weights"] == full.memory["learning"]["weights"] / 2
+    assert plan.memory["starting"]["weights"] == full.memory["learning"]["weights"]
+    assert set(plan.trainable.values()) == {351_272_960}
+    assert plan.checkpoint == 2 * 351_272_960 * 14
+    assert plan.memory["learning"]["optimizer"] == 351_272_960 / 8 * 12
+    # The original of what an engine is fitted with waits on the host, once for both roles.
+    assert plan.host["original of merged weights"] == 8 * plan.memory["learning"]["weights"]
+    assert plan.host["reference weights"] == 0
+    apart = planned("magic_70b_lora", "actors.share_base=false")
+    assert apart.memory["learning"]["weights"] == full.memory["learning"]["weights"]
+    assert "starting" not in apart.memory
+
+
+def test_a_plan_says_how_much_of_a_model_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = ran(capsys, "-cn", "magic_70b_lora", "plan.search=false")
+    assert status == 0
+    assert "Of these 351,272,960 learn; the rest is frozen, and there once" in out
+    assert "A checkpoint: 9.84 GB" in out
 
 
 # --- the arithmetic

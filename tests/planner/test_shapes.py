@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from nemo_magic.compat.meta import rank_of
 from nemo_magic.config import compose, role_model
 from nemo_magic.game.episode import Role
-from nemo_magic.model_config import ModelConfig
+from nemo_magic.model_config import LoraConfig, ModelConfig, PeftConfig
 from nemo_magic.planner.shapes import Shapes, measure, total_parameters
 from nemo_magic.sandbox.corpus import prepare
 from nemo_magic.sandbox.world import SandboxConfig
@@ -32,7 +32,10 @@ PUBLISHED = {
 """Parameters of the published checkpoints."""
 
 # name: (TP, PP, recompute)
-WORLDS = {"tp2": (2, 1, "none"), "pp2": (1, 2, "full"), "tp1": (1, 1, "selective")}
+WORLDS = {
+    "tp2": (2, 1, "none"), "pp2": (1, 2, "full"), "tp1": (1, 1, "selective"),
+    "lora_tp2": (2, 1, "lora"), "lora_pp2": (1, 2, "lora full"),
+}  # fmt: skip
 
 
 def preset(name: str) -> ModelConfig:
@@ -96,6 +99,25 @@ def test_everything_is_put_back_when_a_rank_has_been_played() -> None:
     assert torch.zeros(2).device.type == "cpu"
 
 
+def test_adapters_of_70b_are_half_a_percent_of_it_and_cut_evenly() -> None:
+    model = preset("llama31_70b")
+    adapted = replace(model, peft=PeftConfig("lora", None, LoraConfig(adapter_dim=32)))
+    hidden, ffn, q, kv = 8192, 28672, 8192, 2 * 1024
+    each = 32 * ((hidden + q + kv) + (q + hidden) + (hidden + 2 * ffn) + (ffn + hidden))
+    assert total_parameters(adapted, 128256) == PUBLISHED["llama31_70b"] + 80 * each
+    shapes = measure(adapted, 128256, 8, 4, 1, 512)
+    assert shapes.rank_trainable * 8 == 80 * each
+    assert measure(model, 128256, 8, 4, 1, 512).rank_trainable * 8 > 70e9
+
+
+def test_the_backward_pass_through_a_frozen_layer_computes_no_gradient_of_its_weights() -> None:
+    model = replace(preset("llama31_8b"), activations_checkpoint_granularity=None)
+    adapted = replace(model, peft=PeftConfig("lora", None, LoraConfig(adapter_dim=32)))
+    full, lora = (measure(one, 128256, 1, 1, 1, 16).layer for one in (model, adapted))
+    assert lora.forward == pytest.approx(1.01 * full.forward, rel=0.005)
+    assert lora.backward == pytest.approx(full.backward / 2, rel=0.06)
+
+
 # --- a real world
 
 
@@ -117,7 +139,8 @@ def test_a_real_ranks_parameters_and_kept_activations_are_the_plans(folder: Path
     shapes = _planned(tp, pp, recompute, ranks[0]["vocabulary"])
     for rank in ranks:
         stage = rank["stage"]
-        assert rank["parameters"] == rank["optimizer"] == shapes.parameters(stage)
+        assert rank["parameters"] == shapes.parameters(stage)
+        assert rank["optimizer"] == shapes.trainable(stage)
         assert rank["kept"] == shapes.kept(stage)
     assert ranks[-1]["output"] == [ROWS, TOKENS, shapes.logits // (ROWS * TOKENS)]
 
@@ -125,11 +148,13 @@ def test_a_real_ranks_parameters_and_kept_activations_are_the_plans(folder: Path
 def _planned(tp: int, pp: int, recompute: str, vocab_size: int) -> Shapes:
     layout = [f"model.tensor_model_parallel_size={tp}", f"model.pipeline_model_parallel_size={pp}"]
     own = ["model.num_layers=4", "model.num_query_groups=2", "model.qkv_bias=true", f"trainer.devices={tp * pp}"]
+    if recompute.startswith("lora"):
+        own += ["model.peft.peft_scheme=lora", "model.peft.lora_tuning.adapter_dim=8"]
     model = role_model(compose("magic_sandbox", [*layout, *own], command="plan"), Role.DEFENDER)
-    full = recompute == "full"
+    full = recompute.endswith("full")
     model = replace(
         model,
-        activations_checkpoint_granularity=None if recompute == "none" else recompute,
+        activations_checkpoint_granularity=None if recompute in ("none", "lora") else recompute.split()[-1],
         activations_checkpoint_method="uniform" if full else None,
         activations_checkpoint_num_layers=1 if full else None,
     )

@@ -1,0 +1,111 @@
+"""A role that is LoRA adapters on frozen weights: NeMo's own adapters, as ``model.peft`` configures them.
+
+Learning changes the adapters and nothing else. So what is saved, kept as a snapshot, or swapped is the adapters, and
+two roles can stand on one base in memory (``share_base``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from nemo.collections.nlp.parts.peft_config import LoraPEFTConfig
+
+from nemo_magic.actors.adapter_card import AdapterCard
+from nemo_magic.compat.lora import adapted_layers, mend_classes, mend_model
+
+if TYPE_CHECKING:
+    from nemo_magic.actors.actor import MagicActor
+
+_MARK = ".adapter_layer."
+
+
+def add_adapters(actor: MagicActor, card: AdapterCard) -> None:
+    """Freeze the weights of ``actor`` and add adapters, which begin as nothing. Before its optimizer is made.
+
+    ``card``: the base that these weights are, and the adapters' shape.
+    """
+    mend_classes()
+    # NeMo-Aligner's init_peft would also set setup_complete, and then NeMo gives no sharded state any more.
+    actor.add_adapter(LoraPEFTConfig(actor.cfg))
+    mend_model(actor.get_model_module_list())
+    actor.card = card
+
+
+def share_base(actor: MagicActor, other: MagicActor) -> None:
+    """Let ``actor``, which has no adapters yet, stand on the weights of ``other``; its own are freed.
+
+    Both have to be of one architecture and layout.
+    """
+    theirs = {name: parameter for name, parameter in _named_parameters(other) if not is_adapter(name)}
+    for name, parameter in _named_parameters(actor):
+        parameter.data = theirs.pop(name).data
+    assert not theirs, f"the {actor.role} lacks {sorted(theirs)[:3]} of the {other.role}'s base"
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a tensor with this name in a model belongs to an adapter; not the (empty) fp8 states of its layers."""
+    return _MARK in name and not name.endswith("_extra_state")
+
+
+def adapter_parameters(actor: MagicActor) -> dict[str, torch.nn.Parameter]:
+    """Name → this rank's shard, of all adapters."""
+    return {name: parameter for name, parameter in _named_parameters(actor) if is_adapter(name)}
+
+
+def copy_adapters(actor: MagicActor) -> dict[str, torch.Tensor]:
+    """The adapters as they are, on the device where they are."""
+    return {name: parameter.detach().clone() for name, parameter in adapter_parameters(actor).items()}
+
+
+@torch.no_grad()
+def put_adapters(actor: MagicActor, state: Mapping[str, torch.Tensor]) -> None:
+    """Let the adapters be what ``copy_adapters`` gave."""
+    for name, parameter in adapter_parameters(actor).items():
+        parameter.copy_(state[name])
+
+
+def is_base(actor: MagicActor) -> bool:
+    """Whether the adapters add nothing: every ``B`` is zero, on all ranks. All ranks take part."""
+    differing = [
+        parameter.any() for name, parameter in adapter_parameters(actor).items() if name.endswith("linear_out.weight")
+    ]
+    moved = torch.stack(differing).any().int()
+    torch.distributed.all_reduce(moved, torch.distributed.ReduceOp.MAX)
+    return not int(moved)
+
+
+@contextmanager
+def using_adapters(actor: MagicActor, state: Mapping[str, torch.Tensor] | None) -> Iterator[None]:
+    """Within the context the adapters are those of ``state``, or do nothing; afterwards they are as before."""
+    if state is None:
+        with _disabled(actor):
+            yield
+        return
+    own = copy_adapters(actor)
+    put_adapters(actor, state)
+    try:
+        yield
+    finally:
+        put_adapters(actor, own)
+
+
+@contextmanager
+def _disabled(actor: MagicActor) -> Iterator[None]:
+    """NeMo-Aligner's ``adapter_control`` looks for adapters in the actor itself, and finds none where its model is a
+    list, as under ``mcore_distributed_optim``."""
+    layers = [layer for module in actor.get_model_module_list() for layer in adapted_layers(module)]
+    for layer in layers:
+        layer.set_enabled_adapters(enabled=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.set_enabled_adapters(enabled=True)
+
+
+def _named_parameters(actor: MagicActor) -> Iterator[tuple[str, Any]]:
+    for module in actor.get_model_module_list():
+        yield from module.named_parameters()

@@ -1,0 +1,53 @@
+"""What NeMo's adapters do by themselves, told as JSON. Run by the tests in a process of its own, which it patches."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nemo_magic.compat import cpu, lora
+
+
+class _Products(TorchDispatchMode):
+    """The names of matrix products that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "mm" in func.__name__:
+            self.names.add(func.__name__.partition(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+def main(_: list[str]) -> None:
+    cpu.install(announce=False)
+    from megatron.core.tensor_parallel.layers import LinearWithFrozenWeight
+
+    lora.mend_classes()
+    found: dict[str, Any] = {"adapters": importlib.import_module(lora._MIXINS).SplitAlongDim is None}
+    try:
+        importlib.import_module(lora._TE)
+    except ImportError as error:
+        found["transformer_engine"] = str(error)
+    mended = LinearWithFrozenWeight.backward
+    weight, gradients = torch.randn(5, 3), []
+    for name, backward in (("mended", mended), ("unmended", mended.__wrapped__)):
+        LinearWithFrozenWeight.backward = staticmethod(backward)
+        x = torch.ones(4, 2, 3, requires_grad=True)
+        output = LinearWithFrozenWeight.apply(x, weight, None, False)
+        with _Products() as seen:
+            output.backward(torch.arange(40.0).view(2, 4, 5).transpose(0, 1))
+        found[name] = sorted(seen.names)
+        gradients.append(x.grad)
+    found["equal"] = torch.allclose(*gradients)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main([])

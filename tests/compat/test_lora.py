@@ -1,0 +1,30 @@
+"""Defects of NeMo's adapters that show without a model (the others: tests/actors/test_adapters.py)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests import zygote
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    done = zygote.run(zygote.module("tests.compat.lora_defects"), timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    values: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return values
+
+
+def test_megatrons_module_for_transformer_engine_cannot_be_imported_without_it_and_the_adapters_can(found: Any) -> None:
+    assert "transformer_engine" in found["transformer_engine"]
+    assert found["adapters"]
+
+
+def test_the_backward_pass_of_a_frozen_layer_is_one_product_and_was_one_a_row(found: Any) -> None:
+    assert (found["mended"], found["unmended"]) == (["mm"], ["bmm"])
+    assert found["equal"]
