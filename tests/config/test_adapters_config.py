@@ -27,6 +27,7 @@ def composed(*overrides: str, command: str = "train") -> MagicConfig:
         ),
         (["actors.attacker.restore_from_path=null"], "set actors.attacker.restore_from_path"),
         (["model.activation=swiglu"], "set it to fast-swiglu"),
+        (["grpo.kl_beta=0.1", "grpo.reference_every=2"], "grpo.reference_every=2 moves a reference policy"),
         (["model.optim.name=megatron_fused_adam"], "set it to cpu_fused_adam"),
         (["model.optim.name=mcore_distributed_optim"], "learn by model.optim.name=mcore_distributed_optim, set it to"),
         (["model.peft.lora_tuning.target_modules=[attention_kv]"], "target_modules='attention_kv' must be one of"),
