@@ -40,8 +40,8 @@ def adapter_faults(cfg: MagicConfig, role: Role, model: ModelConfig) -> Iterator
         yield f"{scheme}: adapters cannot learn by model.optim.name={model.optim.name}, set it to {instead}"
     if cfg.grpo.reference_every is not None:
         yield (
-            f"grpo.reference_every={cfg.grpo.reference_every} moves a reference policy, which with {scheme} is what the "
-            "role began as: set it to null"
+            f"grpo.reference_every={cfg.grpo.reference_every} moves a reference policy, which with {scheme} is what "
+            "the role began as: set it to null"
         )
     if lora.adapter_dim % max(tp, 1):
         below = lora.adapter_dim // tp * tp
