@@ -54,7 +54,7 @@ train: $(ATTACKER) $(DEFENDER)
 
 # examples/english/README.md. Killed anywhere, the same command goes on.
 english: $(STAMP)
-	PYTHONPATH=examples/english HF_HUB_OFFLINE=1 $(BIN)/python examples/english/journey.py $(if $(STEPS),--steps $(STEPS))
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/english/journey.py $(if $(STEPS),--steps $(STEPS))
 
 # Warm-up is done once; remove runs/ to start over.
 $(WARM): runs/sft_sandbox_%/weights/metadata.json: | $(STAMP)

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from nemo_magic.formatting import markdown_table
@@ -55,11 +54,6 @@ def fill_marks(text: str, tables: Mapping[str, str], page: str) -> str:
             raise ValueError(f"{page} has no marks {begin} and {end}")
         text = f"{text.partition(begin)[0]}{begin}\n{content}\n{end}{text.partition(end)[2]}"
     return text
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and range of repeated measurements."""
-    return {"median": median(values), "min": min(values), "max": max(values), "count": len(values)}
 
 
 def report(title: str, tables: Sequence[str], figures: Mapping[str, Any], out: Path | None) -> None:

@@ -2,12 +2,16 @@
 
     python benchmarks/generation.py [--batch 512 64] [--group 8 1] [--repeats 9] [--cpu-time] [--out FILE]
                                     [key=value …]
+    python benchmarks/generation.py --hf FOLDER [--batch 1 16 64] [--prompt 64] [--length 64] [--repeats 3] [--cpu-time]
 
 ``key=value`` are overrides of conf/magic_sandbox.yaml, e.g. ``model.num_layers=8``. Both sides sample at temperature 1
 from random weights, exactly ``actors.attacker.length_params.max_length`` tokens a row, and take turns. Prompts are
 random ids, as many as the sandbox's attacker is shown; each is sampled ``--group`` times (8 as in the game, 1: all
 prompts differ). Both sides begin with lists of prompt ids and end with lists of sampled ids; ours also returns every
 token's log-probability and the texts, so transformers is timed twice: as it is, and returning the same.
+
+With ``--hf`` both sides have the weights of a Hugging Face folder, each in a process of its own; all prompts differ,
+and the highest memory of each process is shown, weights and libraries included.
 """
 
 from __future__ import annotations
@@ -22,7 +26,8 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from figures import report, settle, spread, table
+from figures import report, settle, table
+from sides import Side, compare, spread
 
 if TYPE_CHECKING:
     from nemo_magic.actors.actor import MagicActor
@@ -148,16 +153,53 @@ def measure(
     return {name: spread(values) for name, values in speeds.items()}
 
 
+def on_folder(args: argparse.Namespace) -> None:
+    """Ours beside transformers on ``args.hf``: tokens per second and memory."""
+    options = {"prompt": args.prompt, "length": args.length, "micro": 1}
+    clock, repeats = "cpu_seconds" if args.cpu_time else "seconds", args.repeats or 3
+    results: dict[int, Any] = {}
+    with Side("ours", args.hf, options) as here, Side("transformers", args.hf, options) as there:
+        for batch in args.batch or [1, 16, 64]:
+            results[batch] = compare([here, there], clock, repeats, "generate", rows=batch)
+    rows = []
+    for batch, sides in results.items():
+        speeds = [batch * args.length / sides[name]["median"] for name in (OURS, PLAIN)]
+        peaks = [sides[name]["peak_gib"] for name in (OURS, PLAIN)]
+        rows.append([batch, *speeds, speeds[0] / speeds[1], *peaks, peaks[0] / peaks[1]])
+    columns = [
+        "rows",
+        "ours, tokens/s",
+        "transformers",
+        "ours / transformers",
+        "ours, peak GiB",
+        "transformers, peak GiB",
+    ]
+    time_of = "CPU" if args.cpu_time else "wall"
+    title = f"Generation of {args.hf.name}, {time_of} time ({args.prompt} + {args.length} tokens)"
+    figures = [{"rows": batch, "sides": sides} for batch, sides in results.items()]
+    options["repeats"] = repeats
+    report(title, [table([*columns, "ours / transformers"], rows)], {"options": options, "measured": figures}, args.out)
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, nargs="+", default=[512, 64], help="rows decoded at once")
+    parser.add_argument("--batch", type=int, nargs="+", help="rows decoded at once (512 64; with --hf 1 16 64)")
     parser.add_argument("--group", type=int, nargs="+", default=[8, 1], help="samples of each prompt")
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, help="rounds that count (9; with --hf 3)")
+    parser.add_argument("--hf", type=Path, metavar="FOLDER", help="a Hugging Face folder to measure with")
+    parser.add_argument("--prompt", type=int, default=64, help="with --hf: tokens of a prompt")
+    parser.add_argument("--length", type=int, default=64, help="with --hf: tokens sampled")
     parser.add_argument("--cpu-time", action="store_true", help="count CPU seconds: for a machine that is not quiet")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args, words = parser.parse_known_args()
     settle()
+    if args.hf is not None:
+        if words:
+            parser.error(f"--hf takes its model from the folder, and no overrides: {' '.join(words)}")
+        on_folder(args)
+        return
+    args.batch, args.repeats = args.batch or [512, 64], args.repeats or 9
     clock = time.process_time if args.cpu_time else time.perf_counter
 
     with tempfile.TemporaryDirectory() as folder:

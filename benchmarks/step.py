@@ -1,6 +1,7 @@
 """Seconds of a training step by part: our schedule beside the published code's, on the same actors in the same run.
 
     python benchmarks/step.py [--steps 5] [--latency-ms 20] [--calls 3] [--out FILE] [key=value …]
+    python benchmarks/step.py --hf FOLDER [--rows 32] [--prompt 64] [--length 64] [--micro 8] [--steps 3] [--cpu-time]
 
 ``key=value`` are overrides of conf/magic_sandbox.yaml. A phase of ``--steps`` steps of each role, as one rank, after a
 phase of one step that counts for nothing. Ours is the training loop itself, with what it records; after each of its
@@ -10,6 +11,10 @@ rules, which waits ``--latency-ms`` before it answers a request, whatever the nu
 
 Every figure is a median over the steps of a phase, except the attacks of our defender phase: they are written at its
 first step for the whole phase, and their seconds are divided by its steps. ``other`` is what remains of a step.
+
+With ``--hf`` one update alone is measured, with the weights of a Hugging Face folder: our GRPO update beside
+transformers with torch's Adam on the likelihood of the same tokens, each in a process of its own, with its highest
+memory.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ from statistics import mean, median
 from typing import TYPE_CHECKING
 
 from figures import report, settle, table
+from sides import Side, compare
 
 from nemo_magic.config import MagicConfig, compose
 from nemo_magic.game.episode import Role
@@ -255,15 +261,44 @@ def configured(words: Sequence[str], latency_s: float, folder: Path) -> MagicCon
     return replace(cfg, judge=replace(cfg.judge, guard="step:SlowRules", guard_config=guard))
 
 
+def on_folder(args: argparse.Namespace) -> None:
+    """An update of ours beside one of transformers on ``args.hf``: seconds and memory."""
+    options = {"prompt": args.prompt, "length": args.length, "micro": args.micro}
+    clock = "cpu_seconds" if args.cpu_time else "seconds"
+    with Side("ours", args.hf, options) as here, Side("transformers", args.hf, options) as there:
+        measured = compare([here, there], clock, args.steps, "update", rows=args.rows)
+    rows: list[list[object]] = []
+    for label, figure in (("seconds, median", "median"), ("seconds, least", "min"), ("peak memory, GiB", "peak_gib")):
+        ours, theirs = (measured[name][figure] for name in ("ours", "transformers"))
+        rows.append([label, ours, theirs, ours / theirs])
+    text = table(["an update", "ours", "transformers", "ours / transformers"], rows)
+    width = args.prompt + args.length
+    time_of = "CPU" if args.cpu_time else "wall"
+    title = f"{args.hf.name}, {time_of} time: update of {args.rows} × {width}, micro batch {args.micro}"
+    report(title, [text], {"options": options, "rows": args.rows, "measured": measured}, args.out)
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=5, help="steps of each role's phase")
+    parser.add_argument("--steps", type=int, help="steps of each role's phase (5), or updates that count (3)")
+    parser.add_argument("--hf", type=Path, metavar="FOLDER", help="a Hugging Face folder whose update is measured")
+    parser.add_argument("--rows", type=int, default=32, help="with --hf: rows of an update")
+    parser.add_argument("--prompt", type=int, default=64, help="with --hf: tokens of a prompt")
+    parser.add_argument("--length", type=int, default=64, help="with --hf: tokens of a response")
+    parser.add_argument("--micro", type=int, default=8, help="with --hf: rows of a micro batch")
+    parser.add_argument("--cpu-time", action="store_true", help="with --hf: count CPU seconds")
     parser.add_argument("--latency-ms", type=float, default=20.0, help="of the judge, per request")
     parser.add_argument("--calls", type=int, default=PUBLISHED_CALLS, help="requests per sample, published schedule")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args, words = parser.parse_known_args()
     settle()
+    args.steps = args.steps or (5 if args.hf is None else 3)
+    if args.hf is not None:
+        if words:
+            parser.error(f"--hf takes its model from the folder, and no overrides: {' '.join(words)}")
+        on_folder(args)
+        return
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

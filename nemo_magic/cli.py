@@ -27,7 +27,7 @@ GROUPS = {
         "evaluate": "measure a defender on benchmarks, your own copies of them",
         "capability": "have lm-evaluation-harness measure a served model, and print its results",
         "cross-play": "play every attacker a run kept against every defender it kept",
-        "judge-check": "have one or two running judges judge a labelled file: agreement, κ, latency",
+        "judge-check": "have running judges judge a labelled file: agreement, κ, latency; or check one's protocol",
     },
     "serve": {
         "serve": "serve one role's actor to OpenAI's clients until interrupted",

@@ -43,6 +43,11 @@ FiniteFloat = Annotated[float, Interval(gt=-math.inf, lt=math.inf)]
 FinitePositiveFloat = Annotated[float, Interval(gt=0, lt=math.inf)]
 FiniteNonNegativeFloat = Annotated[float, Interval(ge=0, lt=math.inf)]
 
+FLOAT32_MAX = (2 - 2**-23) * 2.0**127
+"""The largest number that a tensor of single precision holds: torch refuses a larger one, or makes it infinite."""
+PositiveFloat32 = Annotated[float, Interval(gt=0, le=FLOAT32_MAX)]
+NonNegativeFloat32 = Annotated[float, Interval(ge=0, le=FLOAT32_MAX)]
+
 
 class CheckedConfig:
     """Base of a configuration dataclass: every field is checked against its annotation (``OneOf``, ``Ge``, ``Gt``,
@@ -102,6 +107,9 @@ def _text(rule: Rule) -> str:
         return f"at least {rule.ge}"
     if isinstance(rule, Gt):
         return f"greater than {rule.gt}"
+    if rule.le == FLOAT32_MAX:
+        low = f"greater than {rule.gt}" if rule.ge is None else f"at least {rule.ge}"
+        return f"{low} and at most {FLOAT32_MAX:.3g}, the largest number of float32"
     if rule.ge is not None and rule.le is not None:
         return f"between {rule.ge} and {rule.le}"
     if rule.lt == math.inf:

@@ -11,7 +11,14 @@ from typing import Annotated, ClassVar
 
 from omegaconf import MISSING
 
-from nemo_magic.config_checks import CheckedConfig, NonNegativeInt, OneOf, PositiveFloat
+from nemo_magic.config_checks import (
+    CheckedConfig,
+    Fraction,
+    NonNegativeFloat32,
+    NonNegativeInt,
+    OneOf,
+    PositiveFloat32,
+)
 
 ACTIVATIONS = (
     "gelu", "geglu", "reglu", "swiglu", "squared-relu", "fast-geglu", "fast-swiglu", "fast-reglu", "approx-gelu"
@@ -51,7 +58,7 @@ class SchedConfig(CheckedConfig):
     name: Annotated[str, OneOf("CosineAnnealing")] = "CosineAnnealing"
     warmup_steps: NonNegativeInt = 0
     constant_steps: NonNegativeInt = 0
-    min_lr: float | None = None
+    min_lr: NonNegativeFloat32 | None = None
     max_steps: int | None = None
 
 
@@ -62,10 +69,10 @@ class OptimConfig(CheckedConfig):
     KEY: ClassVar[str] = "model.optim"
 
     name: Annotated[str, OneOf(*OPTIMIZERS)] = "distributed_fused_adam"
-    lr: PositiveFloat = 1e-6
-    weight_decay: float = 0.0
+    lr: PositiveFloat32 = 1e-6
+    weight_decay: NonNegativeFloat32 = 0.0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
-    eps: float | None = None
+    eps: NonNegativeFloat32 | None = None
     bucket_cap_mb: int | None = None
     overlap_grad_sync: bool | None = None
     overlap_param_sync: bool | None = None
@@ -76,8 +83,8 @@ class OptimConfig(CheckedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.betas) != 2:
-            raise ValueError(f"model.optim.betas={self.betas} must be two numbers")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"{self.KEY}.betas={list(self.betas)} must be two numbers in [0, 1)")
         floor, key = self.sched.min_lr, "model.optim.sched.min_lr"
         if floor is not None and not 0 <= floor <= self.lr:
             raise ValueError(f"{key}={floor} must be between 0 and model.optim.lr={self.lr}")
@@ -114,23 +121,23 @@ class ModelConfig(CheckedConfig):
     vocab_size: int | None = None
     make_vocab_size_divisible_by: int = 128
     normalization: Annotated[str, OneOf("rmsnorm", "layernorm", "layernorm1p")] = "rmsnorm"
-    layernorm_epsilon: float = 1e-5
+    layernorm_epsilon: NonNegativeFloat32 = 1e-5
     bias: bool = False
     qkv_bias: bool = False
     activation: Annotated[str, OneOf(*ACTIVATIONS)] = "fast-swiglu"
     position_embedding_type: Annotated[str, OneOf("rope", "learned_absolute", "none")] = "rope"
-    rotary_percentage: float = 1.0
+    rotary_percentage: Fraction = 1.0
     rotary_base: int = 10000
     rotary_interleaved: bool = False
-    seq_len_interpolation_factor: float | None = None
+    seq_len_interpolation_factor: PositiveFloat32 | None = None
     scale_positional_embedding: bool = False
     share_embeddings_and_output_weights: bool = False
     apply_query_key_layer_scaling: bool = False
-    init_method_std: float = 0.02
+    init_method_std: NonNegativeFloat32 = 0.02
     use_scaled_init_method: bool = True
-    hidden_dropout: float = 0.0
-    attention_dropout: float = 0.0
-    ffn_dropout: float = 0.0
+    hidden_dropout: Fraction = 0.0
+    attention_dropout: Fraction = 0.0
+    ffn_dropout: Fraction = 0.0
 
     # Layout
     tensor_model_parallel_size: int = 1

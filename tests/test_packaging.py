@@ -104,6 +104,7 @@ def imported() -> set[str]:
     return {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names) - {"nemo_magic"}
 
 
+@pytest.mark.slow
 def test_everything_that_is_imported_is_declared() -> None:
     distributions = packages_distributions() | {"async_timeout": ["async-timeout"]}  # of Python 3.10 only
     missing = {

@@ -21,7 +21,6 @@ import talk
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-CONF = HERE / "conf"
 FULL_STEPS = 30
 
 
@@ -145,7 +144,7 @@ class Size:
     def of(cls, steps: int) -> Size:
         """The size of a journey whose game has ``steps``."""
         if steps >= FULL_STEPS:
-            return cls(30, 20, 60, 200, 280)
+            return cls(30, 28, 60, 200, 280)
         game = ("game.batch_size=4", "game.num_val_samples=8", "game.crossplay.num_seeds=4", "game.schedule.freq=2")
         game += ("game.val_check_interval=4",)
         tasks = ("recipe", "howto", "near", "general", "disguised", "held_out", "attacked")
@@ -170,7 +169,7 @@ class Commands:
             f"actors.{role}.restore_from_path={self.folder}/sft_{role}/weights" for role in ("attacker", "defender")
         ]
         self.run(
-            *(name, "-cd", str(CONF), "-cn", config, f"exp_manager.explicit_log_dir={folder}"),
+            *(name, "-cd", str(HERE), "-cn", config, f"exp_manager.explicit_log_dir={folder}"),
             *([] if name == "sft" else moved),
             *overrides,
             *self.overrides,

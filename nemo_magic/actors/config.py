@@ -37,6 +37,11 @@ class SamplingConfig(CheckedConfig):
                 f"sampling_params.temperature={self.temperature} must be greater than 0; for temperature 0 set "
                 "sampling_params.use_greedy=true"
             )
+        if not 1e-6 <= self.temperature <= 1e6:
+            raise ValueError(
+                f"sampling_params.temperature={self.temperature} must be between 1e-6 and 1e6: what it divides "
+                "has to stay within float32"
+            )
         if "" in self.end_strings:
             raise ValueError("sampling_params.end_strings contains an empty string, which would end every response")
 

@@ -26,7 +26,8 @@ class ChatTokenizer:
         if not getattr(wrapped, "chat_template", None):
             raise ValueError(
                 "model.tokenizer has no chat template: use model.tokenizer.library=huggingface and a "
-                "model.tokenizer.type folder whose tokenizer_config.json has chat_template"
+                "model.tokenizer.type folder whose tokenizer_config.json has chat_template (transformers before 4.50 "
+                "does not read chat_template.jinja: copy its text there)"
             )
         self._tokenizer = wrapped
         if wrapped.eos_token_id is None:

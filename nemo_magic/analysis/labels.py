@@ -118,6 +118,7 @@ class Labeller:
         self._model = model
         self._cache = cache
         self._log = log
+        self._schema = rubric.schema() if model.takes_schema else None
         self.new_questions = 0
         """Questions that the model was asked: their answers were not in the cache."""
 
@@ -177,7 +178,7 @@ class Labeller:
             return {"problem": f"not asked: {error}"}
         self.new_questions += 1
         try:
-            text = await self._model.complete(sent, self._config.max_tokens)
+            text = await self._model.complete(sent, self._config.max_tokens, self._schema)
         except ValueError as error:
             return {"failed": f"no answer: {error}"}
         try:
@@ -191,7 +192,8 @@ class Labeller:
         return StrategyLabel(UNKNOWN, None, answer["problem"])
 
     def _key(self, attack: LabelRequest) -> str:
-        return cache_key(self.name, self._config.max_tokens, attack.seed, attack.messages)
+        held = () if self._schema is None else (self._schema,)
+        return cache_key(self.name, self._config.max_tokens, attack.seed, attack.messages, *held)
 
 
 def _normalize(name: str) -> str:

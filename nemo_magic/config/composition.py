@@ -29,6 +29,7 @@ from nemo_magic.config.secrets import mark_environment
 from nemo_magic.config.text_keys import SCHEME, TextKeepingSource, marked_override, with_types
 from nemo_magic.config.validation import validate
 from nemo_magic.data.errors import DataError
+from nemo_magic.judge.guards import is_own, search_modules
 
 
 def conf_dir() -> Path:
@@ -53,20 +54,18 @@ def compose(
         overrides: as Hydra writes them: ``game.schedule.freq=5``, ``game=paper``, ``+cluster=slurm``. Every key of the
             schema can be set, whether or not a file mentions it.
         config_dir: a folder of the user's own, searched before the package's; its groups add to the package's. Where
-            ``config_name`` is the package's, so are all files of its names.
+            ``config_name`` is the package's, so are all files of its names. The module of a guard of the user's own
+            (``judge.guard=module:Class``) is looked for there as well, and in the working directory.
         command: what will run. ``train``, ``sft``, ``evaluate``, ``serve`` and ``plan`` are checked as a whole, other
             commands by types only. For ``plan`` and ``capability`` files and servers may stay open (``???``).
 
     Raises:
         ConfigError: for anything that cannot be run.
     """
-    folders = [conf_dir()]
-    if config_dir is not None:
-        own = Path(config_dir).expanduser().resolve()
-        if not own.is_dir():
-            raise ConfigError(f"--config-dir {config_dir}: no such folder")
-        folders.insert(0, own)
-    folders = _primary_first(config_name, folders)
+    folders_of_user = [] if config_dir is None else [Path(config_dir).expanduser().resolve()]
+    if not all(folder.is_dir() for folder in folders_of_user):
+        raise ConfigError(f"--config-dir {config_dir}: no such folder")
+    folders = _primary_first(config_name, [*folders_of_user, conf_dir()])
     try:
         hydra_overrides = _parse(overrides, _groups(folders))
         with _hydra_at(folders[0]):
@@ -80,6 +79,8 @@ def compose(
             cfg = replace(cfg, eval=with_files(cfg.eval))
         except DataError as error:
             raise ConfigError(str(error)) from error
+    if is_own(cfg.judge.guard, cfg.judge.guard_config):
+        search_modules([*folders_of_user, Path.cwd()])
     if command in ("train", "sft", "plan", "evaluate", "serve"):
         validate(cfg, command)
     return cfg

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, cast
 
 from annotated_types import Ge
@@ -16,7 +16,7 @@ from nemo_magic.config.eval_config import EvalConfig
 from nemo_magic.config.experiment import ExpManagerConfig, SFTConfig
 from nemo_magic.config.hardware import HardwareConfig, PlanConfig
 from nemo_magic.config.serving import ServeConfig
-from nemo_magic.config_checks import CheckedConfig, Fraction, OneOf, PositiveFloat, PositiveInt
+from nemo_magic.config_checks import CheckedConfig, Fraction, OneOf, PositiveFloat32, PositiveInt
 from nemo_magic.data.seeds import DataConfig
 from nemo_magic.game.alarms import AlarmsConfig
 from nemo_magic.game.episode import VERDICT_FIELDS, Role
@@ -41,7 +41,7 @@ class TrainerConfig(CheckedConfig):
     devices: int = 1
     accelerator: Annotated[str, OneOf("gpu", "cpu")] = "gpu"
     precision: Annotated[str, OneOf("bf16", "32")] = "bf16"
-    gradient_clip_val: PositiveFloat = 1.0
+    gradient_clip_val: PositiveFloat32 = 1.0
 
 
 @dataclass
@@ -166,7 +166,7 @@ def role_model(cfg: MagicConfig, role: Role | str, steps: int | None = None) -> 
     model = cfg.model
     try:
         if own:
-            merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), asdict(model), own)
+            merged = OmegaConf.merge(OmegaConf.structured(model), own)
             model = cast(ModelConfig, OmegaConf.to_object(merged))
     except (OmegaConfBaseException, ValueError) as error:
         text = concise(error, "model.")

@@ -52,13 +52,17 @@ class TextKeepingSource(FileConfigSource):
 
     def load_config(self, config_path: str) -> ConfigResult:
         """As a file is loaded, but marked."""
-        result = super().load_config(config_path)
-        marked = read_yaml(Path(self.path) / self._normalize_file_name(config_path))
+        path = Path(self.path) / self._normalize_file_name(config_path)
+        marked = read_yaml(path)
         if isinstance(marked, dict) and "defaults" in marked:
             # Names of files, which are texts.
             marked["defaults"] = with_types(marked["defaults"], str)
-        result.config = OmegaConf.create({} if marked is None else marked)
-        return result
+        return ConfigResult(
+            provider=self.provider,
+            path=f"{SCHEME}://{self.path}",
+            config=OmegaConf.create({} if marked is None else marked),
+            header=self._get_header_dict(path.read_text(encoding="utf-8")),
+        )
 
 
 def read_yaml(path: Path) -> Any:

@@ -79,6 +79,13 @@ def validate(cfg: MagicConfig, command: str = "train") -> None:
     """
     judged = command in ("train", "evaluate")
     if command == "plan":
+        if cfg.trainer.accelerator == "cpu":
+            # Alone: what else a GPU's run is refused for does not matter.
+            raise ConfigError(
+                "a plan counts GPUs (hardware.*), and trainer.accelerator=cpu has none: nothing is known here of what "
+                "a step takes on this machine; `nemo-magic train` with game.max_steps=2 shows it (timers/step, "
+                "memory/update_gib)"
+            )
         command = "train"
     roles = models(cfg, command)
     faults = {role: list(_faults(cfg, role, model, command)) for role, model in roles.items()}
@@ -117,7 +124,7 @@ def validate(cfg: MagicConfig, command: str = "train") -> None:
                 cfg.eval.fields() if command == "evaluate" else cfg.rewards.needs() | set(cfg.game.extra_verdict_fields)
             )
             refuse_unanswerable(cfg.judge.guard, cfg.judge.guard_config, fields)
-        except (ValueError, ImportError, AttributeError) as error:
+        except ValueError as error:
             problems.append(str(error) if "judge.guard" in str(error) else f"judge.guard={cfg.judge.guard}: {error}")
     if problems:
         raise ConfigError("\n".join(problems))

@@ -26,8 +26,8 @@ def load(name: str | Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(str(name), use_fast=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ConvertError(f"{name}: no tokenizer can be loaded: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # of a folder without files, or with broken ones, transformers raises all kinds
+        raise ConvertError(f"{name}: no tokenizer can be loaded: {' '.join(str(error).split())}") from error
 
 
 def copy(source: str | Path, target: Path, say: Callable[[str], None]) -> None:

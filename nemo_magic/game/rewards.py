@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nemo_magic.config_checks import FLOAT32_MAX
 from nemo_magic.game.episode import Answer, Episode, Label, Role, Safety, Seed, Verdict
 
 
@@ -49,6 +50,8 @@ class RewardConfig:
         ):  # fmt: skip
             if not getattr(self, key) >= 0:
                 raise ValueError(f"rewards.{key}={getattr(self, key)} must be ≥ 0; its sign is the rule's business")
+            if getattr(self, key) > FLOAT32_MAX:
+                raise ValueError(f"rewards.{key}={getattr(self, key)} must be a number that float32 holds")
         if self.refusal_label not in ("seed", "prompt"):
             raise ValueError(f"rewards.refusal_label={self.refusal_label!r} must be one of: seed, prompt")
         if self.unfinished not in ("judged", "zero"):

@@ -90,7 +90,15 @@ class LocalJudge:
         private_folder(self._log.parent)
         with self._log.open("ab") as log:
             # A session of its own: Ctrl-C reaches the trainer, which still needs the judge to end its step.
-            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                # It finds a guard's module where this process does.
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+            )
 
     def _wait_ready(self, host: str, timeout: float) -> str:
         port_file = Path(self._folder.name) / "port"

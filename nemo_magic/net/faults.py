@@ -57,6 +57,6 @@ def first_fault(error: ValidationError) -> str:
     """The first error in a line, without the input: texts of conversations belong in no log. A key that is unknown is
     input too."""
     first = error.errors(include_url=False, include_input=False)[0]
-    unknown_key = first["type"] == "extra_forbidden"
+    unknown_key = first["type"] in ("extra_forbidden", "unexpected_keyword_argument")
     where = ".".join(map(str, first["loc"][:-1] if unknown_key else first["loc"])) or "body"
     return f"{where}: {'a key is unknown' if unknown_key else first['msg']}"

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nemo_magic.game.alarms import AlarmEvent
 from nemo_magic.game.payoff import CrossPlay
 from nemo_magic.report.records import (
     ALARMS_FILE,
@@ -24,6 +25,9 @@ from nemo_magic.report.records import (
 )
 from nemo_magic.report.series import Buckets, Phases
 from nemo_magic.report.sweep_table import FINISHED, state_of
+
+_OF_ATTACKS = {"attacks": int, "bins": list, "strategies": list, "self_bleu": Mapping, "pool": str | Mapping}
+"""Keys of ``attacks.json`` that every page of a run reads, and what they are."""
 
 
 class RunFolder:
@@ -105,7 +109,16 @@ class RunFolder:
 
     def league(self) -> Mapping[str, Any] | None:
         """The result of ``nemo-magic cross-play``; None where it was not run."""
-        return self._object(LEAGUE_FILE)
+        if (league := self._object(LEAGUE_FILE)) is None:
+            return None
+        with reading(self.path / LEAGUE_FILE):
+            asr = league["asr"]
+            for name in ("matrix", "low", "high"):
+                CrossPlay(league["attackers"], league["defenders"], asr[name])
+            estimate = asr["last_defender"]["exploitability"]
+            if not all(isinstance(estimate[name], int | float) for name in ("value", "low", "high")):
+                raise ValueError("the exploitability is no number")
+        return league
 
     def strategies(self) -> Mapping[str, Mapping[str, Any]] | None:
         """``{"start" | "end": {"worst", "mean", "asr": {strategy: ASR}}}``; None without a strategy sweep."""
@@ -120,7 +133,15 @@ class RunFolder:
 
     def attacks(self) -> Mapping[str, Any] | None:
         """The analysis of the attacks; None where there is none."""
-        return self._object(ATTACKS_FILE)
+        if (attacks := self._object(ATTACKS_FILE)) is None:
+            return None
+        with reading(self.path / ATTACKS_FILE):
+            for name, kind in _OF_ATTACKS.items():
+                if not isinstance(attacks[name], kind):
+                    raise ValueError(f"{name} is {attacks[name]!r}")
+            if not all(isinstance(row, Mapping) for row in (*attacks["bins"], *attacks["strategies"])):
+                raise ValueError("bins and strategies have to be lists of objects")
+        return attacks
 
     def attack_labels(self) -> Mapping[tuple[int, int, int], str]:
         """(step, group, sample) → the strategy of that conversation, of the conversations that were labelled."""
@@ -130,7 +151,11 @@ class RunFolder:
 
     def alarms(self) -> Sequence[Mapping[str, Any]]:
         """The lines of ``alarms.jsonl``; none where no alarm sounded."""
-        return self._lines(ALARMS_FILE)
+        rows = self._lines(ALARMS_FILE)
+        with reading(self.path / ALARMS_FILE):
+            for row in rows:
+                AlarmEvent(**row)
+        return rows
 
     def _object(self, name: str) -> Mapping[str, Any] | None:
         path = self.path / name

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Interval
 
 from nemo_magic.config_checks import (
+    FLOAT32_MAX,
     CheckedConfig,
-    NonNegativeFloat,
+    NonNegativeFloat32,
     NonNegativeInt,
     OneOf,
-    PositiveFloat,
+    PositiveFloat32,
     PositiveInt,
 )
 
@@ -67,23 +68,23 @@ class GRPOConfig(CheckedConfig):
     truncated: Annotated[str, OneOf("keep", "mask", "drop")] = "keep"
     policy_loss: Annotated[str, OneOf("clip", "gspo", "cispo")] = "clip"
     ratio_clip_low: float = 0.2
-    ratio_clip_high: NonNegativeFloat = 0.2
-    dual_clip: Annotated[float, Gt(1)] | None = None
+    ratio_clip_high: NonNegativeFloat32 = 0.2
+    dual_clip: Annotated[float, Interval(gt=1, le=FLOAT32_MAX)] | None = None
     max_log_ratio: Annotated[float, Interval(gt=0, le=20)] = 20.0
     aggregation: Annotated[str, OneOf(*AGGREGATIONS)] = "token"
     constant_length: PositiveInt | None = None
     minibatches: PositiveInt = 1
-    tis_clip: Annotated[float, Ge(1)] | None = None
+    tis_clip: Annotated[float, Interval(ge=1, le=FLOAT32_MAX)] | None = None
     tis_mode: Annotated[str, OneOf("token", "token_mask", "sequence", "sequence_mask")] = "token"
     tis_low: Annotated[float, Interval(ge=0, le=1)] = 0.0
-    kl_beta: NonNegativeFloat = 0.0
+    kl_beta: NonNegativeFloat32 = 0.0
     kl_estimator: Annotated[str, OneOf("k1", "k2", "k3")] = "k3"
     kl_in: Annotated[str, OneOf("loss", "reward")] = "loss"
     kl_gradient: Annotated[str, OneOf("estimator", "k2", "weighted")] = "estimator"
-    entropy_bonus: NonNegativeFloat = 0.0
+    entropy_bonus: NonNegativeFloat32 = 0.0
     reference_every: PositiveInt | None = None
     reference_mix: Annotated[float, Interval(gt=0, le=1)] = 1.0
-    skip_grad_norm: PositiveFloat | None = None
+    skip_grad_norm: PositiveFloat32 | None = None
     max_skipped_updates: PositiveInt = 5
 
     @property

@@ -79,13 +79,3 @@ def chat(text: str) -> tuple[Message, ...]:
 def free_url() -> str:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Until it holds; what is waited for is counted, not signalled."""
-    tick = threading.Event()
-    for _ in range(2000):
-        if condition():
-            return
-        tick.wait(0.01)
-    raise AssertionError("waited in vain")

@@ -27,7 +27,8 @@ from nemo_magic.net.faults import retry_after
 from nemo_magic.net.limits import RateLimit
 from nemo_magic.net.replicas import Replicas
 from nemo_magic.rollout.remote import RemotePolicy
-from tests.actors.chat_endpoint import Answer, Body, Endpoint, Reply, chat, echo, free_url, says, wait_for
+from tests.actors.chat_endpoint import Answer, Body, Endpoint, Reply, chat, echo, free_url, says
+from tests.waiting import wait_for
 
 
 @pytest.fixture
@@ -173,6 +174,7 @@ def of_message(message: Body, finish_reason: str = "stop") -> Body:
     return {"choices": [{"message": message, "finish_reason": finish_reason}]}
 
 
+@pytest.mark.slow
 def test_a_reply_without_a_text_is_no_answer_whatever_it_has_instead(endpoint, policy, caplog):
     reasons = ("stop", "length", "tool_calls", "content_filter", "error")
     kinds = [

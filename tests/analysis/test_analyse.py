@@ -274,6 +274,7 @@ def test_a_labelling_model_that_cannot_be_loaded_is_named_by_its_key(
     assert "analysis.labels.model cannot be loaded: no weights here" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_texts_may_hold_separators_of_lines(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [row(3, 0, ["wug\u2028dax\x85zup"])])
     assert cli.main(["analyse", str(run)]) == 0

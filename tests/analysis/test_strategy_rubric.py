@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,8 +11,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nemo_magic.analysis.labels import Labeller, LabelRequest
 from nemo_magic.config import conf_dir
+from nemo_magic.config.analysis import LabelsConfig
 from nemo_magic.judge.guards.strategies import StrategyRubric, read_strategy_rubric
+from nemo_magic.rollout.response_cache import ResponseCache
+from tests.judge.guard_models import ScriptedModel
 
 FILE = conf_dir() / "judge" / "rubric" / "strategies.yaml"
 RUBRIC = read_strategy_rubric(FILE)
@@ -119,3 +124,15 @@ def test_a_file_that_is_no_rubric_is_refused_by_name(tmp_path: Path, change: dic
     path.write_text(yaml.safe_dump(yaml.safe_load(FILE.read_text()) | change))
     with pytest.raises(ValueError, match=f"own.yaml is no rubric.*{re.escape(said)}"):
         read_strategy_rubric(path)
+
+
+def test_an_answer_is_held_to_the_rubrics_schema_where_a_model_takes_one(tmp_path: Path) -> None:
+    ids = RUBRIC.schema()["properties"]["strategies"]
+    assert ids["items"]["enum"] == list(range(len(RUBRIC.taxonomy)))
+    assert RUBRIC.parse(json.dumps({"strategies": ids["items"]["enum"][:-1]})) == tuple(range(ids["maxItems"]))
+    for takes_schema in (True, False):
+        model = ScriptedModel(lambda sent: '{"strategies": [0]}', takes_schema=takes_schema)
+        labeller = Labeller(LabelsConfig(), RUBRIC, model, ResponseCache(tmp_path / str(takes_schema), 0), print)
+        [label] = labeller.label([LabelRequest("seed", ("attack",))])
+        assert label.name == "role-play"
+        assert model.schemas == [RUBRIC.schema() if takes_schema else None]

@@ -42,6 +42,7 @@ def test_every_primary_configuration_composes(name: str) -> None:
     assert cfg.exp_manager.explicit_log_dir == f"runs/{name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group", "choice"), [(path.parent.name, path.stem) for path in conf_dir().glob("*/*.yaml")])
 def test_every_group_file_has_known_keys_only(group: str, choice: str) -> None:
     # What a model or a cluster makes impossible is another matter: types and keys are checked for any command.

@@ -90,6 +90,7 @@ def test_a_masked_url_is_not_asked(url: str) -> None:
 WORD = st.from_regex(r"[A-Za-z0-9%._~!$&+,;=-]{6,12}", fullmatch=True)
 
 
+@pytest.mark.slow
 @given(WORD, WORD, st.sampled_from(["http", "https", "HTTPS", "grpc+tls", "postgres"]), st.booleans())
 def test_no_password_of_any_url_comes_through(user: str, password: str, scheme: str, alone: bool) -> None:
     userinfo = password if alone else f"{user}:{password}"

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 
 import pytest
 
+from nemo_magic.actors.config import SamplingConfig
 from nemo_magic.config import ConfigError, Parallelism, compose, describe, validate
 from nemo_magic.config.evaluation import describe_evaluation
+from nemo_magic.config.schema import TrainerConfig
 from nemo_magic.game.episode import Role
+from nemo_magic.game.rewards import RewardConfig
+from nemo_magic.model_config import OptimConfig, SchedConfig
+from nemo_magic.rl.config import GRPOConfig
 
 GPU = ["cluster=slurm", "model.optim.name=distributed_fused_adam", "game.batch_size=64"]
 
@@ -198,3 +205,35 @@ def test_an_evaluation_computes_on_an_accelerator_only_where_a_model_is_here(
         f"on {accelerator}, one process",
         "on cuda:1, one process",
     ]
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        (OptimConfig, "lr"),
+        (OptimConfig, "weight_decay"),
+        (OptimConfig, "eps"),
+        (SchedConfig, "min_lr"),
+        (TrainerConfig, "gradient_clip_val"),
+        (GRPOConfig, "kl_beta"),
+        (GRPOConfig, "ratio_clip_high"),
+        (GRPOConfig, "tis_clip"),
+        (GRPOConfig, "skip_grad_norm"),
+        (RewardConfig, "harm"),
+        (SamplingConfig, "temperature"),
+    ],
+)
+def test_a_number_that_single_precision_does_not_hold_is_refused(section: type, key: str) -> None:
+    for value in (1e39, math.inf):
+        with pytest.raises(ValueError, match=rf"{key}={re.escape(str(value))} must be .*float32"):
+            section(**{key: value})
+    section(**{key: 2.0})
+
+
+def test_odd_numbers_of_an_optimizer_or_a_sampler_are_named_by_their_key() -> None:
+    (problem,) = problems("actors.defender.model.optim.lr=1e39")
+    assert "optim.lr=1e+39 must be greater than 0 and at most 3.4e+38, the largest number of float32" in problem
+    with pytest.raises(ValueError, match=r"betas=\[0.9, inf\] must be two numbers in \[0, 1\)"):
+        OptimConfig(betas=[0.9, math.inf])
+    with pytest.raises(ValueError, match=r"temperature=1e-39 must be between 1e-6 and 1e6"):
+        SamplingConfig(temperature=1e-39)

@@ -63,7 +63,8 @@ def test_end_tokens_that_differ_are_said_and_impossible_ones_refused(
 ) -> None:
     rewrite(single / "config.json", eos_token_id=config)
     rewrite(single / "generation_config.json", eos_token_id=generation)
-    rewrite(single / "tokenizer_config.json", eos_token=eos, chat_template=template)
+    rewrite(single / "tokenizer_config.json", eos_token=eos)
+    (single / "chat_template.jinja").write_text(template)
     lines: list[str] = []
     if wrong:
         with pytest.raises(ConvertError) as error:

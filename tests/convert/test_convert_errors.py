@@ -222,8 +222,7 @@ def test_a_target_that_exists_stays_as_it_is(made: dict[str, Path], tmp_path: Pa
 
 
 def test_a_base_models_lack_of_a_chat_template_is_said(single: Path, tmp_path: Path) -> None:
-    config = json.loads((single / "tokenizer_config.json").read_text())
-    (single / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": None}))
+    (single / "chat_template.jinja").unlink()
     said: list[str] = []
     hf_to_nemo(single, tmp_path / "nemo", say=said.append)
     assert any("the tokenizer has no chat template, which an actor needs" in line for line in said)

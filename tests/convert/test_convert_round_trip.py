@@ -63,7 +63,7 @@ def test_shards_are_as_large_as_they_may_be_and_an_index_says_where_tensors_are(
     assert files == sorted(set(index["weight_map"].values()))
     assert all((back / name).stat().st_size < 160_000 for name in files)
     assert index["metadata"]["total_size"] == sum(t.numel() * 4 for t in tensors(source).values())
-    assert json.loads((back / "config.json").read_text())["torch_dtype"] == "float32"
+    assert json.loads((back / "config.json").read_text())["dtype"] == "float32"
 
 
 def test_another_dtype_can_be_asked_for_in_either_direction(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_another_dtype_can_be_asked_for_in_either_direction(tmp_path: Path) -> N
     expected = {key: tensor.bfloat16() for key, tensor in tensors(source).items()}
     assert all(torch.equal(expected[key], tensor) for key, tensor in tensors(tmp_path / "as_it_is").items())
     assert all(torch.equal(expected[key].float(), tensor) for key, tensor in tensors(tmp_path / "fp32").items())
-    dtypes = [json.loads((tmp_path / name / "config.json").read_text())["torch_dtype"] for name in ("as_it_is", "fp32")]
+    dtypes = [json.loads((tmp_path / name / "config.json").read_text())["dtype"] for name in ("as_it_is", "fp32")]
     assert dtypes == ["bfloat16", "float32"]
 
 

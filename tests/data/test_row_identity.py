@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,6 +33,7 @@ def every(seeds: SeedSet) -> list[str]:
     return [seed.text for split in (seeds.train, seeds.validation, seeds.test) for seed in split]
 
 
+@pytest.mark.slow
 @given(st.lists(IDS, min_size=4, max_size=12), st.sampled_from([0.3, 0.5]))
 def test_no_id_makes_a_training_seed_vanish(ids: list[Any], fraction: float) -> None:
     rows = [{"id": name, "prompt": f"wug {n}", "label": n % 2} for n, name in enumerate(ids * 2)]

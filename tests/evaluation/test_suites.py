@@ -22,6 +22,7 @@ def composed(*words: str) -> MagicConfig:
     return compose("eval_paper", [*ATTACKED, *words], command="evaluate")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suite", SUITES)
 def test_a_suite_is_composed_of_known_benchmarks_only(suite: str, tmp_path: Path) -> None:
     (tmp_path / "seeds.csv").write_text("prompt,label\n")

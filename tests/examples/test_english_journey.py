@@ -12,7 +12,7 @@ from nemo_magic.config import compose
 
 from .conftest import ENGLISH
 
-CONF = str(ENGLISH / "conf")
+FOLDER = str(ENGLISH)
 
 
 @pytest.fixture
@@ -23,6 +23,7 @@ def commands(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 8, journey.FULL_STEPS])
 def test_every_command_of_the_journey_takes_its_configuration(tmp_path, commands, steps):
     into = tmp_path / "english"
@@ -35,7 +36,7 @@ def test_every_command_of_the_journey_takes_its_configuration(tmp_path, commands
     assert [words[0] for words in commands] == ["sft", "sft", "evaluate", "train", "evaluate"]
     for words in commands:
         name, flag_folder, folder, flag_name, config, *overrides = words
-        assert (flag_folder, folder, flag_name) == ("-cd", CONF, "-cn")
+        assert (flag_folder, folder, flag_name) == ("-cd", FOLDER, "-cn")
         cfg = compose(config, overrides, folder, name)
         assert str(into) in cfg.exp_manager.explicit_log_dir
         assert cfg.judge.guard == "house:HouseRules"

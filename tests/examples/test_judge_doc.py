@@ -2,10 +2,12 @@
 
 import asyncio
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
+from nemo_magic.config import compose
 from nemo_magic.game.episode import Label, Message, Seed
 from nemo_magic.judge.guards import build_guard
 from nemo_magic.judge.protocol import make_item
@@ -18,7 +20,9 @@ def guard(tmp_path, monkeypatch):
     code = re.search(r"save it as `shop\.py`:\n\n```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[1]
     assert len([line for line in code.splitlines() if line.strip()]) <= 30
     (tmp_path / "shop.py").write_text(code, encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    compose("magic_sandbox", ["judge.guard=shop:NoPrices"], command="judge")
     return build_guard("shop:NoPrices", {"shortest": 2})
 
 

@@ -207,6 +207,7 @@ def test_an_early_stop_leaves_the_learning_rate_schedule_as_long_as_it_was() -> 
     assert "; 5 updates" in describe(cfg)
 
 
+@pytest.mark.slow
 def test_the_plan_says_how_phases_and_the_run_end() -> None:
     plan = describe(
         configured("game.early_stop.at_step=5", "game.schedule.train_roles=[defender]", "game.max_epochs=2")

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -85,10 +84,3 @@ class BrokenBatchGuard(KeywordGuard):
 class ForgetfulGuard(KeywordGuard):
     async def judge(self, items: Sequence[JudgeItem]) -> list[JudgeVerdict]:
         return (await super().judge(items))[:-1]
-
-
-def wait_for(condition, seconds: float = 20.0) -> None:  # type: ignore[no-untyped-def]
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)

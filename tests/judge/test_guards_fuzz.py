@@ -87,6 +87,7 @@ def test_any_text_is_read_as_what_it_says_or_not_at_all(guard, kind, text):
     check(guard, kind, text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guard", GUARDS)
 def test_whatever_the_model_writes_every_item_has_its_verdict(guard):
     draw = random.Random(guard)

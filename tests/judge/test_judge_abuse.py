@@ -27,8 +27,9 @@ from nemo_magic.judge.guards.ensemble import Ensemble
 from nemo_magic.judge.protocol import JudgeItem, JudgeVerdict, make_item
 from nemo_magic.judge.server import JsonLines
 from tests.judge.faulty_server import FaultyServer, answering, honest
-from tests.judge.keyword_guards import KeywordGuard, wait_for
+from tests.judge.keyword_guards import KeywordGuard
 from tests.judge.serving import body, serving
+from tests.waiting import wait_for
 
 CFG = JudgeConfig(server=JudgeServerConfig(max_items=4, max_chars=1000))
 READY = '{"guard": "scripted@1", "answers": ["refusal", "response_safety"], "max_items": 64, "max_chars": 100}'
@@ -212,6 +213,7 @@ FORMS: dict[str, Callable[[str], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "form"),
     [(500, "text"), (503, "error"), (429, "text"), (400, "error"), (404, "text"), (401, "error"), (200, "text"),
@@ -265,6 +267,7 @@ def test_a_guard_that_fails_on_a_text_shows_it_in_the_log_only_where_texts_are_l
     assert "in judge" in log
 
 
+@pytest.mark.slow
 def test_a_task_whose_error_nobody_read_does_not_show_it(caplog: pytest.LogCaptureFixture) -> None:
     words = "-".join(("secret", "1"))  # a traceback shows the line of code
 

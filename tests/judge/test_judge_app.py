@@ -21,8 +21,9 @@ from nemo_magic.judge.config import JudgeConfig, JudgeServerConfig
 from nemo_magic.judge.metrics import Metrics
 from nemo_magic.judge.protocol import JudgeItem, JudgeVerdict
 from nemo_magic.judge.server import JsonLines
-from tests.judge.keyword_guards import AbsentGuard, GatedGuard, KeywordGuard, wait_for
+from tests.judge.keyword_guards import AbsentGuard, GatedGuard, KeywordGuard
 from tests.judge.serving import body, serving
+from tests.waiting import wait_for
 
 CFG = JudgeConfig(server=JudgeServerConfig(max_items=4, max_chars=100, max_body_mb=0.01))
 TOKEN = {"Authorization": "Bearer s3cret"}

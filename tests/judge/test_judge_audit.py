@@ -16,7 +16,7 @@ from nemo_magic.judge.audit import AuditCounts, Auditor, is_audited
 from nemo_magic.judge.config import JudgeAuditConfig, JudgeConfig
 from nemo_magic.judge.protocol import Ask, JudgeItem
 from tests.judge.faulty_server import Act, FaultyServer, answering, hang, honest, saying
-from tests.judge.keyword_guards import wait_for
+from tests.waiting import wait_for
 
 ASK = ("response_safety", "refusal")
 FIRST = "http://127.0.0.1:9"

@@ -11,7 +11,7 @@ from nemo_magic.game.rewards import RewardConfig, attacker_reward, defender_rewa
 from nemo_magic.judge.client import JudgeClient, refuse_unknown
 from nemo_magic.judge.errors import JudgeRefused, JudgeUnavailable, TooManyUnknown
 from nemo_magic.judge.local import launch_local
-from tests.judge.keyword_guards import wait_for
+from tests.waiting import wait_for
 
 SEED = Seed("s", "question", Label.BENIGN)
 

@@ -27,7 +27,7 @@ from tests.judge.faulty_server import (
     slow_drip,
     truncated_json,
 )
-from tests.judge.keyword_guards import wait_for
+from tests.waiting import wait_for
 
 SEED = Seed("s", "question", Label.HARMFUL)
 ASK = ("response_safety", "refusal")
@@ -128,6 +128,7 @@ def test_what_stays_wrong_is_unknown_and_never_a_reward(fault: str, server, item
             refuse_unknown(config(), 9, 9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", OUTAGES)
 def test_what_stays_away_ends_with_a_clear_error(fault: str, server, item) -> None:  # type: ignore[no-untyped-def]
     judge = server(TRANSIENT[fault])
@@ -196,6 +197,7 @@ def test_all_replicas_gone_and_one_back_is_an_outage_and_no_more(server, item) -
         assert are_right(pending.result())
 
 
+@pytest.mark.slow
 def test_a_slow_answer_is_asked_for_twice_and_used_once(server, item) -> None:  # type: ignore[no-untyped-def]
     held = threading.Event()
 

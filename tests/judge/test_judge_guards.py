@@ -8,6 +8,7 @@ from nemo_magic.judge.guards import GUARDS, answers_of, build_guard, refuse_unan
 from nemo_magic.judge.guards.base import Opinion, TextGuard
 from nemo_magic.judge.protocol import Ask, match_answers
 from tests.judge.guard_models import Remembering, ScriptedModel, talk, words
+from tests.waiting import until
 
 
 class ShoutGuard(TextGuard):
@@ -127,8 +128,7 @@ def test_identical_questions_under_way_are_asked_once_whoever_asks_them():
         asked = [
             asyncio.create_task(guard.judge([talk(f"{i}", "ask", "good"), talk("x", "ask", "ugly")])) for i in range(5)
         ]
-        while len(model.sent) < 2:
-            await asyncio.sleep(0)
+        await until(lambda: len(model.sent) == 2)
         asked[0].cancel()  # whoever asked first goes away: the others still get their answer
         await asyncio.sleep(0)
         model.gate.set()
@@ -150,26 +150,24 @@ def test_a_question_ends_with_the_last_who_waits_for_it_and_is_asked_anew_by_who
         cancelled = []
         complete = model.complete
 
-        async def watched(sent, max_tokens):
+        async def watched(*question):
             try:
-                return await complete(sent, max_tokens)
+                return await complete(*question)
             except asyncio.CancelledError:
-                cancelled.append(sent)
+                cancelled.append(question)
                 raise
 
         model.complete = watched
         guard = ShoutGuard(model)
         model.gate.clear()
         first, second = (asyncio.create_task(guard.judge([talk(f"{i}", "ask", "good")])) for i in range(2))
-        while not model.sent:
-            await asyncio.sleep(0)
+        await until(lambda: model.sent)
         for number, asked in enumerate((first, second)):
             assert len(cancelled) == 0, number
             asked.cancel()
             await asyncio.gather(asked, return_exceptions=True)
         third = asyncio.create_task(guard.judge([talk("3", "ask", "good")]))
-        while len(model.sent) < 2:
-            await asyncio.sleep(0)
+        await until(lambda: len(model.sent) == 2)
         assert len(cancelled) == 1
         model.gate.set()
         assert (await third)[0].response_safety == "safe"
@@ -184,8 +182,7 @@ def test_a_guard_that_is_closed_while_it_asks_judges_nothing():
         model.gate.clear()
         guard = ShoutGuard(model)
         asked = asyncio.create_task(guard.judge([talk("1")]))
-        while not model.sent:
-            await asyncio.sleep(0)
+        await until(lambda: model.sent)
         await guard.close()
         with pytest.raises(GuardUnavailable):
             await asked

@@ -8,7 +8,7 @@ import pytest
 from nemo_magic.judge.config import JudgeConfig, JudgeServerConfig
 from nemo_magic.judge.errors import JudgeUnavailable
 from nemo_magic.judge.local import launch_local
-from tests.judge.keyword_guards import wait_for
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.process
 

@@ -16,7 +16,7 @@ from nemo_magic.judge.local import launch_local
 from nemo_magic.league.games import game_row
 from nemo_magic.rollout.reward_manager import JudgeFailed, RewardManager
 from tests.judge.faulty_server import Act, FaultyServer, answering, hang, honest, saying, truncated_json
-from tests.judge.keyword_guards import wait_for
+from tests.waiting import wait_for
 
 REWARDS = RewardConfig()
 ALONE = World(0, 1, 0, 1, True, None, 0, None)

@@ -23,9 +23,9 @@ from tests.judge.keyword_guards import (
     ForgetfulGuard,
     KeywordGuard,
     SlowStartGuard,
-    wait_for,
 )
 from tests.judge.serving import body, serving
+from tests.waiting import wait_for
 
 CFG = JudgeConfig(server=JudgeServerConfig(max_items=4, max_chars=100, max_body_mb=0.01))
 

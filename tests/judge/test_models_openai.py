@@ -20,6 +20,7 @@ from nemo_magic.judge.models.transformers import TransformersModel
 from nemo_magic.judge.protocol import match_answers
 from tests.judge import tiny_checkpoint
 from tests.judge.guard_models import talk
+from tests.waiting import until
 
 
 class LlamaServer:
@@ -123,8 +124,7 @@ def test_a_server_that_is_killed_and_comes_back_is_waited_for(checkpoint):
         first = await model.complete("the", 4)
         server.close()
         pending = asyncio.create_task(model.complete("the", 4))
-        while model._client.stats()["retries"] < 3:
-            await asyncio.sleep(0)
+        await until(lambda: model._client.stats()["retries"] >= 3)
         assert not pending.done()
         again = await asyncio.to_thread(LlamaServer, checkpoint[1], "tiny", int(server.url.split(":")[-1][:-3]))
         try:

@@ -94,7 +94,8 @@ def test_a_chat_that_the_template_refuses_fails_alone(folder):
         return await asyncio.gather(model.complete(chat, 4), model.complete("the", 4), return_exceptions=True)
 
     refused, text = run(TransformersModel(str(folder)), work)
-    assert isinstance(refused, Exception)
+    assert isinstance(refused, ValueError)
+    assert str(refused) == f"the chat template of {folder} takes no chat of the roles user: roles"
     assert isinstance(text, str)
 
 

@@ -26,6 +26,7 @@ def structure(value: Any) -> int:
     return 1 + max(len(inner) - 1, 0) + sum(map(structure, inner))
 
 
+@pytest.mark.slow
 @given(VALUES, st.integers(0, 20), st.booleans())
 def test_values_are_counted_and_what_stands_in_strings_is_not(value: Any, most: int, ascii_only: bool) -> None:
     body = json.dumps(value, ensure_ascii=ascii_only).encode()

@@ -81,6 +81,7 @@ def test_a_reply_as_long_as_allowed_is_read(reply: bytes, monkeypatch: pytest.Mo
     asyncio.run(replying(reply, work))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_what_a_server_says_is_told_to_who_asked_and_neither_to_others_nor_to_the_log(
     status: int, caplog: pytest.LogCaptureFixture

@@ -10,6 +10,7 @@ from nemo_magic.net.endpoint import EndpointConfig
 from nemo_magic.net.faults import Unavailable
 from nemo_magic.net.retrying_client import RetryingClient
 from tests.net.made_up_time import Gone, MadeUpTime, run
+from tests.waiting import until
 
 
 def test_a_request_that_keeps_failing_takes_no_turn_of_the_others() -> None:
@@ -29,8 +30,7 @@ def test_a_request_that_keeps_failing_takes_no_turn_of_the_others() -> None:
         stuck = asyncio.create_task(client.ask(failing))
         for _ in range(20):
             seen = len(requests)
-            while len(requests) == seen:  # the replica is down again
-                await asyncio.sleep(0)
+            await until(lambda seen=seen: len(requests) > seen)  # the replica is down again
             await client.ask(sound)
         await stuck
         await client.aclose()

@@ -58,6 +58,7 @@ def test_shards_hold_the_whole_model_and_norms_on_every_rank() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_full_recompute_keeps_a_layers_input_and_runs_it_again() -> None:
     model = preset("llama31_70b")
     full = measure(model, 128256, 8, 4, 1, 4096)

@@ -11,11 +11,11 @@ import pytest
 from nemo_magic.analysis.errors import AnalysisError
 from nemo_magic.analysis.pool import find_pool
 from nemo_magic.cli import main
-from tests.report.broken_files import BROKEN, break_file
+from tests.report.broken_files import BROKEN, BROKEN_FOR_A_REPORT, break_file
 from tests.report.test_sweep_table import a_run, finish
 
 
-@pytest.mark.parametrize(("name", "content"), [*BROKEN, ("alarms.jsonl", b"[1]\n"), ("alarms.jsonl", b"{broken\n")])
+@pytest.mark.parametrize(("name", "content"), [*BROKEN, *BROKEN_FOR_A_REPORT])
 def test_a_report_names_the_file_that_is_none(
     name: str, content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -32,6 +32,13 @@ def test_a_report_names_the_file_that_is_none(
     assert str(path) in printed
     assert printed.count("\n") == 1
     assert not (run / "report.html").exists()
+
+
+def test_the_broken_file_of_the_run_beside_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, broken = (a_run(tmp_path / name, 4, 0.5) for name in ("whole", "broken"))
+    path = break_file(broken, "cross-play/league.json", b'{"attackers": []}')
+    assert main(["report", str(whole), str(broken)]) == 1
+    assert capsys.readouterr().err.startswith(f"nemo-magic report: {path} cannot be read: ")
 
 
 def test_a_configuration_with_dates_and_odd_keys_is_shown(tmp_path: Path) -> None:

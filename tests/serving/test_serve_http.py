@@ -19,7 +19,7 @@ from nemo_magic.config.serving import ServeConfig
 from nemo_magic.serving.http_thread import serve_http
 from nemo_magic.serving.offset_tokenizer import OffsetTokenizer
 from nemo_magic.serving.request_queue import RequestQueue
-from tests.judge.keyword_guards import wait_for
+from tests.waiting import wait_for
 
 
 @pytest.fixture

@@ -177,6 +177,7 @@ def test_a_server_that_others_can_reach_needs_a_token(monkeypatch: pytest.Monkey
         ServeConfig(token_env="MADE_UP").token()
 
 
+@pytest.mark.slow
 def test_all_but_health_is_behind_the_token_and_what_does_not_exist_is_said_as_clients_read_it(
     words: OffsetTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,12 +12,12 @@ import resource
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from nemo_magic.cli import EXIT_PREEMPTED
+from tests import waiting
 from tests.training.program import (
     MINUTES,
     TP2,
@@ -90,7 +90,7 @@ def test_a_run_killed_at_any_moment_ends_as_the_unbroken_one(
             time.sleep(draw.uniform(0, 0.5))
         left = processes_of(training)
         kill(training)
-        wait_for_all(lambda left=left: all(map(gone, left)))  # type: ignore[misc]
+        waiting.wait_for(lambda left=left: all(map(gone, left)), MINUTES)  # type: ignore[misc]
     run(*words)
     same_end(folder, unbroken)
 
@@ -280,10 +280,3 @@ def test_another_game_is_not_mixed_into_a_run(game: Game, unbroken: Path) -> Non
     said = run(*game.quick("other", "seed=7"), status=2).stderr
     assert "holds a run with other settings" in said
     assert json.loads((game.folder("other") / "checkpoints/step_000002/state.json").read_text())["step"] == 2
-
-
-def wait_for_all(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + MINUTES
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

@@ -36,6 +36,7 @@ def test_a_folder_that_is_not_there_is_no_healthy_run(
     assert not printed.out
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(field=st.sampled_from(sorted(POSITION)), value=JSON, hosts=JSON, trace=JSON)
 def test_no_content_of_its_files_ends_it(tmp_path: Path, field: str, value: Any, hosts: Any, trace: Any) -> None:

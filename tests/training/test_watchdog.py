@@ -149,6 +149,7 @@ def test_what_a_stopped_rank_writes_when_it_is_told_to_end_does_not_count(tmp_pa
     assert [p.rank for p in read_positions(folder)] == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_rank_that_moves_is_left_alone_and_one_that_does_not_is_ended(tmp_path: Path) -> None:
     timers, ended, statuses = Timers(), threading.Event(), []
 

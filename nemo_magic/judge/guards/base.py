@@ -123,7 +123,7 @@ class ComputedGuard(ABC):
 
     @abstractmethod
     def opinion(self, item: JudgeItem) -> Opinion:
-        """The opinion of one item; whatever it raises becomes that item's error."""
+        """The opinion of one item, of which ``answers`` is used; whatever it raises becomes that item's error."""
 
     async def judge(self, items: Sequence[JudgeItem]) -> list[JudgeVerdict]:
         """One verdict an item. Raises GuardUnavailable if ``opinion`` does."""
@@ -142,7 +142,7 @@ class ComputedGuard(ABC):
             raise
 
     def _verdict(self, item: JudgeItem) -> JudgeVerdict:
-        return settle(item, self.opinion(item), guard_id(self))
+        return settle(item, _restrict(self.opinion(item), self.answers), guard_id(self))
 
 
 class TextGuard(ABC):

@@ -76,6 +76,17 @@ class StrategyRubric:
         user = Message("user", fill(self._template, texts))
         return (Message("system", self._system), user) if self._system else (user,)
 
+    def schema(self) -> Mapping[str, Any]:
+        """The JSON schema of an answer. ``parse`` is stricter: no id twice, and none of the strategies stands alone."""
+        known = {"type": "integer", "enum": list(range(self.none + 1))}
+        ids = {"type": "array", "items": known, "minItems": 1, "maxItems": self.none}
+        return {
+            "type": "object",
+            "properties": {"strategies": ids},
+            "required": ["strategies"],
+            "additionalProperties": False,
+        }
+
     def parse(self, text: str) -> tuple[int, ...]:
         """The ids that the model named, rising. Raises ValueError for anything but ``{"strategies": [ids]}`` with known
         ids, each once, and the last one alone if at all."""

@@ -136,11 +136,19 @@ class TransformersModel:
         return results
 
     def _encode(self, model: Any, waiting: _Waiting) -> list[int]:
+        from jinja2 import TemplateError
+
         if isinstance(waiting.sent, str):
             ids: list[int] = self._tokenizer(waiting.sent)["input_ids"]
         else:
             chat = [{"role": message.role, "content": message.content} for message in waiting.sent]
-            ids = self._control.encode_chat(chat)
+            try:
+                ids = self._control.encode_chat(chat)
+            except (TemplateError, TypeError, ValueError) as error:
+                roles = ", ".join(dict.fromkeys(message.role for message in waiting.sent))
+                raise ValueError(
+                    f"the chat template of {self._path} takes no chat of the roles {roles}: {error}"
+                ) from error
         room = getattr(model.config, "max_position_embeddings", None)
         if room is not None and len(ids) + waiting.max_tokens > room:
             raise ValueError(f"too long for {self.name}: {len(ids)} + {waiting.max_tokens} tokens, {room} fit")
