@@ -7,7 +7,7 @@ the sample leaves its group.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from nemo_magic.config_checks import FLOAT32_MAX
 from nemo_magic.game.episode import Answer, Episode, Label, Role, Safety, Seed, Verdict
@@ -61,6 +61,12 @@ class RewardConfig:
                 f"rewards.overlong_penalty={self.overlong_penalty} begins rewards.overlong_buffer="
                 f"{self.overlong_buffer} tokens before the limit: give both, or neither"
             )
+
+    def identity(self) -> dict[str, object]:
+        """What a conversation's rewards depend on, by which a league knows its games again. Options of length that are
+        off are left out, as if there were none."""
+        off = {"unfinished": "judged", "overlong_buffer": 0, "overlong_penalty": 0.0}
+        return {name: value for name, value in asdict(self).items() if name not in off or value != off[name]}
 
     def needs(self) -> frozenset[str]:
         """The verdict fields that the rewards are computed from."""

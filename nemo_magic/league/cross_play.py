@@ -168,4 +168,4 @@ class CrossPlayRunner:
             cfg.judge.guard_config,
             sorted(cfg.rewards.needs() | set(cfg.game.extra_verdict_fields)),
         ]
-        return digest(self._attack_key(attacker), defender.identity, sampling, judge, asdict(cfg.rewards))
+        return digest(self._attack_key(attacker), defender.identity, sampling, judge, cfg.rewards.identity())
