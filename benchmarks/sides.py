@@ -204,9 +204,9 @@ class Ours:
         self._learn([(one.prompt_ids, one.response_ids) for one in completions], advantages)
 
     def _learn(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], advantages: Sequence[float]) -> None:
+        from nemo_magic.rl.aggregation import Normalizer
         from nemo_magic.rl.batch import MicroBatch, Row
         from nemo_magic.rl.config import GRPOConfig
-        from nemo_magic.rl.loss import Normalizer
         from nemo_magic.training.trainer import grpo_objective
 
         rows = [Row(tuple(p), tuple(r), a) for (p, r), a in zip(pairs, advantages, strict=True)]
