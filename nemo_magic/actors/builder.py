@@ -43,6 +43,7 @@ def build_policy(
     actor: ActorConfig,
     trainer: TrainerConfig,
     seed: int,
+    *,
     keep_reference: bool = False,
     moves_reference: bool = False,
     base: MagicActor | None = None,

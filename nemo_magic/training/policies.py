@@ -95,9 +95,9 @@ def build_policies(cfg: MagicConfig, weights: Mapping[str, Path] | None = None) 
             options,
             cfg.trainer,
             cfg.seed + number,
-            cfg.grpo.kl_beta > 0,
-            cfg.grpo.reference_every is not None,
-            base,
+            keep_reference=cfg.grpo.kl_beta > 0,
+            moves_reference=cfg.grpo.reference_every is not None,
+            base=base,
         )
 
     if cfg.game.self_play:

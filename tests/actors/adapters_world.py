@@ -125,7 +125,8 @@ def policies(cfg: Any, folder: Path, begins: bool = True) -> tuple[Any, Any]:
         if begins and role is Role.ATTACKER:
             model = replace(model, peft=replace(model.peft, restore_from_path=str(folder / "adapters")))
         base = built[0].actor if built else None
-        built.append(build_policy(role, model, cfg.actors.of(role), cfg.trainer, 11 + number, True, base))
+        options, seed = cfg.actors.of(role), 11 + number
+        built.append(build_policy(role, model, options, cfg.trainer, seed, keep_reference=True, base=base))
     return built[0], built[1]
 
 
