@@ -118,10 +118,11 @@ def test_two_hundred_answers_are_labelled_by_hand():
     assert sum(set(row.labels) == of_attacks for row in rows) >= 60
 
 
+@pytest.mark.parametrize("file", [LABELS, ENGLISH / "labels_after.jsonl"])
 @pytest.mark.parametrize(("field", "rule"), [("response_safety", house.is_recipe), ("refusal", house.is_refusal)])
-def test_its_rules_agree_with_the_labels(field, rule):
+def test_its_rules_agree_with_the_labels(field, rule, file):
     agreement = Agreement()
-    for line in LABELS.read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         if not row[field]:
             continue
