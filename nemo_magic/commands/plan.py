@@ -30,11 +30,17 @@ def run(args: argparse.Namespace) -> int:
     """Print the plan, and return 0 where it fits the devices and hosts, 1 where it does not.
 
     Raises:
-        ConfigError: the size of a vocabulary is not known, or Megatron is not installed.
+        ConfigError: the ranks have no GPU, the size of a vocabulary is not known, or Megatron is not installed.
     """
     cfg = compose_config(args)
     if args.dry_run:
         return print_dry_run(cfg)
+    if cfg.trainer.accelerator == "cpu":
+        raise ConfigError(
+            "a plan counts GPUs (hardware.*), and trainer.accelerator=cpu has none: nothing is known here of what a "
+            "step takes on this machine; `nemo-magic train` with game.max_steps=2 shows it (timers/step, "
+            "memory/update_gib)"
+        )
     # Of packages that are not here and of settings that only running ranks need.
     warnings.simplefilter("ignore")
     try:

@@ -80,13 +80,6 @@ def validate(cfg: MagicConfig, command: str = "train") -> None:
     """
     judged, planned = command in ("train", "evaluate"), command == "plan"
     if planned:
-        if cfg.trainer.accelerator == "cpu":
-            # Alone: what else a GPU's run is refused for does not matter.
-            raise ConfigError(
-                "a plan counts GPUs (hardware.*), and trainer.accelerator=cpu has none: nothing is known here of what "
-                "a step takes on this machine; `nemo-magic train` with game.max_steps=2 shows it (timers/step, "
-                "memory/update_gib)"
-            )
         command = "train"
     roles = models(cfg, command)
     faults = {role: list(_faults(cfg, role, model, command)) for role, model in roles.items()}

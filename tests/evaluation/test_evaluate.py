@@ -68,6 +68,8 @@ def test_the_papers_figure_of_the_same_model_stands_beside_its_own_protocol_only
     assert published["harmbench", "harmful asr"] == 0.25
     assert published["xstest", "benign compliance"] == 0.94
     assert published["xteaming", "harmful asr"] is None
+    assert main(["report", str(evaluated.folder("as-published"))]) == 0
+    assert "published 25.0" in (evaluated.folder("as-published") / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.process
@@ -79,9 +81,10 @@ def test_the_model_is_asked_greedily_and_for_no_more_than_is_judged(evaluated: E
 @pytest.mark.process
 def test_a_plan_is_played_turn_by_turn(evaluated: Evaluated, whole: str) -> None:
     chats = [body["messages"] for body in evaluated.endpoint.bodies if body["messages"][-1]["content"] == "norp 10"]
-    assert [[message["content"] for message in chat] for chat in chats] == [
-        ["hello 10", "a wug for hello 10", "norp 10"]
-    ]
+    # The server was asked by every evaluation so far.
+    assert {tuple(message["content"] for message in chat) for chat in chats} == {
+        ("hello 10", "a wug for hello 10", "norp 10")
+    }
 
 
 @pytest.mark.process
@@ -114,7 +117,7 @@ def test_what_was_shown_said_and_judged_is_written_down_once_a_case(evaluated: E
 def test_the_report_is_made_of_its_folder(evaluated: Evaluated, whole: str) -> None:
     assert main(["report", str(evaluated.folder("whole"))]) == 0
     page = (evaluated.folder("whole") / "report.html").read_text(encoding="utf-8")
-    assert "published 25.0" in page
+    assert "published 25.0" not in page
     assert "dan: not measured, eval.tasks.dan.file is null" in page
 
 
