@@ -1,10 +1,10 @@
 # make train   train attacker and defender in the sandbox, on two CPU cores
-# make english a published instruct model plays the game in English: planned for an hour, STEPS=8 for ten minutes; not timed yet
+# make english a published instruct model plays the game in English: in about 50 minutes on two cores, STEPS=8 in ten
 # make turns   the same with three turns, in a sandbox where more turns help
 # make experiments  the game, its ablations and opponent pools, several seeds each; tables and pictures of docs/experiments.md
 # make ablations  the ablations only, one seed each
-# make test    run the tests, in about 20 minutes on two cores; needs neither root nor a package manager
-# make test-fast    the tests that start no process, in about four minutes on two cores
+# make test    run the tests, in about a quarter of an hour on two quiet cores; needs neither root nor a package manager
+# make test-fast    the tests that start no process, in a minute and a half on two quiet cores
 # make test-system  the tests in a real Slurm and a real Chromium, installed if missing (as root, on Debian)
 # make test-engines   vLLM on this CPU behind the judge, in a role and evaluated; builds .venv-engines (2 GB); MODEL=FOLDER picks weights
 # make lint    style, types, dependency direction
