@@ -65,13 +65,13 @@ def dequantise(gguf: Path, target: Path) -> None:
 
     with _whole(target) as folder:
         source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-        AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(**source).save_pretrained(folder, save_jinja_files=False)
         AutoModelForCausalLM.from_pretrained(**source, torch_dtype=torch.float32).save_pretrained(folder)
         repair(folder)
 
 
 def repair(folder: Path) -> None:
-    """Put right what transformers 4.48.3 reads wrongly from this GGUF.
+    """Put right what transformers (4.48.3 to 4.57.6) reads wrongly from this GGUF.
 
     Its end token is ``<|im_start|>`` and should be ``<|im_end|>``; it puts a token before every text; it does not split
     digits, as SmolLM2's tokenizer does; and its ``tokenizer.model`` is the GGUF itself, 98 MB that are no tokenizer.
