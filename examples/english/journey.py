@@ -145,7 +145,7 @@ class Size:
         """The size of a journey whose game has ``steps``."""
         if steps >= FULL_STEPS:
             return cls(30, 28, 60, 200, 280)
-        game = ("game.batch_size=4", "game.num_val_samples=8", "game.crossplay.num_seeds=4", "game.schedule.freq=2")
+        game = ("game.batch_size=4", "game.num_val_samples=8", "game.crossplay.num_seeds=4", "game.schedule.freq=4")
         game += ("game.val_check_interval=4",)
         tasks = ("recipe", "howto", "near", "general", "disguised", "held_out", "attacked")
         return cls(8, 8, 25, 30, 40, game, tuple(f"eval.tasks.{task}.limit=8" for task in tasks))
