@@ -62,16 +62,16 @@ class AdapterCard:
 
     def differences(self, other: AdapterCard) -> list[str]:
         """Why adapters with the card ``other`` cannot take the place of these, in words; none where they can."""
-        found = []
+        differing = []
         if self.digest != other.digest:
-            found.append(f"their base is {other.base} ({other.digest}) and not {self.base} ({self.digest})")
+            differing.append(f"their base is {other.base} ({other.digest}) and not {self.base} ({self.digest})")
         for name in ("adapter_dim", "alpha", "targets"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 mine, theirs = (", ".join(v) if isinstance(v, tuple) else v for v in (mine, theirs))
                 key = "target_modules" if name == "targets" else name
-                found.append(f"they have model.peft.lora_tuning.{key}={theirs} and not {mine}")
-        return found
+                differing.append(f"they have model.peft.lora_tuning.{key}={theirs} and not {mine}")
+        return differing
 
 
 def base_digest(path: Path) -> str:
@@ -87,8 +87,8 @@ def weights_digest(path: Path, patterns: tuple[str, ...] = ("*",)) -> str:
     this is equal for copies of the same weights. Keys on disk depend on either, so there are two.
     """
     state = hashlib.blake2b(digest_size=16)
-    found = {path} if path.is_file() else {one for pattern in patterns for one in path.rglob(pattern)}
-    for file_path in sorted(one for one in found if one.is_file()):
+    candidates = {path} if path.is_file() else {one for pattern in patterns for one in path.rglob(pattern)}
+    for file_path in sorted(one for one in candidates if one.is_file()):
         size = file_path.stat().st_size
         state.update(f"{file_path.relative_to(path)} {size}\n".encode())
         with file_path.open("rb") as file:

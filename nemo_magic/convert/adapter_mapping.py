@@ -81,7 +81,7 @@ class AdapterBlocks:
 def adapter_blocks(model: ModelConfig, targets: Sequence[str], dim: int, layer: int) -> list[AdapterBlocks]:
     """Every adapter of ``layer``."""
     weights = layer_blocks(model, layer)
-    found = []
+    adapters = []
     for target in TARGETS:
         if target.name not in targets:
             continue
@@ -89,8 +89,8 @@ def adapter_blocks(model: ModelConfig, targets: Sequence[str], dim: int, layer: 
         width = mine[0].tensor_shape[2]
         size, name = (1, dim, width), target.names(layer, "lora_A")[0]
         a = Block(target.a, (model.num_layers, dim, width), (layer, 0, 0), size, (name,), ((dim, width),))
-        found.append(AdapterBlocks(target, a, tuple(_rows_of(block, target.b, dim) for block in mine)))
-    return found
+        adapters.append(AdapterBlocks(target, a, tuple(_rows_of(block, target.b, dim) for block in mine)))
+    return adapters
 
 
 def _rows_of(weight: Block, key: str, dim: int) -> Block:

@@ -103,10 +103,10 @@ def _source_of_run(
     tokenizer = _tokenizer_name(model, str(run / _RUN))
     # A warm-up starts from a converted folder, a game from a warm-up; both keep the tokenizer of that folder.
     folders = [Path(path) / HF for path in (actor.get("restore_from_path"), Path(tokenizer).parent) if path]
-    found: Checkpoint | MergedCheckpoint = weights
+    checkpoint: Checkpoint | MergedCheckpoint = weights
     if card is not None:
-        found = _merged(weights, card, model, scratch, trusted, base)
-    return Source(found, model, tokenizer, _config_folders(hf, *folders))
+        checkpoint = _merged(weights, card, model, scratch, trusted, base)
+    return Source(checkpoint, model, tokenizer, _config_folders(hf, *folders))
 
 
 def _merged(

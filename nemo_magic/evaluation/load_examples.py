@@ -206,10 +206,8 @@ def _read_rows(
             request, text = text, f"{context}\n\n---\n\n{text}"
         flag = _read_flag(row.get(flag_column)) if flag_column else None
         judged_as = request if as_published and label in benchmark.vanilla else ""
-        told = intern(request), intern(judged_as)
-        yield Example(
-            own or str(number), (text,), label, told[0], adversarial=flag, replies=(), judged_as=told[1], **texts
-        )
+        shown = {"request": intern(request), "judged_as": intern(judged_as)}
+        yield Example(own or str(number), (text,), label, adversarial=flag, replies=(), **shown, **texts)
 
 
 def _as_written(cell: Any, text: str) -> str:

@@ -90,8 +90,8 @@ def resident(models: Mapping[str, Shapes], stage: int, layout: Layout, precision
     adapters = sum(m.trainable(stage) for m in models.values() if m.trainable(stage) < m.parameters(stage))
     bases = [_without_adapters(m.parameters(stage), m.trainable(stage)) for m in models.values()]
     weights = max(bases) if layout.shares_base else sum(bases)
-    found = {"weights": weights * float(precision.weight)}
-    return found | ({"adapters": adapters * float(precision.weight)} if adapters else {})
+    frozen = {"weights": weights * float(precision.weight)}
+    return frozen | ({"adapters": adapters * float(precision.weight)} if adapters else {})
 
 
 def _without_adapters(parameters: int, trainable: int) -> int:

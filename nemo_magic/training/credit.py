@@ -58,6 +58,6 @@ def next_baselines(
     ]  # fmt: skip
     every = sorted(row for rank in world.gather_data_parallel(own) for row in rank)
     values, after = before.after([(key, reward) for _, key, reward in every], decay)
-    found = {place: value for (place, _, _), value in zip(every, values, strict=True)}
+    baseline_of = {place: value for (place, _, _), value in zip(every, values, strict=True)}
     places = [(one.episode.group, one.episode.sample, str(learner)) for one in scored]
-    return [found.get(place, 0.0) for place in places], after
+    return [baseline_of.get(place, 0.0) for place in places], after

@@ -74,7 +74,7 @@ def _factory(name: str) -> Any:
     if not separator:
         raise ValueError(f"judge.guard={name!r} must be one of: {', '.join(sorted(GUARDS))}; or package.module:factory")
     try:
-        found = importlib.import_module(module)
+        imported = importlib.import_module(module)
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name in (module, module.partition(".")[0]):
             raise ValueError(
@@ -82,9 +82,9 @@ def _factory(name: str) -> Any:
                 "installed; put it into the folder of -cd or into the working directory"
             ) from error
         raise ValueError(f"judge.guard={name!r}: {module} cannot be imported: {error}") from error
-    if not hasattr(found, factory):
-        raise ValueError(f"judge.guard={name!r}: {found.__file__ or next(iter(found.__path__))} has no {factory}")
-    return getattr(found, factory)
+    if not hasattr(imported, factory):
+        raise ValueError(f"judge.guard={name!r}: {imported.__file__ or next(iter(imported.__path__))} has no {factory}")
+    return getattr(imported, factory)
 
 
 def _own_folders() -> list[str]:
