@@ -27,6 +27,7 @@ def there_and_back(source: Path, tmp_path: Path, middle: str = "nemo", **options
     return tmp_path / "back"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("middle", ["nemo", "packed.nemo"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", CHECKPOINTS)
