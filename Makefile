@@ -4,7 +4,7 @@
 # make experiments  the game, its ablations and opponent pools, several seeds each; tables and pictures of docs/experiments.md
 # make ablations  the ablations only, one seed each
 # make test    run the tests, in about a quarter of an hour on two quiet cores; needs neither root nor a package manager
-# make test-fast    the tests that start no process, in a minute and a half on two quiet cores
+# make test-fast    the quick tests that start no process, in under a minute on two quiet cores
 # make test-system  the tests in a real Slurm and a real Chromium, installed if missing (as root, on Debian)
 # make test-engines   vLLM on this CPU behind the judge, in a role and evaluated; builds .venv-engines (2 GB); MODEL=FOLDER picks weights
 # make test-published the real files of benchmarks that ship in registry packages, by count and column; human labels (40 MB)

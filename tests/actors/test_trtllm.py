@@ -248,6 +248,7 @@ def test_what_we_use_of_the_exporter_and_of_nemo_aligner_is_there() -> None:
 # --- configuration
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

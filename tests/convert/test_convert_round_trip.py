@@ -35,6 +35,7 @@ MIDDLES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "middle"), MIDDLES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_tensor_comes_back_bit_for_bit(tmp_path: Path, name: str, dtype: torch.dtype, middle: str) -> None:

@@ -84,6 +84,7 @@ def test_10_000_mutilated_texts_are_read_as_what_they_say_or_not_at_all(guard, k
         check(guard, kind, mutated(draw))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("guard", "kind"), KINDS)
 @given(text=st.one_of(st.text(), st.lists(st.sampled_from(PIECES)).map("".join), st.sampled_from(CORPUS).flatmap(
     lambda text: st.tuples(st.text(max_size=3), st.text(max_size=3)).map(lambda ends: ends[0] + text + ends[1])

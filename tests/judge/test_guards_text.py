@@ -340,6 +340,7 @@ def test_there_are_as_many_categories_as_the_model_card_names():
 URL = "http://127.0.0.1:1/v1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guard", ["qwen3guard", "wildguard", "llamaguard", "harmbench", "rubric", "ensemble"])
 def test_every_configured_guard_is_built_once_its_server_is_named(guard, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
