@@ -17,7 +17,13 @@ from nemo_magic.report.records import METRICS_FILE, read_records
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "the defaults": (),
-    "game=reference": ("game=reference", "game.group_size=8", "game.num_val_samples=64"),
+    # Its reward needs the harm of the rewrite, and some rewrites mean nothing to the world's rules.
+    "game=reference": (
+        "game=reference",
+        "game.group_size=8",
+        "game.num_val_samples=64",
+        "judge.max_unknown_share=0.5",
+    ),
     "dual clip": ("grpo.dual_clip=3", "grpo.minibatches=2"),
     "log-ratio cap": ("grpo.max_log_ratio=3", "grpo.minibatches=2"),
     "GSPO": ("grpo.policy_loss=gspo", "grpo.aggregation=sequence", "grpo.minibatches=2"),
