@@ -7,6 +7,7 @@
 # make test-fast    the tests that start no process, in a minute and a half on two quiet cores
 # make test-system  the tests in a real Slurm and a real Chromium, installed if missing (as root, on Debian)
 # make test-engines   vLLM on this CPU behind the judge, in a role and evaluated; builds .venv-engines (2 GB); MODEL=FOLDER picks weights
+# make test-current    megatron-core of today without NeMo, and games that go on from one lane in the other; builds .venv-current (2 GB)
 # make lint    style, types, dependency direction
 #
 # Each builds .venv first if it is missing or out of date. If PyPI would install an unneeded CUDA build of torch, choose the
@@ -16,7 +17,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: train english turns experiments ablations test test-fast test-system test-engines lint venv lock clean help
+.PHONY: train english turns experiments ablations test test-fast test-system test-engines test-current lint venv venv-current lock clean help
 
 PYTHON ?= python3.11
 TORCH_INDEX ?=
@@ -30,6 +31,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 ENGINES := .venv-engines
+CURRENT := .venv-current
 # A Hugging Face folder for make test-engines; without it, a tiny random model.
 MODEL ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
@@ -44,6 +46,7 @@ TORCH := torch==2.13.0
 # What vLLM's CPU build calls itself.
 VLLM := 0.32.0+cpu
 # Installed without dependencies: their metadata requires CUDA builds and many packages that are never imported.
+CORE := megatron-core==0.16.1
 NEMO := nemo-aligner==0.7.0 nemo-toolkit==2.1.0 megatron-core==0.10.0
 
 # One thread per rank: with more, ranks compete for the cores and everything becomes 25 times slower.
@@ -81,16 +84,19 @@ ablations: $(WARM)
 	$(BIN)/python benchmarks/experiments.py --arms $(PRESETS) --seeds 1 --out runs/experiments/ablations.json
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not system and not engines" --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not system and not engines and not current" --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m "not process and not slow and not system and not engines" --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not process and not slow and not system and not engines and not current" --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-system: $(STAMP)
 	$(BIN)/python -m pytest -m system $(PYTEST_ARGS)
 
 test-engines: $(STAMP) $(ENGINES)/.complete
 	$(if $(MODEL),NEMO_MAGIC_ENGINES_MODEL=$(MODEL)) $(BIN)/python -m pytest -m engines tests/engines $(PYTEST_ARGS)
+
+test-current: $(STAMP) $(CURRENT)/.complete
+	$(BIN)/python -m pytest -m current tests/current $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -100,6 +106,8 @@ lint: $(STAMP)
 	$(BIN)/shellcheck --external-sources slurm/*.sh
 
 venv: $(STAMP)
+
+venv-current: $(CURRENT)/.complete
 
 $(STAMP): Makefile pyproject.toml setup.py requirements/cpu.txt requirements/hashes.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
@@ -124,6 +132,17 @@ $(ENGINES)/.complete: requirements/engines.txt
 		sed -i 's/^Name: .*/Name: vllm/; s/^Version: .*/Version: $(VLLM)/' vllm-$(VLLM).dist-info/METADATA
 	@touch $@
 
+# Two versions of Megatron-core cannot share an environment.
+$(CURRENT)/.complete: Makefile pyproject.toml setup.py requirements/current.txt
+	@echo "Building $(CURRENT): about two minutes and 2 GB, once."
+	$(PYTHON) -m venv --clear $(CURRENT)
+	$(CURRENT)/bin/python -m pip --disable-pip-version-check --no-input install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(CURRENT)/bin/python -m pip --disable-pip-version-check --no-input install --quiet --no-deps $(CORE)
+	$(CURRENT)/bin/python -m pip --disable-pip-version-check --no-input install --quiet --no-deps --require-hashes -r requirements/current.txt
+	$(CURRENT)/bin/python -m pip --disable-pip-version-check --no-input install --quiet --no-deps --no-build-isolation -e .
+	@$(CURRENT)/bin/python -c 'import torch, megatron.core, nemo_magic'
+	@touch $@
+
 # Resolve requirements/*.in again in a separate environment, and write the result.
 lock:
 	$(PYTHON) -m venv --clear $(VENV)-lock
@@ -140,10 +159,11 @@ lock:
 	mv $(VENV)-lock/new-dev.txt requirements/dev.txt
 	$(VENV)-lock/bin/python requirements/hashes.py
 	$(VENV)-lock/bin/python requirements/hashes.py engines
+	$(VENV)-lock/bin/python requirements/hashes.py current
 	rm -rf $(VENV)-lock
 
 clean:
-	rm -rf $(VENV) $(VENV)-lock $(VENV)-peers $(ENGINES) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-lock $(VENV)-peers $(ENGINES) $(CURRENT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile

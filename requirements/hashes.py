@@ -1,7 +1,8 @@
 """Writes hashes.txt: every line of cpu.txt and dev.txt with the SHA-256 of the file that pip takes for it.
 
     python requirements/hashes.py             after the lock was renewed, on Linux x86-64, Python 3.11
-    python requirements/hashes.py engines     resolves engines.in and writes engines.txt; `make lock` does both
+    python requirements/hashes.py engines     resolves engines.in and writes engines.txt
+    python requirements/hashes.py current     resolves current.in and writes current.txt; `make lock` does all three
 
 The hashes are those that the package index publishes. torch, NeMo, NeMo-Aligner and Megatron-core are not among them:
 the Makefile pins them, and torch may be a local build.
@@ -22,6 +23,7 @@ HEAD = "# cpu.txt and dev.txt with hashes: what `make venv` installs. Written by
 ENGINES_HEAD = (
     "# engines.in, resolved: what `make test-engines` installs. Written by hashes.py; to renew: `make lock`.\n"
 )
+CURRENT_HEAD = "# current.in, resolved: what `make venv-current` installs. Written by hashes.py; to renew: `make lock`.\n"
 # torch is in the Makefile. The others are for CUDA, break the CPU build, or are large and never imported here.
 NOT_FOR_ENGINES = frozenset({"torch", "torchaudio", "torchcodec", "torchvision", "triton", "numba", "llvmlite"})
 
@@ -30,6 +32,8 @@ def main() -> None:
     """Ask pip what it would install, and write it down."""
     if sys.argv[1:] == ["engines"]:
         write(ask("-r", str(HERE / "engines.in")), HERE / "engines.txt", ENGINES_HEAD, NOT_FOR_ENGINES)
+    elif sys.argv[1:] == ["current"]:
+        write(ask("-c", str(HERE / "cpu.txt"), "-r", str(HERE / "current.in")), HERE / "current.txt", CURRENT_HEAD)
     else:
         files = [word for name in LOCKS for word in ("-r", str(HERE / name))]
         write(ask("--no-deps", *files), HERE / "hashes.txt", HEAD)
