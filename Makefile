@@ -7,7 +7,7 @@
 # make test-fast    the tests that start no process, in a minute and a half on two quiet cores
 # make test-system  the tests in a real Slurm and a real Chromium, installed if missing (as root, on Debian)
 # make test-engines   vLLM on this CPU behind the judge, in a role and evaluated; builds .venv-engines (2 GB); MODEL=FOLDER picks weights
-# make test-current    megatron-core of today without NeMo, and games that go on from one lane in the other; builds .venv-current (2 GB)
+# make test-current  Megatron-core 0.16 without NeMo, beside the default backend; builds .venv-current (2 GB)
 # make lint    style, types, dependency direction
 #
 # Each builds .venv first if it is missing or out of date. If PyPI would install an unneeded CUDA build of torch, choose the

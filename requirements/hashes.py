@@ -23,7 +23,9 @@ HEAD = "# cpu.txt and dev.txt with hashes: what `make venv` installs. Written by
 ENGINES_HEAD = (
     "# engines.in, resolved: what `make test-engines` installs. Written by hashes.py; to renew: `make lock`.\n"
 )
-CURRENT_HEAD = "# current.in, resolved: what `make venv-current` installs. Written by hashes.py; to renew: `make lock`.\n"
+CURRENT_HEAD = (
+    "# current.in, resolved: what `make venv-current` installs. Written by hashes.py; to renew: `make lock`.\n"
+)
 # torch is in the Makefile. The others are for CUDA, break the CPU build, or are large and never imported here.
 NOT_FOR_ENGINES = frozenset({"torch", "torchaudio", "torchcodec", "torchvision", "triton", "numba", "llvmlite"})
 

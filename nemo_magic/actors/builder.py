@@ -87,8 +87,7 @@ def build_policy(
     if backend == MEGATRON:
         from nemo_magic.actors.megatron import builder as megatron
 
-        assert base is None, "adapters are refused by the configuration"
-        return megatron.build_policy(role, model, actor, trainer, seed, keep_reference, moves_reference)
+        return megatron.build_policy(role, model, actor, trainer, seed, keep_reference, moves_reference, base)
     from nemo_magic.actors.nemo_aligner import builder as nemo_aligner
 
     return nemo_aligner.build_policy(role, model, actor, trainer, seed, keep_reference, moves_reference, base)

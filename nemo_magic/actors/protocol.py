@@ -8,6 +8,7 @@ Nothing outside of ``actors/`` knows which one it is; ``actors/builder.py`` choo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -117,6 +118,9 @@ class Actor(Protocol):
 
         Names begin with ``model.`` in every backend.
         """
+
+    def without_adapters(self) -> AbstractContextManager[None]:
+        """Within the context its adapters do nothing."""
 
     def optimizer_sharded_state(self, is_loading: bool) -> dict[str, Any]:
         """The same of the optimizer's state."""

@@ -30,8 +30,12 @@ def backend_problems(cfg: MagicConfig, roles: Mapping[Role, ModelConfig], planne
 
 
 def _of_model(model: ModelConfig) -> Iterator[str]:
-    if model.peft.is_lora:
-        yield f"backend=megatron with model.peft.peft_scheme=lora: {_INSTEAD}"
+    if model.peft.is_lora and model.transformer_engine:
+        # Its norm is inside the linear layer, and the adapter's input is what the norm gives.
+        yield (
+            "backend=megatron with model.peft.peft_scheme=lora and model.transformer_engine=true: not there yet, set "
+            "transformer_engine to false, or take backend=nemo_aligner"
+        )
     if model.tokenizer.library != "huggingface":
         yield f"backend=megatron with model.tokenizer.library={model.tokenizer.library}: set it to huggingface"
     for key in ("virtual_pipeline_model_parallel_size", "num_micro_batches_with_partial_activation_checkpoints"):

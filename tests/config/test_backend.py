@@ -7,9 +7,6 @@ import pytest
 from nemo_magic.config import ConfigError, compose
 
 REFUSED = {
-    "model.peft.peft_scheme=lora": (
-        "backend=megatron with model.peft.peft_scheme=lora: not there yet, take backend=nemo_aligner"
-    ),
     "generation.trt_llm.enable=true": "backend=megatron with generation.trt_llm.enable=true: TensorRT-LLM's exporter",
     "model.tokenizer.library=sentencepiece": "backend=megatron with model.tokenizer.library=sentencepiece: set it to",
     "model.name=other": "backend=megatron with model.name=other: not there yet",
@@ -26,6 +23,12 @@ def test_the_default_backend_is_nemo_aligner() -> None:
 def test_an_unknown_backend_is_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match="^backend='other' must be one of: nemo_aligner, megatron$"):
         compose("magic_sandbox", ["backend=other"])
+
+
+def test_adapters_beside_layers_of_transformer_engine_are_refused() -> None:
+    overrides = ["backend=megatron", "model.peft.peft_scheme=lora", "model.transformer_engine=true"]
+    with pytest.raises(ConfigError, match="model.peft.peft_scheme=lora and model.transformer_engine=true: not there"):
+        compose("magic_sandbox", overrides)
 
 
 @pytest.mark.parametrize("override", REFUSED)

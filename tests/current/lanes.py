@@ -38,9 +38,7 @@ def start(backend: str, words: Sequence[str], log: Path) -> subprocess.Popen[byt
 def run(backend: str, *words: str, status: int = 0) -> str:
     """The same to its end; what it printed."""
     command = [python_of(backend), "-m", "nemo_magic.cli", *words]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=12 * MINUTES, check=False, env=environment()
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=12 * MINUTES, check=False, env=environment())
     assert done.returncode == status, f"{done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
     return done.stdout + done.stderr
 

@@ -1,4 +1,4 @@
-"""One rank that measures a backend: python -m tests.current.measure OUT OVERRIDES. Rank 0 writes what it found to OUT."""
+"""One rank that measures a backend: python -m tests.current.measure OUT OVERRIDES. Rank 0 writes OUT."""
 
 from __future__ import annotations
 

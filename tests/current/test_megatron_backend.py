@@ -28,6 +28,7 @@ LAYOUTS = {
     "tp2": ["trainer.devices=2", "model.tensor_model_parallel_size=2"],
     "pp2": ["trainer.devices=2", "model.pipeline_model_parallel_size=2"],
 }
+LORA = ["model.peft.peft_scheme=lora", "model.peft.lora_tuning.adapter_dim=8", "model.optim.lr=3e-3"]
 OTHER = {"nemo_aligner": "megatron", "megatron": "nemo_aligner"}
 STEPS = 10
 WHAT_SPEED_IS = ("timers/", "memory/", "throughput/", "judge")
@@ -78,21 +79,34 @@ def played(home: Path, request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(scope="module")
 def measured(home: Path) -> Any:
-    """(backend, layout) → what ``tests.current.measure`` found there."""
-    done: dict[tuple[str, str], dict[str, Any]] = {}
+    """(backend, layout) → what ``tests.current.measure`` found there, of all weights or of adapters on them."""
+    done: dict[tuple[str, str, str | None], dict[str, Any]] = {}
 
-    def found_by(backend: str, layout: str) -> dict[str, Any]:
-        if (backend, layout) not in done:
-            out = home / f"measured_{layout}_{backend}.pt"
+    def found_by(backend: str, layout: str, adapters: str | None = None) -> dict[str, Any]:
+        if (backend, layout, adapters) not in done:
+            out = home / f"measured_{layout}_{backend}_{adapters}.pt"
             words = [
                 str(out), f"backend={backend}", f"sandbox.folder={home / 'sandbox'}", *SMALL, *LAYOUTS[layout],
                 f"actors.defender.restore_from_path={home / 'defender' / 'weights'}",
+                *([] if adapters is None else [*LORA, f"model.peft.restore_from_path={home / adapters / 'weights'}"]),
             ]  # fmt: skip
             lanes.run_ranks(backend, "tests.current.measure", words, 1 if layout == "tp1" else 2)
-            done[backend, layout] = torch.load(out)
-        return done[backend, layout]
+            done[backend, layout, adapters] = torch.load(out)
+        return done[backend, layout, adapters]
 
     return found_by
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def adapters(home: Path, request: pytest.FixtureRequest) -> str:
+    """The run that made adapters of the defender, by either lane at TP2."""
+    name = f"adapters_{request.param}"
+    lanes.run(
+        request.param, "sft", "-cn", "sft_sandbox_defender", f"backend={request.param}", *SMALL, *LAYOUTS["tp2"], *LORA,
+        f"sandbox.folder={home / 'sandbox'}", f"exp_manager.explicit_log_dir={home / name}", "sft.max_steps=5",
+        "sft.batch_size=64", f"actors.defender.restore_from_path={home / 'defender' / 'weights'}",
+    )  # fmt: skip
+    return name
 
 
 def figures(folder: Path) -> dict[int, dict[str, float]]:
@@ -174,6 +188,16 @@ def test_a_gradient_that_is_too_long_is_not_used(measured: Any, layout: str) -> 
     assert math.isfinite(norm)
 
 
+@pytest.mark.parametrize("layout", ["tp1", "tp2"])
+def test_adapters_of_either_lane_are_adapters_of_both(measured: Any, adapters: str, layout: str) -> None:
+    one, other = (measured(backend, layout, adapters) for backend in BACKENDS)
+    for key in ("before", "after", "reference"):
+        assert (flat(one[key]) - flat(other[key])).abs().max() < 1e-5
+    without = measured("megatron", "tp1")["before"]
+    assert (flat(one["before"]) - flat(without)).abs().max() > 1e-3
+    assert (flat(one["before"]) - flat(one["after"])).abs().max() > 1e-4
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_ten_steps_of_the_game_have_the_same_figures_in_both_lanes(played: Any, layout: str) -> None:
     one, other = (figures(played(backend, layout)) for backend in BACKENDS)
@@ -222,7 +246,7 @@ def test_a_run_begun_in_one_lane_goes_on_in_the_other(
     assert largest_difference(figures(folder), figures(played(backend, begun))) < 1e-4
 
 
-@pytest.mark.parametrize("layout", ["tp1", "tp2"])
+@pytest.mark.parametrize("layout", ["tp2"])
 def test_a_run_that_is_killed_goes_on_bit_for_bit(home: Path, played: Any, layout: str) -> None:
     unbroken, folder = played("megatron", layout), home / f"killed_{layout}"
     words, log = game(home, "megatron", folder, layout), home / f"killed_{layout}.log"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +16,9 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
 from nemo_magic.actors.adapter_card import AdapterCard
+from nemo_magic.actors.adapters import is_adapter
 from nemo_magic.actors.gpt_actor import GPTActor
+from nemo_magic.actors.megatron.adapters import add_low_rank, without_low_rank
 from nemo_magic.actors.megatron.optimizer import SHARDED, CosineSchedule, Optimizer
 from nemo_magic.actors.tokenizer import ChatTokenizer
 from nemo_magic.game.episode import Role
@@ -110,7 +112,19 @@ class MegatronActor(GPTActor):
     def sharded_state_dict(self, prefix: str = "") -> dict[str, Any]:
         """As ``Actor.sharded_state_dict``."""
         state: dict[str, Any] = self._module.sharded_state_dict(prefix=f"{prefix}model.")
-        return state
+        return state if self.card is None else {name: value for name, value in state.items() if is_adapter(name)}
+
+    def add_adapters(self, card: AdapterCard) -> None:
+        """Freeze the weights and add adapters, which begin as nothing. Before ``begin_learning``.
+
+        ``card``: the base that these weights are, and the adapters' shape.
+        """
+        add_low_rank(self._module, self.cfg.peft.lora_tuning)
+        self.card = card
+
+    def without_adapters(self) -> AbstractContextManager[None]:
+        """As ``Actor.without_adapters``."""
+        return without_low_rank(self._module)
 
     def optimizer_sharded_state(self, is_loading: bool) -> dict[str, Any]:
         """As ``Actor.optimizer_sharded_state``."""

@@ -36,8 +36,8 @@ _INITS: dict[str, Callable[[torch.Tensor], Any]] = {
 
 
 class LowRank(torch.nn.Module):
-    """``alpha / adapter_dim · B A x`` beside ``linear``, whose parallelism it has: the input and output of B A are cut as
-    those of ``linear`` are."""
+    """``alpha / adapter_dim · B A x`` beside ``linear``, whose parallelism it has: input and output are cut as those of
+    ``linear`` are."""
 
     def __init__(self, linear: Any, lora: LoraConfig, config: TransformerConfig) -> None:
         super().__init__()

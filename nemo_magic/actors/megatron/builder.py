@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from nemo_magic.actors import reference
+from nemo_magic.actors.adapters import card_of_base, share_base
 from nemo_magic.actors.errors import ModelError
 from nemo_magic.actors.megatron.actor import MegatronActor
 from nemo_magic.actors.megatron.model import build_model
@@ -18,6 +19,7 @@ from nemo_magic.actors.weights import load_weights
 
 if TYPE_CHECKING:
     from nemo_magic.actors.config import ActorConfig
+    from nemo_magic.actors.protocol import Actor
     from nemo_magic.config.schema import TrainerConfig
     from nemo_magic.game.episode import Role
     from nemo_magic.model_config import ModelConfig, TokenizerConfig
@@ -31,6 +33,7 @@ def build_policy(
     seed: int,
     keep_reference: bool,
     moves_reference: bool,
+    base: Actor | None,
 ) -> TrainablePolicy:
     """As ``actors.builder.build_policy``."""
     warnings.filterwarnings("ignore", module=r"(megatron|torch)(\..*)?")
@@ -47,8 +50,16 @@ def build_policy(
     module, wrapped = build_model(model, chat.size, trainer.precision)
     temperature = actor.sampling_params.temperature
     built = MegatronActor(role, model, module, wrapped, chat, temperature, actor.trust_weights)
-    if actor.restore_from_path:
-        load_weights(built, actor.restore_from_path)
+    path = actor.restore_from_path
+    if base is not None:
+        share_base(built, base)
+    elif path:
+        load_weights(built, path)
+    if model.peft.is_lora:
+        assert path is not None
+        built.add_adapters(card_of_base(path, model))
+        if model.peft.restore_from_path is not None:
+            load_weights(built, model.peft.restore_from_path)
     optimizer, scheduler = built.begin_learning(trainer.gradient_clip_val)
     if keep_reference:
         reference.keep_reference(built, moves_reference)

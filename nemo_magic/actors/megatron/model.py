@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from megatron.core import parallel_state
@@ -14,6 +13,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
 )
+from megatron.core.tensor_parallel import set_defaults_if_not_set_tensor_model_parallel_attributes
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -55,11 +55,7 @@ def build_model(model: ModelConfig, vocabulary: int, precision: str) -> tuple[GP
         seq_len_interpolation_factor=model.seq_len_interpolation_factor,
     )
     for parameter in bare.parameters():
-        # Parameters without a mark are whole on every tensor-parallel rank, and their gradients are counted once.
-        defaults: Any = {"tensor_model_parallel": False, "partition_dim": -1, "partition_stride": 1}
-        for name, value in defaults.items():
-            if not hasattr(parameter, name):
-                setattr(parameter, name, value)
+        set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
     bare.cuda(torch.cuda.current_device())
     return bare, Float16Module(config, bare) if config.bf16 else bare
 

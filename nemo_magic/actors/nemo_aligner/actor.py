@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+from nemo.collections.nlp.parts.peft_config import LoraPEFTConfig
 from nemo_aligner.models.nlp.gpt.megatron_gpt_ppo_actor import MegatronGPTActorModel
 from nemo_aligner.utils.train_utils import clip_gradients, set_eval, set_sync_funcs
 from nemo_aligner.utils.utils import retrieve_model_state_dict_in_cpu, swap_dict
@@ -21,6 +22,7 @@ from nemo_magic.actors.adapter_card import AdapterCard
 from nemo_magic.actors.adapters import is_adapter
 from nemo_magic.actors.gpt_actor import GPTActor
 from nemo_magic.actors.tokenizer import ChatTokenizer
+from nemo_magic.compat.lora import adapted_layers, mend_classes, mend_model
 from nemo_magic.game.episode import Role
 from nemo_magic.rl.batch import MicroBatch
 
@@ -79,6 +81,33 @@ class MagicActor(GPTActor, MegatronGPTActorModel):
         """Megatron's description of this rank's share of what learning changes: all weights, or the adapters."""
         state: dict[str, Any] = super().sharded_state_dict(prefix)
         return state if self.card is None else {name: value for name, value in state.items() if is_adapter(name)}
+
+    def add_adapters(self, card: AdapterCard) -> None:
+        """Freeze the weights and add NeMo's own adapters, which begin as nothing. Before its optimizer is made.
+
+        ``card``: the base that these weights are, and the adapters' shape.
+        """
+        mend_classes()
+        # NeMo-Aligner's init_peft would also set setup_complete, and then NeMo gives no sharded state any more.
+        self.add_adapter(LoraPEFTConfig(self.cfg))
+        mend_model(self.get_model_module_list())
+        self.card = card
+
+    @contextmanager
+    def without_adapters(self) -> Iterator[None]:
+        """As ``Actor.without_adapters``.
+
+        NeMo-Aligner's ``adapter_control`` looks for adapters in the actor itself, and finds none where its model is a
+        list, as under ``mcore_distributed_optim``.
+        """
+        layers = [layer for module in self.get_model_module_list() for layer in adapted_layers(module)]
+        for layer in layers:
+            layer.set_enabled_adapters(enabled=False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.set_enabled_adapters(enabled=True)
 
     def optimizer_sharded_state(self, is_loading: bool) -> dict[str, Any]:
         """As ``Actor.optimizer_sharded_state``."""

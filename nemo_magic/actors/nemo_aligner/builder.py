@@ -22,9 +22,7 @@ from nemo_aligner.utils.train_script_utils import (
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_magic.actors import reference
-from nemo_magic.actors.adapter_card import AdapterCard, base_digest
-from nemo_magic.actors.adapters import add_adapters, share_base
-from nemo_magic.actors.distributed import World
+from nemo_magic.actors.adapters import card_of_base, share_base
 from nemo_magic.actors.errors import ModelError
 from nemo_magic.actors.nemo_aligner.actor import MagicActor
 from nemo_magic.actors.trainable import TrainablePolicy
@@ -68,7 +66,7 @@ def build_policy(
         load_weights(built, path)
     if model.peft.is_lora:
         assert path is not None
-        add_adapters(built, _card(path, model))
+        built.add_adapters(card_of_base(path, model))
         if model.peft.restore_from_path is not None:
             load_weights(built, model.peft.restore_from_path)
     # Lightning sizes its hooks by a dataloader; the loop brings its own batches.
@@ -80,12 +78,6 @@ def build_policy(
     return TrainablePolicy(
         role, built, optimizer, scheduler, trainer.gradient_clip_val, moves_reference=moves_reference
     )
-
-
-def _card(path: str, model: ModelConfig) -> AdapterCard:
-    """Of adapters on the weights at ``path``, which rank 0 reads."""
-    digest = World.current().broadcast_from_main(base_digest(Path(path)) if torch.distributed.get_rank() == 0 else "")
-    return AdapterCard.of(str(Path(path).absolute()), digest, model.peft.lora_tuning)
 
 
 def _quieten() -> None:
