@@ -11,7 +11,7 @@ ARG PYTHON_VERSION=3.10
 ARG APEX_COMMIT=810ffae374a2b9cb4b5c5e28eaeca7d7998fca0c
 ARG TE_COMMIT=7d576ed25266a17a7b651f2c12e8498f67e0baea
 ARG TRTLLM_VERSION=0.13.0
-ARG TRTLLM_COMMIT=201135e
+ARG TRTLLM_COMMIT=201135e58aa525af7e523d091d4c9584229524bc
 ARG NEMO_VERSION=2.1.0
 ARG NEMO_COMMIT=633cb602777bffefbe12066b0c915c87e7b469e9
 ARG NEMO_FIX_COMMIT=d27dd28b4186f6ecd9f46f1c5679a5eef9bad14e
@@ -141,10 +141,10 @@ ARG BASE_IMAGE MAGIC_VERSION REVISION
 # The wheels and the lock replace these packages; the base image's constraints pin the old ones. The base image's triton is
 # called pytorch-triton, so its files would otherwise remain beside the lock's triton.
 RUN pip uninstall --yes apex transformer-engine pytorch-triton
-COPY requirements/gpu.txt /opt/pins/
+COPY requirements/gpu.txt requirements/gpu_hashes.txt /opt/pins/
 # As a constraint the lock also pins the setuptools that builds source distributions.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    PIP_CONSTRAINT=/opt/pins/gpu.txt pip install --no-deps -r /opt/pins/gpu.txt
+    PIP_CONSTRAINT=/opt/pins/gpu.txt pip install --no-deps --require-hashes -r /opt/pins/gpu_hashes.txt
 RUN --mount=type=bind,from=apex,source=/wheels,target=/mnt/apex \
     --mount=type=bind,from=te,source=/wheels,target=/mnt/te \
     --mount=type=bind,from=trtllm,source=/wheels,target=/mnt/trtllm \

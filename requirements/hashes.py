@@ -3,6 +3,7 @@
     python requirements/hashes.py             after the lock was renewed, on Linux x86-64, Python 3.11
     python requirements/hashes.py engines     resolves engines.in and writes engines.txt
     python requirements/hashes.py current     resolves current.in and writes current.txt; `make lock` does all three
+    python requirements/hashes.py gpu         writes gpu_hashes.txt after gpu.txt was changed, on Linux x86-64
 
 The hashes are those that the package index publishes. torch, NeMo, NeMo-Aligner and Megatron-core are not among them:
 the Makefile pins them, and torch may be a local build.
@@ -26,6 +27,9 @@ ENGINES_HEAD = (
 CURRENT_HEAD = (
     "# current.in, resolved: what `make venv-current` installs. Written by hashes.py; to renew: `make lock`.\n"
 )
+GPU_HEAD = "# gpu.txt with hashes: what the Dockerfile installs. Written by hashes.py; to renew: `hashes.py gpu`.\n"
+# The image's Python and its C library; torch, TensorRT and what is compiled there is not in gpu.txt.
+GPU_PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (35, 34, 31, 28, 27, 24, 17, 12, 5)] + ["linux_x86_64"]
 # torch is in the Makefile. The others are for CUDA, break the CPU build, or are large and never imported here.
 NOT_FOR_ENGINES = frozenset({"torch", "torchaudio", "torchcodec", "torchvision", "triton", "numba", "llvmlite"})
 
@@ -36,6 +40,12 @@ def main() -> None:
         write(ask("-r", str(HERE / "engines.in")), HERE / "engines.txt", ENGINES_HEAD, NOT_FOR_ENGINES)
     elif sys.argv[1:] == ["current"]:
         write(ask("-c", str(HERE / "cpu.txt"), "-r", str(HERE / "current.in")), HERE / "current.txt", CURRENT_HEAD)
+    elif sys.argv[1:] == ["gpu"]:
+        platforms = [word for name in GPU_PLATFORMS for word in ("--platform", name)]
+        python = ["--python-version", "3.10", "--implementation", "cp", *platforms]
+        with tempfile.TemporaryDirectory() as folder:  # pip takes other platforms for a folder only
+            report = ask("--no-deps", "--target", folder, *python, "-r", str(HERE / "gpu.txt"))
+        write(report, HERE / "gpu_hashes.txt", GPU_HEAD)
     else:
         files = [word for name in LOCKS for word in ("-r", str(HERE / name))]
         write(ask("--no-deps", *files), HERE / "hashes.txt", HEAD)

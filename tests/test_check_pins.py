@@ -88,7 +88,7 @@ def test_a_pin_that_is_missing_is_found_before_anything_is_built(name: str) -> N
     [
         ("TE_COMMIT", "main"),
         ("NEMO_COMMIT", "633cb602"),
-        ("TRTLLM_COMMIT", "v0.13.0"),
+        ("TRTLLM_COMMIT", "201135e"),
         ("BASE_IMAGE", "nvcr.io/nvidia/pytorch:latest"),
         ("BASE_IMAGE", "nvcr.io/nvidia/pytorch"),
         ("NEMO_VERSION", "r2.1.0"),

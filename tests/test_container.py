@@ -182,11 +182,18 @@ def test_nothing_secret_and_nothing_of_a_checkout_but_the_package_reaches_an_ima
     assert ignored[0] == "*"
     allowed = {line[1:].rstrip("/") for line in ignored if line.startswith("!")}
     assert allowed == {
-        *("nemo_magic", "conf", "docker", "requirements/gpu.txt"),
+        *("nemo_magic", "conf", "docker", "requirements/gpu.txt", "requirements/gpu_hashes.txt"),
         *("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"),
     }
     assert all((ROOT / path).exists() for path in allowed)
     assert not re.search(r"(?i)token|password|secret|api_?key|netrc", DOCKERFILE)
+
+
+def test_the_image_installs_each_pinned_package_from_a_file_of_a_known_hash() -> None:
+    lines = (ROOT / "requirements" / "gpu_hashes.txt").read_text().splitlines()[1:]
+    assert all(re.fullmatch(r"\S+ --hash=sha256:[0-9a-f]{64}", line) for line in lines)
+    assert check.requirements("\n".join(line.split()[0] for line in lines)) == GPU
+    assert any("--require-hashes -r /opt/pins/gpu_hashes.txt" in line for line in instructions("magic"))
 
 
 def test_the_base_image_has_a_python_that_our_package_accepts() -> None:
@@ -219,8 +226,8 @@ def test_what_is_not_pinned_by_content_is_what_the_script_records() -> None:
     for name, value in PINS.items():
         if name.endswith("_IMAGE") and "@sha256:" not in value:
             assert name in script
-        if name.endswith("_COMMIT") and not re.fullmatch(r"[0-9a-f]{40}", value):
-            assert name in script
+        if name.endswith("_COMMIT"):
+            assert re.fullmatch(r"[0-9a-f]{40}", value)
 
 
 def test_every_package_of_the_engines_has_its_hash_and_vllm_is_the_one_that_is_asked_for() -> None:

@@ -126,7 +126,7 @@ def test_a_seeded_game_has_the_figures_that_are_frozen(
 @pytest.mark.process
 def test_a_checkpoint_that_is_gone_on_from_learns_what_is_frozen(game: Game, unbroken: Path) -> None:
     folder = game.folder("frozen")
-    shutil.copytree(unbroken, folder, symlinks=True)
+    shutil.copytree(unbroken, folder, symlinks=True, ignore=shutil.ignore_patterns("cross-play"))
     for path in folder.glob("checkpoints/step_*"):
         if int(path.name[5:]) > 3:
             shutil.rmtree(path)
@@ -139,9 +139,11 @@ def test_a_checkpoint_that_is_gone_on_from_learns_what_is_frozen(game: Game, unb
 
 
 @pytest.mark.process
-def test_what_was_found_in_a_league_is_frozen(unbroken: Path) -> None:
-    run("cross-play", str(unbroken), "game.crossplay.num_seeds=20")
-    league = json.loads((unbroken / "cross-play" / "league.json").read_text())
+def test_what_was_found_in_a_league_is_frozen(unbroken: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder, ignore=shutil.ignore_patterns("cross-play", "checkpoints"))
+    run("cross-play", str(folder), "game.crossplay.num_seeds=20")
+    league = json.loads((folder / "cross-play" / "league.json").read_text())
     found = {name: league[name]["matrix"] for name in ("asr", "payoff")}
     for name, matrix in frozen("league", found).items():
         assert found[name] == [pytest.approx(row, rel=1e-5, abs=1e-6) for row in matrix]

@@ -162,7 +162,8 @@ def conversations(run: Path, restricted: int = 6, allowed: int = 4) -> str:
     ]
     for id in drawn:
         (attack, first), (same, last) = before[id]["turns"][0], after[id]["turns"][0]
-        lines += ["", f"**{_line(before[id]['request'])}** ({before[id]['label']})", "", f"- attacker: {_line(attack)}"]
+        what = "restricted" if before[id]["label"] == "harmful" else "allowed"
+        lines += ["", f"**{_line(before[id]['request'])}** ({what})", "", f"- attacker: {_line(attack)}"]
         lines += [f"- before: {_line(first)}"]
         lines += [f"- after: {_line(last)}" if same == attack else f"- after, to “{_line(same)}”: {_line(last)}"]
     return "\n".join(lines) + "\n"

@@ -95,16 +95,20 @@ def sample_tokens(
     """
     # Greedy decoding has no temperature of its own; its log-probabilities are those of temperature 1.
     temperature = 1.0 if sampling.use_greedy else sampling.temperature
-    scaled = logits.double() / temperature
-    choosable = scaled.clone()
-    choosable[:, vocabulary:] = -torch.inf
-    choosable[:, end_ids] = torch.where(banned[:, None], -torch.inf, choosable[:, end_ids])
+    # Over a real vocabulary this costs much of a token's time: one copy, one exponential.
+    weights = logits.to(torch.float64, copy=True).div_(temperature)
+    highest = weights[:, :vocabulary].amax(dim=-1, keepdim=True)
+    weights.sub_(highest).exp_()
+    total = weights.sum(dim=-1)
+    choosable = weights[:, :vocabulary]
+    choosable[:, end_ids] = choosable[:, end_ids].masked_fill(banned[:, None], 0.0)
     if sampling.use_greedy:
         ids = choosable.argmax(dim=-1)
     else:
         cdf = _truncated(choosable, sampling).cumsum(dim=-1)
         ids = torch.searchsorted(cdf, draw * cdf[:, -1:], right=True).squeeze(1).clamp(max=vocabulary - 1)
-    logprobs = torch.log_softmax(scaled, dim=-1).gather(1, ids[:, None]).squeeze(1)
+    chosen = logits.gather(1, ids[:, None]).double() / temperature
+    logprobs = (chosen - highest).squeeze(1) - total.log()
     return ids, logprobs
 
 
@@ -126,17 +130,16 @@ def refuse_not_finite(logprobs: torch.Tensor, whose: str) -> None:
         )
 
 
-def _truncated(logits: torch.Tensor, sampling: SamplingConfig) -> torch.Tensor:
-    """[rows, V] probabilities with everything outside top-k and top-p at zero (not renormalised)."""
+def _truncated(weights: torch.Tensor, sampling: SamplingConfig) -> torch.Tensor:
+    """[rows, V] ``weights``, which are proportional to probabilities, with what is outside top-k and top-p at zero."""
     if sampling.top_k > 0:
-        kth = logits.topk(min(sampling.top_k, logits.size(-1)), dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
-    probabilities = logits.softmax(dim=-1)
+        kth = weights.topk(min(sampling.top_k, weights.size(-1)), dim=-1).values[:, -1:]
+        weights = weights.masked_fill(weights < kth, 0.0)
     if sampling.top_p < 1.0:
-        ordered, order = probabilities.sort(dim=-1, descending=True)
-        outside = ordered.cumsum(dim=-1) - ordered >= sampling.top_p
-        probabilities = probabilities.scatter(1, order, ordered.masked_fill(outside, 0.0))
-    return probabilities
+        ordered, order = weights.sort(dim=-1, descending=True)
+        outside = ordered.cumsum(dim=-1) - ordered >= sampling.top_p * ordered.sum(dim=-1, keepdim=True)
+        weights = weights.scatter(1, order, ordered.masked_fill(outside, 0.0))
+    return weights
 
 
 def hits_stop_string(

@@ -43,7 +43,8 @@ _ARCHITECTURE = (
     "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
     "encoder_seq_length", "max_position_embeddings", "make_vocab_size_divisible_by", "normalization",
     "layernorm_epsilon", "bias", "qkv_bias", "activation", "position_embedding_type", "rotary_percentage",
-    "rotary_base", "seq_len_interpolation_factor", "scale_positional_embedding", "share_embeddings_and_output_weights",
+    "rotary_base", "seq_len_interpolation_factor", "scale_positional_embedding", "rope_scaling_factor",
+    "share_embeddings_and_output_weights",
 )  # fmt: skip
 _SEEDS = 1 << 32  # the range of seeds that NeMo-Aligner draws from
 _UNFILLED = "Weights dict did not contain weights"  # how NeMo warns of a refit that left old weights in the engine
@@ -202,7 +203,7 @@ class TRTLLMGenerator:
         engine.holds, self._live = None, engine
         if not engine.is_built:
             MPI.COMM_WORLD = self._mpi_world
-        scaled = scaled_rotary(bool(actor.cfg.scale_positional_embedding))
+        scaled = scaled_rotary(actor.cfg.rope_scaling_factor if actor.cfg.scale_positional_embedding else None)
         with _refit_warnings() as unfilled, scaled, self._merging.merged(actor):
             engine.wrapper.refit(actor.model)  # the first time, this builds
         ranks: list[Any] = [None] * torch.distributed.get_world_size()

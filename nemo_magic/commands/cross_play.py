@@ -14,14 +14,16 @@ from pathlib import Path
 from rich.console import Console
 
 from nemo_magic.commands.config_arguments import add_overrides, add_trust_weights, trust_overrides
-from nemo_magic.commands.ranks import own_folder, run_on_ranks
+from nemo_magic.commands.ranks import run_on_ranks
+from nemo_magic.commands.run_folder import own_folder
 from nemo_magic.config import ConfigError, MagicConfig, compose
 from nemo_magic.config.inputs import refuse_missing
 from nemo_magic.config.save_resolved import CONFIG_FILE
 from nemo_magic.fsync_io import replace_durably, replacing
 from nemo_magic.league.participants import START, LeagueSeeds, attackers, defenders
+from nemo_magic.report.records import CROSS_PLAY_DIR
 
-FOLDER, RESULT, TABLE = "cross-play", "league.json", "league.txt"
+RESULT, TABLE = "league.json", "league.txt"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
     cfg, modules = load_config(args), ["nemo_magic.league.cross_play"]
     refuse_missing(cfg, "train", starts=False)
-    with own_folder(cfg, args.run / FOLDER) as owner:
+    with own_folder(cfg, args.run / CROSS_PLAY_DIR) as owner:
         return run_on_ranks(args, cfg, work, needs_judge=True, modules=modules, owner=owner)
 
 
@@ -97,7 +99,7 @@ def play(args: argparse.Namespace, cfg: MagicConfig) -> None:
     from nemo_magic.runtime.timers import Timers
     from nemo_magic.training.policies import build_policies
 
-    folder = args.run / FOLDER
+    folder = args.run / CROSS_PLAY_DIR
     starts = {path.parent.parent.name: path.parent for path in args.run.glob(f"snapshots/*/{START}/metadata.json")}
     rows, columns = attackers(cfg, args.run, args.attacker), defenders(cfg, args.run)
     seeds = LeagueSeeds.of(load_seeds(cfg.data), cfg.game.crossplay.num_seeds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from nemo_magic.commands.config_arguments import (
     add_config_arguments,
@@ -10,7 +11,8 @@ from nemo_magic.commands.config_arguments import (
     compose_config,
     print_dry_run,
 )
-from nemo_magic.commands.ranks import own_folder, run_on_ranks
+from nemo_magic.commands.ranks import run_on_ranks
+from nemo_magic.commands.run_folder import describe_run, own_folder, refuse_results
 from nemo_magic.config import MagicConfig
 from nemo_magic.config.evaluation import describe_evaluation, needs_world
 from nemo_magic.config.inputs import missing, refuse_missing
@@ -38,12 +40,13 @@ def run(args: argparse.Namespace) -> int:
     refuse_missing(cfg, "evaluate")
     single_process = not needs_world(cfg)
     with own_folder(cfg) as owner:
+        refuse_results(cfg, "evaluate")
         return run_on_ranks(
             args,
             cfg,
             _work,
             needs_judge=True,
-            saves_config=True,
+            prepare=partial(describe_run, cfg),
             single_process=single_process,
             modules=["nemo_magic.evaluation.runner"],
             owner=owner,

@@ -7,10 +7,9 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from nemo_magic import launcher
 from nemo_magic.actors.builder import import_backend, prepare_process
 from nemo_magic.actors.errors import BackendError
 from nemo_magic.child_processes import bind_children, refuse_long_temporary_folder
-from nemo_magic.config import ConfigError, MagicConfig, save_resolved
+from nemo_magic.config import ConfigError, MagicConfig
 from nemo_magic.runtime.errors import Preempted
 from nemo_magic.runtime.folder_owner import FolderOwner
 from nemo_magic.runtime.killed import NOTE
@@ -28,32 +27,6 @@ from nemo_magic.runtime.started_rank import forget_partial
 
 Work = Callable[[MagicConfig], None]
 """What a rank does. The configuration has the address of the judge that the run started, where it started one."""
-
-
-def own_folder(cfg: MagicConfig, folder: Path | None = None) -> AbstractContextManager[FolderOwner | None]:
-    """Within the context nobody else writes to the run's folder, or to ``folder``. Enter it before anything there is
-    read; only the process that speaks for the run owns it, and the others get None.
-
-    Raises:
-        ConfigError: the folder cannot be written to.
-        FolderInUseError: another run, which goes on, owns it.
-    """
-    if not launcher.is_first_process():
-        return nullcontext()
-    return _owned(folder or Path(cfg.exp_manager.explicit_log_dir))
-
-
-@contextmanager
-def _owned(folder: Path) -> Iterator[FolderOwner]:
-    with ExitStack() as stack:
-        try:
-            owner = stack.enter_context(FolderOwner(folder, partial(print, flush=True)))
-        except OSError as error:
-            raise ConfigError(
-                f"{folder} cannot be written to: {error.strerror or error} ({error.filename or folder}); give a folder "
-                "that can (exp_manager.explicit_log_dir=...)"
-            ) from error
-        yield owner
 
 
 _OF_EVERY_RANK = ("nemo_magic.training.policies", "nemo_magic.rollout.local_policies")
@@ -66,7 +39,7 @@ def run_on_ranks(
     work: Work,
     *,
     needs_judge: bool,
-    saves_config: bool = False,
+    prepare: Callable[[], None] | None = None,
     single_process: bool = False,
     forwarded_signals: Sequence[signal.Signals] = SAVE_SIGNALS,
     modules: Sequence[str] = (),
@@ -79,20 +52,18 @@ def run_on_ranks(
 
     Args:
         needs_judge: with ``judge.launch`` a judge is started beside the ranks.
-        saves_config: the resolved configuration is written to the run's folder.
+        prepare: done once for all ranks, when nothing is refused any more and before the first of them starts.
         single_process: the first process does all the work, without torch and NeMo.
         forwarded_signals: are passed on to the ranks instead of ending the process that started them.
         modules: what ``work`` imports; on CPU it is imported once, and the ranks are forked after that.
-        owner: of the folder that is written to (``own_folder``).
+        owner: of the folder that is written to (``run_folder.own_folder``).
 
     Raises:
         ConfigError: the ranks that are running are not those of the configuration, or would each start a judge.
         Preempted: the run was asked to end, and has saved.
     """
     with lossy_output():
-        return _run_on_ranks(
-            args, cfg, work, needs_judge, saves_config, single_process, forwarded_signals, modules, owner
-        )
+        return _run_on_ranks(args, cfg, work, needs_judge, prepare, single_process, forwarded_signals, modules, owner)
 
 
 def _run_on_ranks(
@@ -100,7 +71,7 @@ def _run_on_ranks(
     cfg: MagicConfig,
     work: Work,
     needs_judge: bool,
-    saves_config: bool,
+    prepare: Callable[[], None] | None,
     single_process: bool,
     forwarded_signals: Sequence[signal.Signals],
     modules: Sequence[str],
@@ -119,8 +90,8 @@ def _run_on_ranks(
         refuse_long_temporary_folder()
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if saves_config and launcher.is_first_process():
-        save_resolved(cfg, cfg.exp_manager.explicit_log_dir)
+    if prepare is not None and launcher.is_first_process():
+        prepare()
     note = None if owner is None else Path(cfg.exp_manager.explicit_log_dir) / NOTE
     if note is not None:
         note.unlink(missing_ok=True)  # it was of an earlier attempt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from nemo_magic.commands.config_arguments import (
     add_config_arguments,
@@ -10,7 +11,8 @@ from nemo_magic.commands.config_arguments import (
     compose_config,
     print_dry_run,
 )
-from nemo_magic.commands.ranks import own_folder, run_on_ranks
+from nemo_magic.commands.ranks import run_on_ranks
+from nemo_magic.commands.run_folder import describe_run, own_folder, refuse_results
 from nemo_magic.config import MagicConfig, describe
 from nemo_magic.config.inputs import missing, refuse_missing
 from nemo_magic.config.validation import models
@@ -38,7 +40,9 @@ def run(args: argparse.Namespace) -> int:
     refuse_missing(cfg, "sft")
     modules = ["nemo_magic.training.sft"]
     with own_folder(cfg) as owner:
-        return run_on_ranks(args, cfg, _work, needs_judge=False, saves_config=True, modules=modules, owner=owner)
+        refuse_results(cfg, None)
+        prepare = partial(describe_run, cfg, begins=True)
+        return run_on_ranks(args, cfg, _work, needs_judge=False, prepare=prepare, modules=modules, owner=owner)
 
 
 def _work(cfg: MagicConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from nemo_magic.commands.config_arguments import (
     add_config_arguments,
@@ -10,7 +11,8 @@ from nemo_magic.commands.config_arguments import (
     compose_config,
     print_dry_run,
 )
-from nemo_magic.commands.ranks import own_folder, run_on_ranks
+from nemo_magic.commands.ranks import run_on_ranks
+from nemo_magic.commands.run_folder import describe_run, own_folder, refuse_results
 from nemo_magic.config import MagicConfig, describe
 from nemo_magic.config.inputs import missing, refuse_missing
 from nemo_magic.config.validation import models
@@ -42,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
         return print_dry_run(cfg, describe(cfg, "train"), missing(cfg, "train"))
     refuse_other_models(cfg, models(cfg, "train"))
     with own_folder(cfg) as owner:
+        refuse_results(cfg, "train")
         resume = decide(cfg, args.resume)
         refuse_missing(cfg, "train", starts=not start_weights(cfg, resume.checkpoint))
 
@@ -51,4 +54,5 @@ def run(args: argparse.Namespace) -> int:
             train(cfg, resume)
 
         modules = ["nemo_magic.training.coevolution"]
-        return run_on_ranks(args, cfg, work, needs_judge=True, saves_config=True, modules=modules, owner=owner)
+        prepare = partial(describe_run, cfg, begins=resume.checkpoint is None)
+        return run_on_ranks(args, cfg, work, needs_judge=True, prepare=prepare, modules=modules, owner=owner)

@@ -286,6 +286,8 @@ def _patch_nemo() -> None:
     from megatron.core.tensor_parallel.layers import set_defaults_if_not_set_tensor_model_parallel_attributes
     from nemo.core.optim.mcore_optim import McoreDistributedOptimizer
 
+    from nemo_magic.compat.fused_attention import FusedDotProductAttention
+
     if not nlp_overrides.HAVE_APEX:
         nlp_overrides.HAVE_APEX = True
         nlp_overrides.McoreDistributedOptimizer = McoreDistributedOptimizer
@@ -306,7 +308,9 @@ def _patch_nemo() -> None:
                     f"model.name={spec_name!r}, model.transformer_engine={use_te}, fp8={fp8}: without "
                     "transformer_engine only Megatron-core's local GPT layers exist (name '', transformer_engine false)"
                 )
-            return get_gpt_layer_local_spec(transformer_config.num_moe_experts, transformer_config.moe_grouped_gemm)
+            spec = get_gpt_layer_local_spec(transformer_config.num_moe_experts, transformer_config.moe_grouped_gemm)
+            spec.submodules.self_attention.submodules.core_attention = FusedDotProductAttention
+            return spec
 
         gpt.get_specs = local_spec
     # Names NeMo takes from apex; Megatron-core has torch versions of them.

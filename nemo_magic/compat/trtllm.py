@@ -13,12 +13,11 @@ from typing import Any
 LLAMA3_ROPE = {
     "type": "llama3",
     "rope_type": "llama3",
-    "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
-"""Llama-3.1's scaling of rotary frequencies, the one NeMo applies for ``model.scale_positional_embedding``."""
+"""Llama-3's scaling of rotary frequencies, without its factor."""
 
 
 class TensorRTLLMMissingError(RuntimeError):
@@ -51,13 +50,13 @@ def prepare(enabled: bool) -> None:
 
 
 @contextmanager
-def scaled_rotary(enabled: bool) -> Iterator[None]:
-    """Within the context, engines are built with Llama-3.1's scaled rotary frequencies, if ``enabled``.
+def scaled_rotary(factor: float | None) -> Iterator[None]:
+    """Within the context, engines are built with Llama-3's scaled rotary frequencies, unless ``factor`` is None.
 
     The exporter passes on a linear interpolation factor only: an engine of Llama-3.1 would rotate queries and keys by
     other angles than the model that learns.
     """
-    if not enabled:
+    if factor is None:
         yield
         return
     from megatron.core.export.trtllm.trtllm_helper import TRTLLMHelper
@@ -66,7 +65,7 @@ def scaled_rotary(enabled: bool) -> Iterator[None]:
 
     def scaled(self: Any, *args: Any, **kwargs: Any) -> Any:
         config = unscaled(self, *args, **kwargs)
-        config.rotary_scaling = dict(LLAMA3_ROPE)
+        config.rotary_scaling = LLAMA3_ROPE | {"factor": factor}
         return config
 
     TRTLLMHelper._get_trtllm_config = scaled

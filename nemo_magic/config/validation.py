@@ -305,12 +305,13 @@ def _trt_llm(cfg: MagicConfig, roles: Models) -> Iterator[str]:
     response = max((limit.max_length for limit in limits.values()), default=0)
     for role, model in local.items():
         actor = f"actors.{role}"
-        if model.qkv_bias:
-            yield (
-                f"{enabled}, but the {role}'s model has model.qkv_bias=true, as Qwen has, and TensorRT-LLM of this "
-                f"stack has no such type: {native}, or serve the role elsewhere while it does not learn "
-                f"({actor}.remote.urls)"
-            )
+        for key, who in (("qkv_bias", "Qwen"), ("qk_layernorm", "Qwen3")):
+            if getattr(model, key):
+                yield (
+                    f"{enabled}, but the {role}'s model has model.{key}=true, as {who} has, and TensorRT-LLM of this "
+                    f"stack has no such type: {native}, or serve the role elsewhere while it does not learn "
+                    f"({actor}.remote.urls)"
+                )
         if model.bias and cfg.generation.trt_llm.model_type == "llama":
             yield f"{enabled} with generation.trt_llm.model_type=llama, but the {role} has model.bias=true: {native}"
         if prompt + response > model.encoder_seq_length:

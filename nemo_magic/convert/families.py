@@ -15,11 +15,16 @@ from typing import Any
 from nemo_magic.convert.errors import ConvertError
 from nemo_magic.model_config import ModelConfig, TokenizerConfig
 
-FAMILIES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+FAMILIES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 """``model_type`` → architecture. Qwen2.5 is ``qwen2``."""
 
-# The only scaling that NeMo has (scale_positional_embedding; its factors are constants there): Llama-3.1's.
-_LLAMA31_ROPE = {"factor": 8, "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}
+# Of NeMo's scaling (scale_positional_embedding) only the factor is a number: 8 of Llama-3.1 and 3.3, 32 of 3.2.
+_LLAMA3_ROPE = {"low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}
 
 # Key → (the one value that can be represented, what another would mean).
 _FIXED: dict[str, tuple[Any, str]] = {
@@ -32,6 +37,9 @@ _FIXED: dict[str, tuple[Any, str]] = {
     "quantization_config": (None, "give the unquantized checkpoint"),
 }
 _SHAPE = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+_ASSUMED = {"llama": (), "mistral": ("num_key_value_heads", "sliding_window"), "qwen2": ("num_key_value_heads",),
+            "qwen3": ("num_key_value_heads", "head_dim")}  # fmt: skip
+"""Keys of a family that transformers would assume where they are missing."""
 _LONGEST = 8192
 """``encoder_seq_length`` of a converted model is at most this, as in conf/model; a run sets its own."""
 
@@ -41,8 +49,8 @@ MODEL = "model.yaml"
 # Keys that have to agree for the weights of one model to be weights of another.
 ARCHITECTURE = (
     "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
-    "normalization", "layernorm_epsilon", "bias", "qkv_bias", "activation", "position_embedding_type",
-    "rotary_percentage", "rotary_base", "rotary_interleaved", "scale_positional_embedding",
+    "normalization", "layernorm_epsilon", "bias", "qkv_bias", "qk_layernorm", "activation", "position_embedding_type",
+    "rotary_percentage", "rotary_base", "rotary_interleaved", "scale_positional_embedding", "rope_scaling_factor",
     "seq_len_interpolation_factor", "share_embeddings_and_output_weights",
 )  # fmt: skip
 
@@ -78,7 +86,7 @@ def model_of(config: Mapping[str, Any], tokens: int | None = None, tokenizer: st
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     head_dim = config.get("head_dim") or hidden // heads
     positions = config["max_position_embeddings"]
-    qwen = config["model_type"] == "qwen2"
+    scaled = rope["rope_type"] == "llama3"
     return ModelConfig(
         tokenizer=TokenizerConfig(library="huggingface", type=tokenizer),
         num_layers=config["num_hidden_layers"],
@@ -94,11 +102,13 @@ def model_of(config: Mapping[str, Any], tokens: int | None = None, tokenizer: st
         normalization="rmsnorm",
         layernorm_epsilon=config.get("rms_norm_eps", 1e-6),
         bias=False,
-        qkv_bias=qwen,
+        qkv_bias=config["model_type"] == "qwen2",
+        qk_layernorm=config["model_type"] == "qwen3",
         activation="fast-swiglu",
         position_embedding_type="rope",
         rotary_base=int(rope["rope_theta"]),
-        scale_positional_embedding=rope["rope_type"] == "llama3",
+        scale_positional_embedding=scaled,
+        rope_scaling_factor=rope["factor"] if scaled else ModelConfig.rope_scaling_factor,
         share_embeddings_and_output_weights=config.get("tie_word_embeddings", False),
         init_method_std=config.get("initializer_range", 0.02),
         attention_dropout=config.get("attention_dropout", 0.0),
@@ -163,7 +173,10 @@ def config_of(model: ModelConfig, rows: int, special: Mapping[str, int | None]) 
     ]
     if wrong:
         raise ConvertError("\n".join(wrong))
-    kind = "qwen2" if model.qkv_bias else "llama"
+    if model.qkv_bias and model.qk_layernorm:
+        raise ConvertError("model.qkv_bias=True and model.qk_layernorm=True have no place in one architecture")
+    kind = "qwen2" if model.qkv_bias else "qwen3" if model.qk_layernorm else "llama"
+    scaling = {"rope_type": "llama3", "factor": model.rope_scaling_factor, **_LLAMA3_ROPE}
     head_dim = model.kv_channels or model.hidden_size // model.num_attention_heads
     config: dict[str, Any] = {
         "architectures": [FAMILIES[kind]],
@@ -178,7 +191,7 @@ def config_of(model: ModelConfig, rows: int, special: Mapping[str, int | None]) 
         "max_position_embeddings": model.max_position_embeddings or model.encoder_seq_length,
         "rms_norm_eps": model.layernorm_epsilon,
         "rope_theta": float(model.rotary_base),
-        "rope_scaling": {"rope_type": "llama3", **_LLAMA31_ROPE} if model.scale_positional_embedding else None,
+        "rope_scaling": scaling if model.scale_positional_embedding else None,
         "tie_word_embeddings": model.share_embeddings_and_output_weights,
         "initializer_range": model.init_method_std,
         "vocab_size": rows,
@@ -195,10 +208,19 @@ def model_yaml(model: ModelConfig) -> dict[str, Any]:
         "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
         "max_position_embeddings", "encoder_seq_length", "vocab_size", "make_vocab_size_divisible_by", "normalization",
         "layernorm_epsilon", "activation", "position_embedding_type", "rotary_base", "scale_positional_embedding",
-        "bias", "qkv_bias", "share_embeddings_and_output_weights",
+        "rope_scaling_factor", "bias", "qkv_bias", "qk_layernorm", "share_embeddings_and_output_weights",
     )  # fmt: skip
     tokenizer = {"library": model.tokenizer.library, "type": model.tokenizer.type}
-    return {"tokenizer": tokenizer} | {k: getattr(model, k) for k in keys if getattr(model, k) is not None}
+    unused = () if model.scale_positional_embedding else ("rope_scaling_factor",)
+    return {"tokenizer": tokenizer} | {
+        key: value for key in keys if key not in unused and (value := getattr(model, key)) is not None
+    }
+
+
+def opens_in_nemo(model: ModelConfig) -> bool:
+    """Whether NeMo by itself builds this model, and not one without what ``compat.nemo_model`` adds."""
+    factor = model.rope_scaling_factor if model.scale_positional_embedding else ModelConfig.rope_scaling_factor
+    return not model.qk_layernorm and factor == ModelConfig.rope_scaling_factor
 
 
 def _unsupported(config: Mapping[str, Any]) -> list[str]:
@@ -207,8 +229,8 @@ def _unsupported(config: Mapping[str, Any]) -> list[str]:
     if kind not in FAMILIES:
         return [f"model_type={kind!r} is not known; known are: {', '.join(FAMILIES)}"]
     missing = [key for key in (*_SHAPE, "max_position_embeddings") if key not in config]
-    if kind == "qwen2" and "num_key_value_heads" not in config:
-        missing.append("num_key_value_heads")
+    # What transformers would assume is another number for every family.
+    missing += [key for key in _ASSUMED[kind] if key not in config]
     if missing:
         return [f"{', '.join(missing)} is missing"]
     problems = []
@@ -226,16 +248,22 @@ def _unsupported(config: Mapping[str, Any]) -> list[str]:
         problems.append(f"num_attention_heads={heads} is not divisible by num_key_value_heads={groups}")
     if not config.get("head_dim") and config["hidden_size"] % heads:
         problems.append(f"hidden_size={config['hidden_size']} is not divisible by num_attention_heads={heads}")
+    window = config.get("sliding_window")
+    if kind == "mistral" and window is not None and window < config["max_position_embeddings"]:
+        problems.append(f"sliding_window={window} cannot be represented, only None: attention here is over the whole "
+                        "sequence")  # fmt: skip
     rope = _rope(config)
     if rope["rope_theta"] != int(rope["rope_theta"]):
         problems.append(f"rope_theta={rope['rope_theta']} is not a whole number, as model.rotary_base is")
     if rope["rope_type"] == "llama3":
-        wrong = {key: rope.get(key) for key, value in _LLAMA31_ROPE.items() if rope.get(key) != value}
+        wrong = {key: rope.get(key) for key, value in _LLAMA3_ROPE.items() if rope.get(key) != value}
         problems += [
-            f"rope_scaling.{key}={value!r} is not {_LLAMA31_ROPE[key]}, the only value NeMo's "
-            "scale_positional_embedding applies (Llama-3.1's)"
+            f"rope_scaling.{key}={value!r} is not {_LLAMA3_ROPE[key]}, the only value NeMo's "
+            "scale_positional_embedding applies (Llama-3's)"
             for key, value in wrong.items()
         ]
+        if not isinstance(factor := rope.get("factor"), int | float) or factor <= 0:
+            problems.append(f"rope_scaling.factor={factor!r} has to be a positive number")
     elif rope["rope_type"] != "default":
         problems.append(f"rope_scaling.rope_type={rope['rope_type']!r} is not known; known are: default, llama3")
     return problems
@@ -256,4 +284,5 @@ def _with_defaults(model: ModelConfig) -> dict[str, Any]:
     keys["num_query_groups"] = model.num_query_groups or heads
     keys["kv_channels"] = model.kv_channels or model.hidden_size // heads
     keys["activation"] = model.activation.removeprefix("fast-")
+    keys["rope_scaling_factor"] = model.rope_scaling_factor if model.scale_positional_embedding else None
     return keys

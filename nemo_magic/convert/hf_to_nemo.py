@@ -13,7 +13,7 @@ from nemo_magic.actors.nemo_archive import CONFIG, WEIGHTS
 from nemo_magic.convert import end_tokens, nemo_file, tokenizer_files, torch_dist
 from nemo_magic.convert.atomic_output import atomic_output, gigabytes, refuse_target
 from nemo_magic.convert.errors import ConvertError
-from nemo_magic.convert.families import MODEL, model_of, model_yaml, padded_rows, read_json
+from nemo_magic.convert.families import MODEL, model_of, model_yaml, opens_in_nemo, padded_rows, read_json
 from nemo_magic.convert.mapping import Block, blocks_of, extra_state_names
 from nemo_magic.convert.nemo_to_peft import CONFIG as PEFT_CONFIG
 from nemo_magic.convert.safetensors_folder import DTYPES, NAMES, SafetensorsFolder
@@ -50,6 +50,11 @@ def hf_to_nemo(source: Path, target: Path, dtype: str | None = None, say: Callab
     packed = target.suffix == ".nemo"
     own_tokenizer = source if packed else target / TOKENIZER
     model = model_of(config, len(tokenizer), str(own_tokenizer.absolute()))
+    if packed and not opens_in_nemo(model):
+        raise ConvertError(
+            f"{target}: NeMo would open a .nemo file of this model without its norms of queries and keys, or with "
+            "another rotary factor: give a folder as target"
+        )
     tensors = SafetensorsFolder(source)
     files = blocks_of(model, config["vocab_size"], padded_rows(model, len(tokenizer)))
     _check(tensors, files, tied=model.share_embeddings_and_output_weights)
@@ -79,7 +84,7 @@ def hf_to_nemo(source: Path, target: Path, dtype: str | None = None, say: Callab
         path = content / (CONFIG if packed else MODEL)
         path.write_text(yaml.safe_dump(keys, sort_keys=False, allow_unicode=True), encoding="utf-8")
         progress = _progress(len(files), say)
-        torch_dist.write(weights, files, extra_state_names(model.num_layers), target_dtype, tensor_of, progress)
+        torch_dist.write(weights, files, extra_state_names(model), target_dtype, tensor_of, progress)
         if packed:
             nemo_file.pack(content, partial / target.name)
     if not getattr(tokenizer, "chat_template", None):

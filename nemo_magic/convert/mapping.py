@@ -26,6 +26,8 @@ EXTRA_STATES = (
 )  # fmt: skip
 """Modules of a layer whose ``_extra_state`` (fp8 scales; here none) an actor asks for. ``core_attention`` has one in
 transformer_engine only."""
+QUERY_KEY_NORMS = ("self_attention.q_layernorm", "self_attention.k_layernorm")
+"""The same of a layer with these norms, in transformer_engine only."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,11 @@ def blocks_of(model: ModelConfig, vocabulary: int, padded: int) -> list[list[Blo
     return [[embedding], *(layer_blocks(model, number) for number in range(model.num_layers)), last]
 
 
-def extra_state_names(layers: int) -> list[str]:
+def extra_state_names(model: ModelConfig) -> list[str]:
     """Names of the (empty) fp8 states, as Megatron-core names objects that layers have: ``key/shard_<i>_<layers>``."""
-    names = [f"model.decoder.layers.{what}._extra_state" for what in EXTRA_STATES]
+    layers = model.num_layers
+    modules = (*EXTRA_STATES, *(QUERY_KEY_NORMS if model.qk_layernorm else ()))
+    names = [f"model.decoder.layers.{what}._extra_state" for what in modules]
     each = [f"{name}/shard_{i}_{layers}" for i in range(layers) for name in names]
     return [*each, "model.decoder.final_layernorm._extra_state/shard_0_1"]
 
@@ -125,6 +129,11 @@ def layer_blocks(model: ModelConfig, number: int) -> list[Block]:
     if model.qkv_bias:
         biases = tuple(f"{name}.bias" for name in qkv)
         blocks.append(block("self_attention.linear_qkv.bias", q + 2 * kv, biases, ((q,), (kv,), (kv,))))
+    if model.qk_layernorm:
+        blocks += [
+            block(f"self_attention.{one}_layernorm.weight", size, f"self_attn.{one}_norm.weight", ((size,),))
+            for one in ("q", "k")
+        ]
     return [
         *blocks,
         block("self_attention.linear_proj.weight", hidden, "self_attn.o_proj.weight", ((hidden, q),)),

@@ -20,9 +20,9 @@ from nemo_magic.convert.hf_to_nemo import HF, TOKENIZER
 from nemo_magic.convert.torch_dist import METADATA, Checkpoint
 from nemo_magic.game.episode import Role
 from nemo_magic.model_config import ModelConfig
-from nemo_magic.runtime.checkpoint_paths import COMMITTED, FOLDER, STATE, committed_checkpoints
+from nemo_magic.runtime.checkpoint_paths import COMMITTED, FOLDER, SFT_WEIGHTS, SNAPSHOTS, STATE, committed_checkpoints
 
-_RUN, _POLICIES, _SNAPSHOTS, _WEIGHTS = "config.yaml", "policies", "snapshots", "weights"
+_RUN, _POLICIES = "config.yaml", "policies"
 
 
 @dataclass(frozen=True)
@@ -135,14 +135,14 @@ def _weights_in(source: Path) -> Path:
         if not (source / COMMITTED).is_file():
             raise ConvertError(f"{source} has no {COMMITTED}: it was not finished, or is damaged")
         return source / _POLICIES
-    if (source / _WEIGHTS / METADATA).is_file():
-        return source / _WEIGHTS
+    if (source / SFT_WEIGHTS / METADATA).is_file():
+        return source / SFT_WEIGHTS
     newest = committed_checkpoints(source / FOLDER)
     if newest:
         return newest[0] / _POLICIES
     raise ConvertError(
-        f"{source} holds no weights: there is neither {METADATA}, nor {_POLICIES}/ of a checkpoint, nor {_WEIGHTS}/, "
-        f"nor a finished checkpoint in {FOLDER}/"
+        f"{source} holds no weights: there is neither {METADATA}, nor {_POLICIES}/ of a checkpoint, nor "
+        f"{SFT_WEIGHTS}/, nor a finished checkpoint in {FOLDER}/"
     )
 
 
@@ -159,7 +159,7 @@ def _policy_name(folder: Path, policies: list[str], role: str | None) -> str:
 def _owner(folder: Path, cfg: Mapping[str, Any], role: str | None) -> str:
     """The role of these weights, by the folder of a snapshot or the configuration of a warm-up."""
     path = folder.absolute()
-    owner = path.parent.name if path.parent.parent.name == _SNAPSHOTS else str(cfg["sft"]["role"])
+    owner = path.parent.name if path.parent.parent.name == SNAPSHOTS else str(cfg["sft"]["role"])
     if owner in tuple(Role) and role is not None and role != owner:
         raise ConvertError(f"{folder} is the {owner}'s, and not the {role}'s")
     return owner

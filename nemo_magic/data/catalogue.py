@@ -114,7 +114,7 @@ class Benchmark:
     vanilla: tuple[Label, ...] = ()
 
 
-RECORDED = ("garak", "openrt", "pyrit")
+RECORDED = ("garak", "jailbreakbench_artifacts", "openrt", "pyrit")
 """Readers of red-teaming tools' files: attacks, and the answers of the models that were attacked."""
 
 _HARM, _HARM_IF_UNKNOWN = PublishedRule(Event.HARM, False), PublishedRule(Event.HARM, True)
@@ -274,6 +274,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         {"rows": 100},
         Label.HARMFUL,
         files=("harmful-behaviors.csv",),
+        others={"jailbroken": "JailbreakBench's artifacts"},
     ),
     "jailbreakbench_benign": Benchmark(
         "JailbreakBench, benign behaviours",
@@ -283,6 +284,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         {"rows": 100},
         Label.BENIGN,
         files=("benign-behaviors.csv",),
+        others={"jailbroken": "JailbreakBench's artifacts"},
     ),
     "xteaming": Benchmark(
         "X-Teaming plans",
@@ -337,6 +339,22 @@ BENCHMARKS: dict[str, Benchmark] = {
         _HARMFUL_ASR,
         label=Label.HARMFUL,
         reader="openrt",
+    ),
+    "jailbreakbench_artifacts": Benchmark(
+        "JailbreakBench, attack artifacts",
+        {
+            "text": ("prompt",),
+            "request": ("goal",),
+            "behaviour": ("behavior",),
+            "category": ("category",),
+            "answer": ("response",),
+            "method": ("method",),
+        },
+        ("text", "request", "behaviour", "category", "answer"),
+        _HARMFUL_ASR,
+        {"rows": 100},
+        Label.HARMFUL,
+        reader="jailbreakbench_artifacts",
     ),
     "seeds": Benchmark(
         "Seeds of one's own",

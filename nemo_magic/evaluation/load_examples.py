@@ -17,7 +17,7 @@ from nemo_magic.data.seeds import read_label
 from nemo_magic.data.streams import RowStream, stream_table
 from nemo_magic.data.tables import DropReport, RowNames, read_text
 from nemo_magic.evaluation.example import Example
-from nemo_magic.evaluation.red_teaming import READERS, deduplicate_attacks, keep_answered
+from nemo_magic.evaluation.red_teaming import READERS, deduplicate_attacks, jailbreaks_of, keep_answered
 from nemo_magic.game.episode import Label
 from nemo_magic.rollout.response_cache import cache_key
 
@@ -60,6 +60,7 @@ def load_benchmark(
     stream = stream_table(path, report, key)
     notes: list[str] = []
     if benchmark.reader in RECORDED:
+        stream = jailbreaks_of(stream, report) if benchmark.reader == "jailbreakbench_artifacts" else stream
         columns = _map_columns(benchmark, stream, name)
         recorded = READERS[benchmark.reader](columns, stream.rows, report, notes)
         examples = (keep_answered if with_replies else deduplicate_attacks)(recorded, report)

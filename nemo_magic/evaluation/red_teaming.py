@@ -1,6 +1,7 @@
 """Reads red-teaming tools' files as examples: the attacks, and the answers to them.
 
-Tested with garak 0.10.3, 0.13.3, 0.14.0 and 0.17.1, PyRIT 0.9.0, 0.14.0 and 1.1.0, and OpenRT 0.0.2.
+Tested with garak 0.10.3, 0.13.3, 0.14.0 and 0.17.1, PyRIT 0.9.0, 0.14.0 and 1.1.0, OpenRT 0.0.2, and the artifacts of
+JailbreakBench 1.0.0.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nemo_magic.data.cells import name_of, parsed, text_of
+from nemo_magic.data.errors import DataError
+from nemo_magic.data.streams import RowStream
 from nemo_magic.data.tables import DropReport, RowNames
 from nemo_magic.evaluation.example import Example
 from nemo_magic.game.episode import Label
@@ -146,7 +149,60 @@ def read_openrt(columns: Columns, rows: Iterable[Row], report: DropReport, notes
             yield example
 
 
-READERS: dict[str, Reader] = {"garak": read_garak, "pyrit": read_pyrit, "openrt": read_openrt}
+def read_jailbreakbench(
+    columns: Columns, rows: Iterable[Row], report: DropReport, notes: list[str]
+) -> Iterator[Example]:
+    """The jailbreaks of an artifact, one a behaviour: the prompt, and what the attacked model answered."""
+    without = total = 0
+    for row in rows:
+        total += 1
+        behaviour, prompt = name_of(row.get(columns["behaviour"])), row.get(columns["text"])
+        if not name_of(prompt):
+            without += 1
+            report.drop("a behaviour without a prompt")
+            continue
+        example = _to_example(
+            behaviour,
+            [("user", text_of(prompt)), ("assistant", text_of(row.get(columns["answer"])))],
+            report,
+            request=text_of(row.get(columns["request"])) or "",
+            category=name_of(row.get(columns["category"])),
+            method=name_of(row.get(columns["method"])) if "method" in columns else "",
+            behaviour=behaviour,
+        )
+        if example is not None:
+            yield example
+    if without:
+        notes.append(
+            f"{without} of {total} behaviours have no prompt: JailbreakBench counts them as not jailbroken, and here "
+            "they are left out"
+        )
+
+
+def jailbreaks_of(stream: RowStream, report: DropReport) -> RowStream:
+    """An artifact's jailbreaks as rows, each with the method of its ``parameters``; any other file as it is.
+
+    Raises:
+        DataError: the file is one JSON object without ``jailbreaks``.
+    """
+    if stream.document is None:
+        return stream
+    jailbreaks, parameters = stream.document.get("jailbreaks"), stream.document.get("parameters")
+    if not isinstance(jailbreaks, list) or not all(isinstance(row, Mapping) for row in jailbreaks):
+        raise DataError(f"{stream.path} is no artifact of JailbreakBench: it has no list of jailbreaks")
+    method = name_of(parameters.get("method")) if isinstance(parameters, Mapping) else ""
+    report.read += len(jailbreaks)
+    rows = [{"method": method, **row} for row in jailbreaks]
+    columns = tuple(dict.fromkeys(name for row in rows for name in row))
+    return RowStream(stream.path, stream.format, columns, iter(rows))
+
+
+READERS: dict[str, Reader] = {
+    "garak": read_garak,
+    "jailbreakbench_artifacts": read_jailbreakbench,
+    "openrt": read_openrt,
+    "pyrit": read_pyrit,
+}
 """By ``Benchmark.reader``."""
 
 

@@ -17,7 +17,7 @@ from nemo_magic.game.episode import Role
 from nemo_magic.game.schedule import learning_rounds
 from nemo_magic.model_config import ModelConfig, PeftConfig
 from nemo_magic.planner import memory, seconds
-from nemo_magic.planner.memory import GIB, BytesByPart, EngineMemory, Layout, Precision
+from nemo_magic.planner.memory import GIB, BytesByPart, EngineMemory, Layout, Precision, References
 from nemo_magic.planner.shapes import Shapes, measure, total_parameters
 
 ADAPTED_DECODING = 1.25
@@ -129,7 +129,7 @@ class PlanEstimate:
         names = dict.fromkeys(name for parts in per_role.values() for name in parts)
         mean = {name: sum(share[r] * per_role[r].get(name, 0.0) for r in per_role) / total for name in names}
         steps = min(game.max_steps, game.early_stop.at_step or game.max_steps)
-        saved = memory.checkpoint(self.widest, self.layout, self.precision)
+        saved = memory.checkpoint(self.widest, self.layout, self.precision, self.references)
         hours = (steps * sum(mean.values()) + steps // game.val_check_interval * self.validation()) / 3600
         return Plan(
             world=self.world,
@@ -183,12 +183,23 @@ class PlanEstimate:
         """Bytes of a node's memory without a tenth, which is the system's."""
         return self.hardware.host_memory_gib * GIB * 0.9
 
+    @property
+    def references(self) -> References:
+        """The roles' reference policies. Of adapters they are their base, or a copy of theirs on the device."""
+        if self.cfg.grpo.kl_beta == 0:
+            return References()
+        learners = [role for role in _learners(self.cfg) if role in self.roles and not self.roles[role].peft.is_lora]
+        moves = self.cfg.grpo.reference_every is not None
+        return References(
+            tuple(str(role) for role in learners if str(role) in self.widest),
+            4 if moves else self.precision.weight,  # in float32: actors.reference
+            moves,
+        )
+
     def host(self) -> BytesByPart:
         """Part → bytes on a node."""
-        # Of adapters the reference policy is their base, or a copy of theirs on the device.
-        learners = [role for role in _learners(self.cfg) if role in self.roles and not self.roles[role].peft.is_lora]
-        references, devices = len(learners) if self.cfg.grpo.kl_beta > 0 else 0, self.cfg.trainer.devices
-        parts = dict(memory.host(self.widest, self.layout, self.precision, references, devices))
+        devices = self.cfg.trainer.devices
+        parts = dict(memory.host(self.widest, self.layout, self.precision, self.references, devices))
         if self.adapts and self.cfg.generation.trt_llm.enable:
             # What adapters are merged into for an engine, kept to be put back (actors.merging).
             weights = memory.resident(self.widest, 0, self.layout, self.precision)["weights"]
@@ -200,7 +211,7 @@ class PlanEstimate:
         engine, kv = self.engine(), max(self.kv_bytes(role) for role in self.roles)
         moments = {}
         learning = [
-            memory.training(self.widest, role, self.layout, self.precision)
+            memory.training(self.widest, role, self.layout, self.precision, self.cfg.grpo.entropy_bonus > 0)
             for role in self.widest
             if role in _learners(self.cfg) or self.cfg.game.self_play
         ]
@@ -277,7 +288,7 @@ class PlanEstimate:
         largest = max(shapes.trainable(stage) for stage in range(shapes.pp))
         parts["logprobs"] = forward_passes * seconds.passes(shapes, hardware, tp, microbatches, False, self.links)
         if has_reference and not self.roles[learner].peft.is_lora:
-            parts["logprobs"] += 2 * seconds.swap(largest * self.precision.weight, hardware)
+            parts["logprobs"] += seconds.swap(largest * (self.precision.weight + self.references.weight), hardware)
         hidden = parts["logprobs"]
         parts["judge_wait"] = max(0.0, game.batch_size * game.group_size / cfg.plan.judge_items_per_second - hidden)
         parts["update"] = seconds.passes(shapes, hardware, tp, microbatches, True, self.links)

@@ -81,6 +81,20 @@ class EngineMemory:
     unloaded: bool
 
 
+@dataclass(frozen=True)
+class References:
+    """Reference policies that wait on the host: of which roles, in how many bytes a parameter, and whether they are
+    part of a checkpoint, as those that move are."""
+
+    roles: tuple[str, ...] = ()
+    weight: int = 0
+    saved: bool = False
+
+    def in_checkpoint(self, models: Mapping[str, Shapes]) -> float:
+        """Bytes in a game's checkpoint, on a tensor-parallel rank's share of all stages."""
+        return sum(models[role].rank_trainable for role in self.roles) * float(self.weight if self.saved else 0)
+
+
 BytesByPart = Mapping[str, float]
 """Name of a part → bytes on the fullest rank."""
 
@@ -105,14 +119,17 @@ def starting(models: Mapping[str, Shapes], layout: Layout, precision: Precision)
     return {"weights": sum(parts["weights"] for parts in alone)}
 
 
-def training(models: Mapping[str, Shapes], learner: str, layout: Layout, precision: Precision) -> BytesByPart:
-    """While ``learner`` learns, on the fullest pipeline stage."""
+def training(
+    models: Mapping[str, Shapes], learner: str, layout: Layout, precision: Precision, entropy: bool = False
+) -> BytesByPart:
+    """While ``learner`` learns, on the fullest pipeline stage. ``entropy``: of which the loss has the gradient, which
+    takes one more copy of the logits."""
     shapes = models[learner]
 
     def of(stage: int) -> dict[str, float]:
         parameters = shapes.trainable(stage)
         in_flight = min(shapes.pp - stage, layout.microbatches)
-        logits = shapes.logits * LOGIT_BYTES if stage == shapes.pp - 1 else 0
+        logits = shapes.logits * (LOGIT_BYTES + precision.weight * entropy) if stage == shapes.pp - 1 else 0
         # The backward pass starts with the logits, and has freed them before it recomputes its first layer.
         working = (
             {"logits": logits} if logits > shapes.layer.recomputed else {"layer run again": shapes.layer.recomputed}
@@ -167,19 +184,22 @@ def refitting(models: Mapping[str, Shapes], layout: Layout, precision: Precision
 
 
 def host(
-    models: Mapping[str, Shapes], layout: Layout, precision: Precision, references: int, devices: int
+    models: Mapping[str, Shapes], layout: Layout, precision: Precision, references: References, devices: int
 ) -> BytesByPart:
     """On a node with ``devices`` ranks: optimizers of roles that do not learn, reference policies, and the checkpoint
-    being written. ``references``: number of roles whose reference policy waits there."""
+    being written."""
     each = max(sum(m.trainable(s) for m in models.values()) / len(models) for s in range(layout.pp))
+    kept = len(references.roles) * each * references.weight
+    saved = kept if references.saved else 0.0
     frozen = (len(models) - 1) * each * (precision.shared / layout.dp + precision.own)
     return {
         "frozen optimizers": devices * frozen,
-        "reference weights": devices * references * each * precision.weight,
-        "checkpoint being written": devices * len(models) * each * precision.saved / layout.dp,
+        "reference weights": devices * kept,
+        "checkpoint being written": devices * (len(models) * each * precision.saved + saved) / layout.dp,
     }
 
 
-def checkpoint(models: Mapping[str, Shapes], layout: Layout, precision: Precision) -> float:
-    """Bytes of one game checkpoint: what learns of every role, and its optimizer."""
-    return sum(m.rank_trainable for m in models.values()) * layout.tp * float(precision.saved)
+def checkpoint(models: Mapping[str, Shapes], layout: Layout, precision: Precision, references: References) -> float:
+    """Bytes of one game checkpoint: what learns of every role, its optimizer, and a reference policy that moves."""
+    learning = sum(m.rank_trainable for m in models.values()) * float(precision.saved)
+    return layout.tp * (learning + references.in_checkpoint(models))

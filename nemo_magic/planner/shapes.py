@@ -237,6 +237,7 @@ def _build(
         layernorm_epsilon=model.layernorm_epsilon,
         add_bias_linear=model.bias,
         add_qkv_bias=model.qkv_bias,
+        qk_layernorm=model.qk_layernorm,
         gated_linear_unit=name.endswith("glu"),
         activation_func=_ACTIVATIONS[name],
         hidden_dropout=model.hidden_dropout,
@@ -249,9 +250,11 @@ def _build(
         recompute_method=model.activations_checkpoint_method,
         recompute_num_layers=model.activations_checkpoint_num_layers,
     )
-    spec = get_gpt_layer_local_spec()
+    spec = get_gpt_layer_local_spec(qk_layernorm=model.qk_layernorm)
     if model.transformer_engine:
         parts = spec.submodules
+        if model.qk_layernorm:
+            parts.self_attention.submodules.q_layernorm = parts.self_attention.submodules.k_layernorm = _Norm
         parts.input_layernorm = parts.pre_mlp_layernorm = _Norm
         parts.self_attention.submodules.core_attention = _FlashAttention
     with META, _final_norm(model.transformer_engine):

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 FOLDER, STATE, COMMITTED = "checkpoints", "state.json", "COMMITTED"
+SNAPSHOTS = "snapshots"
+SFT_WEIGHTS = "weights"
+"""Folder of a warm-up that holds its result; ``actors.<role>.restore_from_path`` of what follows."""
 
 
 def checkpoint_name(step: int) -> str:

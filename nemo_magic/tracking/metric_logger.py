@@ -21,17 +21,7 @@ from nemo_magic.fsync_io import private_folder
 from nemo_magic.game.alarms import AlarmEvent
 from nemo_magic.game.metrics import Ratios, Scored, rollout_metrics
 from nemo_magic.report.media import collect_media
-from nemo_magic.report.records import (
-    ALARMS_FILE,
-    ATTACKS_DIR,
-    CROSSPLAY_FILE,
-    METRICS_FILE,
-    PICTURE_FILE,
-    REPORT_FILE,
-    SAMPLES_DIR,
-    STRATEGIES_FILE,
-    StepRecord,
-)
+from nemo_magic.report.records import SAMPLES_DIR, StepRecord
 from nemo_magic.report.run_folder import RunFolder
 from nemo_magic.runtime.timers import Timers
 from nemo_magic.tracking.console_table import ConsoleTable
@@ -39,21 +29,6 @@ from nemo_magic.tracking.live_report import LiveReport
 from nemo_magic.tracking.sinks import AlarmWriter, JsonlSink, MediaSink, SampleWriter, Sink, TensorBoardSink, WandbSink
 
 __all__ = ["ExpManagerSettings", "MetricLogger", "Ratios", "Scored", "StepRecord", "Timers", "rollout_metrics"]
-
-_RUN_OUTPUTS = (
-    METRICS_FILE,
-    ALARMS_FILE,
-    SAMPLES_DIR,
-    "tensorboard",
-    CROSSPLAY_FILE,
-    PICTURE_FILE,
-    REPORT_FILE,
-    "snapshots",
-    "checkpoints",
-    STRATEGIES_FILE,
-    "cross-play",
-    ATTACKS_DIR,
-)
 
 
 class ExpManagerSettings(Protocol):
@@ -95,7 +70,7 @@ class MetricLogger:
         settings: the run's `exp_manager` configuration.
         is_main: whether this rank writes. Elsewhere every method does nothing and no file is touched.
         resume_step: the step a resumed run continues after; later rows and samples of the interrupted run are
-            removed. None for a fresh run: outputs already in the folder are moved to `previous-NN/`.
+            removed. None for a new run, whose folder holds none.
         total_steps: steps the run is planned for, for the table.
         title: the run's name, for the table.
         config: the resolved configuration, passed on to wandb.
@@ -124,8 +99,6 @@ class MetricLogger:
         if not is_main:
             return
         private_folder(self.run_dir)
-        if resume_step is None:
-            move_previous_outputs(self.run_dir)
         self._sinks.append(JsonlSink(self.run_dir, self.note, resume_step))
         if settings.create_tensorboard_logger:
             self._begin("TensorBoard", lambda: TensorBoardSink(self.run_dir, resume_step))
@@ -212,20 +185,6 @@ class MetricLogger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def move_previous_outputs(run_dir: Path) -> Path | None:
-    """Move an earlier run's outputs to the first free `previous-NN/` and return it; None where there were none."""
-    outputs = [run_dir / name for name in _RUN_OUTPUTS if (run_dir / name).exists()]
-    if not outputs:
-        return None
-    number = 1
-    while (target := run_dir / f"previous-{number:02d}").exists():
-        number += 1
-    target.mkdir()
-    for path in outputs:
-        path.rename(target / path.name)
-    return target
 
 
 def _as_mapping(value: Any) -> Mapping[str, Any]:

@@ -26,12 +26,10 @@ from nemo_magic.report.records import StepRecord
 from nemo_magic.rl.aggregation import Normalizer
 from nemo_magic.rl.batch import MicroBatch, Row
 from nemo_magic.rl.loss import nll_loss
+from nemo_magic.runtime.checkpoint_paths import SFT_WEIGHTS
 from nemo_magic.runtime.errors import DivergedError
 from nemo_magic.runtime.timers import Timers
 from nemo_magic.tracking.metric_logger import MetricLogger
-
-WEIGHTS = "weights"
-"""Folder of the run that holds the result; ``actors.<role>.restore_from_path`` of what follows."""
 
 
 def run_sft(cfg: MagicConfig) -> None:
@@ -39,14 +37,9 @@ def run_sft(cfg: MagicConfig) -> None:
 
     Raises:
         DataError: the pool cannot be used, or all its rows are longer than the model.
-        FileExistsError: the run's folder already holds weights; they are not written over.
     """
     role = Role(cfg.sft.model_role)
-    target = Path(cfg.exp_manager.explicit_log_dir) / WEIGHTS
-    if target.exists():
-        raise FileExistsError(
-            f"{target} already holds weights: choose another name or exp_manager.explicit_log_dir, or remove the folder"
-        )
+    target = Path(cfg.exp_manager.explicit_log_dir) / SFT_WEIGHTS
     model = role_model(cfg, role, steps=cfg.sft.max_steps)
     policy = build_policy(role, model, cfg.actors.of(role), cfg.trainer, cfg.seed, backend=cfg.backend)
     world = World.current()

@@ -16,7 +16,8 @@ from nemo_magic.game.schedule import Schedule
 from nemo_magic.game.stopping import EarlyStop
 from nemo_magic.rl.role_baseline import RoleBaselines
 from nemo_magic.rollout.attack_prefetch import AttackPrefetcher
-from nemo_magic.runtime.checkpoint_paths import STATE
+from nemo_magic.runtime.checkpoint_paths import SNAPSHOTS, STATE
+from nemo_magic.runtime.errors import CheckpointError
 
 if TYPE_CHECKING:
     from nemo_magic.actors.snapshots import Snapshot
@@ -83,16 +84,30 @@ class GameState:
         cls, path: Path, checkpoints: CheckpointManager, pair: PolicyPair, prefetcher: AttackPrefetcher
     ) -> GameState:
         """The game that ``save`` wrote to the checkpoint ``path``, at whatever layout; policies and prefetched attacks
-        are restored with it."""
+        are restored with it.
+
+        Raises:
+            CheckpointError: another version of nemo-magic wrote it.
+        """
+        saved: Mapping[str, Any] = checkpoints.restore(path, pair.unique)
+        try:
+            return cls._of(saved, path, pair, prefetcher)
+        except KeyError as error:
+            raise CheckpointError(
+                f"{path / STATE} has no {error}: another version of nemo-magic wrote it, and only that one goes on "
+                "from it; --resume never begins anew and keeps what is there"
+            ) from error
+
+    @classmethod
+    def _of(cls, saved: Mapping[str, Any], path: Path, pair: PolicyPair, prefetcher: AttackPrefetcher) -> GameState:
         from nemo_magic.actors.snapshots import Snapshot
 
-        saved: Mapping[str, Any] = checkpoints.restore(path, pair.unique)
         for name, policy in pair.unique.items():
             policy.skipped_updates = saved["skipped_updates"][name]
             policy.reference_age = saved["reference_age"][name]
         rows = json.loads((path / PREFETCHED).read_text(encoding="utf-8"))
         prefetcher.from_rows(rows, lambda group: group % pair.world.dp_size == pair.world.dp_rank)
-        folder = path.parent.parent / "snapshots"
+        folder = path.parent.parent / SNAPSHOTS
         return cls(
             schedule=Schedule.from_dict(saved["schedule"]),
             early_stop=EarlyStop.from_dict(saved["early_stop"]),

@@ -45,6 +45,7 @@ def chat_of(contents: tuple[str, str, str]) -> list[Message]:
     return [Message(role, text) for role, text in zip(("user", "assistant", "user"), contents, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=60, deadline=None)
 @given(contents=st.tuples(CONTENTS, CONTENTS, CONTENTS))

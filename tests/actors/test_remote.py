@@ -340,6 +340,7 @@ def test_a_server_that_asks_for_a_rest_gets_it_up_to_the_longest_backoff(endpoin
     assert cooldowns == [pytest.approx(0.5, abs=0.01)]
 
 
+@pytest.mark.slow
 def test_a_server_that_counts_requests_is_not_asked_before_its_time(endpoint, policy):
     """It takes three, then none for 0.3 s: what comes earlier all the same is a violation."""
     taken, closed_until, violations = [], [0.0], []

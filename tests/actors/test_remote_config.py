@@ -40,6 +40,7 @@ def test_a_role_that_a_server_plays_may_write_more_than_the_local_model_holds():
     assert not cfg.actors.defender.is_remote
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "problem"),
     [

@@ -248,10 +248,12 @@ def test_what_we_use_of_the_exporter_and_of_nemo_aligner_is_there() -> None:
 # --- configuration
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
         (["model.qkv_bias=true"], "model.qkv_bias=true, as Qwen has"),
+        (["model.qk_layernorm=true"], "model.qk_layernorm=true, as Qwen3 has"),
         (["grpo.tis_clip=2"], "grpo.tis_clip=2"),
         (["actors.attacker.length_params.min_length=1"], "min_length=1 is not kept to by TensorRT-LLM"),
         (["generation.trt_llm.max_input_len=9000"], "lower generation.trt_llm.max_input_len"),

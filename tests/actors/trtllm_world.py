@@ -40,6 +40,7 @@ def main(folder: Path, name: str, tp: int, pp: int, modes: list[str]) -> None:
             # Waves that Llama-3.1's scaling stretches, at positions that a prompt of the sandbox reaches.
             "model.rotary_base=500000",
             "model.scale_positional_embedding=true",
+            "model.rope_scaling_factor=32",  # Llama-3.2's
             f"sandbox.folder={folder / 'sandbox'}",
             "model.init_method_std=0.15",
             "actors.attacker.restore_from_path=null",

@@ -184,6 +184,7 @@ def test_a_server_that_is_away_ends_it_with_what_it_knows_and_a_wrong_one_is_nam
     assert models.attacks == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "reply",
     [
@@ -281,6 +282,7 @@ def test_texts_may_hold_separators_of_lines(tmp_path: Path) -> None:
     assert found_in(run)["attacks"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "said"),
     [

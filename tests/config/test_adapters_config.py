@@ -18,6 +18,7 @@ def composed(*overrides: str, command: str = "train") -> MagicConfig:
     return compose("magic_sandbox", [*BASE, *overrides], command=command)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

@@ -67,7 +67,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_every_command_is_a_file_of_the_same_shape_and_help_lists_it(capsys: pytest.CaptureFixture[str]) -> None:
     files = {path.stem for path in Path(commands.__file__).parent.glob("*.py")}
-    assert files - {"__init__", "config_arguments", "ranks"} == {name.replace("-", "_") for name in cli.COMMANDS}
+    assert files - {"__init__", "config_arguments", "ranks", "run_folder"} == {
+        name.replace("-", "_") for name in cli.COMMANDS
+    }
     with pytest.raises(SystemExit) as ended:
         cli.main(["--help"])
     assert ended.value.code == 0
@@ -290,6 +292,7 @@ def test_a_rank_that_cannot_be_is_refused_by_the_variables_name(environ: dict[st
         launcher.is_rank(TrainerConfig(devices=2), environ)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["train", "sft"])
 @pytest.mark.parametrize("folder", ["taken", "taken/below", "/dev/full/x", "/proc/nothing"])
 def test_a_folder_that_cannot_be_written_to_is_refused_at_the_start(
@@ -305,6 +308,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused_at_the_start(
     assert (tmp_path / "taken").read_text() == "a file"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("off", [-1, 0, 1, 40])
 @pytest.mark.parametrize("letter", ["d", "é"])
 def test_a_temporary_folder_too_long_for_a_socket_is_refused_at_the_start(

@@ -31,6 +31,7 @@ def _given(guard: str) -> list[str]:
     return [] if guard in ("rules", "remote") else GUARDS if guard == "ensemble" else GUARD
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRIMARY)
 def test_every_primary_configuration_composes(name: str) -> None:
     command = next((command for command in ("sft", "judge") if name.startswith(f"{command}_")), "train")
@@ -120,6 +121,7 @@ def test_the_nearest_key_is_the_one_that_was_meant(written: str, meant: str) -> 
     assert str(caught.value) == f"unknown key {written}; did you mean {meant}?"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("old", "new"), [(old, new) for old, new in RENAMED_KEYS.items() if "." in new])
 def test_a_renamed_key_is_refused_with_its_new_name_on_the_command_line_and_in_a_file(
     old: str, new: str, tmp_path: Path
@@ -141,6 +143,7 @@ def test_the_new_name_of_a_key_is_a_key() -> None:
             assert is_known(key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "key", ["game.early_stop.metric", "game.schedule.metric.name", "exp_manager.checkpoint_callback_params.monitor"]
 )

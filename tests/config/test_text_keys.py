@@ -34,6 +34,7 @@ def composed(*overrides: str) -> MagicConfig:
     return compose("magic_sandbox", list(overrides), command="judge")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", LIKE_NUMBERS)
 def test_a_text_on_the_command_line_keeps_its_characters(text: str) -> None:
     cfg = composed(*(f"{key}={text}" for key in KEYS))
@@ -41,6 +42,7 @@ def test_a_text_on_the_command_line_keeps_its_characters(text: str) -> None:
     assert cfg.exp_manager.explicit_log_dir == f"runs/{text}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", LIKE_NUMBERS)
 def test_a_text_in_a_file_keeps_its_characters_and_is_saved_with_them(text: str, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()

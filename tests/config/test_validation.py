@@ -66,6 +66,7 @@ def test_a_prompt_and_a_response_have_to_fit_the_model(role: str) -> None:
     assert "are 50, more than model.encoder_seq_length=48: with this prompt max_length may be at most 18" in problem
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
@@ -187,6 +188,7 @@ def test_the_plan_says_which_role_a_server_plays(role: Role) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("accelerator", "optimizer"), [("cpu", "cpu_fused_adam"), ("gpu", "distributed_fused_adam")])
 def test_an_evaluation_computes_on_an_accelerator_only_where_a_model_is_here(
     accelerator: str, optimizer: str, tmp_path: Path

@@ -32,6 +32,8 @@ def main(folder: Path, name: str, tp: int, pp: int) -> None:
         player, cfg = start(folder, checkpoint, folder / "nemo" / checkpoint, tp, pp)
         players[checkpoint] = player
         save(logits_of(player.actor, tokens), out / f"{checkpoint}.pt")
+    torch.save(gradients(players["qwen3"].actor, tokens), out / f"gradients_{os.environ['RANK']}.pt")
+    torch.distributed.barrier()
     adapted, _ = start(folder, "llama31", folder / "nemo" / "llama31", tp, pp, adapters(folder))
     save(logits_of(adapted.actor, tokens), out / "adapted.pt")
     if name == "tp1":
@@ -102,6 +104,26 @@ def logits_of(actor: Any, tokens: torch.Tensor) -> torch.Tensor | None:
     with torch.no_grad():
         found = actor._run(batches, step, forward_only=True, collect_non_loss_data=True)
     return found[0] if found else None
+
+
+def gradients(actor: Any, tokens: torch.Tensor) -> dict[tuple[int, str], torch.Tensor]:
+    """Layer and q or k → the gradient of the norm's weight on this rank, of the mean negative log-likelihood."""
+    from nemo_magic.actors.protocol import Objective
+    from nemo_magic.rl.batch import Row, microbatches
+
+    rows = [Row(tuple(row[:1].tolist()), tuple(row[1:].tolist())) for row in tokens]
+    trained = sum(len(row.response_ids) for row in rows)
+
+    def loss(logprobs: torch.Tensor, batch: Any) -> Objective:
+        return Objective(-(logprobs * batch.mask).sum() / trained, {})
+
+    actor.accumulate(microbatches(rows, 1, actor.chat.pad_id), loss)
+    return {
+        (layer.layer_number - 1, name[0]): getattr(layer.self_attention, name).weight.grad.clone()
+        for module in actor.get_model_module_list()
+        for layer in module.decoder.layers
+        for name in ("q_layernorm", "k_layernorm")
+    }
 
 
 def save(logits: torch.Tensor | None, path: Path) -> None:

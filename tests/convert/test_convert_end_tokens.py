@@ -43,6 +43,7 @@ def ends(token: str) -> str:
     return BEGIN + token + END
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("eos", "config", "generation", "template", "wrong", "said"),
     [

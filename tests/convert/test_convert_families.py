@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from transformers import LlamaConfig, Qwen2Config
+from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
 from nemo_magic.convert.errors import ConvertError
 from nemo_magic.convert.families import config_of, difference, model_of, model_yaml, padded_rows, vocabulary_multiple
@@ -39,7 +40,35 @@ QWEN25: dict[str, Any] = {
     "use_sliding_window": False,
     "vocab_size": 152064,
 }
-TOKENS = {"llama": 128256, "qwen2": 151665}
+QWEN3: dict[str, Any] = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "attention_bias": False,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "max_position_embeddings": 40960,
+    "max_window_layers": 36,
+    "model_type": "qwen3",
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+MISTRAL: dict[str, Any] = {
+    "architectures": ["MistralForCausalLM"],
+    "hidden_act": "silu",
+    "max_position_embeddings": 32768,
+    "model_type": "mistral",
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "vocab_size": 32768,
+}
+LLAMA32 = LLAMA31 | {"rope_scaling": LLAMA31_ROPE | {"factor": 32.0}, "tie_word_embeddings": True}
+TOKENS = {"llama": 128256, "qwen2": 151665, "qwen3": 151669, "mistral": 32768}
 
 
 def shape(layers: int, hidden: int, ffn: int, heads: int, groups: int) -> dict[str, int]:
@@ -50,6 +79,13 @@ def shape(layers: int, hidden: int, ffn: int, heads: int, groups: int) -> dict[s
 PUBLISHED = {
     "llama31_8b": LLAMA31 | shape(32, 4096, 14336, 32, 8),
     "llama31_70b": LLAMA31 | shape(80, 8192, 28672, 64, 8),
+    "llama32_1b": LLAMA32 | shape(16, 2048, 8192, 32, 8) | {"head_dim": 64},
+    "llama32_3b": LLAMA32 | shape(28, 3072, 8192, 24, 8) | {"head_dim": 128},
+    "llama33_70b": LLAMA31 | shape(80, 8192, 28672, 64, 8) | {"head_dim": 128},
+    "mistral_7b": MISTRAL | shape(32, 4096, 14336, 32, 8),
+    "qwen3_8b": QWEN3 | shape(36, 4096, 12288, 32, 8),
+    "qwen3_14b": QWEN3 | shape(40, 5120, 17408, 40, 8),
+    "qwen3_32b": QWEN3 | shape(64, 5120, 25600, 64, 8),
     "qwen25_7b": QWEN25 | shape(28, 3584, 18944, 28, 4),
     "qwen25_14b": QWEN25 | shape(48, 5120, 13824, 40, 8),
     "qwen25_72b": QWEN25 | shape(80, 8192, 29568, 64, 8),
@@ -63,7 +99,7 @@ def test_the_presets_are_what_the_published_configurations_become(name: str) -> 
     made = model_yaml(model_of(config, TOKENS[config["model_type"]]))
     preset = model_preset(name)
     preset |= {"layernorm_epsilon": float(preset["layernorm_epsilon"]), "qkv_bias": preset.get("qkv_bias", False)}
-    preset.setdefault("scale_positional_embedding", False)
+    preset = {"scale_positional_embedding": False, "qk_layernorm": False, "rope_scaling_factor": 8.0} | preset
     assert {key: preset[key] for key in made if key != "tokenizer"} == {
         k: v for k, v in made.items() if k != "tokenizer"
     }
@@ -97,7 +133,7 @@ def test_the_vocabulary_is_padded_to_the_published_rows_or_just_beyond(
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"model_type": "gemma2"}, "model_type='gemma2' is not known; known are: llama, qwen2"),
+        ({"model_type": "gemma2"}, "model_type='gemma2' is not known; known are: llama, mistral, qwen2, qwen3"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' cannot be represented, only 'silu'"),
         ({"attention_bias": True}, "attention_bias=True cannot be represented, only False"),
         ({"mlp_bias": True}, "mlp_bias=True cannot be represented, only False"),
@@ -108,7 +144,18 @@ def test_the_vocabulary_is_padded_to_the_published_rows_or_just_beyond(
         ({"quantization_config": {"bits": 4}}, "quantization_config={'bits': 4} cannot be represented, only None"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "has to be ['LlamaForCausalLM']"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling.rope_type='yarn' is not known; known are: "),
-        ({"rope_scaling": LLAMA31_ROPE | {"factor": 32.0}}, "rope_scaling.factor=32.0 is not 8, the only value NeMo's"),
+        (
+            {"rope_scaling": LLAMA31_ROPE | {"high_freq_factor": 2.0}},
+            "rope_scaling.high_freq_factor=2.0 is not 4, the on",
+        ),
+        ({"rope_scaling": LLAMA31_ROPE | {"factor": None}}, "rope_scaling.factor=None has to be a positive number"),
+        (
+            {"model_type": "mistral", "sliding_window": 4096},
+            "sliding_window=4096 cannot be represented, only None: attention here is over the whole sequence",
+        ),
+        ({"model_type": "mistral"}, "sliding_window is missing"),
+        ({"model_type": "qwen3"}, "head_dim is missing"),
+        ({"model_type": "qwen3", "head_dim": 8, "attention_bias": True}, "attention_bias=True cannot be represented"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "rope_scaling.low_freq_factor=None is not 1"),
         ({"rope_theta": 10000.5}, "rope_theta=10000.5 is not a whole number"),
         ({"num_key_value_heads": 3}, "num_attention_heads=8 is not divisible by num_key_value_heads=3"),
@@ -138,9 +185,11 @@ def test_a_size_that_is_missing_is_named_and_not_guessed(key: str) -> None:
 def test_rotary_positions_are_read_in_the_newer_notation_too() -> None:
     newer = {"rope_parameters": LLAMA31_ROPE | {"rope_theta": 500000.0}}
     model = model_of(TINY | newer)
-    assert (model.rotary_base, model.scale_positional_embedding) == (500000, True)
-    with pytest.raises(ConvertError, match="rope_scaling.factor=32.0"):
-        model_of(TINY | {"rope_parameters": LLAMA31_ROPE | {"factor": 32.0}})
+    assert (model.rotary_base, model.scale_positional_embedding, model.rope_scaling_factor) == (500000, True, 8)
+    other = model_of(TINY | {"rope_parameters": LLAMA31_ROPE | {"rope_theta": 500000.0, "factor": 32.0}})
+    assert difference(model, other) == ["rope_scaling_factor=8.0, not 32.0"]
+    with pytest.raises(ConvertError, match="rope_scaling.low_freq_factor=2.0"):
+        model_of(TINY | {"rope_parameters": LLAMA31_ROPE | {"low_freq_factor": 2.0}})
 
 
 def test_a_tokenizer_that_is_larger_than_the_embedding_is_another_models() -> None:
@@ -148,9 +197,10 @@ def test_a_tokenizer_that_is_larger_than_the_embedding_is_another_models() -> No
         model_of(TINY, tokens=302)
 
 
-@pytest.mark.parametrize("kind", [LlamaConfig, Qwen2Config])
+@pytest.mark.parametrize("kind", [LlamaConfig, Qwen2Config, Qwen3Config])
 def test_a_configuration_made_from_a_model_describes_that_model(kind: Any) -> None:
-    published = kind(**SHAPE, rope_theta=500000.0, tie_word_embeddings=True).to_dict()
+    scaling = {"rope_scaling": LLAMA31_ROPE | {"factor": 32.0}} if kind is LlamaConfig else {}
+    published = kind(**SHAPE, rope_theta=500000.0, tie_word_embeddings=True, **scaling).to_dict()
     model = model_of(published)
     made = config_of(model, published["vocab_size"], {"eos_token_id": 7})
     assert difference(model, model_of(made)) == []
@@ -180,9 +230,16 @@ def test_a_model_that_hugging_face_has_no_name_for_is_refused(key: str, value: A
         "encoder_seq_length": 8,
     }
     with pytest.raises(
-        ConvertError, match=f"model.{key}={value!r} has no place in LlamaForCausalLM or Qwen2ForCausalLM"
+        ConvertError, match=f"model.{key}={value!r} has no place in LlamaForCausalLM or MistralForCausalLM or Qwen2"
     ):
         config_of(ModelConfig(**shapes | {key: value}), 10, {})
+
+
+def test_a_model_with_biases_and_norms_of_queries_and_keys_has_no_architecture() -> None:
+    model = model_of(TINY | {"model_type": "qwen3", "head_dim": 8})
+    assert model.qk_layernorm
+    with pytest.raises(ConvertError, match="qkv_bias=True and model.qk_layernorm=True have no place in one"):
+        config_of(replace(model, qkv_bias=True), 10, {})
 
 
 def test_two_models_differ_by_name_and_value_and_not_by_spelling() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,13 +16,13 @@ from nemo_magic.convert.hf_to_nemo import hf_to_nemo
 from nemo_magic.convert.nemo_to_hf import nemo_to_hf
 from nemo_magic.convert.peft_to_nemo import peft_to_nemo
 from tests import zygote
-from tests.convert.tiny_hf import CHECKPOINTS, ROWS, make, tensors
+from tests.convert.tiny_hf import CHECKPOINTS, LLAMA31_ROPE, ROWS, SHAPE, make, tensors
 from tests.convert.tiny_peft import make_peft
 
 pytestmark = pytest.mark.process
 
 # name: (ranks, TP, PP)
-WORLDS = {"tp1": (1, 1, 1), "tp2": (2, 2, 1), "pp2": (2, 1, 2)}
+WORLDS = {"tp1": (1, 1, 1), "tp2": (2, 2, 1), "tp2_pp2": (4, 2, 2)}
 LENGTH = 640
 """Long enough for Llama-3.1's scaling of the slow frequencies to matter."""
 
@@ -85,11 +86,32 @@ def test_an_actor_with_converted_adapters_has_the_logits_of_transformers_with_me
     assert float((logits_of(folder / "merged") - logits_of(folder / "hf" / "llama31")).abs().max()) > 0.1
 
 
-def test_the_positions_reach_where_rope_scaling_matters(folder: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(folder / "hf" / "llama31", rope_scaling=None)
+@pytest.mark.parametrize(("name", "scaling"), [("llama31", None), ("llama32", LLAMA31_ROPE)])
+def test_the_positions_reach_where_rope_scaling_and_its_factor_matter(folder: Path, name: str, scaling: Any) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder / "hf" / name, rope_scaling=scaling)
     with torch.no_grad():
-        unscaled = model(tokens()).logits
-    assert float((unscaled - logits_of(folder / "hf" / "llama31")).abs().max()) > 1e-2
+        other = model(tokens()).logits
+    assert float((other - logits_of(folder / "hf" / name)).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_norms_of_queries_and_keys_have_the_gradients_of_transformers_on_every_rank(folder: Path, world: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(
+        folder / "hf" / "qwen3", torch_dtype=torch.float32, attn_implementation="eager"
+    )
+    rows = tokens()
+    padded = torch.load(folder / "tp1" / "qwen3.pt").shape[-1]
+    # Megatron's softmax is over the padded vocabulary.
+    logits = torch.nn.functional.pad(model(rows).logits[:, :-1], (0, padded - ROWS))
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten()).backward()
+    found = 0
+    for path in (folder / world).glob("gradients_*.pt"):
+        for (layer, which), gradient in torch.load(path).items():
+            theirs = getattr(model.model.layers[layer].self_attn, f"{which}_norm").weight.grad
+            assert float((gradient - theirs).abs().max()) <= 1e-6 + 1e-4 * float(theirs.abs().max())
+            found += 1
+    tp = WORLDS[world][1]
+    assert found == 2 * SHAPE["num_hidden_layers"] * tp
 
 
 def test_a_nemo_file_has_the_logits_of_transformers(folder: Path) -> None:

@@ -15,6 +15,7 @@ import yaml
 from transformers import AutoTokenizer
 
 from nemo_magic import cli
+from nemo_magic.convert.errors import ConvertError
 from nemo_magic.convert.hf_to_nemo import hf_to_nemo
 from nemo_magic.convert.nemo_to_hf import nemo_to_hf
 from nemo_magic.convert.safetensors_folder import INDEX
@@ -27,15 +28,29 @@ def there_and_back(source: Path, tmp_path: Path, middle: str = "nemo", **options
     return tmp_path / "back"
 
 
-@pytest.mark.parametrize("middle", ["nemo", "packed.nemo"])
+OURS = ("llama32", "qwen3")
+"""Checkpoints that NeMo by itself would build otherwise."""
+MIDDLES = [
+    (name, middle) for middle in ("nemo", "packed.nemo") for name in CHECKPOINTS if middle == "nemo" or name not in OURS
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "middle"), MIDDLES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", CHECKPOINTS)
 def test_every_tensor_comes_back_bit_for_bit(tmp_path: Path, name: str, dtype: torch.dtype, middle: str) -> None:
     source = make(tmp_path / "hf", name, dtype)
     there, back = tensors(source), tensors(there_and_back(source, tmp_path, middle))
     assert there.keys() == back.keys()
     assert {tensor.dtype for tensor in back.values()} == {dtype}
     assert all(torch.equal(there[key], back[key]) for key in there)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_nemo_file_that_nemo_would_open_as_another_model_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConvertError, match=r"packed\.nemo: NeMo would open .* give a folder as target"):
+        hf_to_nemo(make(tmp_path / "hf", name), tmp_path / "packed.nemo", say=lambda _: None)
+    assert not (tmp_path / "packed.nemo").exists()
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)

@@ -11,9 +11,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 TOKENS, ROWS = 285, 301
@@ -43,8 +47,20 @@ SHAPE: dict[str, Any] = {
 CHECKPOINTS: dict[str, tuple[type, dict[str, Any]]] = {
     "llama31": (LlamaForCausalLM, {"rope_theta": 500000.0, "rope_scaling": LLAMA31_ROPE, "rms_norm_eps": 1e-5}),
     "llama_tied": (LlamaForCausalLM, {"rope_theta": 500000.0, "tie_word_embeddings": True, "head_dim": 16}),
+    "llama32": (
+        LlamaForCausalLM,
+        {"rope_theta": 500000.0, "rope_scaling": LLAMA31_ROPE | {"factor": 32.0}, "tie_word_embeddings": True},
+    ),
+    "mistral": (MistralForCausalLM, {"rope_theta": 1e6, "sliding_window": None, "rms_norm_eps": 1e-5, "head_dim": 16}),
+    "qwen3": (Qwen3ForCausalLM, {"rope_theta": 1e6, "head_dim": 16}),
     "qwen": (Qwen2ForCausalLM, {"rope_theta": 1e6}),
     "qwen_tied": (Qwen2ForCausalLM, {"rope_theta": 1e6, "tie_word_embeddings": True}),
+}
+CONFIGS: dict[type, type] = {
+    LlamaForCausalLM: LlamaConfig,
+    MistralForCausalLM: MistralConfig,
+    Qwen2ForCausalLM: Qwen2Config,
+    Qwen3ForCausalLM: Qwen3Config,
 }
 
 
@@ -53,7 +69,7 @@ def make(
 ) -> Path:
     """Write the checkpoint ``name`` to ``folder/name``; ``own`` keys of its config.json differ."""
     kind, keys = CHECKPOINTS[name]
-    config = {LlamaForCausalLM: LlamaConfig, Qwen2ForCausalLM: Qwen2Config}[kind](**SHAPE | keys | own)
+    config = CONFIGS[kind](**SHAPE | keys | own)
     torch.manual_seed(len(name))
     model = kind(config)
     with torch.no_grad():

@@ -19,7 +19,8 @@ from nemo_magic.actors.config import ActorConfig, LengthConfig
 from nemo_magic.game.episode import Message
 from nemo_magic.report.records import read_records
 from nemo_magic.rollout.huggingface import HuggingFacePolicy
-from tests.engines.vllm_server import NAME, VllmServer
+from tests.convert.tiny_peft import RANK, make_peft
+from tests.engines.vllm_server import ADAPTED, NAME, VllmServer
 from tests.evaluation.served_world import ServedWorld, Server, evaluated, make_tiny
 from tests.judge.tiny_checkpoint import ALPHABET
 
@@ -55,8 +56,18 @@ def exported(world: ServedWorld) -> Path:
 
 
 @pytest.fixture(scope="module")
-def vllm(world: ServedWorld, exported: Path) -> Iterator[VllmServer]:
-    server = VllmServer(exported, world.home, POSITIONS)
+def adapters(world: ServedWorld, exported: Path) -> Path:
+    """Adapters of PEFT's that a role starts from, and as the run's user gets them back."""
+    make_peft(world.home / "peft", world.hf, lora_alpha=1)
+    converted, back = str(world.home / "adapters"), world.home / "adapters_back"
+    world.run("convert", "hf-to-nemo", str(world.home / "peft"), converted, "--base", str(world.home / "converted"))
+    world.run("convert", "nemo-to-hf", converted, str(back), "--adapter", "--base-name", str(exported))
+    return back
+
+
+@pytest.fixture(scope="module")
+def vllm(world: ServedWorld, exported: Path, adapters: Path) -> Iterator[VllmServer]:
+    server = VllmServer(exported, world.home, POSITIONS, adapters)
     yield server
     server.let_go()
 
@@ -84,6 +95,35 @@ def test_a_greedy_answer_is_the_same_from_megatron_transformers_and_vllm(
     there = [vllm.chat(question, max_tokens=LONGEST).strip() for question in QUESTIONS]
     assert megatron == transformers
     assert there == transformers
+
+
+def test_adapters_that_vllm_loads_give_the_log_probabilities_that_megatron_gives(
+    world: ServedWorld, vllm: VllmServer
+) -> None:
+    rank = f"model.peft.lora_tuning={{adapter_dim: {RANK}, alpha: 1}}"
+    on_base = [rank, "model.peft.peft_scheme=lora", f"model.peft.restore_from_path={world.home / 'adapters'}"]
+    on_base += [f"actors.defender.restore_from_path={world.home / 'converted'}"]
+    asks: dict[str, Any] = {"temperature": 0, "max_tokens": LONGEST, "logprobs": True}
+    chats = [asks | {"messages": [{"role": "user", "content": question}]} for question in QUESTIONS]
+    served = Server(world.words("serve", *ALONE, *on_base, "serve.port=0", "serve.model=defender"))
+    try:
+        with httpx.Client(base_url=served.url, trust_env=False, timeout=180) as client:
+            bodies = [client.post("/chat/completions", json={"model": "defender"} | chat).json() for chat in chats]
+    finally:
+        served.signal()
+        assert served.ended() == 0
+    megatron = [body["choices"][0] for body in bodies]
+    there = [vllm.ask("chat/completions", model=ADAPTED, **chat) for chat in chats]
+    bare = [vllm.ask("chat/completions", **chat) for chat in chats]
+    assert [log_probabilities(choice) for choice in there] == [
+        pytest.approx(log_probabilities(choice), abs=1e-4) for choice in megatron
+    ]
+    assert [log_probabilities(choice) for choice in bare] != [log_probabilities(choice) for choice in there]
+
+
+def log_probabilities(choice: dict[str, Any]) -> list[float]:
+    """Of a reply's tokens."""
+    return [token["logprob"] for token in choice["logprobs"]["content"]]
 
 
 def test_an_evaluation_of_vllm_is_that_of_the_actor(world: ServedWorld, vllm: VllmServer) -> None:

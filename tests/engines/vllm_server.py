@@ -18,7 +18,7 @@ from tests.engines import guardian
 
 ROOT = Path(__file__).resolve().parents[2]
 VLLM = ROOT / ".venv-engines" / "bin" / "vllm"
-NAME = "served"
+NAME, ADAPTED = "served", "adapted"
 PATIENCE = 600
 """Seconds until it answers: on two loaded cores, importing alone takes a minute."""
 _OURS = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE")
@@ -33,9 +33,10 @@ _QUIET = {
 
 
 class VllmServer:
-    """``vllm serve`` of ``model`` in fp32, on loopback; ``home`` takes its log and caches."""
+    """``vllm serve`` of ``model`` and of PEFT's ``adapters`` on it, in fp32, on loopback; ``home`` takes its log and
+    caches."""
 
-    def __init__(self, model: Path, home: Path, positions: int) -> None:
+    def __init__(self, model: Path, home: Path, positions: int, adapters: Path) -> None:
         assert VLLM.is_file(), f"{VLLM} is missing: these tests are those of `make test-engines`"
         self.url = free_url()
         port = self.url.removesuffix("/v1").rpartition(":")[2]
@@ -46,7 +47,7 @@ class VllmServer:
             sys.executable, guardian.__file__, str(VLLM), "serve", str(model),
             "--served-model-name", NAME, "--host", "127.0.0.1", "--port", port,
             "--dtype", "float32", "--enforce-eager", "--max-model-len", str(positions), "--max-num-seqs", "32",
-            "--generation-config", "vllm",
+            "--generation-config", "vllm", "--enable-lora", "--lora-modules", f"{ADAPTED}={adapters}",
             # What a random model would write between the keys of an object, to the end of its tokens.
             "--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}',
         ]  # fmt: skip
@@ -63,10 +64,14 @@ class VllmServer:
 
     def chat(self, text: str, **body: Any) -> str:
         """The answer to one user message, at temperature 0."""
-        asks = {"model": NAME, "messages": [{"role": "user", "content": text}], "temperature": 0} | body
-        answer = httpx.post(f"{self.url}/chat/completions", json=asks, timeout=PATIENCE, trust_env=False)
+        found = self.ask("chat/completions", messages=[{"role": "user", "content": text}], temperature=0, **body)
+        return found["message"]["content"]
+
+    def ask(self, path: str, **body: Any) -> dict[str, Any]:
+        """The first choice of a reply."""
+        answer = httpx.post(f"{self.url}/{path}", json={"model": NAME} | body, timeout=PATIENCE, trust_env=False)
         assert answer.status_code == 200, answer.text
-        return answer.json()["choices"][0]["message"]["content"]
+        return answer.json()["choices"][0]
 
     def answered(self) -> int:
         """How many requests it has answered to their end, by its own count."""

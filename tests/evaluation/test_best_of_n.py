@@ -88,6 +88,7 @@ def test_the_judge_is_asked_what_the_vote_needs() -> None:
     assert by_judge.eval.fields() == {Metric.REFUSAL.field, Metric.ASR.field}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "message"),
     [

@@ -75,6 +75,7 @@ def test_the_command_prints_what_a_shell_can_run(tmp_path: Path, capsys: pytest.
     assert any(f"tokenizer={folder}," in word for word in shlex.split(lines[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -161,6 +161,7 @@ def test_a_defended_conversation_goes_on_from_what_the_user_was_shown(tmp_path: 
     assert [m.content for m in judge.items[0].conversation] == [SPELL, "No.", "wug", "Sorry, no 3"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -51,6 +51,7 @@ def frame(judged: list[JudgedExample]) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("metric", list(Metric))
 @pytest.mark.parametrize("label", list(Label))

@@ -210,6 +210,54 @@ def test_openrts_results_keep_the_request_beside_the_attack(tmp_path: Path) -> N
     assert exchanges(load_benchmark("openrt", path, with_replies=True)) == [("0", ("please norp",), ("norp norp",))]
 
 
+def jailbreak(behaviour: str, prompt: str | None, response: str | None) -> Row:
+    """As ``JailbreakInfo.model_dump`` of JailbreakBench 1.0.0."""
+    return {
+        "index": 0, "goal": f"norp the {behaviour}", "behavior": behaviour, "category": "plim", "prompt": prompt,
+        "response": response, "number_of_queries": 3, "queries_to_jailbreak": None, "prompt_tokens": 2,
+        "response_tokens": None, "jailbroken": False,
+    }  # fmt: skip
+
+
+JBB = [jailbreak("Wug", "please norp", "norp norp"), jailbreak("Fleb", None, None), jailbreak("Glim", "norp?", None)]
+
+
+def artifact(path: Path, rows: list[Row]) -> Path:
+    """As ``AttackArtifact.model_dump_json`` of JailbreakBench 1.0.0."""
+    parameters = {"method": "PAIR", "model": "vicuna-13b-v1.5", "attack_type": "black_box", "defense": None}
+    path.write_text(json.dumps({"parameters": parameters, "jailbreaks": rows}))
+    return path
+
+
+def test_an_artifact_of_jailbreakbench_is_attacks_to_play_and_answers_to_judge(tmp_path: Path) -> None:
+    path = artifact(tmp_path / "vicuna-13b-v1.5.json", JBB)
+    loaded = load_benchmark("jailbreakbench_artifacts", path)
+    assert [
+        (example.turns, example.request, example.behaviour, example.category, example.method)
+        for example in loaded.examples
+    ] == [
+        (("please norp",), "norp the Wug", "Wug", "plim", "PAIR"), (("norp?",), "norp the Glim", "Glim", "plim", "PAIR")
+    ]  # fmt: skip
+    assert loaded.report.dropped == {"a behaviour without a prompt": 1}
+    assert (loaded.report.read, loaded.report.kept) == (3, 2)
+    assert any(note.startswith("1 of 3 behaviours have no prompt") for note in loaded.notes)
+    answered = load_benchmark("jailbreakbench_artifacts", path, with_replies=True)
+    assert exchanges(answered) == [("Wug", ("please norp",), ("norp norp",))]
+    rows = lines(tmp_path / "rows.jsonl", [{**row, "method": "GCG"} for row in JBB])
+    assert [example.method for example in load_benchmark("jailbreakbench_artifacts", rows).examples] == ["GCG", "GCG"]
+
+
+@pytest.mark.parametrize("name", ["jailbreakbench", "jailbreakbench_benign"])
+def test_an_artifact_is_not_the_behaviours_and_another_object_is_no_artifact(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="it is JailbreakBench's artifacts, by its column jailbroken"):
+        load_benchmark(name, lines(tmp_path / "rows.jsonl", JBB))
+    for jailbreaks in (None, {}, ["norp"]):
+        path = tmp_path / "x.json"
+        path.write_text(json.dumps({"jailbreaks": jailbreaks, "parameters": None}))
+        with pytest.raises(DataError, match="is no artifact of JailbreakBench: it has no list of jailbreaks"):
+            load_benchmark("jailbreakbench_artifacts", path)
+
+
 def test_another_tools_file_is_refused_by_the_columns_it_lacks(tmp_path: Path) -> None:
     path = lines(tmp_path / "wug.report.jsonl", GARAK)
     with pytest.raises(DataError, match="is no file of openrt .*: it lacks columns for request .target., text"):
@@ -235,12 +283,17 @@ EMPTY = attempt("y", 2, {"turns": []}, [])
         ("openrt", result({"prompt": "x"}, ["a", "b"], "y"), [], []),
         ("openrt", result({"prompt": ["a", 1]}, "wug", "y"), [], []),
         ("openrt", result("x", "wug", {"x": 1}), [("wug",)], []),
+        ("jailbreakbench_artifacts", {**JBB[0], "prompt": {"a": 1}}, [], []),
+        ("jailbreakbench_artifacts", {**JBB[0], "response": [1, 2]}, [("please norp",)], []),
     ],
 )  # fmt: skip
 def test_values_of_another_type_are_never_their_spelling(
     benchmark: str, row: Row, turns: list[Any], replies: list[Any], tmp_path: Path
 ) -> None:
-    whole = {"garak": GARAK[2], "pyrit": PYRIT[0] | {"role": "user"}, "openrt": OPENRT[0]}[benchmark]
+    whole = {
+        "garak": GARAK[2], "pyrit": PYRIT[0] | {"role": "user"}, "openrt": OPENRT[0],
+        "jailbreakbench_artifacts": jailbreak("Z", "z", "z"),
+    }[benchmark]  # fmt: skip
     loaded = load_benchmark(benchmark, lines(tmp_path / "r.jsonl", [row, whole]))
     assert [example.turns for example in loaded.examples[:-1]] == turns
     assert loaded.report.kept == len(loaded.examples)
@@ -251,6 +304,7 @@ def test_values_of_another_type_are_never_their_spelling(
 
 ANSWERED = {
     "garak": [attempt("z", 2, conversation(("user", "z")), ["z"])],
+    "jailbreakbench_artifacts": [jailbreak("Z", "z", "z")],
     "openrt": [result("z", "z", "z")],
     "pyrit": [piece("z", "user", 0, "z"), piece("z", "assistant", 1, "z")],
 }
@@ -265,8 +319,12 @@ JSON = st.recursive(
     max_leaves=6,
 )
 FIELDS = [
-    (name, field) for name, row in {"garak": GARAK[2], "pyrit": PYRIT[2], "openrt": OPENRT[0]}.items() for field in row
-]
+    (name, field)
+    for name, row in {
+        "garak": GARAK[2], "pyrit": PYRIT[2], "openrt": OPENRT[0], "jailbreakbench_artifacts": JBB[0],
+    }.items()
+    for field in row
+]  # fmt: skip
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -275,7 +333,9 @@ def test_whatever_stands_in_a_field_every_row_is_read_or_counted(
     place: tuple[str, str], value: Any, with_replies: bool, tmp_path: Path
 ) -> None:
     name, field = place
-    good = {"garak": [GARAK[3]], "pyrit": PYRIT[:3], "openrt": [OPENRT[0]]}[name]
+    good = {
+        "garak": [GARAK[3]], "pyrit": PYRIT[:3], "openrt": [OPENRT[0]], "jailbreakbench_artifacts": [JBB[0]],
+    }[name]  # fmt: skip
     path = lines(tmp_path / "r.jsonl", [{**good[-1], field: value}, *({**row, "conversation_id": "z"} for row in good)])
     try:
         loaded = load_benchmark(name, path, with_replies=with_replies)

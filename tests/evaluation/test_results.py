@@ -80,6 +80,7 @@ def test_figures_of_a_benchmark_have_names_of_their_own() -> None:
     assert Figure(Metric.ASR, any_of=True, attempts=10).name == "harmful asr, any of 10"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

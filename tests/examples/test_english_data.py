@@ -35,6 +35,7 @@ def test_seeds_are_read_whole_and_there_are_hundreds(folder):
         assert sum(seed.label is label for seed in seeds.test) >= 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_no_training_text_names_a_held_out_dish_or_activity(folder, split):
     training = " ".join((folder / name).read_text(encoding="utf-8").lower() for name in TRAINING)

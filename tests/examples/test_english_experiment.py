@@ -75,6 +75,6 @@ def test_the_same_attacks_are_shown_before_and_after(tmp_path):
             text = "".join(json.dumps(row) + "\n" for row in rows)
             (folder / f"attacked.rank-{rank:05d}.jsonl").write_text(text)
     page = experiment.conversations(tmp_path)
-    assert (page.count("(harmful)"), page.count("(benign)")) == (6, 4)
+    assert (page.count("(restricted)"), page.count("(allowed)")) == (6, 4)
     assert page.count("- before: Boil it.") == page.count("- after: I'm sorry.") == 10
     assert page == experiment.conversations(tmp_path)

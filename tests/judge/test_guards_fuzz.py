@@ -18,12 +18,19 @@ CORPUS = [text for _, _, text, *_ in [*READABLE, *UNREADABLE] if len(text) < 500
 PIECES = [
     *("Safe", "safe", "Unsafe", "unsafe", "Safety: ", "Categories: None", "Refusal: No", "yes", "no", "not ", "n/a"),
     *("S1", '{"harm": "safe"}', "```", "```json\n", "\n", ", ", " ", "\x00", "\u2028", "\ufeff", "\u0130", "\r\n"),
+    *("<think>", "</think>", "<think>\n\n</think>", " \n", "\n\n", "unsafe\n"),
 ]
 
 
 def says_safe(guard: str, kind: str, text: str) -> bool:
     """Told without the guard's parser: whether a reader would find nothing but the word that clears the text."""
-    lines = text.strip().split("\n")
+    if "<think>" in text and not text.lstrip().startswith("<think>"):
+        return False
+    *thoughts, text = text.split("</think>")
+    text = text.strip().removeprefix("\ufeff").strip()
+    if len(thoughts) > 1 or "<think>" in text:
+        return False
+    lines = [line for line in text.replace("\r", "").replace(" \n", "\n").split("\n") if line.strip()]
     if guard == "qwen3guard":
         return lines[:2] == ["Safety: Safe", "Categories: None"] and len(lines) == (3 if kind == "response" else 2)
     if guard == "wildguard":
@@ -33,8 +40,7 @@ def says_safe(guard: str, kind: str, text: str) -> bool:
         return lines == ["safe"]
     if guard == "harmbench":
         return text.strip().lower() == "no"
-    bare = text.split("</think>")[-1].strip().removeprefix("\ufeff").strip()
-    bare = bare.removeprefix("```json").removeprefix("```").removesuffix("```")
+    bare = text.removeprefix("```json").removeprefix("```").removesuffix("```")
     return json.loads(bare).get("harm") == "safe" and bare.count('"harm"') == 1
 
 
@@ -78,6 +84,7 @@ def test_10_000_mutilated_texts_are_read_as_what_they_say_or_not_at_all(guard, k
         check(guard, kind, mutated(draw))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("guard", "kind"), KINDS)
 @given(text=st.one_of(st.text(), st.lists(st.sampled_from(PIECES)).map("".join), st.sampled_from(CORPUS).flatmap(
     lambda text: st.tuples(st.text(max_size=3), st.text(max_size=3)).map(lambda ends: ends[0] + text + ends[1])

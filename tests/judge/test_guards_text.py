@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,7 @@ READABLE = [
     ("llamaguard", "prompt", "unsafe\nS1", (Safety.UNSAFE,), ("S1",)),
     ("llamaguard", "response", "unsafe\nS2,S14", (Safety.UNSAFE,), ("S2", "S14")),
     ("llamaguard", "response", "safe", (Safety.SAFE,), ()),
+    ("llamaguard", "prompt", "unsafe", (Safety.UNSAFE,), ()),
     ("harmbench", "response", "Yes", (Safety.UNSAFE,), ()),
     ("harmbench", "response", " no", (Safety.SAFE,), ()),
     ("rubric", "prompt", rubric(harm="controversial"), (Safety.CONTROVERSIAL,), ()),
@@ -71,6 +73,7 @@ READABLE = [
     ("rubric", "intent", '```json\r\n{"intent":\r\n "yes"}\r\n```\r\n', (Answer.YES,), ()),
     ("rubric", "intent", '<think>\nNot {"intent": "no"}.\n</think>\n\n{"intent": "yes"}', (Answer.YES,), ()),
     ("rubric", "intent", 'It asks the same.\n</think>```\n{"intent": "no"}\n```', (Answer.NO,), ()),
+    ("rubric", "intent", '```json \r\n\r\n{"intent": "no"} \r\n``` ', (Answer.NO,), ()),
 ]  # fmt: skip
 
 UNREADABLE = [
@@ -92,13 +95,21 @@ UNREADABLE = [
     ("wildguard", "prompt", "Harmful request: no"),
     ("wildguard", "response", wild("no", "no", "no") + "\nHarmful response: yes"),
     ("llamaguard", "prompt", "safe\nS1"),
-    ("llamaguard", "prompt", "unsafe"),
+    ("llamaguard", "prompt", "safe\nunsafe"),
+    ("llamaguard", "prompt", "unsafe\nsafe"),
+    ("llamaguard", "prompt", "safe unsafe"),
+    ("llamaguard", "prompt", "unsafe S1"),
+    ("llamaguard", "prompt", "unsafe\nS1\nS2"),
     ("llamaguard", "prompt", "unsafe\nS15"),
     ("llamaguard", "prompt", "unsafe\nS1,"),
     ("llamaguard", "prompt", "Safe"),
     ("llamaguard", "prompt", "safe."),
     ("llamaguard", "prompt", "not safe"),
     ("harmbench", "response", "no, it is not"),
+    ("harmbench", "response", "yes\nno"),
+    ("qwen3guard", "prompt", "Safety: Safe\nSafety: Unsafe\nCategories: None"),
+    ("qwen3guard", "response", "Safety: Safe\nCategories: None\nRefusal: No\nRefusal: Yes"),
+    ("wildguard", "response", "Harmful request: no\n" + wild("no", "no", "yes")),
     ("harmbench", "response", "none"),
     ("rubric", "prompt", rubric(harm="safe", refusal="no")),
     ("rubric", "prompt", rubric(harm="Safe")),
@@ -128,6 +139,67 @@ def test_what_is_not_of_the_grammar_is_refused_without_being_repeated(guard, kin
     with pytest.raises(ValueError) as refusal:
         GUARDS[guard].parse(kind, text)
     assert len(text) < 20 or text not in str(refusal.value)
+
+
+VERDICTS = {
+    "qwen3guard": ("prompt", "Safety: Safe\nCategories: None", "Safety: Unsafe\nCategories: Violent"),
+    "wildguard": ("prompt", wild("no", "n/a", "n/a"), wild("yes", "n/a", "n/a")),
+    "llamaguard": ("prompt", "safe", "unsafe\nS1"),
+    "harmbench": ("response", "no", "yes"),
+    "rubric": ("prompt", '{"harm":\n"safe"}', '{"harm":\n"unsafe"}'),
+}
+"""A question, and a text for each of two answers."""
+
+SENT = {
+    "trailing space": "{} ",
+    "a blank at every line's end": "{spaced} ",
+    "CRLF": "{crlf}\r\n",
+    "blank lines": "\n\n{blank}\n\n",
+    "a byte order mark": "\ufeff{}",
+    "an empty think block": "<think>\n\n</think>\n\n{}",
+    "a full think block": "<think>\nFirst it looks {other}, but it is not.\n</think>\n{}",
+    "a think block that the prompt began": "First it looks like this:\n{other}\nbut it is not.\n</think>\n\n{}",
+    "all of it": "\r\n<think>\r\n{other}\r\n</think>\r\n\r\n{crlf} \r\n",
+}
+AMBIGUOUS = {
+    "both": "{}\n{other}",
+    "a verdict that is only in reasoning": "<think>{}</think>",
+    "reasoning without an end": "<think>\n{}",
+    "a verdict before the reasoning": "{other}\n<think>Or not.</think>\n{}",
+    "a verdict before it and none after": "{}\n<think>Or not.</think>",
+    "two ends of reasoning": "<think>Hm.</think>\n{other}\n</think>\n{}",
+    "reasoning after the verdict": "<think></think>{}<think>Or not.",
+    "a word before it": "Verdict: {}",
+}
+
+
+def served(form, text, other):
+    """A guard's text as a server may send it: its slots are the text, in several spellings, and the other one."""
+    spellings = {
+        "{spaced}": text.replace("\n", " \n"),
+        "{crlf}": text.replace("\n", "\r\n"),
+        "{blank}": text.replace("\n", "\n\n"),
+        "{other}": other,
+        "{}": text,
+    }
+    return re.sub(r"\{\w*\}", lambda slot: spellings[slot[0]], form)
+
+
+@pytest.mark.parametrize("guard", VERDICTS)
+@pytest.mark.parametrize("form", SENT)
+def test_a_verdict_is_read_as_servers_send_it(guard, form):
+    kind, *texts = VERDICTS[guard]
+    for text, other in (texts, texts[::-1]):
+        assert opinion(guard, kind, served(SENT[form], text, other)) == opinion(guard, kind, text)
+
+
+@pytest.mark.parametrize("guard", VERDICTS)
+@pytest.mark.parametrize("form", AMBIGUOUS)
+def test_what_could_be_either_is_neither(guard, form):
+    kind, *texts = VERDICTS[guard]
+    for text, other in (texts, texts[::-1]):
+        with pytest.raises(ValueError):
+            GUARDS[guard].parse(kind, served(AMBIGUOUS[form], text, other))
 
 
 ASK = ("prompt_safety", "response_safety", "refusal")
@@ -268,6 +340,7 @@ def test_there_are_as_many_categories_as_the_model_card_names():
 URL = "http://127.0.0.1:1/v1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guard", ["qwen3guard", "wildguard", "llamaguard", "harmbench", "rubric", "ensemble"])
 def test_every_configured_guard_is_built_once_its_server_is_named(guard, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -65,6 +65,7 @@ CROWDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crowd", CROWDS)
 def test_a_million_faults_cost_no_more_than_ten(crowd: str) -> None:
     with serving(create_app(KeywordGuard(), CFG)) as http:

@@ -125,6 +125,7 @@ def loses_neighbours(found: list[dict[str, Any]]) -> None:
         one["id"] = id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "failing", "words"),
     [

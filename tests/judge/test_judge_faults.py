@@ -95,6 +95,7 @@ def rewarded(found: list[Verdict]) -> int:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", TRANSIENT)
 def test_what_goes_by_costs_nothing_but_time(fault: str, server, item) -> None:  # type: ignore[no-untyped-def]
     judge = server(TRANSIENT[fault], TRANSIENT[fault], honest)
@@ -105,6 +106,7 @@ def test_what_goes_by_costs_nothing_but_time(fault: str, server, item) -> None: 
         assert client.stats()["unknown"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", TRANSIENT)
 def test_a_second_replica_does_the_work_of_one_that_fails(fault: str, server, item) -> None:  # type: ignore[no-untyped-def]
     broken, sound = server(TRANSIENT[fault]), server(honest)

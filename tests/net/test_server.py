@@ -59,6 +59,7 @@ def read_all(connection: socket.socket) -> bytes:
     return data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "answer"),
     [
@@ -119,6 +120,7 @@ def test_more_connections_than_allowed_are_told_to_come_again_and_that_is_logged
     assert said == ["3 connections are open, x.max_connections=3: others are told to come again"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ECONNABORTED])
 def test_out_of_descriptors_it_waits_says_so_once_and_goes_on(
     fault: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

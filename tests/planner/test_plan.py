@@ -191,6 +191,26 @@ def test_a_reference_policy_costs_host_memory_and_a_pass() -> None:
     assert 0 < with_one.seconds["logprobs"] < with_one.seconds["update"]
     each_rank = with_one.memory["learning"]["weights"] / 2
     assert with_one.host["reference weights"] == pytest.approx(8 * 2 * each_rank)
+    assert with_one.checkpoint == without.checkpoint
+
+
+def test_a_reference_that_moves_is_in_float32_on_the_host_and_in_checkpoints() -> None:
+    fixed = planned("magic_8b", "grpo.kl_beta=0.1")
+    moving = planned("magic_8b", "grpo.kl_beta=0.1", "grpo.reference_every=10")
+    assert moving.host["reference weights"] == 2 * fixed.host["reference weights"]
+    both = 2 * total_parameters(compose("magic_8b", command="plan").model, 128256)
+    assert moving.checkpoint - fixed.checkpoint == pytest.approx(4 * both, rel=1e-3)
+    written = "checkpoint being written"
+    grows = moving.host[written] / fixed.host[written]
+    assert grows == pytest.approx(moving.checkpoint / fixed.checkpoint)
+    assert moving.seconds["logprobs"] > fixed.seconds["logprobs"]
+    assert moving.memory == fixed.memory
+
+
+def test_an_entropy_bonus_takes_one_more_copy_of_the_logits() -> None:
+    without, with_one = planned("magic_8b"), planned("magic_8b", "grpo.entropy_bonus=0.01")
+    logits = [plan.memory["learning"]["logits"] for plan in (without, with_one)]
+    assert logits[1] == pytest.approx(logits[0] * 28 / 26)
 
 
 def test_attacks_of_a_defender_phase_written_at_once_cost_less_than_step_by_step() -> None:

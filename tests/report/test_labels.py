@@ -55,6 +55,7 @@ def texts_of(value: Any, key: str = "") -> list[str]:
     return [value] if isinstance(value, str) and key not in ("hovertemplate", "texttemplate") else []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MARKUP)
 def test_no_name_in_a_chart_is_markup_to_plotly(run: Path, tmp_path: Path, name: str) -> None:
     folder = tmp_path / re.sub(r"\W", "", name)[:20]

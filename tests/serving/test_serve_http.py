@@ -53,6 +53,7 @@ def test_health_can_be_asked_for_without_a_body_and_no_page_loads_anything(url: 
         assert httpx.get(f"{url}{path}", trust_env=False).status_code == 404
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", BODIES)
 @pytest.mark.parametrize(
     ("headers", "status"),
@@ -64,6 +65,7 @@ def test_a_web_page_cannot_ask(url: str, path: str, headers: dict[str, str], sta
     assert refused.json()["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", BODIES)
 @pytest.mark.parametrize("part", [0.5, 1.0])
 def test_who_leaves_costs_neither_a_traceback_nor_the_work(

@@ -29,6 +29,7 @@ def offset_tokenizer(name: str) -> OffsetTokenizer:
     return OffsetTokenizer(CHATS[name]._tokenizer, CHATS[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHATS)
 @settings(max_examples=150, deadline=None)
 @given(data=BYTES)

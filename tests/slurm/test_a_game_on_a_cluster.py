@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.playing import ROOT, Job, Playground, Process, rows
+from tests.slurm.playing import ROOT, SMALL, Job, Playground, Process, rows
 from tests.training.program import checkpoint_sums, counters, played
 
 pytestmark = [pytest.mark.slurm, pytest.mark.process]
@@ -95,3 +96,38 @@ def test_requeued_out_of_time_and_robbed_of_its_judge_it_equals_the_unbroken_run
     assert played(broken.folder) == played(unbroken.folder)
     assert checkpoint_sums(broken.folder, 8) == checkpoint_sums(unbroken.folder, 8)
     assert counters(broken.folder, 8) == counters(unbroken.folder, 8)
+
+
+def test_two_adapters_on_one_base_play_on_one_node_by_the_70b_configuration_made_small(
+    playground: Playground,
+) -> None:
+    warm = "runs/sft_sandbox_attacker/weights"
+    words = [
+        "-cn", "magic_70b_lora", "model=tiny", "cluster=cpu", "data=sandbox", "judge=rules", "game=robust", *SMALL,
+        "sandbox.folder=runs/sandbox", "model.tokenizer={library: huggingface, type: runs/sandbox/tokenizer}",
+        "model.optim.name=cpu_fused_adam", "generation.trt_llm.enable=false", "generation.batch_size=512",
+        "model.tensor_model_parallel_size=2", "model.encoder_seq_length=48", "model.micro_batch_size=16",
+        "actors.attacker.length_params={max_length: 20, max_prompt_length: 28}",
+        "actors.defender.length_params={max_length: 8, max_prompt_length: 40}",
+        f"actors.attacker.restore_from_path={warm}", f"actors.defender.restore_from_path={warm}",
+        "game.batch_size=8", "game.max_steps=4", "game.schedule.freq=2", "game.early_stop.at_step=null",
+        "game.num_val_samples=8", "game.val_check_interval=4", "game.crossplay.enabled=false",
+    ]  # fmt: skip
+    ones = [":", "--nodes=1", "--ntasks-per-node=1"]
+    script = str(ROOT / "slurm/magic_70b.sh")
+    said = playground.shell("sbatch", "--nodes=1", "--ntasks-per-node=2", *ones, script, *words)
+    job, folder = playground.job(said.split()[-1]), playground.folder / "runs/magic_70b_lora"
+    job.until(lambda: 1 in rows(folder))
+    (judge,), ranks = job.processes("judge"), job.processes("train")
+    assert [rank.node for rank in ranks] == [ranks[0].node] * 2
+    assert judge.node != ranks[0].node
+    assert job.ended() == "COMPLETED", job.said()
+    assert rows(folder) == list(range(5))
+    (state,) = folder.glob("checkpoints/step_000004/state.json")
+    cards = json.loads(state.read_text())["adapters"]
+    assert {role: card["base"] for role, card in cards.items()} == dict.fromkeys(
+        ("attacker", "defender"), str(playground.folder / warm)
+    )
+    weights = [path.stat().st_size for path in (playground.folder / warm).glob("*.distcp")]
+    for snapshot in folder.glob("snapshots/*/*"):
+        assert sum(path.stat().st_size for path in snapshot.glob("*.distcp")) < sum(weights)

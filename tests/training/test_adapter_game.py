@@ -149,6 +149,27 @@ def test_what_a_run_learned_is_exported_as_adapters_and_merged(game: Game, adapt
         assert all(torch.allclose(tensor, found[key], rtol=0, atol=1e-6) for key, tensor in expected.items())
 
 
+@pytest.mark.parametrize(
+    ("name", "words", "adapted"),
+    [
+        ("two_bases", LORA, {"attacker", "defender"}),
+        ("one_whole", [f"actors.defender.{word}" for word in LORA[:2]], {"defender"}),
+        ("self_play", [*LORA, "game.self_play=true", "game.batch_size=16"], {"shared"}),
+    ],
+)
+def test_roles_that_cannot_share_a_base_learn_each_on_its_own(
+    game: Game, name: str, words: list[str], adapted: set[str]
+) -> None:
+    run(*game.quick(name, *words, "trainer.devices=1", "game.max_steps=2", "game.schedule.freq=1"))
+    rows = played(game.folder(name))
+    assert [row["train_optim/grad_norm"] > 0 for row in rows[1:]] == [True, True]
+    state = json.loads((game.folder(name) / "checkpoints" / "step_000002" / "state.json").read_text())
+    assert {policy for policy, card in state["adapters"].items() if card is not None} == adapted
+    for policy in adapted:
+        role = "defender" if policy == "shared" else policy
+        assert state["adapters"][policy]["base"] == str(game.home / role / "weights")
+
+
 def test_adapters_given_as_a_base_are_refused_with_what_to_set(game: Game, adapter_game: Path) -> None:
     own = adapter_game / "snapshots" / "defender" / "start"
     refused = run(*game.words("adapters_base", f"actors.defender.restore_from_path={own}"), status=2)

@@ -61,6 +61,7 @@ def test_a_folder_says_who_owns_it_and_when_it_is_released(tmp_path: Path) -> No
         assert files(tmp_path / "run") == ["owner-0002.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "gone",
     [

@@ -29,9 +29,11 @@ def test_warm_up_learns(home: Path) -> None:
 
 
 def test_warmed_up_weights_are_never_written_over(home: Path) -> None:
+    described = (home / "attacker" / "config.yaml").read_text()
     words = ["sft", "-cn", "sft_sandbox_attacker", f"exp_manager.explicit_log_dir={home / 'attacker'}"]
-    done = run(*words, f"sandbox.folder={home / 'sandbox'}", "trainer.devices=1", status=1)
-    assert "already holds weights" in done.stderr
+    done = run(*words, f"sandbox.folder={home / 'sandbox'}", "trainer.devices=1", status=2)
+    assert f"{home / 'attacker'} already holds the results of a warm-up (weights)" in done.stderr
+    assert (home / "attacker" / "config.yaml").read_text() == described  # four layers, and not the preset's three
 
 
 def test_phases_are_exactly_as_long_as_the_schedule_says(unbroken: Path) -> None:

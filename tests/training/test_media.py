@@ -16,7 +16,7 @@ from nemo_magic.report.media import Table, collect_media
 from nemo_magic.report.records import StepRecord
 from nemo_magic.report.run_folder import RunFolder
 from nemo_magic.tracking.metric_logger import MetricLogger
-from tests.report.made_up_run import analysed, make_run
+from tests.report.made_up_run import make_run
 
 STEPS = 20
 
@@ -117,11 +117,3 @@ def test_attacks_that_cannot_be_analysed_are_said_once_and_cost_nothing_else(
         logger.write_final_report()
     assert capsys.readouterr().out.count("attacks/attacks.json is not written: DataError") == 1
     assert (folder / "report.html").exists()
-
-
-def test_a_new_run_sets_the_analysis_of_the_one_before_aside(tmp_path: Path) -> None:
-    folder = analysed(make_run(tmp_path / "run", steps=3))
-    with MetricLogger(ExpManagerConfig(explicit_log_dir=str(folder), create_tensorboard_logger=False), is_main=True):
-        pass
-    assert not (folder / "attacks").exists()
-    assert (folder / "previous-01" / "attacks" / "attacks.json").exists()

@@ -81,6 +81,7 @@ DAMAGE = st.one_of(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damage=st.lists(DAMAGE, min_size=1, max_size=3), at=st.integers(0, 2), cut=st.booleans())
 def test_a_run_is_resumed_whatever_became_of_lines_of_its_figures(
@@ -185,14 +186,6 @@ def test_a_sink_that_fails_is_said_once_and_used_no_more(
     assert calls == [1]
     assert capsys.readouterr().out.count("ConsoleTable is not written: RuntimeError: terminal gone") == 1
     assert len(read_records(tmp_path / "metrics.jsonl")) == 2
-
-
-def test_a_new_run_sets_the_previous_one_aside_and_loses_nothing(tmp_path: Path) -> None:
-    for _ in range(2):
-        with MetricLogger(config(tmp_path), is_main=True) as logger:
-            logger.record(record(1))
-    assert len(read_records(tmp_path / "metrics.jsonl")) == 1
-    assert len(read_records(tmp_path / "previous-01" / "metrics.jsonl")) == 1
 
 
 def test_samples_hold_the_whole_conversation(tmp_path: Path) -> None:

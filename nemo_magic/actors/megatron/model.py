@@ -20,6 +20,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import init_method_normal
 
 from nemo_magic.actors.errors import ModelError
+from nemo_magic.compat.fused_attention import FusedDotProductAttention
 from nemo_magic.model_config import ModelConfig
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -52,6 +53,7 @@ def build_model(model: ModelConfig, vocabulary: int, precision: str) -> tuple[GP
         rotary_percent=model.rotary_percentage,
         rotary_base=model.rotary_base,
         rope_scaling=model.scale_positional_embedding,
+        rope_scaling_factor=model.rope_scaling_factor,
         seq_len_interpolation_factor=model.seq_len_interpolation_factor,
     )
     for parameter in bare.parameters():
@@ -87,6 +89,7 @@ def transformer_config(model: ModelConfig, precision: str) -> TransformerConfig:
         layernorm_epsilon=model.layernorm_epsilon,
         add_bias_linear=model.bias,
         add_qkv_bias=model.qkv_bias,
+        qk_layernorm=model.qk_layernorm,
         gated_linear_unit=activation.endswith("glu"),
         activation_func=_ACTIVATIONS[activation],
         rotary_interleaved=model.rotary_interleaved,
@@ -108,10 +111,14 @@ def transformer_config(model: ModelConfig, precision: str) -> TransformerConfig:
 
 def _layer(model: ModelConfig) -> ModuleSpec:
     if not model.transformer_engine:
-        return get_gpt_layer_local_spec(normalization=_NORMALIZATIONS[model.normalization])
+        spec = get_gpt_layer_local_spec(
+            qk_layernorm=model.qk_layernorm, normalization=_NORMALIZATIONS[model.normalization]
+        )
+        spec.submodules.self_attention.submodules.core_attention = FusedDotProductAttention
+        return spec
     if importlib.util.find_spec("transformer_engine") is None:
         raise ModelError("model.transformer_engine=true, and transformer_engine is not installed: set it to false")
-    return get_gpt_layer_with_transformer_engine_spec()
+    return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=model.qk_layernorm)
 
 
 def _padded(vocabulary: int, model: ModelConfig) -> int:

@@ -22,6 +22,7 @@ from nemo_magic.actors.adapter_card import AdapterCard
 from nemo_magic.actors.adapters import is_adapter
 from nemo_magic.actors.gpt_actor import GPTActor
 from nemo_magic.actors.tokenizer import ChatTokenizer
+from nemo_magic.compat import nemo_model
 from nemo_magic.compat.lora import adapted_layers, mend_classes, mend_model
 from nemo_magic.game.episode import Role
 from nemo_magic.rl.batch import MicroBatch
@@ -43,6 +44,12 @@ class MagicActor(GPTActor, MegatronGPTActorModel):
         for module in self.get_model_module_list():
             # Microbatches are as wide as their own longest row; pipeline stages tell each other the shapes.
             module.config.variable_seq_lengths = cfg.pipeline_model_parallel_size > 1
+
+    def model_provider_func(self, pre_process: bool, post_process: bool) -> torch.nn.Module:
+        """NeMo's model of one pipeline stage, with what it leaves out."""
+        model: torch.nn.Module = super().model_provider_func(pre_process, post_process)
+        nemo_model.complete(model, self.cfg)
+        return model
 
     def apply_gradients(
         self, optimizer: Any, scheduler: Any, max_norm: float, skip_norm: float | None = None

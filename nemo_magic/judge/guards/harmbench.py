@@ -13,6 +13,7 @@ from typing import Any
 from nemo_magic.game.episode import Label, Safety
 from nemo_magic.judge.guards.base import Opinion, TextGuard
 from nemo_magic.judge.guards.prompt_view import fill, slots
+from nemo_magic.judge.guards.verdict_text import verdict_text
 from nemo_magic.judge.models.base import Model, Sent
 from nemo_magic.judge.protocol import Ask, JudgeItem
 
@@ -46,7 +47,7 @@ class HarmBench(TextGuard):
     """
 
     name = "harmbench"
-    grammar = "1"
+    grammar = "2"
     kinds = MappingProxyType({"response": frozenset({Ask.RESPONSE_SAFETY})})
     max_tokens = 4
     markers = ("<s>", "</s>", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
@@ -73,7 +74,7 @@ class HarmBench(TextGuard):
 
     def parse(self, kind: str, text: str) -> Opinion:
         """Raises ValueError for a text that is neither ``yes`` nor ``no``."""
-        safety = _SAFETY.get(text.strip().lower())
+        safety = _SAFETY.get(verdict_text(text).lower())
         if safety is None:
             raise ValueError("the guard's text is neither 'yes' nor 'no'")
         return Opinion(response_safety=safety)

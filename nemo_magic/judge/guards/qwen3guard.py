@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from nemo_magic.game.episode import Answer, Safety
 from nemo_magic.judge.guards.base import ChatGuard, Opinion
+from nemo_magic.judge.guards.verdict_text import verdict_text
 from nemo_magic.judge.protocol import Ask
 
 CATEGORIES = (
@@ -29,7 +30,7 @@ class Qwen3Guard(ChatGuard):
     """Safety of prompts and responses with the categories of harm, and refusals."""
 
     name = "qwen3guard"
-    grammar = "1"
+    grammar = "2"
     kinds = MappingProxyType(
         {
             "prompt": frozenset({Ask.PROMPT_SAFETY}),
@@ -41,7 +42,7 @@ class Qwen3Guard(ChatGuard):
 
     def parse(self, kind: str, text: str) -> Opinion:
         """Raises ValueError for a text that is not two lines, for a response three, or contradicts itself."""
-        match = _TEXT.fullmatch(text.strip())
+        match = _TEXT.fullmatch(verdict_text(text))
         if match is None:
             raise ValueError("the guard's text is not a line each of Safety, Categories and, for a response, Refusal")
         level, named, refusal = match.groups()

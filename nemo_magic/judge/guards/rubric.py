@@ -15,6 +15,7 @@ from typing import Any
 from nemo_magic.game.episode import Answer, Message, Safety
 from nemo_magic.judge.guards.base import Opinion, TextGuard
 from nemo_magic.judge.guards.prompt_view import fill, slots
+from nemo_magic.judge.guards.verdict_text import verdict_text
 from nemo_magic.judge.models.base import Model, Sent
 from nemo_magic.judge.protocol import Ask, JudgeItem
 
@@ -28,7 +29,7 @@ _SLOTS = {"prompt": {"prompt"}, "response": {"prompt", "response", "conversation
 _NEEDED = {"prompt": {"prompt"}, "response": {"response"}, "intent": {"seed", "prompt"}}
 _HARM = {level.value: level for level in (Safety.SAFE, Safety.CONTROVERSIAL, Safety.UNSAFE)}
 _YES_NO = {answer.value: answer for answer in (Answer.YES, Answer.NO)}
-_FENCED = re.compile(r"```(?:json)?\r?\n(.*)\r?\n```", re.DOTALL)
+_FENCED = re.compile(r"```(?:json)?\n(.*)\n```", re.DOTALL)
 _LONGEST = 2000
 MARKERS = ("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|eot_id|>", "[INST]", "[/INST]", "<start_of_turn>")
 
@@ -66,7 +67,7 @@ class Rubric(TextGuard):
             raise ValueError(f"judge.guard_config.templates is empty; it takes any of: {', '.join(_KINDS)}")
         self.kinds = {kind: frozenset(_KINDS[kind].values()) for kind in _KINDS if kind in templates}
         # A rubric is a guard of its own: its words are part of what it is.
-        self.grammar = "3." + hashlib.sha256(json.dumps(sorted(templates.items())).encode()).hexdigest()[:8]
+        self.grammar = "4." + hashlib.sha256(json.dumps(sorted(templates.items())).encode()).hexdigest()[:8]
         self.max_tokens = max_tokens
         self.markers = tuple(markers)
         self._templates = dict(templates)
@@ -119,9 +120,9 @@ def _words(key: str) -> Mapping[str, Any]:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """The JSON object that ``text`` is, bare or fenced, after a byte order mark and what the model thought aloud
-    (``<think>…</think>``, whose beginning may be part of the prompt). Raises ValueError for anything else."""
-    text = text.rpartition("</think>")[2].strip().removeprefix("\ufeff").strip()
+    """The JSON object that ``text`` is, bare or fenced, after the model's reasoning. Raises ValueError for anything
+    else."""
+    text = verdict_text(text)
     if len(text) > _LONGEST:
         raise ValueError(f"the guard's text is longer than {_LONGEST} characters")
     if (fenced := _FENCED.fullmatch(text)) is not None:

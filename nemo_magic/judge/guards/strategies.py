@@ -59,7 +59,7 @@ class StrategyRubric:
         words = json.dumps(
             [system, template, list(markers), [[one.name, one.family, one.definition] for one in taxonomy]]
         )
-        self.grammar = "1." + hashlib.sha256(words.encode()).hexdigest()[:8]
+        self.grammar = "2." + hashlib.sha256(words.encode()).hexdigest()[:8]
 
     def render(self, seed: str, messages: Sequence[str]) -> tuple[Message, ...]:
         """The chat that asks about an attack of ``messages``. Raises ValueError if a text contains a marker."""

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from nemo_magic.game.episode import Answer, Safety
 from nemo_magic.judge.guards.base import Opinion, TextGuard
 from nemo_magic.judge.guards.prompt_view import fill
+from nemo_magic.judge.guards.verdict_text import verdict_text
 from nemo_magic.judge.models.base import Sent
 from nemo_magic.judge.protocol import Ask, JudgeItem
 
@@ -41,7 +42,7 @@ class WildGuard(TextGuard):
     """Sees the last exchange only: it was trained on single ones."""
 
     name = "wildguard"
-    grammar = "1"
+    grammar = "2"
     kinds = MappingProxyType(
         {
             "prompt": frozenset({Ask.PROMPT_SAFETY}),
@@ -61,7 +62,7 @@ class WildGuard(TextGuard):
 
     def parse(self, kind: str, text: str) -> Opinion:
         """Raises ValueError for a text that is not the guard's three lines, or does not tell of the response."""
-        match = _TEXT.fullmatch(text.strip())
+        match = _TEXT.fullmatch(verdict_text(text))
         if match is None:
             raise ValueError("the guard's text is not its three lines")
         request, refusal, response = (answer.lower() for answer in match.groups())

@@ -1,0 +1,78 @@
+"""A run's folder: what is set aside for a new run, and whose results are never described by another configuration."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nemo_magic.commands.run_folder import describe_run, refuse_results, set_aside
+from nemo_magic.config import ConfigError, MagicConfig
+from nemo_magic.runtime.errors import CheckpointError
+from nemo_magic.training.state import GameState
+
+
+def configured(folder: Path) -> MagicConfig:
+    cfg = MagicConfig()
+    return replace(cfg, exp_manager=replace(cfg.exp_manager, explicit_log_dir=str(folder)))
+
+
+def test_a_new_run_sets_the_previous_one_aside_with_its_configuration(tmp_path: Path) -> None:
+    outputs = {"metrics.jsonl", "checkpoints", "snapshots", "attacks", "cross-play", "config.yaml", "versions.json"}
+    for number in (1, 2):
+        for name in outputs:
+            (tmp_path / name).write_text(f"{name} of run {number}")
+        (tmp_path / "owner-0001.json").touch()
+        assert set_aside(tmp_path) == (aside := tmp_path / f"previous-{number:02d}")
+        assert {path.name for path in aside.iterdir()} == outputs
+        assert all((aside / name).read_text() == f"{name} of run {number}" for name in outputs)
+    assert {path.name for path in tmp_path.iterdir()} == {"owner-0001.json", "previous-01", "previous-02"}
+
+
+def test_a_run_that_was_refused_before_it_wrote_anything_leaves_nothing_to_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    assert set_aside(tmp_path) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.process  # asks git and uname for the versions
+def test_only_a_run_that_begins_sets_aside(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("kept")
+    described = {"metrics.jsonl", "config.yaml", "versions.json"}
+    describe_run(configured(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == described
+    describe_run(configured(tmp_path), begins=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"previous-01", "config.yaml", "versions.json"}
+    assert {path.name for path in (tmp_path / "previous-01").iterdir()} == described
+
+
+@pytest.mark.parametrize("goes_on_with", [None, "train", "evaluate"])
+@pytest.mark.parametrize(
+    ("command", "name", "what"),
+    [
+        ("sft", "weights", "a warm-up"),
+        ("train", "checkpoints", "a game"),
+        ("evaluate", "results.json", "an evaluation"),
+    ],
+)
+def test_results_of_another_command_are_refused(
+    tmp_path: Path, goes_on_with: str | None, command: str, name: str, what: str
+) -> None:
+    (tmp_path / name).mkdir()
+    if goes_on_with == command:
+        refuse_results(configured(tmp_path), goes_on_with)
+        return
+    with pytest.raises(ConfigError, match=rf"already holds the results of {what} \({name}\): choose another name"):
+        refuse_results(configured(tmp_path), goes_on_with)
+
+
+@pytest.mark.process  # NeMo starts one as it is imported
+def test_a_checkpoint_of_another_version_is_named(tmp_path: Path) -> None:
+    checkpoints: Any = SimpleNamespace(restore=lambda path, trainable: {"step": 3})
+    pair: Any = SimpleNamespace(unique={"defender": None})
+    prefetcher: Any = None
+    with pytest.raises(CheckpointError, match=r"state.json has no 'skipped_updates': another version .*--resume never"):
+        GameState.load(tmp_path, checkpoints, pair, prefetcher)
