@@ -28,6 +28,20 @@ LAYOUTS = {
     "tp2": ["trainer.devices=2", "model.tensor_model_parallel_size=2"],
     "pp2": ["trainer.devices=2", "model.pipeline_model_parallel_size=2"],
 }
+ARCHITECTURES = {
+    "gpt": [
+        "model.normalization=layernorm", "model.bias=true", "model.activation=gelu",
+        "model.position_embedding_type=learned_absolute", "model.share_embeddings_and_output_weights=true",
+    ],
+    "qwen3": [
+        "model.qk_layernorm=true", "model.num_query_groups=2", "model.kv_channels=32", "model.rotary_base=1000000",
+        "model.share_embeddings_and_output_weights=true",
+    ],
+    "llama32": [
+        "model.num_query_groups=2", "model.scale_positional_embedding=true", "model.rope_scaling_factor=32",
+        "model.qkv_bias=true", "model.normalization=layernorm1p",
+    ],
+}  # fmt: skip
 LORA = ["model.peft.peft_scheme=lora", "model.peft.lora_tuning.adapter_dim=8", "model.optim.lr=3e-3"]
 OTHER = {"nemo_aligner": "megatron", "megatron": "nemo_aligner"}
 STEPS = 10
@@ -79,20 +93,26 @@ def played(home: Path, request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(scope="module")
 def measured(home: Path) -> Any:
-    """(backend, layout) → what ``tests.current.measure`` found there, of all weights or of adapters on them."""
-    done: dict[tuple[str, str, str | None], dict[str, Any]] = {}
+    """(backend, layout) → what ``tests.current.measure`` found there, of all weights or of adapters on them, or of
+    random weights of another architecture."""
+    done: dict[tuple[str, str, str | None, str | None], dict[str, Any]] = {}
 
-    def found_by(backend: str, layout: str, adapters: str | None = None) -> dict[str, Any]:
-        if (backend, layout, adapters) not in done:
-            out = home / f"measured_{layout}_{backend}_{adapters}.pt"
+    def found_by(
+        backend: str, layout: str, adapters: str | None = None, architecture: str | None = None
+    ) -> dict[str, Any]:
+        key = backend, layout, adapters, architecture
+        if key not in done:
+            out = home / f"measured_{'_'.join(map(str, key))}.pt"
+            start = home / "defender" / "weights" if architecture is None else "null"
             words = [
                 str(out), f"backend={backend}", f"sandbox.folder={home / 'sandbox'}", *SMALL, *LAYOUTS[layout],
-                f"actors.defender.restore_from_path={home / 'defender' / 'weights'}",
+                f"actors.defender.restore_from_path={start}",
+                *([] if architecture is None else ARCHITECTURES[architecture]),
                 *([] if adapters is None else [*LORA, f"model.peft.restore_from_path={home / adapters / 'weights'}"]),
             ]  # fmt: skip
             lanes.run_ranks(backend, "tests.current.measure", words, 1 if layout == "tp1" else 2)
-            done[backend, layout, adapters] = torch.load(out)
-        return done[backend, layout, adapters]
+            done[key] = torch.load(out)
+        return done[key]
 
     return found_by
 
@@ -186,6 +206,15 @@ def test_a_gradient_that_is_too_long_is_not_used(measured: Any, layout: str) -> 
     made, norm, skipped = measured("megatron", layout)["skipped"]
     assert (made, skipped) == (False, 1)
     assert math.isfinite(norm)
+
+
+@pytest.mark.parametrize("layout", ["tp2", "pp2"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_other_architectures_begin_and_learn_alike(measured: Any, architecture: str, layout: str) -> None:
+    one, other = (measured(backend, layout, architecture=architecture) for backend in BACKENDS)
+    for key in ("before", "after", "reference"):
+        assert (flat(one[key]) - flat(other[key])).abs().max() < 1e-5
+    assert [ids for ids, _ in one["completions"]] == [ids for ids, _ in other["completions"]]
 
 
 @pytest.mark.parametrize("layout", ["tp1", "tp2"])
