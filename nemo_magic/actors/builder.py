@@ -33,7 +33,9 @@ def prepare_process(backend: str, accelerator: str, with_trtllm: bool) -> None:
         BackendError: its packages, or TensorRT-LLM where it is asked for, are not in this environment, or
             ``accelerator`` is cpu on a machine that has CUDA.
     """
-    _require(backend)
+    require_megatron_core(backend)
+    if backend == NEMO_ALIGNER and _version("nemo-aligner") is None:
+        raise BackendError(f"backend={backend} needs NeMo-Aligner, which is not installed (docs/backends.md)")
     if accelerator == "cpu":
         from nemo_magic.compat import cpu
 
@@ -111,7 +113,8 @@ def build_generator(
     return NativeGenerator(config)
 
 
-def _require(backend: str) -> None:
+def require_megatron_core(backend: str) -> None:
+    """Raises BackendError where this environment has none, or the other backend's."""
     other = MEGATRON if backend == NEMO_ALIGNER else NEMO_ALIGNER
     wanted, installed = MEGATRON_CORE[backend], _version("megatron-core")
     if installed is None or installed[:2] != wanted:
@@ -121,8 +124,6 @@ def _require(backend: str) -> None:
             f"backend={backend} needs megatron-core {'.'.join(map(str, wanted))}, and this environment has {has}: "
             f"install its environment (docs/backends.md){instead}"
         )
-    if backend == NEMO_ALIGNER and _version("nemo-aligner") is None:
-        raise BackendError(f"backend={backend} needs NeMo-Aligner, which is not installed (docs/backends.md)")
 
 
 def _version(package: str) -> tuple[int, ...] | None:

@@ -172,6 +172,11 @@ def test_a_backend_whose_packages_are_elsewhere_is_refused_by_name(home: Path, t
     assert f"or take backend={OTHER[backend]}" in said
 
 
+def test_a_plan_is_refused_where_its_megatron_is_not() -> None:
+    said = lanes.run("megatron", "plan", "-cn", "magic_8b", status=2)
+    assert "a plan asks the Megatron-core of backend=nemo_aligner for the shapes" in said
+
+
 # --- the same numbers
 
 
