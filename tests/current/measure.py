@@ -17,7 +17,7 @@ LENGTHS = ((7, 5), (3, 9), (12, 4), (5, 1), (9, 9), (4, 2))
 
 
 def main(out: Path, overrides: list[str]) -> None:
-    cfg = compose("magic_sandbox", ["actors.attacker.restore_from_path=null", *overrides])
+    cfg = compose("magic_sandbox", overrides)
     prepare_process(cfg.backend, "cpu", with_trtllm=False)
     from nemo_magic.actors.distributed import World, destroy
     from nemo_magic.actors.generation import NativeGenerator

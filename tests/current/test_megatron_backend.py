@@ -106,7 +106,7 @@ def measured(home: Path) -> Any:
             start = home / "defender" / "weights" if architecture is None else "null"
             words = [
                 str(out), f"backend={backend}", f"sandbox.folder={home / 'sandbox'}", *SMALL, *LAYOUTS[layout],
-                f"actors.defender.restore_from_path={start}",
+                *(f"actors.{role}.restore_from_path={start}" for role in ("attacker", "defender")),
                 *([] if architecture is None else ARCHITECTURES[architecture]),
                 *([] if adapters is None else [*LORA, f"model.peft.restore_from_path={home / adapters / 'weights'}"]),
             ]  # fmt: skip

@@ -76,6 +76,7 @@ def transformer_config(model: ModelConfig, precision: str) -> TransformerConfig:
         pipeline_model_parallel_size=model.pipeline_model_parallel_size,
         # Microbatches are as wide as their own longest row; pipeline stages tell each other the shapes.
         variable_seq_lengths=model.pipeline_model_parallel_size > 1,
+        moe_token_dispatcher_type="alltoall",  # the default one refuses that, also where there are no experts
         deallocate_pipeline_outputs=True,
         params_dtype=dtype,
         pipeline_dtype=dtype,
