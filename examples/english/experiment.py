@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,6 +72,8 @@ def main(words: Sequence[str]) -> None:
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         write_durably(RESULTS, json.dumps(collect(args.into, games), indent=1) + "\n")
         write_durably(CONVERSATIONS, conversations(args.into / "full"))
+        for game in games:
+            shutil.copyfile(game.folder(args.into) / "game.png", RESULTS.with_name(f"{game.name}.png"))
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
     print(yardstick(results))
