@@ -8,7 +8,7 @@ import torch
 from megatron.core import parallel_state
 
 
-def next_token_entropy(logits: torch.Tensor, temperature: float, at_once: int = 512) -> torch.Tensor:
+def next_token_entropy(logits: torch.Tensor, temperature: float, at_once: int = 128) -> torch.Tensor:
     """[b, S] entropies in nats of vocabulary-parallel ``logits`` [b, S, V / TP] divided by ``temperature``.
 
     About ``at_once`` tokens at a time, since several copies of their logits are made. All tensor-parallel ranks take

@@ -46,7 +46,33 @@ def main(_: list[str]) -> None:
         found[name] = sorted(seen.names)
         gradients.append(x.grad)
     found["equal"] = torch.allclose(*gradients)
+    found["off"] = _switched_off()
     print(json.dumps(found))
+
+
+def _switched_off() -> dict[str, bool]:
+    """Whether an adapter of a model that is a list is off in NeMo-Aligner's context, in ours, and after it."""
+    from nemo_aligner.utils.utils import adapter_control
+
+    from nemo_magic.actors.adapters import using_adapters
+
+    class Layer(torch.nn.Module, importlib.import_module(lora._MIXINS).MCoreAdapterModuleMixin):  # type: ignore[misc]
+        off = False
+
+        def is_adapter_available(self) -> bool:
+            return True
+
+        def set_enabled_adapters(self, name: str | None = None, enabled: bool = True) -> None:
+            self.off = not enabled
+
+    layer, actor = Layer(), torch.nn.Module()
+    actor.model = [layer]
+    actor.get_model_module_list = lambda: [layer]
+    with adapter_control(actor):
+        found = {"theirs": layer.off}
+    with using_adapters(actor, None):  # type: ignore[arg-type]
+        found["ours"] = layer.off
+    return found | {"after": layer.off}
 
 
 if __name__ == "__main__":

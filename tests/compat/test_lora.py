@@ -25,6 +25,10 @@ def test_megatrons_module_for_transformer_engine_cannot_be_imported_without_it_a
     assert found["adapters"]
 
 
+def test_adapters_of_a_model_that_is_a_list_can_be_switched_off_and_nemo_aligner_leaves_them_on(found: Any) -> None:
+    assert found["off"] == {"theirs": False, "ours": True, "after": False}
+
+
 def test_the_backward_pass_of_a_frozen_layer_is_one_product_and_was_one_a_row(found: Any) -> None:
     assert (found["mended"], found["unmended"]) == (["mm"], ["bmm"])
     assert found["equal"]
