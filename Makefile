@@ -7,6 +7,7 @@
 # make test-fast    the quick tests that start no process, in under a minute on two quiet cores
 # make test-system  the tests in a real Slurm and a real Chromium, installed if missing (as root, on Debian)
 # make test-engines   vLLM on this CPU behind the judge, in a role and evaluated; builds .venv-engines (2 GB); MODEL=FOLDER picks weights
+# make test-current  Megatron-core 0.16 without NeMo, beside the default backend; builds .venv-current (2 GB)
 # make test-published the real files of benchmarks that ship in registry packages, by count and column; human labels (40 MB)
 # make lint    style, types, dependency direction
 #
@@ -17,7 +18,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: train english turns experiments ablations test test-fast test-system test-engines test-published lint venv lock clean help
+.PHONY: train english turns experiments ablations test test-fast test-system test-engines test-published test-current lint venv venv-current lock clean help
 
 PYTHON ?= python3.11
 TORCH_INDEX ?=
@@ -31,6 +32,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 ENGINES := .venv-engines
+CURRENT := .venv-current
 PUBLISHED := .published
 # A Hugging Face folder for make test-engines; without it, a tiny random model.
 MODEL ?=
@@ -46,6 +48,7 @@ TORCH := torch==2.13.0
 # What vLLM's CPU build calls itself.
 VLLM := 0.32.0+cpu
 # Installed without dependencies: their metadata requires CUDA builds and many packages that are never imported.
+CORE := megatron-core==0.16.1
 NEMO := nemo-aligner==0.7.0 nemo-toolkit==2.1.0 megatron-core==0.10.0
 
 # One thread per rank: with more, ranks compete for the cores and everything becomes 25 times slower.
@@ -83,16 +86,19 @@ ablations: $(WARM)
 	$(BIN)/python benchmarks/experiments.py --arms $(PRESETS) --seeds 1 --out runs/experiments/ablations.json
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not system and not engines and not published" --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not system and not engines and not published and not current" --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m "not process and not slow and not system and not engines and not published" --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not process and not slow and not system and not engines and not published and not current" --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-system: $(STAMP)
 	$(BIN)/python -m pytest -m system $(PYTEST_ARGS)
 
 test-engines: $(STAMP) $(ENGINES)/.complete
 	$(if $(MODEL),NEMO_MAGIC_ENGINES_MODEL=$(MODEL)) $(BIN)/python -m pytest -m engines tests/engines $(PYTEST_ARGS)
+
+test-current: $(STAMP) $(CURRENT)/.complete
+	$(BIN)/python -m pytest -m current tests/current $(PYTEST_ARGS)
 
 test-published: $(STAMP) $(PUBLISHED)/.complete
 	$(BIN)/python -m pytest -m published tests/published $(PYTEST_ARGS)
@@ -105,6 +111,8 @@ lint: $(STAMP)
 	$(BIN)/shellcheck --external-sources slurm/*.sh
 
 venv: $(STAMP)
+
+venv-current: $(CURRENT)/.complete
 
 $(STAMP): Makefile pyproject.toml setup.py requirements/cpu.txt requirements/hashes.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
@@ -129,6 +137,17 @@ $(ENGINES)/.complete: requirements/engines.txt
 		sed -i 's/^Name: .*/Name: vllm/; s/^Version: .*/Version: $(VLLM)/' vllm-$(VLLM).dist-info/METADATA
 	@touch $@
 
+# Two versions of Megatron-core cannot share an environment.
+$(CURRENT)/.complete: Makefile pyproject.toml setup.py requirements/current.txt
+	@echo "Building $(CURRENT): about two minutes and 2 GB, once."
+	$(PYTHON) -m venv --clear $(CURRENT)
+	$(CURRENT)/bin/python -m pip --disable-pip-version-check --no-input install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(CURRENT)/bin/python -m pip --disable-pip-version-check --no-input install --quiet --no-deps $(CORE)
+	$(CURRENT)/bin/python -m pip --disable-pip-version-check --no-input install --quiet --no-deps --require-hashes -r requirements/current.txt
+	$(CURRENT)/bin/python -m pip --disable-pip-version-check --no-input install --quiet --no-deps --no-build-isolation -e .
+	@$(CURRENT)/bin/python -c 'import torch, megatron.core, nemo_magic'
+	@touch $@
+
 # Wheels that are opened by the tests, and never installed.
 $(PUBLISHED)/.complete: requirements/published.txt | $(STAMP)
 	rm -rf $(PUBLISHED)
@@ -151,10 +170,11 @@ lock:
 	mv $(VENV)-lock/new-dev.txt requirements/dev.txt
 	$(VENV)-lock/bin/python requirements/hashes.py
 	$(VENV)-lock/bin/python requirements/hashes.py engines
+	$(VENV)-lock/bin/python requirements/hashes.py current
 	rm -rf $(VENV)-lock
 
 clean:
-	rm -rf $(VENV) $(VENV)-lock $(VENV)-peers $(ENGINES) $(PUBLISHED) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-lock $(VENV)-peers $(ENGINES) $(PUBLISHED) $(CURRENT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile

@@ -30,7 +30,7 @@ from figures import report, settle, table
 from sides import Side, compare, spread
 
 if TYPE_CHECKING:
-    from nemo_magic.actors.actor import MagicActor
+    from nemo_magic.actors.nemo_aligner.actor import MagicActor
     from nemo_magic.config import MagicConfig
 
 Prompts = list[tuple[int, ...]]

@@ -66,7 +66,8 @@ class CheckedConfig:
             value = getattr(self, name)
             if (value is None and nullable) or _allows(rule, value):
                 continue
-            raise ValueError(f"{self.KEY}.{name}={value!r} must be {_text(rule)}{', or null' if nullable else ''}")
+            key = f"{self.KEY}.{name}" if self.KEY else name
+            raise ValueError(f"{key}={value!r} must be {_text(rule)}{', or null' if nullable else ''}")
 
 
 Rule = Ge | Gt | Interval | OneOf

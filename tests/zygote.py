@@ -265,9 +265,9 @@ def _import_everything() -> None:
     for name in (
         "nemo_magic.cli", "nemo_magic.training.coevolution", "nemo_magic.training.sft", "nemo_magic.league.cross_play",
         "nemo_magic.evaluation.runner", "nemo_magic.rollout.local_policies", "nemo_magic.serving.server",
-        "nemo_magic.actors.builder", "nemo_magic.judge.server", "nemo_magic.judge.local", "nemo_magic.launcher",
-        "nemo_magic.report.page", "nemo_magic.report.evaluation_page", "torch.utils.tensorboard", "httpcore",
-        "multiprocessing.managers", "multiprocessing.popen_spawn_posix",
+        "nemo_magic.actors.nemo_aligner.builder", "nemo_magic.judge.server", "nemo_magic.judge.local",
+        "nemo_magic.launcher", "nemo_magic.report.page", "nemo_magic.report.evaluation_page", "torch.utils.tensorboard",
+        "httpcore", "multiprocessing.managers", "multiprocessing.popen_spawn_posix",
     ):  # fmt: skip
         importlib.import_module(name)
 

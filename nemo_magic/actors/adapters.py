@@ -1,4 +1,4 @@
-"""A role that is LoRA adapters on frozen weights: NeMo's own adapters, as ``model.peft`` configures them.
+"""A role that is LoRA adapters on frozen weights, as ``model.peft`` configures them.
 
 Learning changes the adapters and nothing else. So what is saved, kept as a snapshot, or swapped is the adapters, and
 two roles can stand on one base in memory (``share_base``).
@@ -8,33 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from nemo.collections.nlp.parts.peft_config import LoraPEFTConfig
 
-from nemo_magic.actors.adapter_card import AdapterCard
-from nemo_magic.compat.lora import adapted_layers, mend_classes, mend_model
+from nemo_magic.actors.adapter_card import AdapterCard, base_digest
+from nemo_magic.actors.distributed import World
 
 if TYPE_CHECKING:
-    from nemo_magic.actors.actor import MagicActor
+    from nemo_magic.actors.protocol import Actor
+    from nemo_magic.model_config import ModelConfig
 
 _MARK = ".adapter_layer."
 
 
-def add_adapters(actor: MagicActor, card: AdapterCard) -> None:
-    """Freeze the weights of ``actor`` and add adapters, which begin as nothing. Before its optimizer is made.
-
-    ``card``: the base that these weights are, and the adapters' shape.
-    """
-    mend_classes()
-    # NeMo-Aligner's init_peft would also set setup_complete, and then NeMo gives no sharded state any more.
-    actor.add_adapter(LoraPEFTConfig(actor.cfg))
-    mend_model(actor.get_model_module_list())
-    actor.card = card
+def card_of_base(path: str, model: ModelConfig) -> AdapterCard:
+    """Of adapters on the weights at ``path``, which rank 0 reads. All ranks take part."""
+    world = World.current()
+    digest = world.broadcast_from_main(base_digest(Path(path)) if world.is_main else "")
+    return AdapterCard.of(str(Path(path).absolute()), digest, model.peft.lora_tuning)
 
 
-def share_base(actor: MagicActor, other: MagicActor) -> None:
+def share_base(actor: Actor, other: Actor) -> None:
     """Let ``actor``, which has no adapters yet, stand on the weights of ``other``; its own are freed.
 
     Both have to be of one architecture and layout.
@@ -50,24 +46,24 @@ def is_adapter(name: str) -> bool:
     return _MARK in name and not name.endswith("_extra_state")
 
 
-def adapter_parameters(actor: MagicActor) -> dict[str, torch.nn.Parameter]:
+def adapter_parameters(actor: Actor) -> dict[str, torch.nn.Parameter]:
     """Name → this rank's shard, of all adapters."""
     return {name: parameter for name, parameter in _named_parameters(actor) if is_adapter(name)}
 
 
-def copy_adapters(actor: MagicActor) -> dict[str, torch.Tensor]:
+def copy_adapters(actor: Actor) -> dict[str, torch.Tensor]:
     """The adapters as they are, on the device where they are."""
     return {name: parameter.detach().clone() for name, parameter in adapter_parameters(actor).items()}
 
 
 @torch.no_grad()
-def put_adapters(actor: MagicActor, state: Mapping[str, torch.Tensor]) -> None:
+def put_adapters(actor: Actor, state: Mapping[str, torch.Tensor]) -> None:
     """Let the adapters be what ``copy_adapters`` gave."""
     for name, parameter in adapter_parameters(actor).items():
         parameter.copy_(state[name])
 
 
-def is_base(actor: MagicActor) -> bool:
+def is_base(actor: Actor) -> bool:
     """Whether the adapters add nothing: every ``B`` is zero, on all ranks. All ranks take part."""
     differing = [
         parameter.any() for name, parameter in adapter_parameters(actor).items() if name.endswith("linear_out.weight")
@@ -78,10 +74,10 @@ def is_base(actor: MagicActor) -> bool:
 
 
 @contextmanager
-def using_adapters(actor: MagicActor, state: Mapping[str, torch.Tensor] | None) -> Iterator[None]:
+def using_adapters(actor: Actor, state: Mapping[str, torch.Tensor] | None) -> Iterator[None]:
     """Within the context the adapters are those of ``state``, or do nothing; afterwards they are as before."""
     if state is None:
-        with _disabled(actor):
+        with actor.without_adapters():
             yield
         return
     own = copy_adapters(actor)
@@ -92,20 +88,6 @@ def using_adapters(actor: MagicActor, state: Mapping[str, torch.Tensor] | None) 
         put_adapters(actor, own)
 
 
-@contextmanager
-def _disabled(actor: MagicActor) -> Iterator[None]:
-    """NeMo-Aligner's ``adapter_control`` looks for adapters in the actor itself, and finds none where its model is a
-    list, as under ``mcore_distributed_optim``."""
-    layers = [layer for module in actor.get_model_module_list() for layer in adapted_layers(module)]
-    for layer in layers:
-        layer.set_enabled_adapters(enabled=False)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.set_enabled_adapters(enabled=True)
-
-
-def _named_parameters(actor: MagicActor) -> Iterator[tuple[str, Any]]:
+def _named_parameters(actor: Actor) -> Iterator[tuple[str, Any]]:
     for module in actor.get_model_module_list():
         yield from module.named_parameters()

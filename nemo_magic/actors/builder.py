@@ -1,40 +1,64 @@
-"""Builds a role's policy in the present world: process groups, model, tokenizer and optimizer from config.
+"""The factory: the one place that knows every backend. It imports the one that is asked for, and no other.
 
-This is the one module of ours that touches the global state of NeMo, Lightning and Megatron.
+The two need different versions of Megatron-core, so an environment has one of them (docs/backends.md).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import logging as std_logging
-import warnings
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
-import torch
-from nemo.collections.nlp.parts.megatron_trainer_builder import MegatronTrainerBuilder
-from nemo.utils import logging as nemo_logging
-from nemo_aligner.utils.train_script_utils import (
-    extract_optimizer_scheduler_from_ptl_model,
-    init_distributed,
-    init_using_ptl,
-)
-from omegaconf import DictConfig, OmegaConf
-
-from nemo_magic.actors import reference
-from nemo_magic.actors.actor import MagicActor
-from nemo_magic.actors.adapter_card import AdapterCard, base_digest
-from nemo_magic.actors.adapters import add_adapters, share_base
-from nemo_magic.actors.distributed import World
-from nemo_magic.actors.errors import ModelError
-from nemo_magic.actors.trainable import TrainablePolicy
-from nemo_magic.actors.weights import load_weights
-from nemo_magic.game.episode import Role
+from nemo_magic.actors.errors import BackendError
 
 if TYPE_CHECKING:
-    from nemo_magic.actors.config import ActorConfig
+    from nemo_magic.actors.config import ActorConfig, GenerationConfig
+    from nemo_magic.actors.generation import Generator
+    from nemo_magic.actors.protocol import Actor
+    from nemo_magic.actors.trainable import TrainablePolicy
     from nemo_magic.config.schema import TrainerConfig
+    from nemo_magic.game.episode import Role
     from nemo_magic.model_config import ModelConfig
+
+NEMO_ALIGNER, MEGATRON = "nemo_aligner", "megatron"
+MEGATRON_CORE = {NEMO_ALIGNER: (0, 10), MEGATRON: (0, 16)}
+"""The version of Megatron-core that a backend is written for."""
+
+
+def prepare_process(backend: str, accelerator: str, with_trtllm: bool) -> None:
+    """What has to hold before the backend is imported; a second call changes nothing.
+
+    Raises:
+        BackendError: its packages, or TensorRT-LLM where it is asked for, are not in this environment, or
+            ``accelerator`` is cpu on a machine that has CUDA.
+    """
+    require_megatron_core(backend)
+    if backend == NEMO_ALIGNER and _version("nemo-aligner") is None:
+        raise BackendError(f"backend={backend} needs NeMo-Aligner, which is not installed (docs/backends.md)")
+    if accelerator == "cpu":
+        from nemo_magic.compat import cpu
+
+        try:
+            cpu.install(with_nemo=backend == NEMO_ALIGNER)
+        except cpu.CudaAvailableError as error:
+            raise BackendError(str(error)) from error
+    if backend == MEGATRON:
+        from nemo_magic.compat import megatron
+
+        megatron.mend()
+    elif accelerator != "cpu":
+        from nemo_magic.compat import trtllm
+
+        try:
+            trtllm.prepare(enabled=with_trtllm)
+        except trtllm.TensorRTLLMMissingError as error:
+            raise BackendError(str(error)) from error
+
+
+def import_backend(backend: str) -> None:
+    """Import all of it, for processes that will be forked."""
+    import_module(f"nemo_magic.actors.{backend}.builder")
 
 
 def build_policy(
@@ -44,9 +68,10 @@ def build_policy(
     trainer: TrainerConfig,
     seed: int,
     *,
+    backend: str = NEMO_ALIGNER,
     keep_reference: bool = False,
     moves_reference: bool = False,
-    base: MagicActor | None = None,
+    base: Actor | None = None,
 ) -> TrainablePolicy:
     """Build one role's actor in the present world, starting the process group if nobody has.
 
@@ -61,109 +86,48 @@ def build_policy(
         ModelError: the tokenizer has not the ``vocab_size`` that the model is said to have, the weights ask for more
             than weights, or the adapters to begin with are of another base or shape.
     """
-    _quieten()
-    cfg = _nemo_config(role, model, actor, trainer, seed)
-    lightning = MegatronTrainerBuilder(cfg).create_trainer()
-    path = actor.restore_from_path
-    if path and path.endswith(".nemo") and not Path(path).exists():
-        raise FileNotFoundError(f"actors.{role}.restore_from_path={path}: no such file")
-    built = MagicActor(cfg.model, lightning)
-    if model.vocab_size not in (None, built.tokenizer.vocab_size):
-        raise ModelError(
-            f"the {role}'s tokenizer ({model.tokenizer.type}) has {built.tokenizer.vocab_size} ids, and "
-            f"model.vocab_size={model.vocab_size}: they belong to different models; set model.vocab_size=null if not"
+    if backend == MEGATRON:
+        from nemo_magic.actors.megatron import builder as megatron
+
+        return megatron.build_policy(role, model, actor, trainer, seed, keep_reference, moves_reference, base)
+    from nemo_magic.actors.nemo_aligner import builder as nemo_aligner
+
+    return nemo_aligner.build_policy(role, model, actor, trainer, seed, keep_reference, moves_reference, base)
+
+
+def build_generator(
+    config: GenerationConfig, actors: Mapping[Role, Actor], options: Mapping[Role, ActorConfig]
+) -> Generator:
+    """What the models of this world generate with. Close it when nothing is generated any more.
+
+    A TensorRT-LLM engine is built for the longest prompt and response of any role.
+    """
+    if config.trt_llm.enable:
+        from nemo_magic.actors.trtllm import TRTLLMGenerator
+
+        limits = {role: options[role].length_params for role in actors}
+        longest = max(limits[role].prompt_room(actor.cfg.encoder_seq_length) for role, actor in actors.items())
+        return TRTLLMGenerator(config, longest, max(limit.max_length for limit in limits.values()))
+    from nemo_magic.actors.generation import NativeGenerator
+
+    return NativeGenerator(config)
+
+
+def require_megatron_core(backend: str) -> None:
+    """Raises BackendError where this environment has none, or the other backend's."""
+    other = MEGATRON if backend == NEMO_ALIGNER else NEMO_ALIGNER
+    wanted, installed = MEGATRON_CORE[backend], _version("megatron-core")
+    if installed is None or installed[:2] != wanted:
+        has = "no megatron-core" if installed is None else f"megatron-core {'.'.join(map(str, installed))}"
+        instead = f", or take backend={other}" if installed and installed[:2] == MEGATRON_CORE[other] else ""
+        raise BackendError(
+            f"backend={backend} needs megatron-core {'.'.join(map(str, wanted))}, and this environment has {has}: "
+            f"install its environment (docs/backends.md){instead}"
         )
-    init_distributed(lightning, built, model.transformer_engine)
-    if base is not None:
-        share_base(built, base)
-    elif path:
-        load_weights(built, path)
-    if model.peft.is_lora:
-        assert path is not None
-        add_adapters(built, _card(path, model))
-        if model.peft.restore_from_path is not None:
-            load_weights(built, model.peft.restore_from_path)
-    # Lightning sizes its hooks by a dataloader; the loop brings its own batches.
-    rows: Any = list(range(cfg.model.global_batch_size))
-    init_using_ptl(lightning, built, torch.utils.data.DataLoader(rows, batch_size=len(rows)), rows)
-    if keep_reference:
-        reference.keep_reference(built, moves_reference)
-    optimizer, scheduler = extract_optimizer_scheduler_from_ptl_model(built)
-    return TrainablePolicy(
-        role, built, optimizer, scheduler, trainer.gradient_clip_val, moves_reference=moves_reference
-    )
 
 
-def _card(path: str, model: ModelConfig) -> AdapterCard:
-    """Of adapters on the weights at ``path``, which rank 0 reads."""
-    digest = World.current().broadcast_from_main(base_digest(Path(path)) if torch.distributed.get_rank() == 0 else "")
-    return AdapterCard.of(str(Path(path).absolute()), digest, model.peft.lora_tuning)
-
-
-def _quieten() -> None:
-    """NeMo and Lightning warn about each of dozens of optional packages; errors still show."""
-    warnings.filterwarnings("ignore", module=r"(nemo|megatron|lightning|torch|nemo_aligner|apex|pydantic)(\..*)?")
-    nemo_logging.setLevel(nemo_logging.ERROR)
-    for name in ("lightning.pytorch", "lightning.fabric", "megatron.core", "torch.distributed", "nv_one_logger"):
-        std_logging.getLogger(name).setLevel(std_logging.ERROR)
-
-
-def _nemo_config(role: Role, model: ModelConfig, actor: ActorConfig, trainer: TrainerConfig, seed: int) -> DictConfig:
-    """NeMo's untyped configuration from our typed one: the keys its classes read, under the names they read."""
-    world_size = trainer.num_nodes * trainer.devices
-    tp, pp = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
-    keys, lora = dataclasses.asdict(model), model.peft.lora_tuning
-    keys["optim"] = {k: v for k, v in keys["optim"].items() if v is not None}
-    # NeMo pads the vocabulary to a multiple of this times TP; ours names the multiple itself, equal at every TP.
-    keys["make_vocab_size_divisible_by"] = model.make_vocab_size_divisible_by // tp
-    keys |= {
-        "mcore_gpt": True,
-        "seed": seed,
-        "precision": trainer.precision,
-        "gradient_as_bucket_view": True,
-        "pre_process": True,
-        "post_process": True,
-        # The microbatch calculator wants a product; MagicActor passes its own number of microbatches to the schedule.
-        "global_batch_size": model.micro_batch_size * (world_size // (tp * pp)),
-        "data": {
-            "data_impl": "jsonl",
-            "data_prefix": None,
-            "splits_string": None,
-            "seq_length": model.encoder_seq_length,
-        },
-        "peft": {
-            "peft_scheme": model.peft.peft_scheme,
-            "restore_from_path": None,  # NeMo's own format of adapters
-            "lora_tuning": dataclasses.asdict(lora) | {"target_modules": lora.targets},
-        },
-        "ppo": {
-            "length_params": dataclasses.asdict(actor.length_params),
-            "sampling_params": dataclasses.asdict(actor.sampling_params),
-            "offload_adam_states": False,
-            "entropy_bonus": 0.0,
-            "ratio_eps": 0.2,
-            "forward_micro_batch_size": model.micro_batch_size,
-            "trt_llm": {"enable": False},
-        },
-        "magic": {
-            "role": role.value,
-            "temperature": actor.sampling_params.temperature,
-            "trust_weights": actor.trust_weights,
-        },
-    }
-    lightning = {
-        "num_nodes": trainer.num_nodes,
-        "devices": trainer.devices,
-        "accelerator": trainer.accelerator,
-        "precision": trainer.precision,
-        "gradient_clip_val": trainer.gradient_clip_val,
-        "logger": False,
-        "enable_checkpointing": False,
-        "use_distributed_sampler": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "max_epochs": 1,
-        "max_steps": -1,
-    }
-    exp_manager = {"log_tflops_per_sec_per_gpu": False}
-    return OmegaConf.create({"model": keys, "trainer": lightning, "exp_manager": exp_manager})
+def _version(package: str) -> tuple[int, ...] | None:
+    try:
+        return tuple(int(part) for part in version(package).split(".") if part.isdigit())
+    except PackageNotFoundError:
+        return None

@@ -10,11 +10,11 @@ import torch
 from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 
 if TYPE_CHECKING:
-    from nemo_magic.actors.actor import MagicActor
+    from nemo_magic.actors.protocol import Actor
 
 
 @contextmanager
-def cached_rotary(actor: MagicActor) -> Iterator[None]:
+def cached_rotary(actor: Actor) -> Iterator[None]:
     """Let attention keep keys that are rotated already.
 
     Megatron keeps them as they were projected and rotates the whole cache in every layer at every token; here queries
@@ -23,7 +23,8 @@ def cached_rotary(actor: MagicActor) -> Iterator[None]:
     embedding: list[torch.Tensor] = []
 
     def intercept(_: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
-        offset = kwargs["inference_params"].sequence_len_offset
+        cache = kwargs.get("inference_context") or kwargs["inference_params"]  # Megatron-core 0.16, 0.10
+        offset = cache.sequence_len_offset
         embedding[:] = [kwargs["rotary_pos_emb"][offset:]]
         return args, {**kwargs, "rotary_pos_emb": None}
 

@@ -95,6 +95,24 @@ class World:
         torch.distributed.barrier()
 
 
+def broadcast_from_last_stage(tensor: torch.Tensor | None) -> torch.Tensor:
+    """What the last pipeline stage has, of any shape, on all stages."""
+    if parallel_state.get_pipeline_model_parallel_world_size() == 1:
+        assert tensor is not None
+        return tensor
+    source, group = (
+        parallel_state.get_pipeline_model_parallel_last_rank(),
+        parallel_state.get_pipeline_model_parallel_group(),
+    )
+    about: list[Any] = [None if tensor is None else (tensor.dtype, tensor.shape)]
+    torch.distributed.broadcast_object_list(about, source, group)
+    if tensor is None:
+        dtype, shape = about[0]
+        tensor = torch.empty(shape, dtype=dtype, device=torch.cuda.current_device())
+    torch.distributed.broadcast(tensor, source, group)
+    return tensor
+
+
 def destroy() -> None:
     """End the process groups while the interpreter lives, once every rank has come here; nothing where there are none.
 

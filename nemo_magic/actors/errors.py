@@ -21,3 +21,7 @@ class ModelError(Exception):
 
 class NotFiniteError(ModelError, FloatingPointError):
     """A role's weights, or what they compute, are not finite: it has diverged, and nothing it says counts."""
+
+
+class BackendError(ModelError):
+    """``backend`` cannot run in this environment, or on this machine."""

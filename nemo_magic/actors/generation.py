@@ -14,7 +14,6 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.inference_params import InferenceParams
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
-from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
 from nemo_magic.actors.cached_rotary import cached_rotary
 from nemo_magic.actors.config import GenerationConfig, LengthConfig, SamplingConfig
@@ -30,7 +29,7 @@ from nemo_magic.actors.sampling import (
 from nemo_magic.game.episode import Completion
 
 if TYPE_CHECKING:
-    from nemo_magic.actors.actor import MagicActor
+    from nemo_magic.actors.protocol import Actor
 
 
 _WORTH_COPYING = 7 / 8
@@ -45,7 +44,7 @@ class StaleWeightsError(RuntimeError):
 class Generator(Protocol):
     """Decodes for one actor at a time. Every rank of a model-parallel group calls with the same arguments."""
 
-    def load(self, actor: MagicActor) -> None:
+    def load(self, actor: Actor) -> None:
         """Take the actor's present weights; building an engine at the first call is part of it."""
 
     def generate(
@@ -89,10 +88,10 @@ class NativeGenerator:
 
     def __init__(self, config: GenerationConfig) -> None:
         self._config = config
-        self._actor: MagicActor | None = None
+        self._actor: Actor | None = None
         self._version = -1
 
-    def load(self, actor: MagicActor) -> None:
+    def load(self, actor: Actor) -> None:
         """Decode with the actor's own weights; there is nothing to copy."""
         self.pause()
         actor.prepare_for_inference()
@@ -149,7 +148,7 @@ class NativeGenerator:
                 completions[i] = completion
         return [c for c in completions if c is not None]
 
-    def _loaded(self) -> MagicActor:
+    def _loaded(self) -> Actor:
         if self._actor is None:
             raise StaleWeightsError("generate() before load(actor)")
         if self._actor.weights_version != self._version:
@@ -172,7 +171,7 @@ class NativeGenerator:
 
 
 def _decode(
-    actor: MagicActor,
+    actor: Actor,
     prompts: Sequence[list[int]],
     uniforms: torch.Tensor,
     sampling: SamplingConfig,
@@ -217,7 +216,7 @@ def _decode(
     return [to_completion(actor.chat, *row, stops) for row in rows]
 
 
-def _prefill(actor: MagicActor, tokens: torch.Tensor, cache: InferenceParams) -> torch.Tensor | None:
+def _prefill(actor: Actor, tokens: torch.Tensor, cache: InferenceParams) -> torch.Tensor | None:
     """``_next_logits`` after the beginnings ``tokens`` [rows, S] of all prompts. What several rows begin with, as the
     samples of a group do, is read once and its keys and values are copied."""
     distinct, inverse = torch.unique(tokens, dim=0, return_inverse=True)
@@ -241,7 +240,7 @@ def _select(cache: InferenceParams, rows: torch.Tensor, filled: int) -> None:
         cache.key_value_memory_dict[layer] = tuple(copies)
 
 
-def _next_logits(actor: MagicActor, tokens: torch.Tensor, offset: int, cache: InferenceParams) -> torch.Tensor | None:
+def _next_logits(actor: Actor, tokens: torch.Tensor, offset: int, cache: InferenceParams) -> torch.Tensor | None:
     """[rows, padded vocabulary] logits after the last of ``tokens`` [rows, S]; None but on the last pipeline stage."""
     rows, size = tokens.shape
     cache.sequence_len_offset = offset
@@ -249,11 +248,11 @@ def _next_logits(actor: MagicActor, tokens: torch.Tensor, offset: int, cache: In
 
     def forward(model: torch.nn.Module) -> torch.Tensor:
         with output_from(actor, -1):
-            output: torch.Tensor = model(tokens, positions, None, inference_params=cache)
+            output: torch.Tensor = model(tokens, positions, None, inference_params=cache, runtime_gather_output=True)
             return output
 
     if parallel_state.get_pipeline_model_parallel_world_size() == 1:
-        return gather_from_tensor_model_parallel_region(forward(actor.model)[:, -1])
+        return forward(actor.model)[:, -1]
 
     def step(_: Any, model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
         return forward(model), lambda output, non_loss_data=True: output[:, -1]
@@ -268,11 +267,11 @@ def _next_logits(actor: MagicActor, tokens: torch.Tensor, offset: int, cache: In
         micro_batch_size=rows,
         collect_non_loss_data=True,
     )
-    return gather_from_tensor_model_parallel_region(last[0]) if last else None
+    return last[0] if last else None
 
 
 def _sample_on_last_stage(
-    actor: MagicActor,
+    actor: Actor,
     logits: torch.Tensor | None,
     draw: torch.Tensor,
     sampling: SamplingConfig,

@@ -18,7 +18,7 @@ from megatron.core import parallel_state
 from nemo_magic.compat.lora import adapted_layers
 
 if TYPE_CHECKING:
-    from nemo_magic.actors.actor import MagicActor
+    from nemo_magic.actors.protocol import Actor
 
 BASE_LAYERS = {
     "lora_kqv_adapter": "linear_qkv",
@@ -36,7 +36,7 @@ class MergedWeights:
         self._originals: dict[int, torch.Tensor] = {}
 
     @contextmanager
-    def merged(self, actor: MagicActor) -> Iterator[None]:
+    def merged(self, actor: Actor) -> Iterator[None]:
         """Within the context ``actor`` is a model without adapters and with their effect; afterwards bit for bit as
         before. Whoever shares its base must not be used meanwhile. All ranks take part. Nothing happens to an actor
         without adapters.

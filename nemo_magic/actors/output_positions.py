@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from nemo_magic.actors.actor import MagicActor
+    from nemo_magic.actors.protocol import Actor
 
 
-def first_output(actor: MagicActor, first: int) -> int:
+def first_output(actor: Actor, first: int) -> int:
     """The position that ``output_from(actor, first)`` begins at: ``first``, or 0 where the head's input is split.
 
     With sequence parallelism the head itself gathers the positions, each tensor-parallel rank bringing a part of them.
@@ -21,7 +21,7 @@ def first_output(actor: MagicActor, first: int) -> int:
 
 
 @contextmanager
-def output_from(actor: MagicActor, first: int) -> Iterator[None]:
+def output_from(actor: Actor, first: int) -> Iterator[None]:
     """Let the model's head compute logits from position ``first_output(actor, first)`` on; -1 is the last one."""
     start = first_output(actor, first)
 

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
-from nemo_aligner.utils.utils import retrieve_model_state_dict_in_cpu
 
 from nemo_magic.actors.adapters import copy_adapters, is_base
 
 if TYPE_CHECKING:
-    from nemo_magic.actors.actor import MagicActor
+    from nemo_magic.actors.protocol import Actor
 
 _NAME = "reference."
 
 
-def keep_reference(actor: MagicActor, moves: bool = False) -> None:
+def keep_reference(actor: Actor, moves: bool = False) -> None:
     """Keep a host copy of the actor's present weights as π_ref; of one that ``moves`` in float32, for the steps of an
     average are smaller than half precision can tell apart.
 
@@ -27,16 +26,16 @@ def keep_reference(actor: MagicActor, moves: bool = False) -> None:
     """
     actor.keeps_reference = True
     if actor.card is None:
-        state = _own_weights(actor)
-        actor.init_policy_state_dict = {name: _precise(value) if moves else value for name, value in state.items()}
+        state = actor.host_state()
+        actor.reference_state = {name: _precise(value) if moves else value for name, value in state.items()}
     elif not is_base(actor):
-        actor.init_policy_state_dict = copy_adapters(actor)
+        actor.reference_state = copy_adapters(actor)
 
 
-def move_reference(actor: MagicActor, mix: float) -> None:
+def move_reference(actor: Actor, mix: float) -> None:
     """``π_ref ← (1 − mix) π_ref + mix π_θ``, weight by weight. With ``mix`` = 1 it is π_θ exactly."""
     reference = _weights_of(actor)
-    for name, value in _own_weights(actor).items():
+    for name, value in actor.host_state().items():
         if not torch.is_tensor(value):
             continue
         if mix == 1 or not value.is_floating_point():
@@ -45,7 +44,7 @@ def move_reference(actor: MagicActor, mix: float) -> None:
             reference[name].lerp_(_precise(value), mix)
 
 
-def sharded_reference(actor: MagicActor) -> dict[str, Any]:
+def sharded_reference(actor: Actor) -> dict[str, Any]:
     """π_ref for a distributed checkpoint: of every weight of the actor the same shard, with the reference's numbers."""
     reference = _weights_of(actor)
     shards = {
@@ -61,23 +60,17 @@ def sharded_reference(actor: MagicActor) -> dict[str, Any]:
     return state
 
 
-def install_reference(actor: MagicActor, state: Mapping[str, torch.Tensor]) -> None:
+def install_reference(actor: Actor, state: Mapping[str, torch.Tensor]) -> None:
     """Take the π_ref that ``sharded_reference`` described and a checkpoint held."""
     reference = _weights_of(actor)
     for name, value in state.items():
         _tensor(reference, name).copy_(value)
 
 
-def _weights_of(actor: MagicActor) -> dict[str, Any]:
-    if actor.init_policy_state_dict is None:
+def _weights_of(actor: Actor) -> dict[str, Any]:
+    if actor.reference_state is None:
         raise RuntimeError(f"the {actor.role} keeps no reference weights: grpo.kl_beta was 0 when it was built")
-    weights: dict[str, Any] = actor.init_policy_state_dict
-    return weights
-
-
-def _own_weights(actor: MagicActor) -> dict[str, Any]:
-    state: dict[str, Any] = retrieve_model_state_dict_in_cpu(actor, megatron_amp_O2=actor.megatron_amp_O2)
-    return state
+    return actor.reference_state
 
 
 def _tensor(reference: Mapping[str, Any], name: str) -> torch.Tensor:

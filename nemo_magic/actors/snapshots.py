@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from cachetools import LRUCache
-from nemo_aligner.utils.utils import retrieve_model_state_dict_in_cpu, swap_dict
 
 from nemo_magic.actors.adapters import copy_adapters, put_adapters
 from nemo_magic.actors.weights import load_weights, save_weights
 
 if TYPE_CHECKING:
-    from nemo_magic.actors.actor import MagicActor
+    from nemo_magic.actors.protocol import Actor
     from nemo_magic.actors.trainable import TrainablePolicy
 
 
@@ -28,7 +27,7 @@ class Snapshot:
     folder: Path
 
 
-def save_snapshot(actor: MagicActor, folder: Path) -> Snapshot:
+def save_snapshot(actor: Actor, folder: Path) -> Snapshot:
     """Save the actor's present weights to ``folder``; the snapshot has the folder's name."""
     save_weights(actor, folder)
     return Snapshot(folder.name, folder)
@@ -65,7 +64,7 @@ class SnapshotCache:
         finally:
             _put(actor, own)
 
-    def _load(self, actor: MagicActor, folder: Path) -> None:
+    def _load(self, actor: Actor, folder: Path) -> None:
         state = self._states.get(folder)
         if state is not None:
             _put(actor, state)
@@ -76,19 +75,18 @@ class SnapshotCache:
                 self._states[folder] = copy_state(actor)
 
 
-def copy_state(actor: MagicActor) -> Mapping[str, Any]:
+def copy_state(actor: Actor) -> Mapping[str, Any]:
     """What learning changes, as it is: all weights in host memory, or the adapters where they are."""
     if actor.card is not None:
         return copy_adapters(actor)
-    state: Mapping[str, Any] = retrieve_model_state_dict_in_cpu(actor, megatron_amp_O2=actor.megatron_amp_O2)
-    return state
+    return actor.host_state()
 
 
-def _put(actor: MagicActor, state: Mapping[str, Any]) -> None:
+def _put(actor: Actor, state: Mapping[str, Any]) -> None:
     if actor.card is not None:
         put_adapters(actor, state)
     else:
-        swap_dict(actor, state, offload_onto_cpu=False, megatron_amp_O2=actor.megatron_amp_O2)
+        actor.put_host_state(state)
     actor.weights_version += 1
 
 

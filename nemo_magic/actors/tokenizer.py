@@ -29,7 +29,7 @@ class ChatTokenizer:
                 "model.tokenizer.type folder whose tokenizer_config.json has chat_template (transformers before 4.50 "
                 "does not read chat_template.jinja: copy its text there)"
             )
-        self._tokenizer = wrapped
+        self._tokenizer = self.wrapped = wrapped
         if wrapped.eos_token_id is None:
             raise ValueError("model.tokenizer has no end token (eos_token in tokenizer_config.json)")
         self.end_id: int = wrapped.eos_token_id

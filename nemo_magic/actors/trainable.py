@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nemo_magic.actors.actor import LossFunction, MagicActor, Metrics
 from nemo_magic.actors.optimizer_offload import Offload
+from nemo_magic.actors.protocol import Actor, LossFunction, Metrics
 from nemo_magic.actors.rank_group import RankGroup
 from nemo_magic.actors.reference import move_reference
 from nemo_magic.game.episode import Role
@@ -33,7 +33,7 @@ class TrainablePolicy:
     """
 
     role: Role
-    actor: MagicActor
+    actor: Actor
     optimizer: Any
     scheduler: Any
     max_grad_norm: float
@@ -53,7 +53,7 @@ class TrainablePolicy:
         """One optimizer step on ``batches``, unless the gradient is not finite or longer than ``skip_norm``.
 
         ``observe``: the metrics hold ``entropy`` and ``neg_logprob_minus_entropy`` too. ``with_entropy``: as in
-        ``MagicActor.accumulate``.
+        ``Actor.accumulate``.
 
         Raises:
             FloatingPointError: an optimizer that clips inside its own step used a gradient that is not finite; its

@@ -37,7 +37,7 @@ from nemo_magic.compat.trtllm import scaled_rotary
 from nemo_magic.game.episode import Completion
 
 if TYPE_CHECKING:
-    from nemo_magic.actors.actor import MagicActor
+    from nemo_magic.actors.nemo_aligner.actor import MagicActor
 
 _ARCHITECTURE = (
     "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
@@ -96,7 +96,7 @@ class TRTLLMGenerator:
 
     # --- the Generator protocol
 
-    def load(self, actor: MagicActor) -> None:
+    def load(self, actor: Any) -> None:
         """As ``Generator.load``: build, or refit where the engine holds other weights.
 
         Raises:

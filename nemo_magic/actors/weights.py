@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest, DistributedAsyncCaller
 from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
@@ -26,32 +21,16 @@ from nemo_magic.actors.errors import ModelError
 from nemo_magic.actors.nemo_archive import extract
 from nemo_magic.actors.rank_group import run_on_all
 from nemo_magic.actors.reference import install_reference, sharded_reference
+from nemo_magic.actors.saving import SaveRequest, begin_save, write_in_a_fork
 from nemo_magic.compat.restricted_pickle import UnsafeWeightsError, only_weights
 from nemo_magic.fsync_io import sync_folder
 
 if TYPE_CHECKING:
-    from nemo_magic.actors.actor import MagicActor
+    from nemo_magic.actors.protocol import Actor
     from nemo_magic.actors.trainable import TrainablePolicy
 
-_SETTLES = 0.02
-"""Seconds before a fork."""
 
-
-def _let_threads_finish() -> None:
-    """Before a fork, of which Megatron makes one for every checkpoint that it writes.
-
-    A thread of a process group that drops a collective's tensors takes, for an instant and without the GIL, a lock of
-    the interpreter. Python 3.10 and 3.11 renew that lock in the child only after they have taken it: if it was held,
-    the child waits for ever. A save's fork follows its collectives at once, so it does happen: on Python 3.10 over gloo
-    once in about a hundred saves, and with this never in 750.
-    """
-    time.sleep(_SETTLES)
-
-
-os.register_at_fork(before=_let_threads_finish)
-
-
-def save_weights(actor: MagicActor, folder: str | Path) -> None:
+def save_weights(actor: Actor, folder: str | Path) -> None:
     """Write what the actor learns, its weights or its adapters, to ``folder``, whole or not at all; every rank takes
     part.
 
@@ -83,59 +62,13 @@ def save_weights(actor: MagicActor, folder: str | Path) -> None:
         return OSError(f"{folder}: {text}")
 
     run_on_all(world, begin, refused, OSError)
-    request = _begin(actor.sharded_state_dict(), partial)
-    run_on_all(world, lambda: _write_in_a_fork(request), refused, OSError)
-    for finalize in request.finalize_fns:
-        finalize()
+    request = begin_save(actor.sharded_state_dict(), partial)
+    run_on_all(world, lambda: write_in_a_fork(request), refused, OSError)
+    request.finalize()
     run_on_all(world, replace_folder, refused, OSError)
 
 
-def _write_in_a_fork(request: AsyncRequest) -> None:
-    """Write this rank's files, and wait until all ranks have. Raises OSError with the words of what went wrong here."""
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    writer = DistributedAsyncCaller()
-    if request.async_fn is not None:
-        writer.schedule_async_call(_write_and_report, (request.async_fn, *request.async_fn_args, sender))
-    sender.close()
-    writer.is_current_async_call_done(blocking=True)
-    if request.async_fn is None:
-        return
-    try:
-        error = receiver.recv()
-    except EOFError:
-        error = "the writing process died"
-    if error is not None:
-        raise OSError(error)
-
-
-def _write_and_report(write: Callable[..., None], buckets: Any, results: Any, report: Connection) -> None:
-    report.send(write_files(write, buckets, results))
-
-
-def write_files(write: Callable[..., None], buckets: Any, results: Any) -> str | None:
-    """Megatron's own writing of a rank's files, in a process that was forked for it; what went wrong, in words."""
-    tap = _ErrorTap(results)
-    try:
-        write(buckets, tap)
-    except OSError as caught:
-        return f"{type(caught).__name__}: {caught}"
-    return None if tap.error is None else f"{type(tap.error).__name__}: {tap.error}"
-
-
-class _ErrorTap:
-    """Megatron's result queue, which records an error that is put into it."""
-
-    def __init__(self, queue: Any) -> None:
-        self._queue = queue
-        self.error: Exception | None = None
-
-    def put(self, value: Any) -> None:
-        if isinstance(value, Exception):
-            self.error = value
-        self._queue.put(value)
-
-
-def load_weights(actor: MagicActor, folder: str | Path) -> None:
+def load_weights(actor: Actor, folder: str | Path) -> None:
     """Read weights that ``save_weights`` wrote, at whatever parallelism, or of a ``.nemo`` file, into the actor.
 
     An actor with adapters reads adapters: its base stays.
@@ -161,7 +94,7 @@ def load_weights(actor: MagicActor, folder: str | Path) -> None:
         _install_weights(actor, dist_checkpointing.load(actor.sharded_state_dict(), str(folder)))
 
 
-def _refuse_other_adapters(actor: MagicActor, folder: Path) -> None:
+def _refuse_other_adapters(actor: Actor, folder: Path) -> None:
     theirs, mine = AdapterCard.read(folder), actor.card
     if mine is None and theirs is not None:
         raise ModelError(
@@ -175,14 +108,14 @@ def _refuse_other_adapters(actor: MagicActor, folder: Path) -> None:
         raise ModelError(f"{folder} holds adapters that are not the {actor.role}'s: {'; '.join(differences)}")
 
 
-def save_policies(trainable: Mapping[str, TrainablePolicy], folder: Path) -> AsyncRequest:
+def save_policies(trainable: Mapping[str, TrainablePolicy], folder: Path) -> SaveRequest:
     """Begin to write weights, optimizer, learning-rate schedule and, where it moves, the reference of every policy into
     the empty ``folder``.
 
     What is still to do when this returns is in the request: writing files, which may happen in a forked process while
     they learn on, and finalizing, which all ranks do together after that.
     """
-    return _begin({name: _sharded_state(name, policy) for name, policy in trainable.items()}, folder)
+    return begin_save({name: _sharded_state(name, policy) for name, policy in trainable.items()}, folder)
 
 
 def load_policies(trainable: Mapping[str, TrainablePolicy], folder: Path) -> None:
@@ -230,7 +163,7 @@ def sharded_bytes(trainable: Mapping[str, TrainablePolicy]) -> tuple[int, int]:
     for policy in trainable.values():
         copied += _bytes(policy.actor.learning_parameters())
         if policy.moves_reference:
-            copied += _bytes(policy.actor.init_policy_state_dict)
+            copied += _bytes(policy.actor.reference_state)
         moments = _bytes(policy.optimizer.state_dict())
         if policy.actor.with_distributed_adam:
             sharded += moments
@@ -239,43 +172,10 @@ def sharded_bytes(trainable: Mapping[str, TrainablePolicy]) -> tuple[int, int]:
     return copied, sharded
 
 
-def _begin(state: Mapping[str, Any], folder: Path) -> AsyncRequest:
-    """Megatron's request to write ``state``, with every tensor written as large as it is."""
-    request: AsyncRequest = dist_checkpointing.save(state, str(folder), async_sharded_save=True)
-    if request.async_fn is not None:
-        buckets, _ = request.async_fn_args
-        for i, (path, name, (objects, tensors)) in enumerate(buckets):
-            buckets[i] = (path, name, (objects, _OnItsOwn(tensors)))
-    return request
-
-
-class _OnItsOwn(Sequence[tuple[Any, torch.Tensor]]):
-    """(item, tensor) to be written, where a tensor that is a part of a larger one is copied when its turn comes.
-
-    ``torch.save`` writes a tensor's whole storage. On CPU both halves of a gated MLP's ``linear_fc1``, and of its
-    moments, are views of one, which would be written twice; from a GPU tensors come as copies of their own.
-    """
-
-    def __init__(self, items: Sequence[tuple[Any, torch.Tensor]]) -> None:
-        self._items = items
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._items[index]
-
-    def __iter__(self) -> Iterator[tuple[Any, torch.Tensor]]:
-        for item, tensor in self._items:
-            alone = tensor.untyped_storage().nbytes() == tensor.nbytes
-            yield item, tensor if alone else tensor.clone()
-
-
 def _sharded_state(name: str, policy: TrainablePolicy, is_loading: bool = False) -> dict[str, Any]:
-    strategy = policy.actor.trainer.strategy
     state = {
         "weights": policy.actor.sharded_state_dict(),
-        "optimizer": strategy.optimizer_sharded_state_dict(is_loading=is_loading),
+        "optimizer": policy.actor.optimizer_sharded_state(is_loading),
         "scheduler": policy.scheduler.state_dict(),
     }
     if policy.moves_reference:
@@ -284,10 +184,10 @@ def _sharded_state(name: str, policy: TrainablePolicy, is_loading: bool = False)
     return state
 
 
-def _install_weights(actor: MagicActor, state: Mapping[str, Any]) -> None:
+def _install_weights(actor: Actor, state: Mapping[str, Any]) -> None:
     modules = actor.get_model_module_list()
     if len(modules) != 1:
-        raise ValueError("virtual pipeline parallelism is not supported by NeMo-Aligner's actors")
+        raise ValueError("virtual pipeline parallelism is not supported")
     named = {name.removeprefix("model."): value for name, value in state.items()}
     if actor.card is None:
         modules[0].load_state_dict(named)

@@ -8,6 +8,8 @@ import warnings
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from nemo_magic.actors.builder import require_megatron_core
+from nemo_magic.actors.errors import BackendError
 from nemo_magic.commands.config_arguments import add_config_arguments, compose_config, print_dry_run
 from nemo_magic.config.errors import ConfigError
 from nemo_magic.config.validation import models
@@ -30,7 +32,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the plan, and return 0 where it fits the devices and hosts, 1 where it does not.
 
     Raises:
-        ConfigError: the ranks have no GPU, the size of a vocabulary is not known, or Megatron is not installed.
+        ConfigError: the ranks have no GPU, the size of a vocabulary is not known, or Megatron is not installed, or in
+            another version.
     """
     cfg = compose_config(args)
     if args.dry_run:
@@ -51,6 +54,13 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"a plan asks Megatron-core for the shapes, and {error.name} is not installed: run it in the environment "
             "of `make venv`, or in the container"
+        ) from error
+    try:
+        require_megatron_core(cfg.backend)
+    except BackendError as error:
+        raise ConfigError(
+            "a plan asks the Megatron-core of backend=nemo_aligner for the shapes, and here is another version: run it "
+            "in the environment of `make venv`, or in the container"
         ) from error
     vocabularies = {
         role: vocabulary(model, role) for role, model in models(cfg).items() if not cfg.actors.of(role).is_remote

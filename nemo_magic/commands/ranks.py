@@ -14,6 +14,8 @@ from importlib import import_module
 from pathlib import Path
 
 from nemo_magic import launcher
+from nemo_magic.actors.builder import import_backend, prepare_process
+from nemo_magic.actors.errors import BackendError
 from nemo_magic.child_processes import bind_children, refuse_long_temporary_folder
 from nemo_magic.config import ConfigError, MagicConfig
 from nemo_magic.runtime.errors import Preempted
@@ -27,7 +29,7 @@ Work = Callable[[MagicConfig], None]
 """What a rank does. The configuration has the address of the judge that the run started, where it started one."""
 
 
-_OF_EVERY_RANK = ("nemo_magic.actors.builder", "nemo_magic.training.policies", "nemo_magic.rollout.local_policies")
+_OF_EVERY_RANK = ("nemo_magic.training.policies", "nemo_magic.rollout.local_policies")
 """Modules that a rank of any command imports."""
 
 
@@ -134,6 +136,7 @@ def run_rank(command: str, cfg: MagicConfig, work: Work) -> None:
 def _load(command: str, cfg: MagicConfig, modules: Sequence[str], owner: FolderOwner | None) -> None:
     """Import, once, what each of the ranks that are forked next would import for itself."""
     _prepare_imports(command, cfg)
+    import_backend(cfg.backend)
     for name in (*_OF_EVERY_RANK, *modules):
         import_module(name)
     if owner is not None:
@@ -141,26 +144,16 @@ def _load(command: str, cfg: MagicConfig, modules: Sequence[str], owner: FolderO
 
 
 def _prepare_imports(command: str, cfg: MagicConfig) -> None:
-    """What has to hold before NeMo is imported; a second call changes nothing."""
+    """What has to hold before the backend is imported; a second call changes nothing."""
     if not sys.warnoptions:
         # Importing NeMo warns some dozen times of packages that are not needed here; python -W shows them again.
         warnings.simplefilter("ignore")
     # Each rank would warn of it: tokenizing threads are of no use in a process that forks to save checkpoints.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if cfg.trainer.accelerator == "cpu":
-        from nemo_magic.compat import cpu
-
-        try:
-            cpu.install()
-        except cpu.CudaAvailableError as error:
-            raise ConfigError(str(error)) from error
-    else:
-        from nemo_magic.compat import trtllm
-
-        try:
-            trtllm.prepare(enabled=command != "sft" and cfg.generation.trt_llm.enable)
-        except trtllm.TensorRTLLMMissingError as error:
-            raise ConfigError(str(error)) from error
+    try:
+        prepare_process(cfg.backend, cfg.trainer.accelerator, command != "sft" and cfg.generation.trt_llm.enable)
+    except BackendError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _destroy_process_groups() -> None:

@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 import os
 import random
+import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ import psutil
 import torch
 from torch.utils._device import _device_constructors
 
-from nemo_magic.compat import lora, trtllm
+from nemo_magic.compat import lora, megatron, trtllm
 
 _CPU = torch.device("cpu")
 _FACTORIES = [
@@ -56,8 +57,9 @@ def installed() -> bool:
     return getattr(torch, "_nemo_magic_cpu_lane", False)
 
 
-def install(announce: bool = True) -> None:
-    """Make this process run the NeMo stack on CPU, without TensorRT-LLM; a second call does nothing.
+def install(announce: bool = True, with_nemo: bool = True) -> None:
+    """Make this process run Megatron-core on CPU, ``with_nemo`` the NeMo stack without TensorRT-LLM; a second call does
+    nothing.
 
     Raises:
         CudaAvailableError: where ``torch.cuda.is_available()``; use ``trainer.accelerator=gpu`` there.
@@ -78,8 +80,11 @@ def install(announce: bool = True) -> None:
     _patch_torch_cuda()
     _patch_gloo()
     with _nothing_compiled():
-        _patch_random_states()
-        _do_without_apex()
+        if with_nemo:
+            _patch_random_states()
+            _do_without_apex()
+        else:
+            megatron.without_cuda(FusedAdam)
     # Last: torch.jit.script, which runs while those packages are imported, cannot read a wrapped factory.
     _patch_factories()
     torch._nemo_magic_cpu_lane = True  # type: ignore[attr-defined]
@@ -97,7 +102,10 @@ def _announce(wanted: bool) -> None:
 
 
 def tell_rank(rank: int) -> None:
-    """In a fork that is to be a rank: what Lightning and NeMo asked the environment while they were imported."""
+    """In a fork that is to be a rank: what Lightning and NeMo asked the environment while they were imported, if they
+    were."""
+    if "nemo.utils" not in sys.modules:
+        return
     from lightning.fabric.utilities.rank_zero import rank_zero_only
     from nemo.utils import logging
 

@@ -19,7 +19,7 @@ import importlib
 import importlib.util
 import sys
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -90,6 +90,14 @@ def adapted_layers(model: torch.nn.Module) -> list[Any]:
 def begin_gradients(module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
     """A forward hook of a frozen embedding: its output has a gradient (3)."""
     return output.requires_grad_() if torch.is_grad_enabled() and not output.requires_grad else output
+
+
+def sharded_adapters(adapters: Mapping[str, torch.nn.Module], is_gated: bool) -> torch.nn.ModuleDict:
+    """A layer's ``adapter_layer``, made without NeMo; ``is_gated``: its MLP's ``linear_fc1`` is a gate and an up
+    projection."""
+    built = _ShardedAdapters(adapters)
+    built.is_gated = is_gated
+    return built
 
 
 class _ShardedAdapters(torch.nn.ModuleDict):

@@ -125,11 +125,13 @@ class GameConfig(CheckedConfig):
 
 
 @dataclass
-class MagicConfig:
-    """Everything a run can set. ``name`` names the run and, by default, its folder."""
+class MagicConfig(CheckedConfig):
+    """Everything a run can set. ``name`` names the run and, by default, its folder. ``backend``: whose models learn
+    (docs/backends.md)."""
 
     name: str = MISSING
     seed: int = 1234
+    backend: Annotated[str, OneOf("nemo_aligner", "megatron")] = "nemo_aligner"
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     actors: ActorsConfig = field(default_factory=ActorsConfig)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nemo_magic.config.adapters import adapter_faults, missing_bases, sharing_problems
+from nemo_magic.config.backend import backend_problems
 from nemo_magic.config.errors import ConfigError
 from nemo_magic.config.evaluation import evaluated_roles, evaluation_problems
 from nemo_magic.config.keys import renamed_metric_problems
@@ -85,6 +86,7 @@ def validate(cfg: MagicConfig, command: str = "train") -> None:
     faults = {role: list(_faults(cfg, role, model, command)) for role, model in roles.items()}
     problems = list(dict.fromkeys(_named(text, role, faults) for role, texts in faults.items() for text in texts))
     problems += _unequal(roles)
+    problems += dict.fromkeys(backend_problems(cfg, roles, planned))
     problems += sharing_problems(cfg, roles, command)
     problems += [] if planned else missing_bases(cfg, roles)
     if not problems and roles:

@@ -14,9 +14,9 @@ from nemo_magic.game.episode import Completion, NoAnswer
 from nemo_magic.game.prompts import Chat
 
 if TYPE_CHECKING:
-    from nemo_magic.actors.actor import MagicActor
     from nemo_magic.actors.config import ActorConfig
     from nemo_magic.actors.generation import Generator
+    from nemo_magic.actors.protocol import Actor
     from nemo_magic.actors.tokenizer import ChatTokenizer
 
 
@@ -50,7 +50,7 @@ class LocalPolicy:
 
     def __init__(
         self,
-        actor: MagicActor,
+        actor: Actor,
         generator: Generator,
         options: ActorConfig,
         longest_prompt: int | None = None,

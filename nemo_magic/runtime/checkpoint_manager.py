@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest, DistributedAsyncCaller
 
 from nemo_magic.actors.adapter_card import AdapterCard
 from nemo_magic.actors.distributed import World
 from nemo_magic.actors.random_state import random_states, set_random_states
 from nemo_magic.actors.rank_group import run_on_all
+from nemo_magic.actors.saving import ForkedWork, SaveRequest
 from nemo_magic.actors.trainable import TrainablePolicy
 from nemo_magic.actors.weights import (
     load_policies,
@@ -37,7 +37,6 @@ from nemo_magic.actors.weights import (
     save_policies,
     sharded_bytes,
     unpickling,
-    write_files,
 )
 from nemo_magic.config.experiment import CheckpointConfig
 from nemo_magic.fsync_io import sync_folder, write_durably
@@ -64,8 +63,8 @@ class _Pending:
 
     step: int
     partial: Path
-    request: AsyncRequest
-    writer: DistributedAsyncCaller
+    request: SaveRequest
+    writer: ForkedWork
     report: Connection | None
     sums: Checksums
     value: float | None
@@ -113,13 +112,10 @@ class CheckpointManager:
         own = self._run_on_all(lambda: self._write_small(partial, documents))
         request = save_policies(trainable, partial / POLICIES)
         receiver, sender = multiprocessing.Pipe(duplex=False)
-        writer = DistributedAsyncCaller()
-        if request.async_fn is not None:
-            buckets, results = request.async_fn_args
-            writer.schedule_async_call(_write_and_checksum, (request.async_fn, buckets, results, partial, sender))
+        writer = ForkedWork((lambda: _write_and_checksum(request, partial, sender)) if request.files else None)
         sender.close()
         value = metrics.get(self._config.monitor) if self._config.monitor is not None else None
-        report = receiver if request.async_fn is not None else None
+        report = receiver if request.files else None
         self._pending = _Pending(step, partial, request, writer, report, own, value)
         self._last_step = step
         if wait or not self._config.async_save:
@@ -127,13 +123,13 @@ class CheckpointManager:
 
     def poll(self) -> None:
         """Commit what has been written meanwhile, if all ranks are done; costs one small all-reduce."""
-        if self._pending is not None and self._pending.writer.is_current_async_call_done():
+        if self._pending is not None and self._pending.writer.is_done():
             self._commit(self._pending)
 
     def finish(self) -> None:
         """Wait for the checkpoint being written, and commit it."""
         if self._pending is not None:
-            self._pending.writer.is_current_async_call_done(blocking=True)
+            self._pending.writer.is_done(wait=True)
             self._world.barrier()
             self._commit(self._pending)
 
@@ -228,8 +224,7 @@ class CheckpointManager:
         if failed:
             self._discard(pending.partial)
             raise self.refused(f"checkpoint {pending.partial.name}: {failed[0]}")
-        for finalize in pending.request.finalize_fns:
-            finalize()
+        pending.request.finalize()
         self._run_on_all(lambda: self._refuse_incomplete(pending.partial / POLICIES))
         everything = [sums for sums in self._world.all_gather(pending.sums) if sums is not None]
         self._run_on_all(lambda: self._commit_manifest(pending, everything))
@@ -309,11 +304,11 @@ def _refuse_other_adapters(path: Path, saved: Mapping[str, Any], trainable: Mapp
                 raise CheckpointError(f"{path}: the {name}'s adapters cannot go on here: {'; '.join(differences)}")
 
 
-def _write_and_checksum(write: Callable[..., None], buckets: Any, results: Any, root: Path, report: Connection) -> None:
+def _write_and_checksum(request: SaveRequest, root: Path, report: Connection) -> None:
     """Run in a forked process: Megatron's own writing, then the checksums of what it wrote."""
     try:
-        error = write_files(write, buckets, results)
-        report.send((error, {} if error else checksums_of(root, [Path(path) for path, *_ in buckets])))
+        error = request.write()
+        report.send((error, {} if error else checksums_of(root, request.files)))
     except OSError as caught:
         report.send((f"{type(caught).__name__}: {caught}", {}))
 

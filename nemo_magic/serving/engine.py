@@ -13,9 +13,9 @@ from nemo_magic.actors.sampling import StopConditions
 from nemo_magic.rl.batch import DUMMY, Row, microbatches
 
 if TYPE_CHECKING:
-    from nemo_magic.actors.actor import MagicActor
     from nemo_magic.actors.distributed import World
     from nemo_magic.actors.generation import Generator
+    from nemo_magic.actors.protocol import Actor
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ _NOT_FINITE = GenerationResult((), False, finite=False)
 class ServingEngine:
     """One actor and its generator. Every rank calls with the same requests and gets all results."""
 
-    def __init__(self, actor: MagicActor, generator: Generator, world: World) -> None:
+    def __init__(self, actor: Actor, generator: Generator, world: World) -> None:
         self._actor, self._generator, self._world = actor, generator, world
 
     @property

@@ -61,9 +61,9 @@ def _build(cfg: MagicConfig, role: Role) -> tuple[ServingEngine, World, object]:
     """The engine, the world, and a copy of the tokenizer for another thread."""
     # Served log-probabilities are the model's own, whatever temperature it was trained at.
     options = replace(cfg.actors.of(role), sampling_params=SamplingConfig())
-    actor = build_policy(role, models(cfg, "serve")[role], options, cfg.trainer, cfg.seed).actor
+    actor = build_policy(role, models(cfg, "serve")[role], options, cfg.trainer, cfg.seed, backend=cfg.backend).actor
     world = World.current()
-    return ServingEngine(actor, NativeGenerator(cfg.generation), world), world, copy.deepcopy(actor.tokenizer.tokenizer)
+    return ServingEngine(actor, NativeGenerator(cfg.generation), world), world, copy.deepcopy(actor.chat.wrapped)
 
 
 class _StopSignals:

@@ -10,11 +10,11 @@ from types import TracebackType
 
 from typing_extensions import Self
 
-from nemo_magic.actors.actor import MagicActor
 from nemo_magic.actors.builder import build_policy
 from nemo_magic.actors.distributed import World
 from nemo_magic.actors.errors import RemoteError
 from nemo_magic.actors.generation import Generator
+from nemo_magic.actors.protocol import Actor
 from nemo_magic.actors.rank_group import run_on_sources
 from nemo_magic.actors.trainable import TrainablePolicy
 from nemo_magic.config import MagicConfig, role_model
@@ -82,7 +82,7 @@ def build_policies(cfg: MagicConfig, weights: Mapping[str, Path] | None = None) 
     weights = weights or {}
 
     def build(
-        role: Role, name: str, number: int, steps: int | None = None, base: MagicActor | None = None
+        role: Role, name: str, number: int, steps: int | None = None, base: Actor | None = None
     ) -> TrainablePolicy:
         options, model, start = cfg.actors.of(role), role_model(cfg, role, steps), weights.get(name)
         if start is not None and model.peft.is_lora:
@@ -95,6 +95,7 @@ def build_policies(cfg: MagicConfig, weights: Mapping[str, Path] | None = None) 
             options,
             cfg.trainer,
             cfg.seed + number,
+            backend=cfg.backend,
             keep_reference=cfg.grpo.kl_beta > 0,
             moves_reference=cfg.grpo.reference_every is not None,
             base=base,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from nemo_magic.actors.actor import LossFunction, Metrics, Objective
 from nemo_magic.actors.builder import build_policy
 from nemo_magic.actors.distributed import World
+from nemo_magic.actors.protocol import LossFunction, Metrics, Objective
 from nemo_magic.actors.tokenizer import ChatTokenizer
 from nemo_magic.actors.trainable import TrainablePolicy
 from nemo_magic.actors.weights import save_weights
@@ -41,7 +41,7 @@ def run_sft(cfg: MagicConfig) -> None:
     role = Role(cfg.sft.model_role)
     target = Path(cfg.exp_manager.explicit_log_dir) / SFT_WEIGHTS
     model = role_model(cfg, role, steps=cfg.sft.max_steps)
-    policy = build_policy(role, model, cfg.actors.of(role), cfg.trainer, cfg.seed)
+    policy = build_policy(role, model, cfg.actors.of(role), cfg.trainer, cfg.seed, backend=cfg.backend)
     world = World.current()
     first = Role.ATTACKER if cfg.sft.role == "both" else role
     pools = [_pool(cfg, cfg.sft.pool, "sft.pool", first, policy, world)]

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from nemo_magic.actors.actor import Objective
 from nemo_magic.actors.distributed import World
 from nemo_magic.actors.errors import NotFiniteError
+from nemo_magic.actors.protocol import Objective
 from nemo_magic.actors.trainable import TrainablePolicy
 from nemo_magic.game.episode import Episode, Role
 from nemo_magic.game.metrics import Ratios, Scored

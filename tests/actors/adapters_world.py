@@ -308,13 +308,13 @@ def defects_of_saving(policy: Any, folder: Path, name: str, tp: int) -> dict[str
 
 
 def save(trainable: Any, folder: Path, world: Any) -> None:
-    from nemo_magic.actors.weights import _write_in_a_fork, save_policies
+    from nemo_magic.actors.saving import write_in_a_fork
+    from nemo_magic.actors.weights import save_policies
 
     folder.mkdir()
     request = save_policies(trainable, folder)
-    _write_in_a_fork(request)
-    for finalize in request.finalize_fns:
-        finalize()
+    write_in_a_fork(request)
+    request.finalize()
     world.barrier()
 
 

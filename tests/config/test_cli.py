@@ -380,7 +380,7 @@ def test_a_run_by_one_rank_installs_the_cpu_lane_first_and_then_trains(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     order: list[str] = []
-    lane = SimpleNamespace(install=lambda: order.append("lane"), CudaAvailableError=RuntimeError)
+    lane = SimpleNamespace(install=lambda **_: order.append("lane"), CudaAvailableError=RuntimeError)
     monkeypatch.setitem(sys.modules, "nemo_magic.compat.cpu", lane)
     monkeypatch.setattr("nemo_magic.compat.cpu", lane, raising=False)
     sft = SimpleNamespace(run_sft=lambda cfg: order.append(f"sft {cfg.sft.role}"))

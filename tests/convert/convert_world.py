@@ -131,7 +131,7 @@ def decoded(actor: Any, cfg: Any) -> list[dict[str, Any]]:
 
 def gradients(actor: Any, tokens: torch.Tensor) -> dict[tuple[int, str], torch.Tensor]:
     """Layer and q or k → the gradient of the norm's weight on this rank, of the mean negative log-likelihood."""
-    from nemo_magic.actors.actor import Objective
+    from nemo_magic.actors.protocol import Objective
     from nemo_magic.rl.batch import Row, microbatches
 
     rows = [Row(tuple(row[:1].tolist()), tuple(row[1:].tolist())) for row in tokens]

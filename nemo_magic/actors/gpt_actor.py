@@ -1,84 +1,67 @@
-"""MagicActor: a Megatron GPT model that plays a role and learns from token batches.
+"""What the actors of both backends compute alike: log-probabilities, the loss and its metrics, on Megatron's GPT model.
 
-It is NeMo-Aligner's PPO actor with three things of its own: log-probabilities are taken at the sampling temperature,
-batches are length-bucketed microbatches of unequal width, and loss and metrics are normalised by global counts instead
-of averaged over microbatches.
+Log-probabilities are taken at the sampling temperature, batches are length-bucketed microbatches of unequal width, and
+loss and metrics are normalised by global counts instead of averaged over microbatches.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region, vocab_parallel_cross_entropy
-from nemo_aligner.models.nlp.gpt.megatron_gpt_ppo_actor import MegatronGPTActorModel
-from nemo_aligner.utils.distributed import (
-    _compute_distributed_log_softmax,
-    broadcast_tensor_within_pp,
-)
-from nemo_aligner.utils.train_utils import clip_gradients, set_eval, set_sync_funcs
-from nemo_aligner.utils.utils import cpu_weight_swap
-from omegaconf import DictConfig
 
 from nemo_magic.actors.adapter_card import AdapterCard
-from nemo_magic.actors.adapters import is_adapter, using_adapters
+from nemo_magic.actors.adapters import using_adapters
+from nemo_magic.actors.distributed import broadcast_from_last_stage
 from nemo_magic.actors.entropy import next_token_entropy
 from nemo_magic.actors.errors import NotFiniteError
 from nemo_magic.actors.output_positions import output_from
-from nemo_magic.actors.tokenizer import ChatTokenizer
-from nemo_magic.compat import nemo_model
-from nemo_magic.game.episode import Role
+from nemo_magic.actors.protocol import LossFunction, Metrics
 from nemo_magic.rl.batch import MicroBatch
 
-Metrics = dict[str, tuple[float, float]]
-"""Name → (sum, count); the mean over everything is the quotient of the all-reduced sums. Of names that end in ``_max``
-the largest is kept instead."""
+if TYPE_CHECKING:
+    from nemo_magic.actors.protocol import Actor
+    from nemo_magic.actors.tokenizer import ChatTokenizer
+    from nemo_magic.game.episode import Role
 
 
-@dataclass(frozen=True)
-class Objective:
-    """A microbatch's share of the loss, already divided by global counts, and its metrics as (sum, count)."""
+class GPTActor:
+    """The part of ``protocol.Actor`` that needs Megatron-core and no other library. A backend adds the rest, and
 
-    loss: torch.Tensor
-    metrics: dict[str, tuple[Any, Any]]
-
-
-LossFunction = Callable[..., Objective]
-"""(log-probabilities [b, S-1] at the sampling temperature, microbatch) → Objective; where the entropy was asked for, it
-is the third argument [b, S-1]."""
-
-
-class MagicActor(MegatronGPTActorModel):
-    """One role's model.
-
-    ``weights_version`` counts the changes of its weights; generators compare it to notice that theirs are stale.
-    ``card``: which adapters these are, where they are what learns (``actors.adapters``). ``keeps_reference``: it can
-    give ``reference_logprobs``.
+    - ``_schedule``: Megatron's forward and backward over microbatches, pipelined;
+    - ``_training_step``: a context around one such pass that gathers gradients, and reduces them at its end;
+    - ``_evaluate``: leave training mode until the next such context;
+    - ``_temperature``: what logits are divided by.
     """
 
-    def __init__(self, cfg: DictConfig, trainer: Any) -> None:
-        super().__init__(cfg, trainer)
-        self.role = Role(cfg.magic.role)
-        self.chat = ChatTokenizer(self.tokenizer)
-        self.weights_version = 0
-        self.card: AdapterCard | None = None
-        self.keeps_reference = False
-        self._temperature: float = cfg.magic.temperature
-        self.trusts_weights: bool = cfg.magic.get("trust_weights", False)
-        for module in self.get_model_module_list():
-            # Microbatches are as wide as their own longest row; pipeline stages tell each other the shapes.
-            module.config.variable_seq_lengths = cfg.pipeline_model_parallel_size > 1
+    role: Role
+    cfg: Any
+    chat: ChatTokenizer
+    card: AdapterCard | None
+    keeps_reference: bool
+    reference_state: dict[str, Any] | None
+    _temperature: float
 
-    def model_provider_func(self, pre_process: bool, post_process: bool) -> torch.nn.Module:
-        """NeMo's model of one pipeline stage, with what it leaves out."""
-        model: torch.nn.Module = super().model_provider_func(pre_process, post_process)
-        nemo_model.complete(model, self.cfg)
-        return model
+    def _schedule(self, batches: Sequence[MicroBatch], step: Any, forward_only: bool, **options: Any) -> list[Any]:
+        raise NotImplementedError
+
+    def _training_step(self) -> AbstractContextManager[None]:
+        raise NotImplementedError
+
+    def _evaluate(self) -> None:
+        raise NotImplementedError
+
+    def host_state(self) -> dict[str, Any]:
+        """As ``Actor.host_state``."""
+        raise NotImplementedError
+
+    def put_host_state(self, state: Mapping[str, Any]) -> None:
+        """As ``Actor.put_host_state``."""
+        raise NotImplementedError
 
     # --- learning
 
@@ -107,37 +90,9 @@ class MagicActor(MegatronGPTActorModel):
 
             return self._forward(model, batch, batch.first), loss_of
 
-        self.prepare_for_training_step()
-        parts = self._run(batches, step, forward_only=False)
-        self.finish_training_step()
+        with self._training_step():
+            parts = self._schedule(batches, step, forward_only=False)
         return self._reduced(parts)
-
-    def apply_gradients(
-        self, optimizer: Any, scheduler: Any, max_norm: float, skip_norm: float | None = None
-    ) -> tuple[bool, float]:
-        """Clip, step, and count the new weights; neither when the gradient is not finite or longer than ``skip_norm``.
-
-        Returns whether the step was made, and the gradient norm before clipping; both are equal on every rank.
-
-        Raises:
-            FloatingPointError: on every rank, when an optimizer that clips inside its own step was given a gradient
-                that is not finite, or when a step left weights that are not (NotFiniteError): they are lost.
-        """
-        norm = clip_gradients(self, max_norm)
-        if norm is None:  # Megatron-core's distributed optimizer clips inside its step and returns (done, norm, zeros).
-            norm = float(optimizer.step()[1])
-            if not math.isfinite(norm):
-                self.weights_version += 1
-                raise FloatingPointError(f"the {self.role}'s gradient norm is {norm}, and its optimizer has used it")
-        else:
-            norm = float(norm)
-            if not math.isfinite(norm) or (skip_norm is not None and norm > skip_norm):
-                return False, norm
-            optimizer.step()
-        scheduler.step()
-        self.weights_version += 1
-        self._refuse_not_finite(self.learning_parameters(), "weights after a step")
-        return True, norm
 
     # --- scoring
 
@@ -158,10 +113,10 @@ class MagicActor(MegatronGPTActorModel):
                 logits, batch.tokens
             )
 
-        set_eval(self)
-        scores = self._run(batches, step, forward_only=True, collect_non_loss_data=True)
+        self._evaluate()
+        scores = self._schedule(batches, step, forward_only=True, collect_non_loss_data=True)
         # contiguous: gloo broadcasts the memory of a view, not the view
-        logprobs = [broadcast_tensor_within_pp(scores[i].contiguous() if scores else None) for i in range(len(batches))]
+        logprobs = [broadcast_from_last_stage(scores[i].contiguous() if scores else None) for i in range(len(batches))]
         self._refuse_not_finite(logprobs, "log-probabilities")
         return logprobs
 
@@ -184,9 +139,9 @@ class MagicActor(MegatronGPTActorModel):
             batch = next(iterator)
             return self._forward(model, batch), lambda logits, non_loss_data=True: ranked(logits, batch.tokens)
 
-        set_eval(self)
-        scores = self._run(batches, step, forward_only=True, collect_non_loss_data=True)
-        packed = [broadcast_tensor_within_pp(scores[i].contiguous() if scores else None) for i in range(len(batches))]
+        self._evaluate()
+        scores = self._schedule(batches, step, forward_only=True, collect_non_loss_data=True)
+        packed = [broadcast_from_last_stage(scores[i].contiguous() if scores else None) for i in range(len(batches))]
         return [(p[:, :-1, 0], p[..., 1 : 1 + top], p[..., 1 + top :].long()) for p in packed]
 
     def reference_logprobs(self, batches: Sequence[MicroBatch]) -> list[torch.Tensor]:
@@ -198,21 +153,15 @@ class MagicActor(MegatronGPTActorModel):
         if not self.keeps_reference:
             raise RuntimeError(f"the {self.role} keeps no reference weights: grpo.kl_beta was 0 when it was built")
         if self.card is not None:
-            with using_adapters(self, self.init_policy_state_dict):
+            with using_adapters(cast("Actor", self), self.reference_state):
                 return self.token_logprobs(batches)
-        with cpu_weight_swap(self, self.init_policy_state_dict, megatron_amp_O2=self.megatron_amp_O2):
+        assert self.reference_state is not None
+        own = self.host_state()
+        self.put_host_state(self.reference_state)
+        try:
             return self.token_logprobs(batches)
-
-    # --- what learning changes
-
-    def learning_parameters(self) -> list[torch.nn.Parameter]:
-        """This rank's parameters that an optimizer moves."""
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]
-
-    def sharded_state_dict(self, prefix: str = "") -> dict[str, Any]:
-        """Megatron's description of this rank's share of what learning changes: all weights, or the adapters."""
-        state: dict[str, Any] = super().sharded_state_dict(prefix)
-        return state if self.card is None else {name: value for name, value in state.items() if is_adapter(name)}
+        finally:
+            self.put_host_state(own)
 
     # --- shared
 
@@ -229,7 +178,7 @@ class MagicActor(MegatronGPTActorModel):
         """Logits [b, S or less, V / TP] of the positions from ``first`` on, at least (``output_from``)."""
         tokens = batch.tokens.cuda(non_blocking=True)
         positions = torch.arange(tokens.size(1), device=tokens.device).expand_as(tokens)
-        with output_from(self, first):
+        with output_from(cast("Actor", self), first):
             # Rows are padded on the right, so the causal mask that attention makes by itself is all they need.
             return model(tokens, positions, None)
 
@@ -261,19 +210,6 @@ class MagicActor(MegatronGPTActorModel):
             "neg_logprob_minus_entropy": (((-logprobs - spread) * mask).sum(), count),
         }
 
-    def _run(self, batches: Sequence[MicroBatch], step: Any, forward_only: bool, **options: Any) -> list[Any]:
-        set_sync_funcs(self, forward_only)
-        return get_forward_backward_func()(
-            forward_step_func=step,
-            data_iterator=self._make_data_iterator_list(iter(batches)),
-            model=self.model,
-            num_microbatches=len(batches),
-            forward_only=forward_only,
-            seq_length=max(batch.tokens.size(1) for batch in batches),
-            micro_batch_size=batches[0].tokens.size(0),
-            **options,
-        )
-
     def _reduced(self, parts: Sequence[dict[str, tuple[Any, Any]]]) -> Metrics:
         """Sum (sum, count) pairs over microbatches and data-parallel ranks; only the last stage has any."""
         box: list[Metrics] = [{}]
@@ -301,7 +237,7 @@ def _likeliest(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities and ids [b, S, top] of the likeliest of ``vocabulary`` tokens by vocabulary-parallel ``logits``
     [b, S, V / TP]."""
-    scores = _compute_distributed_log_softmax(logits.float() / temperature)
+    scores = _log_softmax(logits.float() / temperature)
     first = parallel_state.get_tensor_model_parallel_rank() * scores.size(-1)
     scores[..., max(0, vocabulary - first) :] = -torch.inf
     # A shard smaller than what is asked for gives all it has, and fills up with what nobody would take.
@@ -313,3 +249,14 @@ def _likeliest(
     )
     values, order = values.topk(top)
     return values, ids.gather(-1, order).long()
+
+
+def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
+    """Over the vocabulary, of vocabulary-parallel ``logits`` [b, S, V / TP]."""
+    group = parallel_state.get_tensor_model_parallel_group()
+    largest = logits.amax(dim=-1, keepdim=True)
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group=group)
+    shifted = logits - largest
+    total = shifted.exp().sum(dim=-1, keepdim=True)
+    torch.distributed.all_reduce(total, group=group)
+    return shifted - total.log()

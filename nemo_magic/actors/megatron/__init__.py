@@ -1,0 +1,1 @@
+"""The backend ``megatron``: Megatron-core 0.16 alone."""

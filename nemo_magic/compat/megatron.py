@@ -1,0 +1,58 @@
+"""Megatron-core 0.16, mended in one place, and without CUDA and transformer_engine.
+
+The mended defect: ``.metadata`` of a checkpoint holds every rank's plan of the save, by classes of Megatron-core's own.
+Nothing reads it (it is for ``cached_metadata``, which is off), and nobody else can: neither Megatron-core 0.10 nor a
+reader that builds weights only.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any
+
+import torch
+
+
+def mend() -> None:
+    """Keep the plans of a save out of its ``.metadata``; a second call changes nothing."""
+    import megatron.core.dist_checkpointing.strategies.filesystem_async as filesystem
+
+    writer: Any = filesystem.FileSystemWriterAsync
+    if getattr(writer, "_nemo_magic_mended", False):
+        return
+    writer._nemo_magic_mended = True
+    finish = writer.finish
+
+    @functools.wraps(finish)
+    def finish_without_plans(self: Any, metadata: Any, results: Any) -> None:
+        vars(metadata).pop("all_local_plans", None)
+        finish(self, metadata, results)
+
+    writer.finish = finish_without_plans
+
+
+def without_cuda(adam: Any) -> None:
+    """Give Megatron-core CPU meanings for its random states, and ``adam`` for transformer_engine's. Imports all of it
+    that a model, its optimizer and its checkpoints need."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of every kernel that is not here
+        import megatron.core.optimizer as optimizer
+        import megatron.core.tensor_parallel.random as parallel_random
+
+    def set_state(state: torch.Tensor, device: int = -1, graph_safe: bool = False) -> None:
+        torch.set_rng_state(state)
+
+    def get_state(device: Any = "cuda", clone: bool = False, graph_safe: bool = False) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    random: Any = parallel_random
+    random._set_cuda_rng_state, random._get_cuda_rng_state = set_state, get_state
+
+    def fused_adam(adam_w_mode: bool = True, **options: Any) -> Any:
+        assert adam_w_mode
+        return adam(**options)
+
+    # torch's own keeps a step for every parameter: a checkpoint would not be the other backend's.
+    module: Any = optimizer
+    module.Adam, module.USING_PYTORCH_OPTIMIZER = fused_adam, False

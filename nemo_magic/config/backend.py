@@ -1,0 +1,49 @@
+"""What a backend cannot do, refused by name before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from nemo_magic.config.schema import MagicConfig
+from nemo_magic.game.episode import Role
+from nemo_magic.model_config import ModelConfig
+
+_INSTEAD = "not there yet, take backend=nemo_aligner"
+
+
+def backend_problems(cfg: MagicConfig, roles: Mapping[Role, ModelConfig], planned: bool) -> Iterator[str]:
+    """What ``backend=megatron`` does not have."""
+    if cfg.backend != "megatron":
+        return
+    if planned:
+        yield f"backend=megatron: nemo-magic plan estimates the other backend only; {_INSTEAD}"
+    if cfg.generation.trt_llm.enable:
+        yield "backend=megatron with generation.trt_llm.enable=true: TensorRT-LLM's exporter is NeMo's; set it to false"
+    for role, model in roles.items():
+        if cfg.actors.of(role).is_megatron:
+            yield from _of_model(model)
+            if cfg.trainer.accelerator == "cpu" and model.optim.name != "cpu_fused_adam":
+                yield (
+                    f"backend=megatron with model.optim.name={model.optim.name} and trainer.accelerator=cpu: set it to "
+                    "cpu_fused_adam"
+                )
+
+
+def _of_model(model: ModelConfig) -> Iterator[str]:
+    if model.peft.is_lora and model.transformer_engine:
+        # Its norm is inside the linear layer, and the adapter's input is what the norm gives.
+        yield (
+            "backend=megatron with model.peft.peft_scheme=lora and model.transformer_engine=true: not there yet, set "
+            "transformer_engine to false, or take backend=nemo_aligner"
+        )
+    if model.tokenizer.library != "huggingface":
+        yield f"backend=megatron with model.tokenizer.library={model.tokenizer.library}: set it to huggingface"
+    for key in ("virtual_pipeline_model_parallel_size", "num_micro_batches_with_partial_activation_checkpoints"):
+        if getattr(model, key) is not None:
+            yield f"backend=megatron with model.{key}={getattr(model, key)}: {_INSTEAD}"
+    if model.sequence_parallel:
+        yield f"backend=megatron with model.sequence_parallel=true: {_INSTEAD}"
+    if model.name:
+        yield f"backend=megatron with model.name={model.name}: {_INSTEAD}"
+    if model.apply_query_key_layer_scaling:
+        yield "backend=megatron with model.apply_query_key_layer_scaling=true: it is for fp16 only, set it to false"
