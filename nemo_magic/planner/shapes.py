@@ -3,9 +3,9 @@
 Layers, embedding and head are built and run on the meta device (``compat.meta``), forward and backward, at the layout's
 tensor parallelism. No formula for a transformer's parameters is written here.
 
-Two modules stand in for transformer_engine's kernels and save what these save: a fused norm its input and one number
-per token; flash attention its queries, keys, values and output and one number per token and head, and it computes the
-half of the scores that a causal mask leaves.
+Two modules stand in for fused kernels and save what these save: a norm of transformer_engine its input and one number
+per token; attention (transformer_engine's, and torch's on the CPU lane) its queries, keys, values and output and one
+number per token and head, and it computes the half of the scores that a causal mask leaves.
 """
 
 from __future__ import annotations
@@ -251,12 +251,12 @@ def _build(
         recompute_num_layers=model.activations_checkpoint_num_layers,
     )
     spec = get_gpt_layer_local_spec(qk_layernorm=model.qk_layernorm)
+    spec.submodules.self_attention.submodules.core_attention = _FlashAttention
     if model.transformer_engine:
         parts = spec.submodules
         if model.qk_layernorm:
             parts.self_attention.submodules.q_layernorm = parts.self_attention.submodules.k_layernorm = _Norm
         parts.input_layernorm = parts.pre_mlp_layernorm = _Norm
-        parts.self_attention.submodules.core_attention = _FlashAttention
     with META, _final_norm(model.transformer_engine):
         built = GPTModel(
             config,

@@ -106,7 +106,7 @@ def logits_of(actor: Any, tokens: torch.Tensor) -> torch.Tensor | None:
 
     set_eval(actor)
     with torch.no_grad():
-        found = actor._run(batches, step, forward_only=True, collect_non_loss_data=True)
+        found = actor._schedule(batches, step, forward_only=True, collect_non_loss_data=True)
     return found[0] if found else None
 
 
