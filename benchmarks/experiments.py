@@ -44,12 +44,13 @@ def main(words: Sequence[str]) -> None:
     )
     parser.add_argument("--pages", action="store_true", help="play nothing, write pages and pictures from the numbers")
     parser.add_argument("--objective", action="store_true", help="one game with each option of docs/objective.md alone")
+    parser.add_argument("--steps", type=int, default=30, help="with --objective: steps of each game, an even number")
     args, overrides = parser.parse_known_args(words)
     figures.settle()
     if args.objective:
         from objective import table
 
-        print(table(args.into, overrides))
+        print(table(args.into, overrides, args.steps))
         return
     if not args.pages:
         if FULL not in args.arms:

@@ -18,6 +18,7 @@ from nemo_magic.config.evaluation import describe_evaluation, needs_world
 from nemo_magic.config.inputs import missing, refuse_missing
 from nemo_magic.config.validation import models
 from nemo_magic.convert.compatibility import refuse_other_models
+from nemo_magic.evaluation.load_tasks import describe_contents
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
     """
     cfg = compose_config(args)
     if args.dry_run:
-        return print_dry_run(cfg, describe_evaluation(cfg), missing(cfg, "evaluate"))
+        contents = describe_contents(cfg.eval)
+        return print_dry_run(cfg, "\n".join([describe_evaluation(cfg), *contents]), missing(cfg, "evaluate"))
     refuse_other_models(cfg, models(cfg, "evaluate"))
     refuse_missing(cfg, "evaluate")
     single_process = not needs_world(cfg)

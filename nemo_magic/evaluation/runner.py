@@ -17,11 +17,11 @@ from rich.console import Console
 from nemo_magic.config import MagicConfig
 from nemo_magic.config.eval_config import EvalTaskConfig
 from nemo_magic.config.locate_files import why_not_measured
-from nemo_magic.data.errors import DataError
 from nemo_magic.evaluation.capability import Capability, read_capability
 from nemo_magic.evaluation.defences import Defence, NoDefence, RunStats, SelfEval, SmoothLLM
 from nemo_magic.evaluation.example import Example, expand_attempts
-from nemo_magic.evaluation.load_examples import LoadedExamples, load_benchmark
+from nemo_magic.evaluation.load_examples import LoadedExamples
+from nemo_magic.evaluation.load_tasks import load_task
 from nemo_magic.evaluation.metrics import JudgedExample, MetricResult, belongs, measure
 from nemo_magic.evaluation.progress import EvaluationProgress
 from nemo_magic.evaluation.results import MARKDOWN_FILE, Results, read_outcomes
@@ -44,7 +44,7 @@ def evaluate(cfg: MagicConfig) -> None:
         Preempted: the run was asked to end, or its time is over; the same command goes on.
     """
     baseline = None if cfg.eval.baseline is None else (cfg.eval.baseline, read_outcomes(cfg.eval.baseline))
-    loaded = {name: _load(cfg, name, task) for name, task in cfg.eval.tasks_with_file.items()}
+    loaded = {name: load_task(cfg.eval, name) for name in cfg.eval.tasks_with_file}
     capability, capability_notes = _capability(cfg)
     folder = Path(cfg.exp_manager.explicit_log_dir)
     with ExitStack() as resources:
@@ -157,19 +157,6 @@ def _played(cfg: MagicConfig, name: str, loaded: LoadedExamples) -> list[Example
     """The examples of a task that any of its figures is over."""
     figures = cfg.eval.figures(name)
     return [example for example in loaded.examples if any(belongs(figure, example) for figure in figures)]
-
-
-def _load(cfg: MagicConfig, name: str, task: EvalTaskConfig) -> LoadedExamples:
-    assert task.file is not None
-    key, answered = f"eval.tasks.{name}.file", task.answers == "file"
-    loaded = load_benchmark(
-        cfg.eval.benchmark_name(name), task.file, key, task.limit, answered, cfg.eval.protocol == "magic"
-    )
-    if task.attacker != "none" and any(len(example.turns) > 1 for example in loaded.examples):
-        raise DataError(
-            f"eval.tasks.{name}.attacker={task.attacker}: {task.file} holds conversations, and one message is rewritten"
-        )
-    return loaded
 
 
 def _notes(parts: Sequence[RunStats], count: int) -> list[str]:

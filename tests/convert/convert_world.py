@@ -6,6 +6,7 @@ in one process.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -34,6 +35,9 @@ def main(folder: Path, name: str, tp: int, pp: int) -> None:
         save(logits_of(player.actor, tokens), out / f"{checkpoint}.pt")
     torch.save(gradients(players["qwen3"].actor, tokens), out / f"gradients_{os.environ['RANK']}.pt")
     torch.distributed.barrier()
+    told = {one: decoded(players[one].actor, cfg) for one in ("llama32", "mistral", "qwen3")}
+    if World.current().is_main:
+        (out / "decoded.json").write_text(json.dumps(told))
     adapted, _ = start(folder, "llama31", folder / "nemo" / "llama31", tp, pp, adapters(folder))
     save(logits_of(adapted.actor, tokens), out / "adapted.pt")
     if name == "tp1":
@@ -104,6 +108,25 @@ def logits_of(actor: Any, tokens: torch.Tensor) -> torch.Tensor | None:
     with torch.no_grad():
         found = actor._run(batches, step, forward_only=True, collect_non_loss_data=True)
     return found[0] if found else None
+
+
+def decoded(actor: Any, cfg: Any) -> list[dict[str, Any]]:
+    """What an actor samples with its key/value cache: ids, log-probabilities then, and those of a forward pass."""
+    from nemo_magic.actors.config import LengthConfig, SamplingConfig
+    from nemo_magic.actors.generation import NativeGenerator
+    from nemo_magic.rl.batch import Row, microbatches, scatter_back
+
+    generator = NativeGenerator(cfg.generation)
+    generator.load(actor)
+    prompts = [tuple(range(4, 4 + size)) for size in (3, 40, 41, 90)]
+    completions = generator.generate(prompts, [1, 2, 3, 4], SamplingConfig(), LengthConfig(12, 12))
+    generator.release()
+    batches = microbatches([Row(c.prompt_ids, c.response_ids) for c in completions], 2, actor.chat.pad_id)
+    forward = scatter_back(batches, actor.token_logprobs(batches), len(prompts))
+    return [
+        {"ids": list(c.response_ids), "sampled": list(c.logprobs), "forward": list(f)}
+        for c, f in zip(completions, forward, strict=True)
+    ]
 
 
 def gradients(actor: Any, tokens: torch.Tensor) -> dict[tuple[int, str], torch.Tensor]:

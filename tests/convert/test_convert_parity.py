@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,20 @@ def test_the_positions_reach_where_rope_scaling_and_its_factor_matter(folder: Pa
     with torch.no_grad():
         other = model(tokens()).logits
     assert float((other - logits_of(folder / "hf" / name)).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", ["llama32", "mistral", "qwen3"])
+def test_a_family_is_decoded_with_the_log_probabilities_of_its_forward_pass(
+    folder: Path, name: str, world: str
+) -> None:
+    rows = json.loads((folder / world / "decoded.json").read_text())[name]
+    assert [len(row["ids"]) for row in rows] == [12] * 4
+    for row in rows:
+        assert row["sampled"] == pytest.approx(row["forward"], abs=1e-4)
+    assert [row["ids"] for row in rows] == [
+        row["ids"] for row in json.loads((folder / "tp1" / "decoded.json").read_text())[name]
+    ]
 
 
 @pytest.mark.parametrize("world", WORLDS)

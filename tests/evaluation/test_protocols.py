@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from nemo_magic.cli import main
 from nemo_magic.config.eval_config import EvalConfig, EvalTaskConfig
 from nemo_magic.config.locate_files import with_files
 from nemo_magic.data.catalogue import BENCHMARKS, Figure
@@ -195,6 +196,35 @@ def test_the_published_folder_has_a_file_for_each_of_the_eight_tasks_of_table_1(
     assert [example.label for example in both.examples] == [Label.HARMFUL] * 3 + [Label.BENIGN]
     assert len({example.id for example in both.examples}) == 4
     assert "harmful.jsonl and benign.jsonl are read together" in both.notes
+
+
+DRY_RUN = [
+    "evaluate", "-cn", "eval_paper", "--dry-run", "suite=table1", "judge.urls=[http://judge:1]",
+    "actors.defender.restore_from_path=/weights",
+]  # fmt: skip
+
+
+def test_a_dry_run_on_the_published_folder_tells_of_eight_tasks_and_their_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*DRY_RUN, f"eval.folder={published_folder(tmp_path)}"]) == 0
+    told = [line.removeprefix("# ") for line in capsys.readouterr().out.splitlines() if line.startswith("# ")]
+    tasks = [line for line in told if line.startswith("task ")]
+    rows = dict(line.removeprefix("rows      ").split(": ", 1) for line in told if line.startswith("rows "))
+    assert len(tasks) == len(rows) == 8
+    assert not any("not measured" in line for line in tasks)
+    # suite=table1 is the published protocol: WildGuardTest's row without a label of its answer is left out.
+    assert rows["wildguardtest"].startswith("4 rows read, 3 kept (dropped empty response_harm_label")
+    assert rows["wildjailbreak"].startswith("4 rows read, 4 kept; harmful.jsonl and benign.jsonl are read together")
+    assert rows["harmbench"].startswith("3 rows read, 3 kept; rows: 3, published 320")
+    assert not any(text in line for line in told for text in ("wug", "fleb", "grub"))
+
+
+def test_a_dry_run_says_why_a_file_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "x.csv", [{"text": "wug"}])
+    assert main([*DRY_RUN, f"eval.tasks.xstest.file={path}"]) == 0
+    assert "# rows      xstest: " in (told := capsys.readouterr().out)
+    assert "it lacks columns for text (prompt), category (type)" in told
 
 
 def test_one_half_alone_has_the_label_of_its_name(tmp_path: Path) -> None:

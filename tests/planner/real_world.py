@@ -29,7 +29,7 @@ def main(folder: Path, name: str, tp: int, pp: int, recompute: str) -> None:
     overrides = [
         f"trainer.devices={os.environ['WORLD_SIZE']}", f"model.tensor_model_parallel_size={tp}",
         f"model.pipeline_model_parallel_size={pp}", "model.num_layers=4", "model.num_query_groups=2",
-        "model.qkv_bias=true", f"sandbox.folder={folder / 'sandbox'}", "judge.launch=false",
+        "model.qkv_bias=true", "model.qk_layernorm=true", f"sandbox.folder={folder / 'sandbox'}", "judge.launch=false",
         "judge.urls=[http://127.0.0.1:9]", "actors.attacker.restore_from_path=null",
         "actors.defender.restore_from_path=null",
     ]  # fmt: skip

@@ -154,7 +154,8 @@ def test_a_real_ranks_parameters_and_kept_activations_are_the_plans(folder: Path
 
 def _planned(tp: int, pp: int, recompute: str, vocab_size: int) -> Shapes:
     layout = [f"model.tensor_model_parallel_size={tp}", f"model.pipeline_model_parallel_size={pp}"]
-    own = ["model.num_layers=4", "model.num_query_groups=2", "model.qkv_bias=true", f"trainer.devices={tp * pp}"]
+    own = ["model.num_layers=4", "model.num_query_groups=2", "model.qkv_bias=true", "model.qk_layernorm=true",
+           f"trainer.devices={tp * pp}"]  # fmt: skip
     if recompute.startswith("lora"):
         own += ["model.peft.peft_scheme=lora", "model.peft.lora_tuning.adapter_dim=8"]
     model = role_model(compose("magic_sandbox", [*layout, *own], command="plan"), Role.DEFENDER)
