@@ -15,6 +15,7 @@ from nemo_magic.runtime.checkpoint_paths import COMMITTED, FOLDER, STATE, commit
 MAY_DIFFER = (
     "name",
     "trainer.",
+    "backend",
     "model.tensor_model_parallel_size",
     "model.pipeline_model_parallel_size",
     "model.sequence_parallel",

@@ -21,7 +21,8 @@ from tests.current import lanes
 from tests.current.lanes import BACKENDS
 from tests.training.program import SMALL
 
-pytestmark = [pytest.mark.process, pytest.mark.current]
+# A test may be the first to play two games, and to warm up for them.
+pytestmark = [pytest.mark.process, pytest.mark.current, pytest.mark.timeout(1800)]
 
 LAYOUTS = {
     "tp1": ["trainer.devices=1"],
