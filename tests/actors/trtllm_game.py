@@ -17,8 +17,8 @@ from nemo_magic.config import validation
 if __name__ == "__main__":
     install, refuse = cpu.install, validation._trt_llm
 
-    def install_with_double() -> None:
-        install()
+    def install_with_double(**options: bool) -> None:
+        install(**options)
         torch.cuda.current_device = lambda: 0  # the wrapper counts a node's devices by their numbers
         sys.modules.pop("nemo_aligner.utils.trt_llm")
 

@@ -87,7 +87,7 @@ def test_a_model_names_the_strategies_and_the_figures_are_those_of_its_answers(
     }
     assert len((real_run / "attacks" / "labels.jsonl").read_text().splitlines()) == 14
     said = capsys.readouterr().out
-    assert "16 attacks labelled by strategies@1." in said
+    assert "16 attacks labelled by strategies@2." in said
     assert "1 × not understood: the guard's text is no JSON" in said
 
 
@@ -109,7 +109,7 @@ def test_the_report_shows_the_labels_of_a_real_run_and_says_what_is_missing_with
     shown = [row["strategy"] for row in embedded("rows")]
     assert shown == ["role-play"] * 6 + ["none"] * 2 + ["role-play + translation"] * 5 + ["role-play", None, None]
     assert "place" not in embedded("rows")[0]
-    assert "as strategies@1." in page
+    assert "as strategies@2." in page
 
 
 def test_a_labelling_model_is_held_against_the_pool_whose_strategies_are_known(

@@ -88,7 +88,7 @@ def test_a_model_in_this_process_that_writes_nonsense_names_nothing(
     model = f"analysis.labels.model={{kind: transformers, path: {checkpoint[0]}}}"
     assert cli.main(words(run, tmp_path, model)) == 0
     assert found_in(run)["whole"]["mix"] == {"unknown": 1.0}
-    assert found_in(run)["labels"].startswith("strategies@1.")
+    assert found_in(run)["labels"].startswith("strategies@2.")
 
 
 def test_the_similarity_is_that_of_the_same_models_vectors(

@@ -54,7 +54,7 @@ def _switched_off() -> dict[str, bool]:
     """Whether an adapter of a model that is a list is off in NeMo-Aligner's context, in ours, and after it."""
     from nemo_aligner.utils.utils import adapter_control
 
-    from nemo_magic.actors.adapters import using_adapters
+    from nemo_magic.actors.nemo_aligner.actor import MagicActor
 
     class Layer(torch.nn.Module, importlib.import_module(lora._MIXINS).MCoreAdapterModuleMixin):  # type: ignore[misc]
         off = False
@@ -70,7 +70,7 @@ def _switched_off() -> dict[str, bool]:
     actor.get_model_module_list = lambda: [layer]
     with adapter_control(actor):
         found = {"theirs": layer.off}
-    with using_adapters(actor, None):  # type: ignore[arg-type]
+    with MagicActor.without_adapters(actor):  # type: ignore[arg-type]
         found["ours"] = layer.off
     return found | {"after": layer.off}
 

@@ -107,7 +107,7 @@ def test_a_guard_whose_model_writes_nonsense_knows_nothing(llama):
         for guard in (LlamaGuard(model), HarmBench(model)):
             verdicts = match_answers(items, await guard.judge(items))
             assert all(verdict.response_safety is Safety.UNKNOWN and verdict.error for verdict in verdicts)
-        assert verdicts[0].guard == "harmbench@1:tiny:unpinned"
+        assert verdicts[0].guard == "harmbench@2:tiny:unpinned"
 
     run(quick(llama.url), work)
 
