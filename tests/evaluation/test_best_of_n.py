@@ -104,8 +104,8 @@ def test_the_judge_is_asked_what_the_vote_needs() -> None:
         ("answers: file, attacker: rewrite", "attacker=rewrite: answers=file only judges what was said already"),
         (
             "answers: file",
-            "eval.tasks.dan.answers=file: files of Do Anything Now hold no answers, those of garak, jailbreakbench_artifacts, "
-            "openrt, pyrit do",
+            "eval.tasks.dan.answers=file: files of Do Anything Now hold no answers, those of garak, "
+            "jailbreakbench_artifacts, openrt, pyrit do",
         ),
     ],
 )
