@@ -162,7 +162,8 @@ def test_roles_that_cannot_share_a_base_learn_each_on_its_own(
 ) -> None:
     run(*game.quick(name, *words, "trainer.devices=1", "game.max_steps=2", "game.schedule.freq=1"))
     rows = played(game.folder(name))
-    assert [row["train_optim/grad_norm"] > 0 for row in rows[1:]] == [True, True]
+    # A step in which no group has spread makes no update.
+    assert any(row.get("train_optim/grad_norm", 0) > 0 for row in rows[1:])
     state = json.loads((game.folder(name) / "checkpoints" / "step_000002" / "state.json").read_text())
     assert {policy for policy, card in state["adapters"].items() if card is not None} == adapted
     for policy in adapted:
