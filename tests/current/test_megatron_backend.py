@@ -40,7 +40,7 @@ ARCHITECTURES = {
     ],
     "llama32": [
         "model.num_query_groups=2", "model.scale_positional_embedding=true", "model.rope_scaling_factor=32",
-        "model.qkv_bias=true", "model.normalization=layernorm1p",
+        "model.qkv_bias=true",
     ],
 }  # fmt: skip
 LORA = ["model.peft.peft_scheme=lora", "model.peft.lora_tuning.adapter_dim=8", "model.optim.lr=3e-3"]
@@ -104,7 +104,11 @@ def measured(home: Path) -> Any:
         key = backend, layout, adapters, architecture
         if key not in done:
             out = home / f"measured_{'_'.join(map(str, key))}.pt"
-            start = home / "defender" / "weights" if architecture is None else "null"
+            start: Path | str = home / "defender" / "weights"
+            if architecture is not None:
+                # What is drawn for a gated layer at TP=2 is arranged in another order: begin with what PP=2 left.
+                start = "null" if layout == "pp2" else home / f"measured_megatron_pp2_None_{architecture}.weights"
+                assert layout == "pp2" or found_by("megatron", "pp2", None, architecture)
             words = [
                 str(out), f"backend={backend}", f"sandbox.folder={home / 'sandbox'}", *SMALL, *LAYOUTS[layout],
                 *(f"actors.{role}.restore_from_path={start}" for role in ("attacker", "defender")),
@@ -214,7 +218,7 @@ def test_a_gradient_that_is_too_long_is_not_used(measured: Any, layout: str) -> 
     assert math.isfinite(norm)
 
 
-@pytest.mark.parametrize("layout", ["tp2", "pp2"])
+@pytest.mark.parametrize("layout", ["pp2", "tp2"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_other_architectures_begin_and_learn_alike(measured: Any, architecture: str, layout: str) -> None:
     one, other = (measured(backend, layout, architecture=architecture) for backend in BACKENDS)
