@@ -207,8 +207,16 @@ def _read_rows(
             request, text = text, f"{context}\n\n---\n\n{text}"
         flag = _read_flag(row.get(flag_column)) if flag_column else None
         judged_as = request if as_published and label in benchmark.vanilla else ""
-        shown = {"request": intern(request), "judged_as": intern(judged_as)}
-        yield Example(own or str(number), (text,), label, adversarial=flag, replies=(), **shown, **texts)
+        yield Example(
+            own or str(number),
+            (text,),
+            label,
+            adversarial=flag,
+            replies=(),
+            request=intern(request),
+            judged_as=intern(judged_as),
+            **texts,
+        )
 
 
 def _as_written(cell: Any, text: str) -> str:
