@@ -11,12 +11,10 @@ from nemo_magic.model_config import ModelConfig
 _INSTEAD = "not there yet, take backend=nemo_aligner"
 
 
-def backend_problems(cfg: MagicConfig, roles: Mapping[Role, ModelConfig], planned: bool) -> Iterator[str]:
+def backend_problems(cfg: MagicConfig, roles: Mapping[Role, ModelConfig]) -> Iterator[str]:
     """What ``backend=megatron`` does not have."""
     if cfg.backend != "megatron":
         return
-    if planned:
-        yield f"backend=megatron: nemo-magic plan estimates the other backend only; {_INSTEAD}"
     if cfg.generation.trt_llm.enable:
         yield "backend=megatron with generation.trt_llm.enable=true: TensorRT-LLM's exporter is NeMo's; set it to false"
     for role, model in roles.items():
