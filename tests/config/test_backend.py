@@ -10,7 +10,6 @@ REFUSED = {
     "generation.trt_llm.enable=true": "backend=megatron with generation.trt_llm.enable=true: TensorRT-LLM's exporter",
     "model.tokenizer.library=sentencepiece": "backend=megatron with model.tokenizer.library=sentencepiece: set it to",
     "model.name=other": "backend=megatron with model.name=other: not there yet",
-    "model.sequence_parallel=true": "backend=megatron with model.sequence_parallel=true: not there yet",
     "model.optim.name=mcore_distributed_optim": "backend=megatron with model.optim.name=mcore_distributed_optim and",
 }
 
