@@ -84,7 +84,7 @@ def test_the_command_is_installed_under_its_name(wheel: Path) -> None:
         assert "nemo-magic = nemo_magic.cli:main" in archive.read(entry).decode()
 
 
-WITH_THE_STACK = {"torch", "nemo", "nemo_aligner", "megatron", "lightning", "apex", "tensorrt_llm", "mpi4py"}
+WITH_THE_STACK = {"torch", "nemo", "nemo_aligner", "megatron", "lightning", "apex", "tensorrt_llm", "mpi4py", "vllm"}
 """Packages of the container, or of `make`, that pip does not bring."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from nemo_magic.actors.config import TRT_LLM
 from nemo_magic.config.schema import MagicConfig
 from nemo_magic.game.episode import Role
 from nemo_magic.model_config import ModelConfig
@@ -17,8 +18,8 @@ def backend_problems(cfg: MagicConfig, roles: Mapping[Role, ModelConfig], planne
         return
     if planned:
         yield f"backend=megatron: nemo-magic plan estimates the other backend only; {_INSTEAD}"
-    if cfg.generation.trt_llm.enable:
-        yield "backend=megatron with generation.trt_llm.enable=true: TensorRT-LLM's exporter is NeMo's; set it to false"
+    if cfg.generation.engine == TRT_LLM:
+        yield "backend=megatron with generation.engine=trt_llm: its exporter is NeMo's; set it to native or vllm"
     for role, model in roles.items():
         if cfg.actors.of(role).is_megatron:
             yield from _of_model(model)

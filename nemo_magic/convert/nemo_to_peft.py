@@ -11,9 +11,7 @@ from safetensors.torch import save_file
 from nemo_magic.convert.atomic_output import atomic_output, gigabytes, refuse_target
 from nemo_magic.convert.merged_checkpoint import MergedCheckpoint
 from nemo_magic.convert.safetensors_folder import DTYPES, NAMES
-from nemo_magic.hf_format.adapters import peft_config
-
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+from nemo_magic.hf_format.adapters import PEFT_CONFIG, PEFT_TENSORS, peft_config
 
 
 def nemo_to_peft(
@@ -31,8 +29,8 @@ def nemo_to_peft(
     size = sum(tensor.nbytes for tensor in tensors.values())
     refuse_target(target, size)
     with atomic_output(target) as partial:
-        save_file(tensors, partial / TENSORS, metadata={"format": "pt"})
-        (partial / CONFIG).write_text(
+        save_file(tensors, partial / PEFT_TENSORS, metadata={"format": "pt"})
+        (partial / PEFT_CONFIG).write_text(
             json.dumps(peft_config(card.targets, card.adapter_dim, card.alpha, base), indent=2) + "\n", encoding="utf-8"
         )
     kinds = "/".join(NAMES[kind] for kind in dict.fromkeys(tensor.dtype for tensor in tensors.values()))

@@ -16,6 +16,7 @@ import torch
 from nemo_magic.hf_format.mapping import Block, layer_blocks
 from nemo_magic.model_config import ModelConfig
 
+PEFT_CONFIG, PEFT_TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _LAYERS, _HF = "model.decoder.layers", "base_model.model.model.layers"
 
 
@@ -116,7 +117,7 @@ def peft_tensors(
 
 
 def peft_config(targets: Sequence[str], dim: int, alpha: float, base: str) -> dict[str, Any]:
-    """``adapter_config.json`` of adapters on ``base``, the name or path of a published model."""
+    """``PEFT_CONFIG`` of adapters on ``base``, the name or path of a published model."""
     modules = [module.rpartition(".")[2] for one in TARGETS if one.name in targets for module in one.modules]
     return {
         "peft_type": "LORA",

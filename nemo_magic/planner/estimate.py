@@ -8,7 +8,7 @@ from functools import cached_property
 
 import torch
 
-from nemo_magic.actors.config import ActorConfig
+from nemo_magic.actors.config import TRT_LLM, ActorConfig
 from nemo_magic.config.adapters import shares_base
 from nemo_magic.config.parallelism import Parallelism
 from nemo_magic.config.schema import MagicConfig
@@ -200,7 +200,7 @@ class PlanEstimate:
         """Part → bytes on a node."""
         devices = self.cfg.trainer.devices
         parts = dict(memory.host(self.widest, self.layout, self.precision, self.references, devices))
-        if self.adapts and self.cfg.generation.trt_llm.enable:
+        if self.adapts and self.cfg.generation.engine == TRT_LLM:
             # What adapters are merged into for an engine, kept to be put back (actors.merging).
             weights = memory.resident(self.widest, 0, self.layout, self.precision)["weights"]
             parts["original of merged weights"] = devices * weights
@@ -237,7 +237,7 @@ class PlanEstimate:
     def engine(self) -> EngineMemory | None:
         """The TensorRT-LLM engine of a rank, or None without."""
         options = self.cfg.generation
-        if not options.trt_llm.enable:
+        if options.engine != TRT_LLM:
             return None
         limits = {role: self.cfg.actors.of(role).length_params for role in self.roles}
         rooms = [limits[role].prompt_room(model.encoder_seq_length) for role, model in self.roles.items()]
@@ -277,7 +277,7 @@ class PlanEstimate:
                 to_generate = game.batch_size * game.max_turns * prefetch_steps
             parts[f"generate_{role}"] = self.generation(role, to_generate) / prefetch_steps
             refits += game.max_turns / prefetch_steps if prefetch_steps > 1 or not game.self_play else 0
-        if cfg.generation.trt_llm.enable:
+        if cfg.generation.engine == TRT_LLM:
             refits = 1.0 if game.self_play else refits
             size = self.mean[learner].rank_parameters * self.precision.weight
             merge = seconds.merge(size / self.world.pp, hardware) if self.roles[learner].peft.is_lora else 0.0
@@ -304,7 +304,7 @@ class PlanEstimate:
         """Seconds to generate ``rows`` responses of ``role`` over all ranks."""
         options, hardware, shapes = self.cfg.generation, self.hardware, self.mean[role]
         prompt, response = self._mean(role)
-        native = not options.trt_llm.enable
+        native = options.engine != TRT_LLM
         resharded = not native and options.trt_llm.reshard
         engines = self.world.dp * (self.world.pp if resharded else 1)
         # Without an engine Python launches every layer.

@@ -305,7 +305,7 @@ def test_impossible_assumptions_are_refused(override: str, said: str) -> None:
 @pytest.mark.parametrize("config", ["magic_sandbox", "magic_8b"])
 def test_a_plan_without_gpus_says_that_it_cannot(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     layout = ["model.tensor_model_parallel_size=1", "model.pipeline_model_parallel_size=1"]
-    status, out, err = ran(capsys, "-cn", config, "cluster=cpu", *layout, "generation.trt_llm.enable=false")
+    status, out, err = ran(capsys, "-cn", config, "cluster=cpu", *layout, "generation.engine=native")
     assert (status, out) == (2, "")
     assert "a plan counts GPUs (hardware.*), and trainer.accelerator=cpu has none" in err
 

@@ -21,6 +21,7 @@ from megatron.core.utils import init_method_normal
 
 from nemo_magic.actors.errors import ModelError
 from nemo_magic.compat.fused_attention import FusedDotProductAttention
+from nemo_magic.hf_format.families import padded_rows
 from nemo_magic.model_config import ModelConfig
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -43,7 +44,7 @@ def build_model(model: ModelConfig, vocabulary: int, precision: str) -> tuple[GP
     bare = GPTModel(
         config,
         _layer(model),
-        vocab_size=_padded(vocabulary, model),
+        vocab_size=padded_rows(model, vocabulary),
         max_sequence_length=model.encoder_seq_length,
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
@@ -120,9 +121,3 @@ def _layer(model: ModelConfig) -> ModuleSpec:
     if importlib.util.find_spec("transformer_engine") is None:
         raise ModelError("model.transformer_engine=true, and transformer_engine is not installed: set it to false")
     return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=model.qk_layernorm)
-
-
-def _padded(vocabulary: int, model: ModelConfig) -> int:
-    """``make_vocab_size_divisible_by`` is the multiple at every tensor-parallel size."""
-    multiple = model.make_vocab_size_divisible_by
-    return -(-vocabulary // multiple) * multiple
