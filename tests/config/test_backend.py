@@ -7,7 +7,7 @@ import pytest
 from nemo_magic.config import ConfigError, compose
 
 REFUSED = {
-    "generation.engine=trt_llm": "backend=megatron with generation.engine=trt_llm: its exporter is NeMo's; set it to native or vllm",
+    "generation.engine=trt_llm": "backend=megatron with generation.engine=trt_llm: its exporter is NeMo's; set it to",
     "model.tokenizer.library=sentencepiece": "backend=megatron with model.tokenizer.library=sentencepiece: set it to",
     "model.name=other": "backend=megatron with model.name=other: not there yet",
     "model.sequence_parallel=true": "backend=megatron with model.sequence_parallel=true: not there yet",
