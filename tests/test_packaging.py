@@ -15,6 +15,7 @@ from zipfile import ZipFile
 import pytest
 import tomllib
 
+from nemo_magic.actors.builder import MEGATRON_CORE
 from nemo_magic.cli import EXTRAS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,7 +86,7 @@ def test_the_command_is_installed_under_its_name(wheel: Path) -> None:
 
 
 WITH_THE_STACK = {"torch", "nemo", "nemo_aligner", "megatron", "lightning", "apex", "tensorrt_llm", "mpi4py", "vllm"}
-"""Packages of the container, or of `make`, that pip does not bring."""
+"""Packages of the container, or of `make`, that only the extra `cuda` brings, or none."""
 
 
 def declared(*extras: str) -> set[str]:
@@ -118,9 +119,9 @@ def test_everything_that_is_imported_is_declared() -> None:
 
 @pytest.mark.process
 def test_a_configuration_is_checked_and_a_judge_is_asked_without_any_extra() -> None:
-    extras = declared("train", "judge", "report", "analysis") - declared()
+    extras = declared("train", "judge", "report", "analysis", "cuda") - declared()
     modules = {name for name, owners in packages_distributions().items() if {o.lower() for o in owners} & extras}
-    blocked = sorted((modules | {"torch", "nemo", "megatron", "lightning"}) - {"nemo_magic"})
+    blocked = sorted((modules | {"torch", "nemo", "megatron", "lightning", "vllm"}) - {"nemo_magic"})
     code = (
         "import sys\n"
         f"sys.modules.update(dict.fromkeys({blocked}))\n"
@@ -142,6 +143,22 @@ def test_a_command_whose_extra_is_not_installed_names_it_in_a_line() -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("nemo-magic judge: ")
     assert done.stderr.endswith(": pip install 'nemo-magic[judge]'\n")
+
+
+def test_the_extra_cuda_has_the_versions_that_the_tests_of_both_lanes_run() -> None:
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["cuda"]
+    pins = dict(line.split("==") for line in extra if "==" in line)
+    makefile = (ROOT / "Makefile").read_text()
+    core, torch, vllm = (
+        re.search(rf"^{name} := (.+)$", makefile, re.MULTILINE)[1] for name in ("CORE", "TORCH", "VLLM")
+    )  # type: ignore[index]
+    assert core == f"megatron-core=={pins['megatron-core']}"
+    assert torch == f"torch=={pins['torch']}"
+    assert vllm.partition("+")[0] == pins["vllm"]
+    assert [line for line in extra if "==" not in line] == ["nemo-magic[train]", "einops"]
+    assert MEGATRON_CORE["megatron"] == tuple(map(int, pins["megatron-core"].split(".")[:2]))
+    # Its own wheel, and those of the others, are for this Python.
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"] == ">=3.10,<3.13"
 
 
 def test_every_extra_that_a_message_names_brings_the_module() -> None:

@@ -12,12 +12,10 @@ from nemo_magic.model_config import ModelConfig
 _INSTEAD = "not there yet, take backend=nemo_aligner"
 
 
-def backend_problems(cfg: MagicConfig, roles: Mapping[Role, ModelConfig], planned: bool) -> Iterator[str]:
+def backend_problems(cfg: MagicConfig, roles: Mapping[Role, ModelConfig]) -> Iterator[str]:
     """What ``backend=megatron`` does not have."""
     if cfg.backend != "megatron":
         return
-    if planned:
-        yield f"backend=megatron: nemo-magic plan estimates the other backend only; {_INSTEAD}"
     if cfg.generation.engine == TRT_LLM:
         yield "backend=megatron with generation.engine=trt_llm: its exporter is NeMo's; set it to native or vllm"
     for role, model in roles.items():

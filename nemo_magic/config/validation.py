@@ -87,7 +87,7 @@ def validate(cfg: MagicConfig, command: str = "train") -> None:
     faults = {role: list(_faults(cfg, role, model, command)) for role, model in roles.items()}
     problems = list(dict.fromkeys(_named(text, role, faults) for role, texts in faults.items() for text in texts))
     problems += _unequal(roles)
-    problems += dict.fromkeys(backend_problems(cfg, roles, planned))
+    problems += dict.fromkeys(backend_problems(cfg, roles))
     problems += sharing_problems(cfg, roles, command)
     problems += [] if planned else missing_bases(cfg, roles)
     if not problems and roles:

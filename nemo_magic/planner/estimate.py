@@ -107,16 +107,14 @@ class PlanEstimate:
         self.rows, self.microbatches, self.updates = step.micro_batch_size, step.microbatches, step.updates
         self.half = cfg.trainer.precision == "bf16"
         model = next(iter(roles.values()))
-        halves = self.half and model.megatron_amp_O2
-        self.precision: Precision = memory.precision_of(model.optim.name, halves)
+        self.precision: Precision = memory.PRECISIONS[cfg.backend](model, self.half)
         devices = cfg.trainer.devices
         self.links = seconds.Links(tp_within=world.tp <= devices, dp_within=world.world <= devices)
         self.adapts = any(one.peft.is_lora for one in roles.values())
         local = [Role.DEFENDER] if cfg.game.self_play else list(roles)
         tokens = max(self._widest(role) for role in local)
         self.layout = Layout(
-            world.tp, world.pp, world.dp, self.rows, tokens, self.microbatches,
-            keeps_gradients=model.optim.name == "distributed_fused_adam", shares_base=shares_base(cfg, roles),
+            world.tp, world.pp, world.dp, self.rows, tokens, self.microbatches, shares_base(cfg, roles)
         )  # fmt: skip
         self.widest = {str(role): self.shapes(role, self._widest(role)) for role in local}
 

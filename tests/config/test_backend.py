@@ -38,6 +38,6 @@ def test_what_megatron_does_not_have_yet_is_refused_by_name(override: str) -> No
     assert REFUSED[override] in str(refused.value)
 
 
-def test_the_planner_refuses_a_backend_that_it_does_not_know() -> None:
-    with pytest.raises(ConfigError, match="backend=megatron: nemo-magic plan estimates the other backend only"):
-        compose("magic_8b", ["backend=megatron"], command="plan")
+def test_a_plan_may_name_either_backend() -> None:
+    overrides = ["backend=megatron", "generation.trt_llm.enable=false"]
+    assert compose("magic_8b", overrides, command="plan").backend == "megatron"

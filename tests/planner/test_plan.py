@@ -157,6 +157,34 @@ def test_more_data_parallel_ranks_share_the_optimizer_and_nothing_else() -> None
     assert two.checkpoint == one.checkpoint
 
 
+NATIVE = "generation.trt_llm.enable=false"
+
+
+def test_megatrons_gradients_of_both_roles_stay_on_the_device_whatever_the_optimizer() -> None:
+    for optimizer in ("distributed_fused_adam", "mcore_distributed_optim", "fused_adam"):
+        words = [NATIVE, f"model.optim.name={optimizer}", "model.activations_checkpoint_granularity=full"]
+        theirs, ours = planned("magic_8b", *words), planned("magic_8b", "backend=megatron", *words)
+        both = ours.memory["generating"]["weights"] / 2 * 4
+        for moment in ("generating", "learning"):
+            assert ours.memory[moment]["gradients"] == both
+        stays = optimizer == "distributed_fused_adam"
+        assert theirs.memory["generating"]["gradients"] == (both if stays else 0)
+        assert theirs.memory["learning"]["gradients"] == (both if stays else both / 2)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "shared", "own"),
+    [("distributed_fused_adam", 12, 0), ("mcore_distributed_optim", 12, 0), ("fused_adam", 0, 12)],
+)
+def test_megatrons_optimizers_hold_fp32_weights_and_both_moments(optimizer: str, shared: int, own: int) -> None:
+    # In bf16 whatever NeMo's key for it says.
+    words = ["backend=megatron", NATIVE, f"model.optim.name={optimizer}", "model.megatron_amp_O2=false"]
+    plan = planned("magic_8b", *words, "hardware.memory_gib=1000")
+    each = plan.memory["learning"]["weights"] / 4
+    assert plan.memory["learning"]["optimizer"] == each * (shared / plan.world.dp + own)
+    assert plan.host["frozen optimizers"] == 8 * plan.memory["learning"]["optimizer"]
+
+
 def test_a_checkpoint_of_two_roles_has_weights_and_fp32_state_of_both() -> None:
     plan = planned("magic_70b")
     assert plan.checkpoint == pytest.approx(2 * 70_553_706_496 * 14, rel=0.001)  # norms are counted on every rank
