@@ -1,5 +1,6 @@
 # make train   train attacker and defender in the sandbox, on two CPU cores
 # make english a published instruct model plays the game in English: in about 50 minutes on two cores, STEPS=8 in ten
+# make english-current  the same in the current lane: Megatron-core 0.16, vLLM generates
 # make turns   the same with three turns, in a sandbox where more turns help
 # make experiments  the game, its ablations and opponent pools, several seeds each; tables and pictures of docs/experiments.md
 # make ablations  the ablations only, one seed each
@@ -18,7 +19,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: train english turns experiments ablations test test-fast test-system test-engines test-published test-current lint venv venv-current lock clean help
+.PHONY: train english english-current turns experiments ablations test test-fast test-system test-engines test-published test-current lint venv venv-current lock clean help
 
 PYTHON ?= python3.11
 TORCH_INDEX ?=
@@ -59,6 +60,11 @@ train: $(ATTACKER) $(DEFENDER)
 # examples/english/README.md. Killed anywhere, the same command goes on.
 english: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/english/journey.py $(if $(STEPS),--steps $(STEPS))
+
+# The same with Megatron-core alone and vLLM's rollouts, which read the same packages (docs/backends.md).
+english-current: $(STAMP) $(CURRENT)/.complete
+	$(BIN)/python examples/english/prepare.py
+	HF_HUB_OFFLINE=1 $(CURRENT)/bin/python examples/english/journey.py $(if $(STEPS),--steps $(STEPS)) --name current$(if $(STEPS),-$(STEPS)) backend=megatron generation.engine=vllm
 
 # Warm-up is done once; remove runs/ to start over.
 $(WARM): runs/sft_sandbox_%/weights/metadata.json: | $(STAMP)

@@ -1,4 +1,4 @@
-"""The whole journey of ``make english``: ``python journey.py [--steps 8] [--into runs/english]``.
+"""The whole journey of ``make english``: ``python journey.py [--steps 8] [--into runs/english] [--name full]``.
 
 A step that has its result is not done again, so that the same command goes on after a kill: a game from its newest
 checkpoint, an evaluation from its last answers, anything else from the step's beginning.
@@ -41,15 +41,16 @@ def main(words: Sequence[str]) -> None:
         "--steps", type=int, default=FULL_STEPS, help=f"steps of the game ({FULL_STEPS}); less: a taste"
     )
     parser.add_argument("--into", type=Path, default=Path("runs/english"), help="where everything is put")
+    parser.add_argument("--name", help="of the run's folder there (full, or taste-STEPS)")
     args, overrides = parser.parse_known_args(words)
     if args.steps < 1:
         parser.error(f"--steps {args.steps} must be at least 1")
-    do_all(journey(args.into, args.steps, overrides))
+    do_all(journey(args.into, args.steps, overrides, args.name))
 
 
-def journey(into: Path, steps: int, overrides: Sequence[str] = ()) -> list[Step]:
-    """The steps, from the registry to the dialogue."""
-    run = into / ("full" if steps >= FULL_STEPS else f"taste-{steps}")
+def journey(into: Path, steps: int, overrides: Sequence[str] = (), name: str | None = None) -> list[Step]:
+    """The steps, from the registry to the dialogue; the run is in the folder ``name``."""
+    run = into / (name or ("full" if steps >= FULL_STEPS else f"taste-{steps}"))
     size = Size.of(steps)
     packages, published_hf, published, data = (into / name for name in ("packages", "smollm2", "published", "data"))
     after_hf = run / "defender-hf"

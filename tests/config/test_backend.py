@@ -39,5 +39,5 @@ def test_what_megatron_does_not_have_yet_is_refused_by_name(override: str) -> No
 
 
 def test_a_plan_may_name_either_backend() -> None:
-    overrides = ["backend=megatron", "generation.trt_llm.enable=false"]
+    overrides = ["backend=megatron", "generation.engine=native"]
     assert compose("magic_8b", overrides, command="plan").backend == "megatron"
