@@ -28,6 +28,8 @@ PYTEST_ARGS ?=
 TEST_WORKERS ?= 2
 EXPERIMENT ?=
 STEPS ?=
+# Further words of examples/english/journey.py, such as --adapters 16 --name adapters.
+JOURNEY ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -59,12 +61,12 @@ train: $(ATTACKER) $(DEFENDER)
 
 # examples/english/README.md. Killed anywhere, the same command goes on.
 english: $(STAMP)
-	HF_HUB_OFFLINE=1 $(BIN)/python examples/english/journey.py $(if $(STEPS),--steps $(STEPS))
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/english/journey.py $(if $(STEPS),--steps $(STEPS)) $(JOURNEY)
 
 # The same with Megatron-core alone and vLLM's rollouts, which read the same packages (docs/backends.md).
 english-current: $(STAMP) $(CURRENT)/.complete
 	$(BIN)/python examples/english/prepare.py
-	HF_HUB_OFFLINE=1 $(CURRENT)/bin/python examples/english/journey.py $(if $(STEPS),--steps $(STEPS)) --name current$(if $(STEPS),-$(STEPS)) backend=megatron generation.engine=vllm
+	HF_HUB_OFFLINE=1 $(CURRENT)/bin/python examples/english/journey.py $(if $(STEPS),--steps $(STEPS)) --name current$(if $(STEPS),-$(STEPS)) $(JOURNEY) backend=megatron generation.engine=vllm
 
 # Warm-up is done once; remove runs/ to start over.
 $(WARM): runs/sft_sandbox_%/weights/metadata.json: | $(STAMP)
