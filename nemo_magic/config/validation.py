@@ -201,6 +201,9 @@ def _shapes(model: ModelConfig) -> Iterator[str]:
                 f"model.num_attention_heads={model.num_attention_heads} is not divisible by "
                 f"model.num_query_groups={model.num_query_groups}"
             )
+    if model.num_moe_experts is not None:
+        yield from _experts(model)
+        split += [] if model.moe_ffn_hidden_size is None else ["moe_ffn_hidden_size"]
     for key in split:
         if getattr(model, key) % tp:
             yield f"model.{key}={getattr(model, key)} is not divisible by model.tensor_model_parallel_size={tp}"
@@ -213,6 +216,17 @@ def _shapes(model: ModelConfig) -> Iterator[str]:
         yield (
             f"model.virtual_pipeline_model_parallel_size={model.virtual_pipeline_model_parallel_size}: NeMo-Aligner's "
             "actors have no interleaved pipeline, leave it null"
+        )
+
+
+def _experts(model: ModelConfig) -> Iterator[str]:
+    topk, experts = model.moe_router_topk, model.num_moe_experts
+    if experts is not None and topk > experts:
+        yield f"model.moe_router_topk={topk} is more than model.num_moe_experts={experts}"
+    if topk == 1 and not model.moe_router_pre_softmax:
+        yield (
+            "model.moe_router_topk=1 with model.moe_router_pre_softmax=false: the one expert would always weigh 1, and "
+            "the router learn nothing; set moe_router_pre_softmax=true"
         )
 
 
