@@ -28,12 +28,11 @@ class TensorParallelExperts(MoELayer):
         """[S, b, hidden] → the same, Σ over the chosen experts e of p_e · MLP_e(x); and no bias."""
         probs, chosen = self.router(hidden_states)  # both [S · b, experts]
         tokens = copy_to_tensor_model_parallel_region(hidden_states).view(-1, hidden_states.size(-1))
-        rows, row_probs, order = permute(
-            tokens,
-            chosen,
-            probs=copy_to_tensor_model_parallel_region(probs),
-            num_out_tokens=len(tokens) * self.config.moe_router_topk,
+        rows, weights, order = permute(
+            tokens, chosen, probs=probs, num_out_tokens=len(tokens) * self.config.moe_router_topk
         )
-        results, _ = self.experts(rows, chosen.sum(dim=0), row_probs)
+        # Here, and not before: Megatron-core does not sum a gradient that is not contiguous, as that of probs is.
+        weights = copy_to_tensor_model_parallel_region(weights)
+        results, _ = self.experts(rows, chosen.sum(dim=0), weights)
         summed = reduce_from_tensor_model_parallel_region(unpermute(results, order, tokens.shape))
         return summed.view(hidden_states.shape), None
