@@ -3,8 +3,8 @@
 The mended defects:
 
 - ``.metadata`` of a checkpoint holds every rank's plan of the save, by classes of Megatron-core's own. Nothing reads it
-  (it is for ``cached_metadata``, which is off), and nobody else can: neither Megatron-core 0.10 nor a reader that builds
-  weights only.
+  (it is for ``cached_metadata``, which is off), and nobody else can: neither Megatron-core 0.10 nor a reader that
+  builds weights only.
 - The router of a mixture of experts asks whether ``te_general_gemm`` is None, a name that does not exist where
   transformer_engine is not installed (``moe_utils`` imports it in a ``try`` that gives it no other value).
 """

@@ -29,6 +29,8 @@ def backend_problems(cfg: MagicConfig, roles: Mapping[Role, ModelConfig], planne
     for role, model in roles.items():
         if cfg.actors.of(role).is_megatron:
             yield from _of_model(model)
+            if planned and model.num_moe_experts is not None:
+                yield f"model.num_moe_experts={model.num_moe_experts}: nemo-magic plan knows no mixtures of experts yet"
             if cfg.trainer.accelerator == "cpu" and model.optim.name != "cpu_fused_adam":
                 yield (
                     f"backend=megatron with model.optim.name={model.optim.name} and trainer.accelerator=cpu: set it to "

@@ -42,8 +42,8 @@ _FIXED: dict[str, tuple[Any, str]] = {
 _SHAPE = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 _ASSUMED = {"llama": (), "mistral": ("num_key_value_heads", "sliding_window"), "qwen2": ("num_key_value_heads",),
             "qwen3": ("num_key_value_heads", "head_dim"),
-            "qwen3_moe": ("num_key_value_heads", "head_dim", "num_experts", "num_experts_per_tok",
-                          "moe_intermediate_size", "norm_topk_prob")}  # fmt: skip
+            "qwen3_moe": ("num_key_value_heads", "num_experts", "num_experts_per_tok", "moe_intermediate_size",
+                          "norm_topk_prob")}  # fmt: skip
 """Keys of a family that transformers would assume where they are missing."""
 _LONGEST = 8192
 """``encoder_seq_length`` of a converted model is at most this, as in conf/model; a run sets its own."""

@@ -32,6 +32,10 @@ def main(folder: Path, name: str, tp: int, pp: int) -> None:
         convert_world.save(convert_world.logits_of(policy.actor, tokens), out / f"{checkpoint}.pt")
         found[checkpoint] = {"decoded": convert_world.decoded(policy.actor, cfg), **learn(policy, tokens)}
         save_gradients(policy, tokens, out / f"{checkpoint}.gradients", nemo)
+    words = ["backend=megatron", "model.peft.lora_tuning.target_modules=[attention]", *convert_world.adapters(folder)]
+    adapted, _ = convert_world.start(folder, "qwen3_moe", folder / "nemo" / "qwen3_moe", tp, pp, words)
+    convert_world.save(convert_world.logits_of(adapted.actor, tokens), out / "adapted.pt")
+    found["adapted"] = learn(adapted, tokens)
     if World.current().is_main:
         (out / "found.json").write_text(json.dumps(found))
     destroy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from nemo_magic.convert.hf_to_nemo import hf_to_nemo
 from nemo_magic.convert.nemo_to_hf import nemo_to_hf
+from nemo_magic.convert.peft_to_nemo import peft_to_nemo
 from tests.convert.tiny_hf import MEGATRON_ONLY, ROWS, make, tensors
+from tests.convert.tiny_peft import MODULES, make_peft
 from tests.current import lanes
 
 pytestmark = [pytest.mark.process, pytest.mark.current, pytest.mark.timeout(900)]
@@ -36,6 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in MEGATRON_ONLY:
         hf_to_nemo(make(folder / "hf", name), folder / "nemo" / name, say=lambda _: None)
         (folder / "conf" / "model" / f"{name}.yaml").write_text((folder / "nemo" / name / "model.yaml").read_text())
+    peft = make_peft(folder / "peft", folder / "hf" / "qwen3_moe", left_out=MODULES["mlp"])
+    peft_to_nemo(peft, folder / "adapters", folder / "nemo" / "qwen3_moe", say=lambda _: None)
+    nemo_to_hf(folder / "adapters", folder / "merged", say=lambda _: None)
     torch.save(tokens(), folder / "tokens.pt")
     return folder
 
@@ -55,8 +61,8 @@ def world_of(folder: Path) -> Any:
 
 @functools.cache
 def transformers_of(checkpoint: Path, rows: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Logits, and the gradients of the mean negative log-likelihood, in fp32. ``rows``: over which the softmax is, those
-    beyond the vocabulary have logits of 0."""
+    """Logits, and the gradients of the mean negative log-likelihood, in fp32. ``rows``: over which the softmax is;
+    those beyond the vocabulary have logits of 0."""
     model = AutoModelForCausalLM.from_pretrained(checkpoint, torch_dtype=torch.float32, attn_implementation="eager")
     logits = model(tokens()).logits
     padded = torch.nn.functional.pad(logits[:, :-1], (0, rows - ROWS))
@@ -110,3 +116,30 @@ def test_one_update_is_the_same_at_every_layout(world_of: Any, name: str, world:
     assert math.isfinite(here["norm"])
     assert here["norm"] == pytest.approx(alone["norm"], rel=1e-5)
     assert torch.tensor(here["after"]).sub(torch.tensor(alone["after"])).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_adapters_on_the_attention_beside_experts_have_the_logits_of_merged_weights(
+    folder: Path, world_of: Any, world: str
+) -> None:
+    actors = torch.load(world_of(world) / "adapted.pt")
+    theirs, _ = transformers_of(folder / "merged", actors.shape[-1])
+    without, _ = transformers_of(folder / "hf" / "qwen3_moe", actors.shape[-1])
+    assert float((actors[..., :ROWS] - theirs).abs().max()) <= 1e-4
+    assert float((theirs - without).abs().max()) > 0.1
+    here, alone = (found(world_of(one), "adapted") for one in (world, "tp1"))
+    assert here["norm"] == pytest.approx(alone["norm"], rel=1e-5)
+    assert torch.tensor(here["after"]).sub(torch.tensor(alone["after"])).abs().max() < 1e-4
+
+
+def test_megatron_core_has_no_router_without_transformer_engine_until_it_is_mended() -> None:
+    program = (
+        "import warnings; warnings.simplefilter('ignore')\n"
+        "import megatron.core.transformer.moe.moe_utils as experts\n"
+        "from nemo_magic.compat.megatron import mend\n"
+        "before = hasattr(experts, 'te_general_gemm'); mend(); print(before, experts.te_general_gemm)\n"
+    )
+    done = subprocess.run(
+        [lanes.python_of("megatron"), "-c", program], capture_output=True, text=True, env=lanes.environment()
+    )
+    assert done.stdout == "False None\n", done.stderr

@@ -1,9 +1,9 @@
 """A mixture of experts whose experts are cut over tensor-parallel ranks as a dense MLP is.
 
 Megatron-core's own layer learns at TP > 1 with sequence parallelism only: without it every rank has all tokens, its
-dispatcher gathers them once for each rank, and the gradients of the experts come out TP times too large. Here every rank
-computes its columns of the experts that its tokens chose, and the results are summed. Router, experts, their names and
-their checkpoints are Megatron-core's.
+dispatcher gathers them once for each rank, and the gradients of the experts come out TP times too large. Here every
+rank computes its columns of the experts that the tokens chose, and the results are summed. Router, experts, their names
+and their checkpoints are Megatron-core's.
 """
 
 from __future__ import annotations
