@@ -13,14 +13,14 @@ import torch
 
 from nemo_magic.actors.adapter_card import AdapterCard, base_digest
 from nemo_magic.convert import torch_dist
-from nemo_magic.convert.adapter_mapping import TARGETS, AdapterBlocks, Target, adapter_blocks
 from nemo_magic.convert.atomic_output import atomic_output, gigabytes, refuse_target
-from nemo_magic.convert.errors import ConvertError
-from nemo_magic.convert.families import read_json
-from nemo_magic.convert.mapping import Block
 from nemo_magic.convert.nemo_to_peft import CONFIG, TENSORS
 from nemo_magic.convert.safetensors_folder import DTYPES, NAMES, SafetensorsFolder
 from nemo_magic.convert.sources import open_source
+from nemo_magic.hf_format.adapters import TARGETS, AdapterBlocks, Target, adapter_blocks
+from nemo_magic.hf_format.errors import ConvertError
+from nemo_magic.hf_format.families import read_json
+from nemo_magic.hf_format.mapping import Block
 
 _REFUSED: Mapping[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
-from nemo_magic.convert.errors import ConvertError
-from nemo_magic.convert.families import config_of, difference, model_of, model_yaml, padded_rows, vocabulary_multiple
+from nemo_magic.hf_format.errors import ConvertError
+from nemo_magic.hf_format.families import config_of, difference, model_of, model_yaml, padded_rows, vocabulary_multiple
 from nemo_magic.model_config import ModelConfig
 from tests.convert.tiny_hf import EXPERTS, LLAMA31_ROPE, SHAPE
 from tests.presets import model_preset

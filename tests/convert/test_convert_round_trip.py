@@ -15,10 +15,10 @@ import yaml
 from transformers import AutoTokenizer
 
 from nemo_magic import cli
-from nemo_magic.convert.errors import ConvertError
 from nemo_magic.convert.hf_to_nemo import hf_to_nemo
 from nemo_magic.convert.nemo_to_hf import nemo_to_hf
 from nemo_magic.convert.safetensors_folder import INDEX
+from nemo_magic.hf_format.errors import ConvertError
 from tests.convert.tiny_hf import CHECKPOINTS, MEGATRON_ONLY, TEMPLATE, TOKENS, make, tensors
 
 

@@ -1,4 +1,4 @@
-"""Which Megatron tensors of adapters hold which tensors of Hugging Face's PEFT, and adapters merged into their base.
+"""Which Megatron tensors of adapters hold which tensors of Hugging Face's PEFT.
 
 An adapter adds ``alpha / dim · B A x`` to the output of a linear layer. Megatron has queries, keys and values in one
 layer, and gate and up projection in another, each with one A; PEFT has a layer of its own for each. So PEFT's adapters
@@ -7,17 +7,13 @@ repeat the A, and share out the rows of B as those of the weight are (``mapping`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 import torch
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from nemo_magic.actors.adapter_card import AdapterCard
-from nemo_magic.convert.errors import ConvertError
-from nemo_magic.convert.mapping import Block, layer_blocks
-from nemo_magic.convert.torch_dist import Checkpoint
+from nemo_magic.hf_format.mapping import Block, layer_blocks
 from nemo_magic.model_config import ModelConfig
 
 _LAYERS, _HF = "model.decoder.layers", "base_model.model.model.layers"
@@ -91,11 +87,11 @@ def adapter_blocks(model: ModelConfig, targets: Sequence[str], dim: int, layer: 
         width = mine[0].tensor_shape[2]
         size, name = (1, dim, width), target.names(layer, "lora_A")[0]
         a = Block(target.a, (model.num_layers, dim, width), (layer, 0, 0), size, (name,), ((dim, width),))
-        adapters.append(AdapterBlocks(target, a, tuple(_rows_of(block, target.b, dim) for block in mine)))
+        adapters.append(AdapterBlocks(target, a, tuple(rows_of(block, target.b, dim) for block in mine)))
     return adapters
 
 
-def _rows_of(weight: Block, key: str, dim: int) -> Block:
+def rows_of(weight: Block, key: str, dim: int) -> Block:
     """The block of B that adds to a block of the weight."""
     return replace(
         weight,
@@ -107,58 +103,32 @@ def _rows_of(weight: Block, key: str, dim: int) -> Block:
     )
 
 
-class MergedCheckpoint:
-    """A base with adapters merged into it, read a block at a time like a ``Checkpoint``.
+def peft_tensors(
+    model: ModelConfig, targets: Sequence[str], dim: int, read: Callable[[Block], torch.Tensor]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """PEFT's name and tensor, of all adapters; ``read`` gives a block of them."""
+    for layer in range(model.num_layers):
+        for one in adapter_blocks(model, targets, dim, layer):
+            a = read(one.a).view(one.a.shapes[0])
+            for name in one.target.names(layer, "lora_A"):
+                yield name, a.clone()
+            for block in one.b:
+                for name, tensor in zip(block.names, block.split(read(block)), strict=True):
+                    yield name, tensor.contiguous()
 
-    Raises:
-        ConvertError: the adapters lack tensors, or have them in other shapes.
-    """
 
-    def __init__(self, base: Checkpoint, adapters: Checkpoint, card: AdapterCard, model: ModelConfig) -> None:
-        self.base, self.adapters, self.card, self.model = base, adapters, card, model
-        self._by_weight = {target.weight_key: target for target in TARGETS if target.name in card.targets}
-        expected = {
-            block.key: block.tensor_shape
-            for one in adapter_blocks(model, card.targets, card.adapter_dim, 0)
-            for block in (one.a, *one.b)
-        }
-        stored = {key: tuple(value.size) for key, value in adapters.tensors.items()}
-        if stored != expected:
-            differing = sorted(key for key in stored.keys() | expected.keys() if stored.get(key) != expected.get(key))
-            key = differing[0]
-            raise ConvertError(
-                f"{adapters.folder}: {key} has shape {stored.get(key)}, and by the card and the model it would be "
-                f"{expected.get(key)} ({len(differing)} such tensors)"
-            )
-
-    @property
-    def folder(self) -> Path:
-        """Of the adapters."""
-        return self.adapters.folder
-
-    @property
-    def tensors(self) -> dict[str, TensorStorageMetadata]:
-        """Of the base."""
-        return self.base.tensors
-
-    def read(self, block: Block) -> torch.Tensor:
-        """A block of the base, with what its adapter adds, rounded once."""
-        weight, target = self.base.read(block), self._by_weight.get(block.key)
-        if target is None:
-            return weight
-        dim, layer = self.card.adapter_dim, block.offset[0]
-        (one,) = adapter_blocks(self.model, [target.name], dim, layer)
-        a = self.adapters.read(one.a).view(dim, -1).float()
-        b = self.adapters.read(_rows_of(block, target.b, dim)).view(-1, dim).float()
-        return (weight.float() + (self.card.alpha / dim * (b @ a)).view(weight.shape)).to(weight.dtype)
-
-    def peft_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """PEFT's name and tensor, of all adapters."""
-        for layer in range(self.model.num_layers):
-            for one in adapter_blocks(self.model, self.card.targets, self.card.adapter_dim, layer):
-                a = self.adapters.read(one.a).view(one.a.shapes[0])
-                for name in one.target.names(layer, "lora_A"):
-                    yield name, a.clone()
-                for block in one.b:
-                    for name, tensor in zip(block.names, block.split(self.adapters.read(block)), strict=True):
-                        yield name, tensor.contiguous()
+def peft_config(targets: Sequence[str], dim: int, alpha: float, base: str) -> dict[str, Any]:
+    """``adapter_config.json`` of adapters on ``base``, the name or path of a published model."""
+    modules = [module.rpartition(".")[2] for one in TARGETS if one.name in targets for module in one.modules]
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": dim,
+        "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
+        "lora_dropout": 0.0,
+        "target_modules": modules,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemo_magic.convert.errors import ConvertError
+from nemo_magic.hf_format.errors import ConvertError
 from nemo_magic.model_config import ModelConfig, TokenizerConfig
 
 FAMILIES = {
