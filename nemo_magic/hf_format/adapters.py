@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from nemo_magic.hf_format.errors import ConvertError
 from nemo_magic.hf_format.mapping import Block, layer_blocks
 from nemo_magic.model_config import ModelConfig
 

@@ -24,6 +24,19 @@ FAMILIES = {
 }
 """``model_type`` → architecture. Qwen2.5 is ``qwen2``."""
 
+_WITHOUT_LAYERS = {
+    "gemma3_text": (
+        "Megatron-core 0.16 has no norms after attention and MLP, no second rotary base for the layers with a sliding "
+        "window, no scaled embedding, and without transformer_engine no RMSNorm by 1 + weight"
+    ),
+    "gemma3": "it reads pictures; of Gemma3ForCausalLM, the part that reads text, Megatron-core 0.16 lacks layers too",
+    "gpt_oss": (
+        "its experts have biases, which Megatron-core 0.16 does not cut over tensor-parallel ranks, and its published "
+        "weights are MXFP4"
+    ),
+}
+"""``model_type`` of a family that is known and cannot be represented → why."""
+
 # Of NeMo's scaling (scale_positional_embedding) only the factor is a number: 8 of Llama-3.1 and 3.3, 32 of 3.2.
 _LLAMA3_ROPE = {"low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}
 
@@ -244,8 +257,8 @@ def model_yaml(model: ModelConfig) -> dict[str, Any]:
         "rope_scaling_factor", "bias", "qkv_bias", "qk_layernorm", "share_embeddings_and_output_weights", *EXPERTS,
     )  # fmt: skip
     tokenizer = {"library": model.tokenizer.library, "type": model.tokenizer.type}
-    unused = () if model.scale_positional_embedding else ("rope_scaling_factor",)
-    unused += () if model.num_moe_experts is not None else EXPERTS
+    unused: tuple[str, ...] = () if model.scale_positional_embedding else ("rope_scaling_factor",)
+    unused += EXPERTS if model.num_moe_experts is None else ()
     return {"tokenizer": tokenizer} | {
         key: value for key in keys if key not in unused and (value := getattr(model, key)) is not None
     }
@@ -260,6 +273,8 @@ def opens_in_nemo(model: ModelConfig) -> bool:
 def _unsupported(config: Mapping[str, Any]) -> list[str]:
     """One line for every key that Megatron cannot represent."""
     kind = config.get("model_type")
+    if kind in _WITHOUT_LAYERS:
+        return [f"model_type={kind!r} cannot be represented: {_WITHOUT_LAYERS[kind]}"]
     if kind not in FAMILIES:
         return [f"model_type={kind!r} is not known; known are: {', '.join(FAMILIES)}"]
     missing = [key for key in (*_SHAPE, "max_position_embeddings") if key not in config]

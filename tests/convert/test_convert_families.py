@@ -138,6 +138,14 @@ def test_the_vocabulary_is_padded_to_the_published_rows_or_just_beyond(
             {"model_type": "gemma2"},
             "model_type='gemma2' is not known; known are: llama, mistral, qwen2, qwen3, qwen3_moe",
         ),
+        (
+            {"model_type": "gemma3_text"},
+            "model_type='gemma3_text' cannot be represented: Megatron-core 0.16 has no norms",
+        ),
+        (
+            {"model_type": "gpt_oss"},
+            "model_type='gpt_oss' cannot be represented: its experts have biases, which Megatron",
+        ),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' cannot be represented, only 'silu'"),
         ({"attention_bias": True}, "attention_bias=True cannot be represented, only False"),
         ({"mlp_bias": True}, "mlp_bias=True cannot be represented, only False"),
