@@ -87,7 +87,7 @@ def validate(cfg: MagicConfig, command: str = "train") -> None:
     faults = {role: list(_faults(cfg, role, model, command)) for role, model in roles.items()}
     problems = list(dict.fromkeys(_named(text, role, faults) for role, texts in faults.items() for text in texts))
     problems += _unequal(roles)
-    problems += dict.fromkeys(backend_problems(cfg, roles))
+    problems += dict.fromkeys(backend_problems(cfg, roles, planned))
     problems += sharing_problems(cfg, roles, command)
     problems += [] if planned else missing_bases(cfg, roles)
     if not problems and roles:
@@ -202,6 +202,9 @@ def _shapes(model: ModelConfig) -> Iterator[str]:
                 f"model.num_attention_heads={model.num_attention_heads} is not divisible by "
                 f"model.num_query_groups={model.num_query_groups}"
             )
+    if model.num_moe_experts is not None:
+        yield from _experts(model)
+        split += [] if model.moe_ffn_hidden_size is None else ["moe_ffn_hidden_size"]
     for key in split:
         if getattr(model, key) % tp:
             yield f"model.{key}={getattr(model, key)} is not divisible by model.tensor_model_parallel_size={tp}"
@@ -214,6 +217,17 @@ def _shapes(model: ModelConfig) -> Iterator[str]:
         yield (
             f"model.virtual_pipeline_model_parallel_size={model.virtual_pipeline_model_parallel_size}: NeMo-Aligner's "
             "actors have no interleaved pipeline, leave it null"
+        )
+
+
+def _experts(model: ModelConfig) -> Iterator[str]:
+    topk, experts = model.moe_router_topk, model.num_moe_experts
+    if experts is not None and topk > experts:
+        yield f"model.moe_router_topk={topk} is more than model.num_moe_experts={experts}"
+    if topk == 1 and not model.moe_router_pre_softmax:
+        yield (
+            "model.moe_router_topk=1 with model.moe_router_pre_softmax=false: the one expert would always weigh 1, and "
+            "the router learn nothing; set moe_router_pre_softmax=true"
         )
 
 

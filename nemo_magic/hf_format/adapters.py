@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from nemo_magic.hf_format.errors import ConvertError
 from nemo_magic.hf_format.mapping import Block, layer_blocks
 from nemo_magic.model_config import ModelConfig
 
@@ -76,13 +77,15 @@ class AdapterBlocks:
 
 
 def adapter_blocks(model: ModelConfig, targets: Sequence[str], dim: int, layer: int) -> list[AdapterBlocks]:
-    """Every adapter of ``layer``."""
+    """Every adapter of ``layer``. Raises ConvertError for those on an MLP where there are experts in its place."""
     weights = layer_blocks(model, layer)
     adapters = []
     for target in TARGETS:
         if target.name not in targets:
             continue
         mine = [block for block in weights if block.key == target.weight_key]
+        if not mine:
+            raise ConvertError(f"adapters on {target.name}: the base has experts there, and no adapters fit them")
         width = mine[0].tensor_shape[2]
         size, name = (1, dim, width), target.names(layer, "lora_A")[0]
         a = Block(target.a, (model.num_layers, dim, width), (layer, 0, 0), size, (name,), ((dim, width),))
