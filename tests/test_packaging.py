@@ -149,12 +149,10 @@ def test_the_extra_cuda_has_the_versions_that_the_tests_of_both_lanes_run() -> N
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["cuda"]
     pins = dict(line.split("==") for line in extra if "==" in line)
     makefile = (ROOT / "Makefile").read_text()
-    core, torch, vllm = (
-        re.search(rf"^{name} := (.+)$", makefile, re.MULTILINE)[1] for name in ("CORE", "TORCH", "VLLM")
-    )  # type: ignore[index]
-    assert core == f"megatron-core=={pins['megatron-core']}"
-    assert torch == f"torch=={pins['torch']}"
-    assert vllm.partition("+")[0] == pins["vllm"]
+    made = dict(re.findall(r"^(CORE|TORCH|VLLM) := (.+)$", makefile, re.MULTILINE))
+    assert made["CORE"] == f"megatron-core=={pins['megatron-core']}"
+    assert made["TORCH"] == f"torch=={pins['torch']}"
+    assert made["VLLM"].partition("+")[0] == pins["vllm"]
     assert [line for line in extra if "==" not in line] == ["nemo-magic[train]", "einops"]
     assert MEGATRON_CORE["megatron"] == tuple(map(int, pins["megatron-core"].split(".")[:2]))
     # Its own wheel, and those of the others, are for this Python.

@@ -9,6 +9,9 @@ from nemo_magic.config.schema import MagicConfig
 from nemo_magic.game.episode import Role
 from nemo_magic.model_config import ModelConfig
 
+SPLIT_ON_GPUS: Mapping[str, tuple[str, ...]] = {"nemo_aligner": ("sequence_parallel",), "megatron": ()}
+"""``backend`` → keys of ``model`` that split sequences and need a GPU there."""
+
 _INSTEAD = "not there yet, take backend=nemo_aligner"
 
 
@@ -51,8 +54,8 @@ def _of_model(model: ModelConfig) -> Iterator[str]:
     for key in ("virtual_pipeline_model_parallel_size", "num_micro_batches_with_partial_activation_checkpoints"):
         if getattr(model, key) is not None:
             yield f"backend=megatron with model.{key}={getattr(model, key)}: {_INSTEAD}"
-    if model.sequence_parallel:
-        yield f"backend=megatron with model.sequence_parallel=true: {_INSTEAD}"
+    if model.sequence_parallel and model.peft.is_lora:
+        yield f"backend=megatron with model.sequence_parallel=true and model.peft.peft_scheme=lora: {_INSTEAD}"
     if model.name:
         yield f"backend=megatron with model.name={model.name}: {_INSTEAD}"
     if model.apply_query_key_layer_scaling:
@@ -61,7 +64,7 @@ def _of_model(model: ModelConfig) -> Iterator[str]:
 
 def _of_experts(model: ModelConfig) -> Iterator[str]:
     experts = f"model.num_moe_experts={model.num_moe_experts}"
-    for key in ("transformer_engine", "bias"):
+    for key in ("transformer_engine", "bias", "sequence_parallel"):
         if getattr(model, key):
             yield f"{experts} with model.{key}=true: not there yet, set it to false"
     if not model.activation.endswith("glu"):

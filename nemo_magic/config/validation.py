@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nemo_magic.config.adapters import adapter_faults, missing_bases, sharing_problems
-from nemo_magic.config.backend import backend_problems
+from nemo_magic.config.backend import SPLIT_ON_GPUS, backend_problems
 from nemo_magic.config.engines import engine_problems
 from nemo_magic.config.errors import ConfigError
 from nemo_magic.config.evaluation import evaluated_roles, evaluation_problems
@@ -336,7 +336,7 @@ def _lane(cfg: MagicConfig, model: ModelConfig) -> Iterator[str]:
         return
     if model.optim.name in _APEX_OPTIMIZERS:
         yield f"model.optim.name={model.optim.name} needs a GPU, and trainer.accelerator=cpu: use cpu_fused_adam"
-    for key in ("transformer_engine", "sequence_parallel", "use_flash_attention"):
+    for key in ("transformer_engine", "use_flash_attention", *SPLIT_ON_GPUS[cfg.backend]):
         if getattr(model, key):
             yield f"model.{key}=true needs a GPU, and trainer.accelerator=cpu: set it to false"
 

@@ -10,7 +10,6 @@ REFUSED = {
     "generation.engine=trt_llm": "backend=megatron with generation.engine=trt_llm: its exporter is NeMo's; set it to",
     "model.tokenizer.library=sentencepiece": "backend=megatron with model.tokenizer.library=sentencepiece: set it to",
     "model.name=other": "backend=megatron with model.name=other: not there yet",
-    "model.sequence_parallel=true": "backend=megatron with model.sequence_parallel=true: not there yet",
     "model.optim.name=mcore_distributed_optim": "backend=megatron with model.optim.name=mcore_distributed_optim and",
 }
 
@@ -47,6 +46,7 @@ EXPERTS = ["model.num_moe_experts=4"]
 REFUSED_WITH_EXPERTS = {
     "model.transformer_engine=true": "model.num_moe_experts=4 with model.transformer_engine=true: not there yet",
     "model.bias=true": "model.num_moe_experts=4 with model.bias=true: not there yet",
+    "model.sequence_parallel=true": "model.num_moe_experts=4 with model.sequence_parallel=true: not there yet",
     "model.activation=gelu": "model.num_moe_experts=4 with model.activation=gelu: experts are gated",
     "model.moe_router_topk=5": "model.moe_router_topk=5 is more than model.num_moe_experts=4",
     "model.moe_router_topk=1": "model.moe_router_topk=1 with model.moe_router_pre_softmax=false: the one expert",

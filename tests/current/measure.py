@@ -52,6 +52,10 @@ def main(out: Path, overrides: list[str]) -> None:
         return Objective(outputs.loss, outputs.metrics)
 
     found: dict[str, Any] = {"before": scores(actor.token_logprobs)}
+    if cfg.backend == "megatron":
+        policy.optimizer.zero_grad()
+        actor.accumulate(policy.microbatches(own, world), loss)
+        found["gradients"] = [parameter.main_grad.clone() for parameter in actor.learning_parameters()]
     updates = [policy.learn(policy.microbatches(own, world), loss, observe=True) for _ in range(3)]
     found["updates"] = [(update.metrics, update.grad_norm) for update in updates]
     skipped = policy.learn(policy.microbatches(own, world), loss, skip_norm=1e-9)

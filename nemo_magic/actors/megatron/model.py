@@ -21,6 +21,7 @@ from megatron.core.utils import init_method_normal
 
 from nemo_magic.actors.errors import ModelError
 from nemo_magic.actors.megatron.experts import TensorParallelExperts
+from nemo_magic.actors.megatron.split_norm import with_split_norms
 from nemo_magic.compat.fused_attention import FusedDotProductAttention
 from nemo_magic.hf_format.families import padded_rows
 from nemo_magic.model_config import ModelConfig
@@ -44,7 +45,7 @@ def build_model(model: ModelConfig, vocabulary: int, precision: str) -> tuple[GP
     config = transformer_config(model, precision)
     bare = GPTModel(
         config,
-        _layer(model),
+        with_split_norms(_layer(model), config) if _splits_locally(model, config) else _layer(model),
         vocab_size=padded_rows(model, vocabulary),
         max_sequence_length=model.encoder_seq_length,
         pre_process=parallel_state.is_pipeline_first_stage(),
@@ -76,6 +77,7 @@ def transformer_config(model: ModelConfig, precision: str) -> TransformerConfig:
         kv_channels=model.kv_channels,
         tensor_model_parallel_size=model.tensor_model_parallel_size,
         pipeline_model_parallel_size=model.pipeline_model_parallel_size,
+        sequence_parallel=model.sequence_parallel and model.tensor_model_parallel_size > 1,
         # Microbatches are as wide as their own longest row; pipeline stages tell each other the shapes.
         variable_seq_lengths=model.pipeline_model_parallel_size > 1,
         moe_token_dispatcher_type="alltoall",  # the default one refuses that, also where there are no experts
@@ -133,3 +135,7 @@ def _layer(model: ModelConfig) -> ModuleSpec:
     if importlib.util.find_spec("transformer_engine") is None:
         raise ModelError("model.transformer_engine=true, and transformer_engine is not installed: set it to false")
     return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=model.qk_layernorm)
+
+
+def _splits_locally(model: ModelConfig, config: TransformerConfig) -> bool:
+    return bool(config.sequence_parallel) and not model.transformer_engine
