@@ -52,6 +52,9 @@ def _vllm(cfg: MagicConfig, roles: Models) -> Iterator[str]:
                 f"{enabled} and trainer.accelerator=cpu: the {role}'s heads have {head} numbers (model.{key}), and "
                 f"vLLM has no attention on CPU for these, only for {', '.join(map(str, VLLM_CPU_HEADS))}: {native}"
             )
+        if cfg.trainer.accelerator == "cpu" and model.num_moe_experts is not None:
+            # Its layers are packed for the CPU, and 0.32 does not unpack them for a refit.
+            yield f"{enabled} and trainer.accelerator=cpu: vLLM takes no new weights of experts there: {native}"
         if model.peft.is_lora and model.peft.lora_tuning.adapter_dim > VLLM_RANKS[-1]:
             yield (
                 f"{enabled}: actors.{role}.model.peft.lora_tuning.adapter_dim={model.peft.lora_tuning.adapter_dim} is "

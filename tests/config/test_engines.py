@@ -23,6 +23,7 @@ def test_vllm_is_an_engine_of_the_backend_megatron() -> None:
         (["model.kv_channels=null"], r"heads have 24 numbers \(model\.hidden_size / num_attention_heads\).*32, 64"),
         (["model.kv_channels=40"], r"heads have 40 numbers \(model\.kv_channels\)"),
         (["model.activation=gelu"], r"no architecture of Hugging Face.*model\.activation='gelu'"),
+        (["model.num_moe_experts=4"], r"vLLM takes no new weights of experts there"),
         (ASKS_FOR_LOGPROBS, r"grpo\.tis_clip=2.*actors\.attacker has temperature=0\.8.*min_length=1"),
         (
             [
