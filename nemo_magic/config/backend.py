@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from nemo_magic.actors.config import TRT_LLM
 from nemo_magic.config.schema import MagicConfig
 from nemo_magic.game.episode import Role
 from nemo_magic.model_config import ModelConfig
@@ -14,15 +15,24 @@ SPLIT_ON_GPUS: Mapping[str, tuple[str, ...]] = {"nemo_aligner": ("sequence_paral
 _INSTEAD = "not there yet, take backend=nemo_aligner"
 
 
-def backend_problems(cfg: MagicConfig, roles: Mapping[Role, ModelConfig]) -> Iterator[str]:
-    """What ``backend=megatron`` does not have."""
+def backend_problems(cfg: MagicConfig, roles: Mapping[Role, ModelConfig], planned: bool) -> Iterator[str]:
+    """What ``cfg.backend`` does not have, or ``nemo-magic plan`` where it is ``planned``."""
+    local = [model for role, model in roles.items() if cfg.actors.of(role).is_megatron]
     if cfg.backend != "megatron":
+        for model in local:
+            if model.num_moe_experts is not None:
+                yield (
+                    f"model.num_moe_experts={model.num_moe_experts} with backend={cfg.backend}: it has no mixtures of "
+                    "experts here, take backend=megatron"
+                )
         return
-    if cfg.generation.trt_llm.enable:
-        yield "backend=megatron with generation.trt_llm.enable=true: TensorRT-LLM's exporter is NeMo's; set it to false"
+    if cfg.generation.engine == TRT_LLM:
+        yield "backend=megatron with generation.engine=trt_llm: its exporter is NeMo's; set it to native or vllm"
     for role, model in roles.items():
         if cfg.actors.of(role).is_megatron:
             yield from _of_model(model)
+            if planned and model.num_moe_experts is not None:
+                yield f"model.num_moe_experts={model.num_moe_experts}: nemo-magic plan knows no mixtures of experts yet"
             if cfg.trainer.accelerator == "cpu" and model.optim.name != "cpu_fused_adam":
                 yield (
                     f"backend=megatron with model.optim.name={model.optim.name} and trainer.accelerator=cpu: set it to "
@@ -31,6 +41,8 @@ def backend_problems(cfg: MagicConfig, roles: Mapping[Role, ModelConfig]) -> Ite
 
 
 def _of_model(model: ModelConfig) -> Iterator[str]:
+    if model.num_moe_experts is not None:
+        yield from _of_experts(model)
     if model.peft.is_lora and model.transformer_engine:
         # Its norm is inside the linear layer, and the adapter's input is what the norm gives.
         yield (
@@ -48,3 +60,18 @@ def _of_model(model: ModelConfig) -> Iterator[str]:
         yield f"backend=megatron with model.name={model.name}: {_INSTEAD}"
     if model.apply_query_key_layer_scaling:
         yield "backend=megatron with model.apply_query_key_layer_scaling=true: it is for fp16 only, set it to false"
+
+
+def _of_experts(model: ModelConfig) -> Iterator[str]:
+    experts = f"model.num_moe_experts={model.num_moe_experts}"
+    for key in ("transformer_engine", "bias", "sequence_parallel"):
+        if getattr(model, key):
+            yield f"{experts} with model.{key}=true: not there yet, set it to false"
+    if not model.activation.endswith("glu"):
+        yield f"{experts} with model.activation={model.activation}: experts are gated, set it to fast-swiglu"
+    targets = [target for target in model.peft.lora_tuning.targets if target.startswith("mlp")]
+    if model.peft.is_lora and targets:
+        yield (
+            f"{experts} with adapters on {' and '.join(targets)}: experts have none, set "
+            "model.peft.lora_tuning.target_modules=[attention]"
+        )

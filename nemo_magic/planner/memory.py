@@ -84,9 +84,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class EngineMemory:
-    """A TensorRT-LLM engine: rows decoded at once, and the most tokens of a prompt and of a response.
+    """An engine: rows decoded at once, and the most tokens of a prompt and of a response.
 
     ``reshard``: a rank's engine has the layers of all pipeline stages. ``unloaded``: it is freed while a role learns.
+    ``taken``: bytes that it takes, weights included, whatever its rows need (vLLM); None: as many as they need.
     """
 
     rows: int
@@ -94,6 +95,7 @@ class EngineMemory:
     response: int
     reshard: bool
     unloaded: bool
+    taken: float | None = None
 
 
 @dataclass(frozen=True)
@@ -184,16 +186,18 @@ def generating(
     share = 1 if engine.reshard else layout.pp
     merged = [_without_adapters(m.rank_parameters, m.rank_trainable) for m in models.values()]
     largest = max(merged) * precision.weight / share
-    tokens = engine.prompt + engine.response
-    return held | {
-        "engine": largest,
-        "keys and values": engine.rows * tokens * kv_bytes / share,
-    }
+    row = (engine.prompt + engine.response) * kv_bytes / share
+    # vLLM does not start with less than what one row takes.
+    kept = engine.rows * row if engine.taken is None else max(engine.taken - largest, row)
+    return held | {"engine": largest, "keys and values": kept}
 
 
 def refitting(models: Mapping[str, Shapes], layout: Layout, precision: Precision, engine: EngineMemory) -> BytesByPart:
-    """While weights are gathered from the pipeline stages, converted, and installed in an engine."""
+    """While weights are gathered from the pipeline stages, converted, and installed in an engine; into vLLM they are
+    streamed, a tensor at a time, and its cache is there already."""
     parts = dict(generating(models, layout, precision, engine, 0.0, 0))
+    if engine.taken is not None:
+        return parts
     del parts["keys and values"]
     return parts | {"gathered weights": parts["engine"]}
 

@@ -18,7 +18,7 @@ LENGTHS = ((7, 5), (3, 9), (12, 4), (5, 1), (9, 9), (4, 2))
 
 def main(out: Path, overrides: list[str]) -> None:
     cfg = compose("magic_sandbox", overrides)
-    prepare_process(cfg.backend, "cpu", with_trtllm=False)
+    prepare_process(cfg.backend, "cpu")
     from nemo_magic.actors.distributed import World, destroy
     from nemo_magic.actors.generation import NativeGenerator
     from nemo_magic.actors.protocol import Objective

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.process, pytest.mark.current]
 
 VOCABULARY = 45
 FFN = planned_model("tp2").ffn_hidden_size
-PLAN = ["plan", "-cn", "magic_8b", "backend=megatron", "generation.trt_llm.enable=false", "plan.search=false"]
+PLAN = ["plan", "-cn", "magic_8b", "backend=megatron", "generation.engine=native", "plan.search=false"]
 
 
 @pytest.fixture(scope="module")
