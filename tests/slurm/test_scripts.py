@@ -126,13 +126,7 @@ def test_a_dry_run_shows_script_configuration_and_plan_and_submits_nothing(desk:
 
 
 def test_the_other_backend_goes_through_the_same_script(desk: Desk) -> None:
-    words = [
-        "-cn",
-        "magic_8b",
-        "backend=megatron",
-        "generation.trt_llm.enable=false",
-        "data.train_files=[/seeds.jsonl]",
-    ]
+    words = ["-cn", "magic_8b", "backend=megatron", "generation.engine=vllm", "data.train_files=[/seeds.jsonl]"]
     words += ["actors.attacker.restore_from_path=/w/a", "actors.defender.restore_from_path=/w/d"]
     text = desk.run("magic_8b.sh", "--dry-run", *words, site="CONTAINER_IMAGE=/images/current.sqsh\nMPI=none")
     assert "backend: megatron\n" in text
