@@ -98,7 +98,7 @@ def be_a_rank(load: Load, words: Sequence[str], steps: int, out: Path) -> None:
         cfg = replace(cfg, trainer=replace(cfg.trainer, accelerator="gpu"))
         cpu.do_without_apex()
     else:
-        prepare_process(cfg.backend, cfg.trainer.accelerator, with_trtllm=False)
+        prepare_process(cfg.backend, cfg.trainer.accelerator)
     import torch
 
     from nemo_magic.config import role_model

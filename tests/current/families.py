@@ -23,7 +23,7 @@ KEYS = ["backend=megatron", "model.optim.lr=1e-3"]
 
 
 def main(folder: Path, name: str, tp: int, pp: int) -> None:
-    prepare_process("megatron", "cpu", with_trtllm=False)
+    prepare_process("megatron", "cpu")
     from nemo_magic.actors.distributed import World, destroy
     from nemo_magic.actors.weights import load_policies
 

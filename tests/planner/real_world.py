@@ -27,7 +27,7 @@ def main(folder: Path, name: str, backend: str) -> None:
         "judge.urls=[http://127.0.0.1:9]", *overrides(tp, pp, recompute),
     ]  # fmt: skip
     scratch = [f"actors.{role.value}.restore_from_path=null" for role in Role]
-    prepare_process(backend, "cpu", with_trtllm=False)
+    prepare_process(backend, "cpu")
     from megatron.core import parallel_state
 
     if recompute.startswith("lora"):
