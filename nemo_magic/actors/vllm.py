@@ -267,7 +267,8 @@ class VLLMGenerator:
 
         count = min(_SCORED, actor.cfg.encoder_seq_length - 1)
         ids = torch.randint(actor.chat.size, (count,), generator=torch.Generator().manual_seed(0)).tolist()
-        batch = microbatches([Row((ids[0],), tuple(ids[1:]))], 1, actor.chat.pad_id)
+        multiple = actor.cfg.tensor_model_parallel_size if actor.cfg.sequence_parallel else 1
+        batch = microbatches([Row((ids[0],), tuple(ids[1:]))], 1, actor.chat.pad_id, pad_to_multiple=multiple)
         own = actor.token_logprobs(batch, temperature=1.0)[0][0].double().cpu()
         asked = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         (answer,) = engine.llm.generate([{"prompt_token_ids": ids}], asked, use_tqdm=False, lora_request=engine.adapter)
