@@ -9,11 +9,11 @@ parts, both in bf16, with Megatron-core's distributed optimizer and native gener
 - the sandbox's game as a user plays it: warm-up of both roles, eight steps of both phases, checkpoints, cross-play. Its
   figures are seconds and peak memory of a step's parts, tokens a second, and ``mismatch``: 1 where generator and
   trainer agree;
-- a random model of 1.2 billion parameters (42 GiB by the plan; ``--model model.num_layers=28 model.hidden_size=3072
-  model.num_attention_heads=24`` makes one of 3.2, and takes 85) that takes optimizer steps, scores and decodes ``--rows``
-  of ``--prompt`` + ``--response`` tokens: tokens a second and peak memory, beside ``nemo-magic plan``, which gets this
-  GPU's measured rates and no duration. MFU is the FLOPs of forward and backward pass in the seconds of an update, of
-  ``hardware.tflops`` (``--model hardware.tflops=…``; an H100's or H200's 989 in bf16).
+- a random model of 1.2 billion parameters, 42 GiB by the plan (``--model model.num_layers=28 model.hidden_size=3072
+  model.num_attention_heads=24`` makes one of 3.2, which takes 85). It takes optimizer steps, scores and decodes
+  ``--rows`` of ``--prompt`` + ``--response`` tokens: tokens a second and peak memory, beside ``nemo-magic plan``, which
+  gets this GPU's measured rates and no duration. MFU is the FLOPs of forward and backward pass in the seconds of an
+  update, of ``hardware.tflops`` (``--model hardware.tflops=…``; an H100's or H200's 989 in bf16).
 
 ``--cpu`` runs the same in fp32 on the CPU lane with a small model, to see that this script works; its MFU is of the
 rate of a matrix product.
