@@ -182,7 +182,7 @@ def test_a_backend_whose_packages_are_elsewhere_is_refused_by_name(home: Path, t
 
 def test_a_plan_is_refused_where_its_megatron_is_not() -> None:
     said = lanes.run("megatron", "plan", "-cn", "magic_8b", status=2)
-    assert "a plan asks the Megatron-core of backend=nemo_aligner for the shapes" in said
+    assert "a plan asks the backend's Megatron-core for the shapes: backend=nemo_aligner" in said
 
 
 # --- the same numbers
