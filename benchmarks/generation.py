@@ -3,6 +3,7 @@
     python benchmarks/generation.py [--batch 512 64] [--group 8 1] [--repeats 9] [--cpu-time] [--out FILE]
                                     [key=value …]
     python benchmarks/generation.py --hf FOLDER [--batch 1 16 64] [--prompt 64] [--length 64] [--repeats 3] [--cpu-time]
+                                    [--current .venv-current/bin/python]
 
 ``key=value`` are overrides of conf/magic_sandbox.yaml, e.g. ``model.num_layers=8``. Both sides sample at temperature 1
 from random weights, exactly ``actors.attacker.length_params.max_length`` tokens a row, and take turns. Prompts are
@@ -10,8 +11,9 @@ random ids, as many as the sandbox's attacker is shown; each is sampled ``--grou
 prompts differ). Both sides begin with lists of prompt ids and end with lists of sampled ids; ours also returns every
 token's log-probability and the texts, so transformers is timed twice: as it is, and returning the same.
 
-With ``--hf`` both sides have the weights of a Hugging Face folder, each in a process of its own; all prompts differ,
-and the highest memory of each process is shown, weights and libraries included.
+With ``--hf`` all sides have the weights of a Hugging Face folder, each in a process of its own; all prompts differ,
+and the highest memory of each process is shown, weights and libraries included. ``--current`` adds the other backend:
+its native decoding, and vLLM in its process.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from nemo_magic.config import MagicConfig
 
 Prompts = list[tuple[int, ...]]
+CURRENT = ("current", "vllm")
 OURS, PLAIN, SAME = "ours", "transformers", "transformers, log-probabilities and texts too"
 
 
@@ -158,27 +162,26 @@ def on_folder(args: argparse.Namespace) -> None:
     options = {"prompt": args.prompt, "length": args.length, "micro": 1}
     clock, repeats = "cpu_seconds" if args.cpu_time else "seconds", args.repeats or 3
     results: dict[int, Any] = {}
-    with Side("ours", args.hf, options) as here, Side("transformers", args.hf, options) as there:
+    with ExitStack() as running:
+        sides = [running.enter_context(Side(name, args.hf, options)) for name in (OURS, PLAIN)]
+        if args.current is not None:
+            sides += [running.enter_context(Side(name, args.hf, options, str(args.current))) for name in CURRENT]
         for batch in args.batch or [1, 16, 64]:
-            results[batch] = compare([here, there], clock, repeats, "generate", rows=batch)
+            results[batch] = compare(sides, clock, repeats, "generate", rows=batch)
+    names = [side.name for side in sides]
     rows = []
-    for batch, sides in results.items():
-        speeds = [batch * args.length / sides[name]["median"] for name in (OURS, PLAIN)]
-        peaks = [sides[name]["peak_gib"] for name in (OURS, PLAIN)]
-        rows.append([batch, *speeds, speeds[0] / speeds[1], *peaks, peaks[0] / peaks[1]])
-    columns = [
-        "rows",
-        "ours, tokens/s",
-        "transformers",
-        "ours / transformers",
-        "ours, peak GiB",
-        "transformers, peak GiB",
-    ]
+    for batch, found in results.items():
+        speeds = {name: batch * args.length / found[name]["median"] for name in names}
+        for name in names:
+            peak = found[name]["peak_gib"]
+            ratios = speeds[name] / speeds[PLAIN], peak / found[PLAIN]["peak_gib"]
+            rows.append([batch, name, speeds[name], ratios[0], peak, ratios[1]])
+    columns = ["rows", "side", "tokens/s", "/ transformers", "peak GiB", "/ transformers"]
     time_of = "CPU" if args.cpu_time else "wall"
     title = f"Generation of {args.hf.name}, {time_of} time ({args.prompt} + {args.length} tokens)"
-    figures = [{"rows": batch, "sides": sides} for batch, sides in results.items()]
+    figures = [{"rows": batch, "sides": found} for batch, found in results.items()]
     options["repeats"] = repeats
-    report(title, [table([*columns, "ours / transformers"], rows)], {"options": options, "measured": figures}, args.out)
+    report(title, [table(columns, rows)], {"options": options, "measured": figures}, args.out)
 
 
 def main() -> None:
@@ -188,6 +191,9 @@ def main() -> None:
     parser.add_argument("--group", type=int, nargs="+", default=[8, 1], help="samples of each prompt")
     parser.add_argument("--repeats", type=int, help="rounds that count (9; with --hf 3)")
     parser.add_argument("--hf", type=Path, metavar="FOLDER", help="a Hugging Face folder to measure with")
+    parser.add_argument(
+        "--current", type=Path, metavar="PYTHON", help="with --hf: backend=megatron too, natively and with vLLM"
+    )
     parser.add_argument("--prompt", type=int, default=64, help="with --hf: tokens of a prompt")
     parser.add_argument("--length", type=int, default=64, help="with --hf: tokens sampled")
     parser.add_argument("--cpu-time", action="store_true", help="count CPU seconds: for a machine that is not quiet")

@@ -49,12 +49,12 @@ def presets() -> str:
     rows: list[list[object]] = []
     for name, overrides in (
         ("magic_8b", []),
-        ("magic_8b", ["model=qwen25_7b", "generation.trt_llm.enable=false"]),
+        ("magic_8b", ["model=qwen25_7b", "generation.engine=native"]),
         ("magic_8b_lora", []),
         ("magic_14b", []),
         ("magic_70b", []),
         ("magic_70b_lora", []),
-        ("magic_70b", ["model=qwen25_72b", "generation.trt_llm.enable=false", "generation.batch_size=128"]),
+        ("magic_70b", ["model=qwen25_72b", "generation.engine=native", "generation.batch_size=128"]),
     ):
         cfg = compose(name, overrides, command="plan")
         plan = plan_of(cfg, {role: vocabulary(model, role) for role, model in models(cfg).items()})

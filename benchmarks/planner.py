@@ -88,24 +88,24 @@ def configuration(load: Load, words: Sequence[str], tp: int, pp: int, folder: Pa
 
 def be_a_rank(load: Load, words: Sequence[str], steps: int, out: Path) -> None:
     """Measure, and have rank 0 write the figures of the rank that took or held most."""
+    from nemo_magic.actors.builder import NEMO_ALIGNER, build_policy, prepare_process
     from nemo_magic.compat import cpu
     from nemo_magic.config import compose
 
-    # Checked as what it is apart from the device: a run on a GPU would ask for apex' optimizer.
     cfg = compose("magic_sandbox", words, command="plan")
-    if load.gpu:
+    if load.gpu and cfg.backend == NEMO_ALIGNER:
+        # Checked as what it is apart from the device: a run on a GPU would ask for apex' optimizer.
         cfg = replace(cfg, trainer=replace(cfg.trainer, accelerator="gpu"))
         cpu.do_without_apex()
     else:
-        cpu.install(announce=False)
+        prepare_process(cfg.backend, cfg.trainer.accelerator)
     import torch
 
-    from nemo_magic.actors.builder import build_policy
     from nemo_magic.config import role_model
     from nemo_magic.game.episode import Role
 
     role = Role.ATTACKER
-    player = build_policy(role, role_model(cfg, role), cfg.actors.attacker, cfg.trainer, 1)
+    player = build_policy(role, role_model(cfg, role), cfg.actors.attacker, cfg.trainer, 1, backend=cfg.backend)
     figures = _training(load, cfg, player, steps) | _decoding(load, cfg, player) | _rates(load, cfg, player)
     ranks: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(ranks, figures)
@@ -227,7 +227,10 @@ def _memory(update: Callable[[], object], player: TrainablePolicy, gpu: bool) ->
 
     # Where there is no allocator that counts: what is there before, and every allocation since.
     standing = sum(sharded_bytes({"one": player}))
-    standing += sum(p.grad.nbytes for p in player.actor.parameters() if p.grad is not None)
+    grads = (
+        p.grad if p.grad is not None else getattr(p, "main_grad", None) for p in player.actor.learning_parameters()
+    )
+    standing += sum(grad.nbytes for grad in grads if grad is not None)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         update()
     assert profiled.profiler is not None

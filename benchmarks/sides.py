@@ -127,13 +127,13 @@ def rewards_of(rows: int) -> list[float]:
 class Ours:
     """A policy of ``conf/magic_small.yaml`` with the folder's weights."""
 
-    def __init__(self, folder: Path, options: dict[str, int]) -> None:
-        from nemo_magic.compat import cpu
+    backend, engine = "nemo_aligner", "native"
 
-        cpu.install(announce=False)
-        from nemo_magic.actors.builder import build_policy
+    def __init__(self, folder: Path, options: dict[str, int]) -> None:
+        from nemo_magic.actors.builder import build_generator, build_policy, prepare_process
+
+        prepare_process(self.backend, "cpu", self.engine)
         from nemo_magic.actors.distributed import World
-        from nemo_magic.actors.generation import NativeGenerator
         from nemo_magic.config import compose, role_model
         from nemo_magic.convert.hf_to_nemo import hf_to_nemo
         from nemo_magic.game.episode import Role
@@ -152,32 +152,29 @@ class Ours:
         ]
         words += [f"model.micro_batch_size={options['micro']}", f"model.optim.lr={LEARNING_RATE}"]
         words += ["data.train_files=[none]", "judge.urls=[http://127.0.0.1:1]"]
+        words += [f"backend={self.backend}", f"generation.engine={self.engine}", "generation.batch_size=64"]
         for role in Role:
             words += [f"actors.{role}.restore_from_path={weights}", f"actors.{role}.length_params={lengths}"]
         cfg = compose("magic_small", words, str(home), "sandbox")
         role = Role.DEFENDER
-        self.policy = build_policy(role, role_model(cfg, role, 10**6), cfg.actors.of(role), cfg.trainer, cfg.seed)
+        model, actor = role_model(cfg, role, 10**6), cfg.actors.of(role)
+        self.policy = build_policy(role, model, actor, cfg.trainer, cfg.seed, backend=self.backend)
         self.world = World.current()
-        self.generation = cfg.generation
-        self.generator = NativeGenerator(cfg.generation)
+        self.generator = build_generator(cfg.generation, {role: self.policy.actor}, {role: actor})
         from transformers import AutoTokenizer
 
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def generate(self, rows: int, group: int = 1) -> list[Any]:
         """Completions of exactly the length."""
-        from dataclasses import replace
-
         from nemo_magic.actors.config import LengthConfig, SamplingConfig
-        from nemo_magic.actors.generation import NativeGenerator
 
         length = self.options["length"]
         prompts = prompt_ids(self.tokenizer, rows, self.options["prompt"], group)
-        generator = NativeGenerator(replace(self.generation, batch_size=1 << 20))
-        generator.load(self.policy.actor)
+        self.generator.load(self.policy.actor)
         lengths = LengthConfig(max_length=length, min_length=length)
-        completions = generator.generate(prompts, range(rows), SamplingConfig(), lengths)
-        generator.release()
+        completions = self.generator.generate(prompts, range(rows), SamplingConfig(), lengths)
+        self.generator.release()
         return completions
 
     def update(self, rows: int) -> None:
@@ -217,6 +214,18 @@ class Ours:
 
         result = self.policy.learn(self.policy.microbatches(rows, self.world), objective, observe=True)
         assert result.made
+
+
+class Current(Ours):
+    """The same with Megatron-core alone, in the environment of `make venv-current`."""
+
+    backend = "megatron"
+
+
+class VLLM(Current):
+    """The same, with vLLM's rollouts."""
+
+    engine = "vllm"
 
 
 class Transformers:
@@ -353,7 +362,13 @@ class Measure:
         return {"seconds": wall, "cpu_seconds": cpu, "peak_gib": peak}
 
 
-SIDES: dict[str, Callable[[Path, dict[str, int]], Any]] = {"ours": Ours, "transformers": Transformers, "trl": TRL}
+SIDES: dict[str, Callable[[Path, dict[str, int]], Any]] = {
+    "ours": Ours,
+    "current": Current,
+    "vllm": VLLM,
+    "transformers": Transformers,
+    "trl": TRL,
+}
 
 
 def serve(name: str, folder: Path, options: dict[str, int]) -> None:

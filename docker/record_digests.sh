@@ -7,7 +7,7 @@ dockerfile=$(dirname "$0")/../Dockerfile
 
 pin() { sed -n "s/^ARG $1=//p" "$dockerfile" | head -1; }
 
-for name in BASE_IMAGE READY_MADE_IMAGE; do
+for name in BASE_IMAGE READY_MADE_IMAGE CURRENT_IMAGE; do
     image=$(pin "$name")
     digest=$(docker buildx imagetools inspect "${image%@*}" --format '{{.Manifest.Digest}}')
     [[ $digest =~ ^sha256:[0-9a-f]{64}$ ]] || { echo "$image: no digest but ${digest:-nothing}" >&2; exit 1; }

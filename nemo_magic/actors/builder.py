@@ -10,6 +10,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
+from nemo_magic.actors.config import NATIVE, TRT_LLM, VLLM
 from nemo_magic.actors.errors import BackendError
 
 if TYPE_CHECKING:
@@ -26,11 +27,11 @@ MEGATRON_CORE = {NEMO_ALIGNER: (0, 10), MEGATRON: (0, 16)}
 """The version of Megatron-core that a backend is written for."""
 
 
-def prepare_process(backend: str, accelerator: str, with_trtllm: bool) -> None:
+def prepare_process(backend: str, accelerator: str, engine: str = NATIVE) -> None:
     """What has to hold before the backend is imported; a second call changes nothing.
 
     Raises:
-        BackendError: its packages, or TensorRT-LLM where it is asked for, are not in this environment, or
+        BackendError: its packages, or those of ``engine`` (``generation.engine``), are not in this environment, or
             ``accelerator`` is cpu on a machine that has CUDA.
     """
     require_megatron_core(backend)
@@ -44,14 +45,19 @@ def prepare_process(backend: str, accelerator: str, with_trtllm: bool) -> None:
         except cpu.CudaAvailableError as error:
             raise BackendError(str(error)) from error
     if backend == MEGATRON:
-        from nemo_magic.compat import megatron
+        from nemo_magic.compat import megatron, vllm
 
         megatron.mend()
+        if engine == VLLM:
+            try:
+                vllm.prepare()
+            except vllm.VLLMMissingError as error:
+                raise BackendError(str(error)) from error
     elif accelerator != "cpu":
         from nemo_magic.compat import trtllm
 
         try:
-            trtllm.prepare(enabled=with_trtllm)
+            trtllm.prepare(enabled=engine == TRT_LLM)
         except trtllm.TensorRTLLMMissingError as error:
             raise BackendError(str(error)) from error
 
@@ -102,12 +108,16 @@ def build_generator(
 
     A TensorRT-LLM engine is built for the longest prompt and response of any role.
     """
-    if config.trt_llm.enable:
+    if config.engine == TRT_LLM:
         from nemo_magic.actors.trtllm import TRTLLMGenerator
 
         limits = {role: options[role].length_params for role in actors}
         longest = max(limits[role].prompt_room(actor.cfg.encoder_seq_length) for role, actor in actors.items())
         return TRTLLMGenerator(config, longest, max(limit.max_length for limit in limits.values()))
+    if config.engine == VLLM:
+        from nemo_magic.actors.vllm import VLLMGenerator
+
+        return VLLMGenerator(config, {role: options[role] for role in actors})
     from nemo_magic.actors.generation import NativeGenerator
 
     return NativeGenerator(config)

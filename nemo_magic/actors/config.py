@@ -174,7 +174,6 @@ class TRTLLMConfig(CheckedConfig):
 
     KEY: ClassVar[str] = "generation.trt_llm"
 
-    enable: bool = False
     reshard: bool = True
     model_type: Annotated[str, OneOf(*TRTLLM_MODEL_TYPES)] = "llama"
     max_input_len: PositiveInt | None = None
@@ -183,15 +182,40 @@ class TRTLLMConfig(CheckedConfig):
 
 
 @dataclass
+class VLLMConfig(CheckedConfig):
+    """Decoding by vLLM; its own key names.
+
+    ``gpu_memory_utilization``: the share of a device's memory that an engine takes, for its weights and its cache; the
+    actors' weights are beside it. On CPU the cache has the size that ``generation.batch_size`` rows need.
+    """
+
+    KEY: ClassVar[str] = "generation.vllm"
+
+    gpu_memory_utilization: Annotated[float, Interval(gt=0, lt=1)] = 0.4
+
+
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 512)
+"""The dimensions of adapters that vLLM has kernels for; a smaller adapter is run at the next one."""
+
+VLLM_CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""The sizes of attention heads that vLLM has a kernel for on CPU."""
+
+NATIVE, TRT_LLM, VLLM = "native", "trt_llm", "vllm"
+
+
+@dataclass
 class GenerationConfig(CheckedConfig):
-    """Decoding. ``batch_size``: rows decoded at once on a rank, validation included.
+    """Decoding. ``engine``: the actor's own Megatron model, or an engine that is given its weights (``trt_llm``,
+    ``vllm``: their options). ``batch_size``: rows decoded at once on a rank, validation included.
 
     Native decoding: rows decoded together differ by at most ``max_prompt_spread`` prompt tokens; 0 means equal lengths,
-    which wastes nothing, and more means fewer and larger batches. ``trt_llm``: TensorRT-LLM instead, where enabled.
+    which wastes nothing, and more means fewer and larger batches.
     """
 
     KEY: ClassVar[str] = "generation"
 
+    engine: Annotated[str, OneOf(NATIVE, TRT_LLM, VLLM)] = NATIVE
     batch_size: PositiveInt = 256
     max_prompt_spread: NonNegativeInt = 0
     trt_llm: TRTLLMConfig = field(default_factory=TRTLLMConfig)
+    vllm: VLLMConfig = field(default_factory=VLLMConfig)

@@ -42,8 +42,7 @@ class ControlTokens:
         tokens are in it, the messages' are not. A chat without any is encoded as transformers does."""
         spans = [self._spans(message["content"]) for message in chat]
         if not any(spans):
-            ids: list[int] = self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True)
-            return ids
+            return self._chat_ids(chat)
         # The template sees a placeholder for what has to stay text.
         written = "".join(message["content"] for message in chat)
         mark = next(chr(code) for code in _PRIVATE_USE if chr(code) not in written)
@@ -60,6 +59,13 @@ class ControlTokens:
         return self._encode_parts(
             [(plain[int(part)], True) if n % 2 else (part, False) for n, part in enumerate(parts)]
         )
+
+    def _chat_ids(self, chat: Sequence[Mapping[str, str]]) -> list[int]:
+        # By default transformers 5 returns a dictionary.
+        ids: list[int] = self._tokenizer.apply_chat_template(
+            chat, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        return ids
 
     def _encode_parts(self, parts: Sequence[tuple[str, bool]]) -> list[int]:
         ids: list[int] = []
@@ -101,7 +107,7 @@ class ControlTokens:
         for first, last in ((0, 4), (1, 4), (1, 3), (1, 2)):
             chat = [{"role": role, "content": "a"} for role in roles[first:last]]
             try:
-                found |= set(self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True))
+                found |= set(self._chat_ids(chat))
             except Exception:  # a template refuses what it was not written for, in its own words
                 continue
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -122,6 +123,18 @@ def destroy() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+
+
+def share_among_stages(count: int, work: Callable[[Sequence[int]], list[T]]) -> list[T]:
+    """The results of ``count`` tasks, in order: every pipeline stage does its own part of them. ``work`` gets the
+    numbers of some tasks and gives their results."""
+    stages = parallel_state.get_pipeline_model_parallel_world_size()
+    if stages == 1:
+        return work(range(count))
+    own = work(range(parallel_state.get_pipeline_model_parallel_rank(), count, stages))
+    shares: list[Any] = [None] * stages
+    torch.distributed.all_gather_object(shares, own, group=parallel_state.get_pipeline_model_parallel_group())
+    return [shares[i % stages][i // stages] for i in range(count)]
 
 
 class DeviceMemory:

@@ -104,11 +104,11 @@ class GPTActor:
     # --- scoring
 
     @torch.no_grad()
-    def token_logprobs(self, batches: Sequence[MicroBatch]) -> list[torch.Tensor]:
+    def token_logprobs(self, batches: Sequence[MicroBatch], temperature: float | None = None) -> list[torch.Tensor]:
         """Log-probabilities of the next tokens, one [b, S-1] tensor per microbatch, on every pipeline stage.
 
-        In nats, at the sampling temperature, from the training forward pass; 0 before the first position that the mask
-        of any of its rows has. All ranks take part.
+        In nats, at ``temperature`` (None: that of sampling), from the training forward pass; 0 before the first
+        position that the mask of any of its rows has. All ranks take part.
 
         Raises:
             NotFiniteError: on every rank, where one of them is not finite.
@@ -117,7 +117,7 @@ class GPTActor:
         def step(iterator: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
             batch = next(iterator)
             return self._forward(model, batch, batch.first), lambda logits, non_loss_data=True: self._token_logprobs(
-                logits, batch.tokens
+                logits, batch.tokens, temperature
             )
 
         self._evaluate()
@@ -189,11 +189,13 @@ class GPTActor:
             # Rows are padded on the right, so the causal mask that attention makes by itself is all they need.
             return model(tokens, positions, None)
 
-    def _token_logprobs(self, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    def _token_logprobs(
+        self, logits: torch.Tensor, tokens: torch.Tensor, temperature: float | None = None
+    ) -> torch.Tensor:
         """[b, S-1] from the logits of the last positions of ``tokens`` [b, S]; 0 where there are none."""
         first = tokens.size(1) - logits.size(1)
         # The division copies; the loss works in the copy's memory.
-        scaled = logits[:, :-1].float() / self._temperature
+        scaled = logits[:, :-1].float() / (temperature or self._temperature)
         targets = tokens[:, first + 1 :].cuda(non_blocking=True).contiguous()
         return torch.nn.functional.pad(-vocab_parallel_cross_entropy(scaled, targets), (first, 0))
 

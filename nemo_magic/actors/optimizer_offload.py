@@ -14,7 +14,8 @@ class Offload:
     """Sends an optimizer's state to host memory (pinned where there is a GPU to copy from) and fetches it back.
 
     The buffers on the host are kept, so that every later switch is a copy and no allocation. Knows torch's optimizers,
-    NeMo's wrapper of them with fp32 main parameters, and apex's distributed Adam. What is on the host already, as
+    NeMo's wrapper of them with fp32 main parameters, the backend megatron's with its main weights, and apex's
+    distributed Adam. What is on the host already, as
     ``on_host`` says, is left where it is.
     """
 
@@ -68,6 +69,8 @@ def _slots(optimizer: Any) -> Iterator[tuple[torch.Tensor, Callable[[torch.Tenso
                 yield parameter.data, partial(setattr, parameter, "data")
         yield from _slots(wrapped)
         return
+    for weight in getattr(optimizer, "main_weights", ()):
+        yield weight.data, partial(setattr, weight, "data")
     state = optimizer.state
     for bucket in state.get("buckets", ()):  # apex's DistributedFusedAdam
         for name in _SHARDS:

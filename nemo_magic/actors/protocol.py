@@ -80,8 +80,9 @@ class Actor(Protocol):
 
     # --- log-probabilities
 
-    def token_logprobs(self, batches: Sequence[MicroBatch]) -> list[torch.Tensor]:
-        """Log-probabilities of the next tokens in nats at the sampling temperature, one [b, S-1] per microbatch."""
+    def token_logprobs(self, batches: Sequence[MicroBatch], temperature: float | None = None) -> list[torch.Tensor]:
+        """Log-probabilities of the next tokens in nats, one [b, S-1] per microbatch, at ``temperature``; None is that
+        of sampling."""
 
     def ranked_logprobs(
         self, batches: Sequence[MicroBatch], top: int

@@ -29,6 +29,7 @@ from nemo_aligner.utils.parallel_state import trt_llm_reshard_region
 from nemo_aligner.utils.utils import clear_memory
 
 from nemo_magic.actors.config import GenerationConfig, LengthConfig, SamplingConfig
+from nemo_magic.actors.distributed import share_among_stages
 from nemo_magic.actors.generation import StaleWeightsError
 from nemo_magic.actors.merging import MergedWeights
 from nemo_magic.actors.sampling import StopConditions, to_completion
@@ -135,21 +136,19 @@ class TRTLLMGenerator:
             )
         wrapper = self._wrapper_for(actor, sampling, lengths)
         stops = StopConditions.of(actor.chat, sampling.end_strings, torch.cuda.current_device())
-        stages = parallel_state.get_pipeline_model_parallel_world_size() if self._config.reshard else 1
-        own = range(parallel_state.get_pipeline_model_parallel_rank() if stages > 1 else 0, len(prompts), stages)
-        completions: dict[int, Completion] = {}
-        with self._resharded():
-            for cohort in self._cohorts(own, prompts):
-                rows, tokens = [list(prompts[i]) for i in cohort], [seeds[i] % _SEEDS for i in cohort]
-                decoded = _decode(wrapper, rows, tokens, self._rows)
-                for i, ids in zip(cohort, decoded, strict=True):
-                    completions[i] = self._completion(actor, list(prompts[i]), ids[: lengths.max_length], stops)
-        if stages > 1:
-            shares: list[Any] = [None] * stages
-            group = parallel_state.get_pipeline_model_parallel_group()
-            torch.distributed.all_gather_object(shares, completions, group=group)
-            completions = {i: completion for share in shares for i, completion in share.items()}
-        return [completions[i] for i in range(len(prompts))]
+
+        def decode(own: Sequence[int]) -> list[Completion]:
+            completions: dict[int, Completion] = {}
+            with self._resharded():
+                for cohort in self._cohorts(own, prompts):
+                    rows, tokens = [list(prompts[i]) for i in cohort], [seeds[i] % _SEEDS for i in cohort]
+                    decoded = _decode(wrapper, rows, tokens, self._rows)
+                    for i, ids in zip(cohort, decoded, strict=True):
+                        completions[i] = self._completion(actor, list(prompts[i]), ids[: lengths.max_length], stops)
+            return [completions[i] for i in own]
+
+        every = range(len(prompts))
+        return share_among_stages(len(prompts), decode) if self._config.reshard else decode(every)
 
     def pause(self) -> None:
         """Leave inference mode; the engine and its weights stay."""
@@ -189,7 +188,7 @@ class TRTLLMGenerator:
                 raise ValueError(
                     f"the {actor.role}'s tokenizer has {actor.tokenizer.vocab_size} ids, and TensorRT-LLM's exporter "
                     f"shares them out without padding: model.tensor_model_parallel_size={tp} has to divide them, or "
-                    "set generation.trt_llm.enable=false"
+                    "set generation.engine=native"
                 )
             folder = self._folder / f"engine{len(self._engines)}"
             wrapper = self._build_wrapper(actor, SamplingConfig(), self._longest_prompt, self._longest_response, folder)

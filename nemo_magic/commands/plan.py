@@ -53,15 +53,12 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"a plan asks Megatron-core for the shapes, and {error.name} is not installed: run it in the environment "
-            "of `make venv`, or in the container"
+            "of `make venv` (backend=megatron: `make venv-current`), or in the container"
         ) from error
     try:
         require_megatron_core(cfg.backend)
     except BackendError as error:
-        raise ConfigError(
-            "a plan asks the Megatron-core of backend=nemo_aligner for the shapes, and here is another version: run it "
-            "in the environment of `make venv`, or in the container"
-        ) from error
+        raise ConfigError(f"a plan asks the backend's Megatron-core for the shapes: {error}") from error
     vocabularies = {
         role: vocabulary(model, role) for role, model in models(cfg).items() if not cfg.actors.of(role).is_remote
     }

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from nemo_magic import launcher
 from nemo_magic.actors.builder import import_backend, prepare_process
+from nemo_magic.actors.config import NATIVE
 from nemo_magic.actors.errors import BackendError
 from nemo_magic.child_processes import bind_children, refuse_long_temporary_folder
 from nemo_magic.config import ConfigError, MagicConfig
@@ -119,7 +120,7 @@ def run_rank(command: str, cfg: MagicConfig, work: Work) -> None:
     """Be one rank: set the process up, do ``work``, and leave the process groups where all ranks end together.
 
     Raises:
-        ConfigError: what ``trainer.accelerator`` and ``generation.trt_llm`` ask for is not here.
+        ConfigError: what ``trainer.accelerator`` and ``generation.engine`` ask for is not here.
         Preempted: the run was asked to end, and has saved.
     """
     launcher.die_with_launcher()
@@ -151,7 +152,8 @@ def _prepare_imports(command: str, cfg: MagicConfig) -> None:
     # Each rank would warn of it: tokenizing threads are of no use in a process that forks to save checkpoints.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        prepare_process(cfg.backend, cfg.trainer.accelerator, command != "sft" and cfg.generation.trt_llm.enable)
+        engine = NATIVE if command == "sft" else cfg.generation.engine
+        prepare_process(cfg.backend, cfg.trainer.accelerator, engine)
     except BackendError as error:
         raise ConfigError(str(error)) from error
 

@@ -1,8 +1,12 @@
-"""Megatron-core 0.16, mended in one place, and without CUDA and transformer_engine.
+"""Megatron-core 0.16, mended in two places, and without CUDA and transformer_engine.
 
-The mended defect: ``.metadata`` of a checkpoint holds every rank's plan of the save, by classes of Megatron-core's own.
-Nothing reads it (it is for ``cached_metadata``, which is off), and nobody else can: neither Megatron-core 0.10 nor a
-reader that builds weights only.
+The mended defects:
+
+- ``.metadata`` of a checkpoint holds every rank's plan of the save, by classes of Megatron-core's own. Nothing reads it
+  (it is for ``cached_metadata``, which is off), and nobody else can: neither Megatron-core 0.10 nor a reader that
+  builds weights only.
+- The router of a mixture of experts asks whether ``te_general_gemm`` is None, a name that does not exist where
+  transformer_engine is not installed (``moe_utils`` imports it in a ``try`` that gives it no other value).
 """
 
 from __future__ import annotations
@@ -15,9 +19,12 @@ import torch
 
 
 def mend() -> None:
-    """Keep the plans of a save out of its ``.metadata``; a second call changes nothing."""
+    """Keep the plans of a save out of its ``.metadata``, and let routers do without transformer_engine; a second call
+    changes nothing."""
     import megatron.core.dist_checkpointing.strategies.filesystem_async as filesystem
+    import megatron.core.transformer.moe.moe_utils as experts
 
+    vars(experts).setdefault("te_general_gemm", None)
     writer: Any = filesystem.FileSystemWriterAsync
     if getattr(writer, "_nemo_magic_mended", False):
         return

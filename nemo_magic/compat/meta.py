@@ -55,7 +55,8 @@ def rank_of(tp: int, pp: int, stage: int = 0) -> Iterator[None]:
         for target, name, value in (
             (torch.distributed, "new_group", fake_group),
             (torch.cuda, "current_device", lambda: META),
-            (torch.cuda, "get_rng_state", lambda *args: torch.get_rng_state()),
+            (torch.cuda, "get_rng_state", lambda *args: torch.get_rng_state()),  # of Megatron-core 0.10
+            (torch.cuda.random, "get_rng_state", lambda *args, **kwargs: torch.get_rng_state()),  # of 0.16
             (torch.cuda, "manual_seed", lambda seed: None),
             (torch.Tensor, "cuda", lambda self, *args, **kwargs: self),
             (parallel_random, "_set_cuda_rng_state", lambda *args, **kwargs: None),

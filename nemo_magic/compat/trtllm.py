@@ -35,14 +35,14 @@ def prepare(enabled: bool) -> None:
     if enabled:
         if importlib.util.find_spec("tensorrt_llm") is None:
             raise TensorRTLLMMissingError(
-                "generation.trt_llm.enable=true, but the package tensorrt_llm is not installed: run in the container "
-                "(docs/container.md), or set generation.trt_llm.enable=false to decode natively"
+                "generation.engine=trt_llm, but the package tensorrt_llm is not installed: run in the container "
+                "(docs/container.md), or set generation.engine=native to decode natively"
             )
         return
 
     class GPTGenerateTRTLLM:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            raise RuntimeError("TensorRT-LLM was not loaded: generation.trt_llm.enable=false")
+            raise RuntimeError("TensorRT-LLM was not loaded: generation.engine=native")
 
     module: Any = types.ModuleType("nemo_aligner.utils.trt_llm")
     module.GPTGenerateTRTLLM, module.HAVE_TRTLLM = GPTGenerateTRTLLM, False

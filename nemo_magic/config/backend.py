@@ -4,24 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from nemo_magic.actors.config import TRT_LLM
 from nemo_magic.config.schema import MagicConfig
 from nemo_magic.game.episode import Role
 from nemo_magic.model_config import ModelConfig
+
+SPLIT_ON_GPUS: Mapping[str, tuple[str, ...]] = {"nemo_aligner": ("sequence_parallel",), "megatron": ()}
+"""``backend`` → keys of ``model`` that split sequences and need a GPU there."""
 
 _INSTEAD = "not there yet, take backend=nemo_aligner"
 
 
 def backend_problems(cfg: MagicConfig, roles: Mapping[Role, ModelConfig], planned: bool) -> Iterator[str]:
-    """What ``backend=megatron`` does not have."""
+    """What ``cfg.backend`` does not have, or ``nemo-magic plan`` where it is ``planned``."""
+    local = [model for role, model in roles.items() if cfg.actors.of(role).is_megatron]
     if cfg.backend != "megatron":
+        for model in local:
+            if model.num_moe_experts is not None:
+                yield (
+                    f"model.num_moe_experts={model.num_moe_experts} with backend={cfg.backend}: it has no mixtures of "
+                    "experts here, take backend=megatron"
+                )
         return
-    if planned:
-        yield f"backend=megatron: nemo-magic plan estimates the other backend only; {_INSTEAD}"
-    if cfg.generation.trt_llm.enable:
-        yield "backend=megatron with generation.trt_llm.enable=true: TensorRT-LLM's exporter is NeMo's; set it to false"
+    if cfg.generation.engine == TRT_LLM:
+        yield "backend=megatron with generation.engine=trt_llm: its exporter is NeMo's; set it to native or vllm"
     for role, model in roles.items():
         if cfg.actors.of(role).is_megatron:
             yield from _of_model(model)
+            if planned and model.num_moe_experts is not None:
+                yield f"model.num_moe_experts={model.num_moe_experts}: nemo-magic plan knows no mixtures of experts yet"
             if cfg.trainer.accelerator == "cpu" and model.optim.name != "cpu_fused_adam":
                 yield (
                     f"backend=megatron with model.optim.name={model.optim.name} and trainer.accelerator=cpu: set it to "
@@ -30,6 +41,8 @@ def backend_problems(cfg: MagicConfig, roles: Mapping[Role, ModelConfig], planne
 
 
 def _of_model(model: ModelConfig) -> Iterator[str]:
+    if model.num_moe_experts is not None:
+        yield from _of_experts(model)
     if model.peft.is_lora and model.transformer_engine:
         # Its norm is inside the linear layer, and the adapter's input is what the norm gives.
         yield (
@@ -41,9 +54,24 @@ def _of_model(model: ModelConfig) -> Iterator[str]:
     for key in ("virtual_pipeline_model_parallel_size", "num_micro_batches_with_partial_activation_checkpoints"):
         if getattr(model, key) is not None:
             yield f"backend=megatron with model.{key}={getattr(model, key)}: {_INSTEAD}"
-    if model.sequence_parallel:
-        yield f"backend=megatron with model.sequence_parallel=true: {_INSTEAD}"
+    if model.sequence_parallel and model.peft.is_lora:
+        yield f"backend=megatron with model.sequence_parallel=true and model.peft.peft_scheme=lora: {_INSTEAD}"
     if model.name:
         yield f"backend=megatron with model.name={model.name}: {_INSTEAD}"
     if model.apply_query_key_layer_scaling:
         yield "backend=megatron with model.apply_query_key_layer_scaling=true: it is for fp16 only, set it to false"
+
+
+def _of_experts(model: ModelConfig) -> Iterator[str]:
+    experts = f"model.num_moe_experts={model.num_moe_experts}"
+    for key in ("transformer_engine", "bias", "sequence_parallel"):
+        if getattr(model, key):
+            yield f"{experts} with model.{key}=true: not there yet, set it to false"
+    if not model.activation.endswith("glu"):
+        yield f"{experts} with model.activation={model.activation}: experts are gated, set it to fast-swiglu"
+    targets = [target for target in model.peft.lora_tuning.targets if target.startswith("mlp")]
+    if model.peft.is_lora and targets:
+        yield (
+            f"{experts} with adapters on {' and '.join(targets)}: experts have none, set "
+            "model.peft.lora_tuning.target_modules=[attention]"
+        )

@@ -103,7 +103,8 @@ def _role(cfg: MagicConfig, role: Role, model: ModelConfig, command: str) -> str
     if model.peft.is_lora:
         start = f" from {model.peft.restore_from_path}" if model.peft.restore_from_path else ""
         source += f", frozen, with adapters of dimension {model.peft.lora_tuning.adapter_dim}{start}"
+    experts = f", {model.moe_router_topk} of {model.num_moe_experts} experts," if model.num_moe_experts else ""
     return (
-        f"{role:<10}{model.num_layers} layers × {model.hidden_size} from {source}; "
+        f"{role:<10}{model.num_layers} layers × {model.hidden_size}{experts} from {source}; "
         f"{updates} at lr {model.optim.lr:g}; prompt ≤ {room}, {limits}"
     )

@@ -37,6 +37,7 @@ RENAMED_KEYS = {
     "game.observe": "game.extra_verdict_fields",
     "game.probe": "game.strategy_sweep",
     "game.rewrites_ahead": "game.attack_prefetch_steps",
+    "generation.trt_llm.enable": "generation.engine",
 }
 """Old key → the key of the same setting here; keys below an old key keep their names."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from nemo_magic.actors.config import ActorConfig
+from nemo_magic.actors.config import NATIVE, ActorConfig
 from nemo_magic.config.schema import MagicConfig
 from nemo_magic.game.episode import Role
 
@@ -68,5 +68,5 @@ def serving_problems(cfg: MagicConfig) -> Iterator[str]:
     """A served role is a local actor that decodes natively."""
     if cfg.actors.of(cfg.serve.role).is_remote:
         yield f"actors.{cfg.serve.role}.remote.urls has to be [] where serve.role={cfg.serve.role} is to be served"
-    if cfg.generation.trt_llm.enable:
-        yield "generation.trt_llm.enable=true: a served actor decodes natively, set it to false"
+    if cfg.generation.engine != NATIVE:
+        yield f"generation.engine={cfg.generation.engine}: a served actor decodes natively, set it to native"

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nemo_magic.config.adapters import adapter_faults, missing_bases, sharing_problems
-from nemo_magic.config.backend import backend_problems
+from nemo_magic.config.backend import SPLIT_ON_GPUS, backend_problems
+from nemo_magic.config.engines import engine_problems
 from nemo_magic.config.errors import ConfigError
 from nemo_magic.config.evaluation import evaluated_roles, evaluation_problems
 from nemo_magic.config.keys import renamed_metric_problems
@@ -101,8 +102,8 @@ def validate(cfg: MagicConfig, command: str = "train") -> None:
         problems += renamed_metric_problems(cfg)
         problems += _metrics(cfg)
         problems += _pool(cfg)
-    if command in ("train", "evaluate") and cfg.generation.trt_llm.enable:
-        problems += _trt_llm(cfg, roles)
+    if command in ("train", "evaluate"):
+        problems += engine_problems(cfg, roles)
     if command == "sft" and cfg.sft.pool is None:
         problems.append("sft.pool is null: name the file of rows to learn from")
     if command == "sft" and cfg.sft.role == "both" and cfg.sft.defender_pool is None:
@@ -201,6 +202,9 @@ def _shapes(model: ModelConfig) -> Iterator[str]:
                 f"model.num_attention_heads={model.num_attention_heads} is not divisible by "
                 f"model.num_query_groups={model.num_query_groups}"
             )
+    if model.num_moe_experts is not None:
+        yield from _experts(model)
+        split += [] if model.moe_ffn_hidden_size is None else ["moe_ffn_hidden_size"]
     for key in split:
         if getattr(model, key) % tp:
             yield f"model.{key}={getattr(model, key)} is not divisible by model.tensor_model_parallel_size={tp}"
@@ -213,6 +217,17 @@ def _shapes(model: ModelConfig) -> Iterator[str]:
         yield (
             f"model.virtual_pipeline_model_parallel_size={model.virtual_pipeline_model_parallel_size}: NeMo-Aligner's "
             "actors have no interleaved pipeline, leave it null"
+        )
+
+
+def _experts(model: ModelConfig) -> Iterator[str]:
+    topk, experts = model.moe_router_topk, model.num_moe_experts
+    if experts is not None and topk > experts:
+        yield f"model.moe_router_topk={topk} is more than model.num_moe_experts={experts}"
+    if topk == 1 and not model.moe_router_pre_softmax:
+        yield (
+            "model.moe_router_topk=1 with model.moe_router_pre_softmax=false: the one expert would always weigh 1, and "
+            "the router learn nothing; set moe_router_pre_softmax=true"
         )
 
 
@@ -288,45 +303,6 @@ def _pool(cfg: MagicConfig) -> Iterator[str]:
         )
 
 
-def _trt_llm(cfg: MagicConfig, roles: Models) -> Iterator[str]:
-    """What TensorRT-LLM and its exporter in this stack cannot do."""
-    enabled, native = "generation.trt_llm.enable=true", "set generation.trt_llm.enable=false to decode natively"
-    if cfg.trainer.accelerator == "cpu":
-        yield f"{enabled} needs a GPU, and trainer.accelerator=cpu: {native}"
-    if cfg.grpo.tis_clip is not None:
-        yield (
-            f"grpo.tis_clip={cfg.grpo.tis_clip} weighs by the generator's own log-probabilities, and TensorRT-LLM "
-            f"gives none ({enabled}): set grpo.tis_clip=null"
-        )
-    local = {role: model for role, model in roles.items() if not cfg.actors.of(role).is_remote}
-    limits = {role: cfg.actors.of(role).length_params for role in local}
-    rooms = [limits[role].prompt_room(model.encoder_seq_length) for role, model in local.items()]
-    prompt = cfg.generation.trt_llm.max_input_len or max(rooms, default=0)
-    response = max((limit.max_length for limit in limits.values()), default=0)
-    for role, model in local.items():
-        actor = f"actors.{role}"
-        for key, who in (("qkv_bias", "Qwen"), ("qk_layernorm", "Qwen3")):
-            if getattr(model, key):
-                yield (
-                    f"{enabled}, but the {role}'s model has model.{key}=true, as {who} has, and TensorRT-LLM of this "
-                    f"stack has no such type: {native}, or serve the role elsewhere while it does not learn "
-                    f"({actor}.remote.urls)"
-                )
-        if model.bias and cfg.generation.trt_llm.model_type == "llama":
-            yield f"{enabled} with generation.trt_llm.model_type=llama, but the {role} has model.bias=true: {native}"
-        if prompt + response > model.encoder_seq_length:
-            yield (
-                f"{enabled}: one engine decodes for both roles, prompts of {prompt} tokens (generation.trt_llm."
-                f"max_input_len, or what length_params allow) and responses of {response}, together more than the "
-                f"{role}'s model.encoder_seq_length={model.encoder_seq_length}: lower generation.trt_llm.max_input_len"
-            )
-        if limits[role].min_length > 0:
-            yield (
-                f"{actor}.length_params.min_length={limits[role].min_length} is not kept to by TensorRT-LLM "
-                f"({enabled}): set it to 0"
-            )
-
-
 def _metrics(cfg: MagicConfig) -> Iterator[str]:
     """A metric that ends a phase or a run has to be measured; one that never comes would end none."""
     game, switch = cfg.game, cfg.game.schedule.metric
@@ -360,7 +336,7 @@ def _lane(cfg: MagicConfig, model: ModelConfig) -> Iterator[str]:
         return
     if model.optim.name in _APEX_OPTIMIZERS:
         yield f"model.optim.name={model.optim.name} needs a GPU, and trainer.accelerator=cpu: use cpu_fused_adam"
-    for key in ("transformer_engine", "sequence_parallel", "use_flash_attention"):
+    for key in ("transformer_engine", "use_flash_attention", *SPLIT_ON_GPUS[cfg.backend]):
         if getattr(model, key):
             yield f"model.{key}=true needs a GPU, and trainer.accelerator=cpu: set it to false"
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nemo_magic.convert.errors import ConvertError
 from nemo_magic.fsync_io import sync_file, sync_folder
+from nemo_magic.hf_format.errors import ConvertError
 
 _MARGIN = 64 << 20
 

@@ -14,10 +14,10 @@ from nemo_magic.actors.adapter_card import AdapterCard, base_digest
 from nemo_magic.actors.errors import ModelError
 from nemo_magic.config import ConfigError, MagicConfig
 from nemo_magic.config.text_keys import read_yaml, with_types
-from nemo_magic.convert.errors import ConvertError
-from nemo_magic.convert.families import MODEL, difference
 from nemo_magic.convert.nemo_file import model_from
 from nemo_magic.game.episode import Role
+from nemo_magic.hf_format.errors import ConvertError
+from nemo_magic.hf_format.families import MODEL, difference
 from nemo_magic.model_config import ModelConfig
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemo_magic.convert.errors import ConvertError
+from nemo_magic.hf_format.errors import ConvertError
 
 GENERATION = "generation_config.json"
 _ANSWER = "ANSWER"

@@ -12,11 +12,11 @@ import yaml
 from nemo_magic.actors.nemo_archive import CONFIG, WEIGHTS
 from nemo_magic.convert import end_tokens, nemo_file, tokenizer_files, torch_dist
 from nemo_magic.convert.atomic_output import atomic_output, gigabytes, refuse_target
-from nemo_magic.convert.errors import ConvertError
-from nemo_magic.convert.families import MODEL, model_of, model_yaml, opens_in_nemo, padded_rows, read_json
-from nemo_magic.convert.mapping import Block, blocks_of, extra_state_names
-from nemo_magic.convert.nemo_to_peft import CONFIG as PEFT_CONFIG
 from nemo_magic.convert.safetensors_folder import DTYPES, NAMES, SafetensorsFolder
+from nemo_magic.hf_format.adapters import PEFT_CONFIG
+from nemo_magic.hf_format.errors import ConvertError
+from nemo_magic.hf_format.families import MODEL, model_of, model_yaml, opens_in_nemo, padded_rows, read_json
+from nemo_magic.hf_format.mapping import Block, blocks_of, extra_state_names
 
 HF, TOKENIZER = "hf", "tokenizer"
 _COPIED = ("config.json", end_tokens.GENERATION)

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from nemo_magic.actors.errors import ModelError
 from nemo_magic.actors.nemo_archive import CONFIG, extract
 from nemo_magic.config.secrets import texts_in
-from nemo_magic.convert.errors import ConvertError
+from nemo_magic.hf_format.errors import ConvertError
 from nemo_magic.model_config import ModelConfig
 
 _TARGET = "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel"

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 
 from nemo_magic.convert import end_tokens, tokenizer_files
-from nemo_magic.convert.adapter_mapping import MergedCheckpoint
 from nemo_magic.convert.atomic_output import atomic_output, gigabytes, refuse_target
-from nemo_magic.convert.errors import ConvertError
-from nemo_magic.convert.families import config_of, difference, model_of, read_json
-from nemo_magic.convert.mapping import Block, blocks_of
+from nemo_magic.convert.merged_checkpoint import MergedCheckpoint
 from nemo_magic.convert.nemo_to_peft import nemo_to_peft
 from nemo_magic.convert.safetensors_folder import DTYPES, NAMES, SafetensorsWriter
 from nemo_magic.convert.sources import Source, open_source
 from nemo_magic.convert.torch_dist import Checkpoint
+from nemo_magic.hf_format.errors import ConvertError
+from nemo_magic.hf_format.families import config_of, difference, model_of, read_json
+from nemo_magic.hf_format.mapping import Block, blocks_of
 
 _EMBEDDING = "model.embedding.word_embeddings.weight"
 

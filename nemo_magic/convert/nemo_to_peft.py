@@ -8,11 +8,10 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from nemo_magic.convert.adapter_mapping import TARGETS, MergedCheckpoint
 from nemo_magic.convert.atomic_output import atomic_output, gigabytes, refuse_target
+from nemo_magic.convert.merged_checkpoint import MergedCheckpoint
 from nemo_magic.convert.safetensors_folder import DTYPES, NAMES
-
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+from nemo_magic.hf_format.adapters import PEFT_CONFIG, PEFT_TENSORS, peft_config
 
 
 def nemo_to_peft(
@@ -29,21 +28,10 @@ def nemo_to_peft(
         tensors = {name: tensor.to(DTYPES[dtype]) for name, tensor in tensors.items()}
     size = sum(tensor.nbytes for tensor in tensors.values())
     refuse_target(target, size)
-    modules = [module.rpartition(".")[2] for one in TARGETS if one.name in card.targets for module in one.modules]
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": card.adapter_dim,
-        "lora_alpha": int(card.alpha) if card.alpha.is_integer() else card.alpha,
-        "lora_dropout": 0.0,
-        "target_modules": modules,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-    }
     with atomic_output(target) as partial:
-        save_file(tensors, partial / TENSORS, metadata={"format": "pt"})
-        (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        save_file(tensors, partial / PEFT_TENSORS, metadata={"format": "pt"})
+        (partial / PEFT_CONFIG).write_text(
+            json.dumps(peft_config(card.targets, card.adapter_dim, card.alpha, base), indent=2) + "\n", encoding="utf-8"
+        )
     kinds = "/".join(NAMES[kind] for kind in dict.fromkeys(tensor.dtype for tensor in tensors.values()))
     say(f"{target}: adapters of dimension {card.adapter_dim}, {gigabytes(size)} of {kinds}, for {base}")

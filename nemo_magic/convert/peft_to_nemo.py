@@ -13,14 +13,13 @@ import torch
 
 from nemo_magic.actors.adapter_card import AdapterCard, base_digest
 from nemo_magic.convert import torch_dist
-from nemo_magic.convert.adapter_mapping import TARGETS, AdapterBlocks, Target, adapter_blocks
 from nemo_magic.convert.atomic_output import atomic_output, gigabytes, refuse_target
-from nemo_magic.convert.errors import ConvertError
-from nemo_magic.convert.families import read_json
-from nemo_magic.convert.mapping import Block
-from nemo_magic.convert.nemo_to_peft import CONFIG, TENSORS
 from nemo_magic.convert.safetensors_folder import DTYPES, NAMES, SafetensorsFolder
 from nemo_magic.convert.sources import open_source
+from nemo_magic.hf_format.adapters import PEFT_CONFIG, PEFT_TENSORS, TARGETS, AdapterBlocks, Target, adapter_blocks
+from nemo_magic.hf_format.errors import ConvertError
+from nemo_magic.hf_format.families import read_json
+from nemo_magic.hf_format.mapping import Block
 
 _REFUSED: Mapping[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
@@ -112,17 +111,17 @@ def peft_to_nemo(
 
 
 def _open(source: Path) -> _Peft:
-    config = read_json(source / CONFIG)
+    config = read_json(source / PEFT_CONFIG)
     for key, allowed in _REFUSED.items():
         if config.get(key) not in allowed:
             raise ConvertError(
-                f"{source / CONFIG}: {key}={config.get(key)!r} is not read here; plain LoRA adapters of linear layers "
-                "are"
+                f"{source / PEFT_CONFIG}: {key}={config.get(key)!r} is not read here; plain LoRA adapters of linear "
+                "layers are"
             )
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or not isinstance(alpha, int | float) or rank < 1:
-        raise ConvertError(f"{source / CONFIG}: r={rank!r} and lora_alpha={alpha!r} have to be numbers")
-    tensors = SafetensorsFolder(source, TENSORS)
+        raise ConvertError(f"{source / PEFT_CONFIG}: r={rank!r} and lora_alpha={alpha!r} have to be numbers")
+    tensors = SafetensorsFolder(source, PEFT_TENSORS)
     known = {name for layer in range(_layers(tensors)) for one in TARGETS for name in one.names(layer, "lora_A")}
     known |= {name.replace(".lora_A.", ".lora_B.") for name in known}
     if unexpected := sorted(tensors.shapes.keys() - known):

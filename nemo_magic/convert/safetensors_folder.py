@@ -18,8 +18,8 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from typing_extensions import Self
 
-from nemo_magic.convert.errors import ConvertError
-from nemo_magic.convert.families import read_json
+from nemo_magic.hf_format.errors import ConvertError
+from nemo_magic.hf_format.families import read_json
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _PATTERN = "model{suffix}.safetensors"

@@ -13,12 +13,12 @@ import yaml
 from nemo_magic.actors.adapter_card import AdapterCard, base_digest
 from nemo_magic.actors.nemo_archive import WEIGHTS
 from nemo_magic.convert import nemo_file
-from nemo_magic.convert.adapter_mapping import MergedCheckpoint
-from nemo_magic.convert.errors import ConvertError
-from nemo_magic.convert.families import MODEL
 from nemo_magic.convert.hf_to_nemo import HF, TOKENIZER
+from nemo_magic.convert.merged_checkpoint import MergedCheckpoint
 from nemo_magic.convert.torch_dist import METADATA, Checkpoint
 from nemo_magic.game.episode import Role
+from nemo_magic.hf_format.errors import ConvertError
+from nemo_magic.hf_format.families import MODEL
 from nemo_magic.model_config import ModelConfig
 from nemo_magic.runtime.checkpoint_paths import COMMITTED, FOLDER, SFT_WEIGHTS, SNAPSHOTS, STATE, committed_checkpoints
 

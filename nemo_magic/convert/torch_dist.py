@@ -35,9 +35,9 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from nemo_magic.compat.restricted_pickle import UnsafeWeightsError, only_weights
-from nemo_magic.convert.errors import ConvertError
-from nemo_magic.convert.mapping import Block
 from nemo_magic.fsync_io import sync_file, write_durably
+from nemo_magic.hf_format.errors import ConvertError
+from nemo_magic.hf_format.mapping import Block
 
 METADATA, COMMON, INDEX = "metadata.json", "common.pt", ".metadata"
 _FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}

@@ -227,7 +227,7 @@ class Mismatch(OptimAlarmConfig):
     }
     cause: ClassVar[str] = "the generator samples from something else than the policy that learns"
     remedy: ClassVar[str] = (
-        "grpo.tis_clip where the generator returns log-probabilities; generation.trt_llm.enable=false to compare"
+        "grpo.tis_clip where the generator returns log-probabilities; generation.engine=native to compare"
     )
 
     @override

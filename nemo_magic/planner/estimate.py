@@ -8,7 +8,7 @@ from functools import cached_property
 
 import torch
 
-from nemo_magic.actors.config import ActorConfig
+from nemo_magic.actors.config import NATIVE, TRT_LLM, VLLM, ActorConfig
 from nemo_magic.config.adapters import shares_base
 from nemo_magic.config.parallelism import Parallelism
 from nemo_magic.config.schema import MagicConfig
@@ -107,16 +107,14 @@ class PlanEstimate:
         self.rows, self.microbatches, self.updates = step.micro_batch_size, step.microbatches, step.updates
         self.half = cfg.trainer.precision == "bf16"
         model = next(iter(roles.values()))
-        halves = self.half and model.megatron_amp_O2
-        self.precision: Precision = memory.precision_of(model.optim.name, halves)
+        self.precision: Precision = memory.PRECISIONS[cfg.backend](model, self.half)
         devices = cfg.trainer.devices
         self.links = seconds.Links(tp_within=world.tp <= devices, dp_within=world.world <= devices)
         self.adapts = any(one.peft.is_lora for one in roles.values())
         local = [Role.DEFENDER] if cfg.game.self_play else list(roles)
         tokens = max(self._widest(role) for role in local)
         self.layout = Layout(
-            world.tp, world.pp, world.dp, self.rows, tokens, self.microbatches,
-            keeps_gradients=model.optim.name == "distributed_fused_adam", shares_base=shares_base(cfg, roles),
+            world.tp, world.pp, world.dp, self.rows, tokens, self.microbatches, shares_base(cfg, roles)
         )  # fmt: skip
         self.widest = {str(role): self.shapes(role, self._widest(role)) for role in local}
 
@@ -200,7 +198,7 @@ class PlanEstimate:
         """Part → bytes on a node."""
         devices = self.cfg.trainer.devices
         parts = dict(memory.host(self.widest, self.layout, self.precision, self.references, devices))
-        if self.adapts and self.cfg.generation.trt_llm.enable:
+        if self.adapts and self.cfg.generation.engine == TRT_LLM:
             # What adapters are merged into for an engine, kept to be put back (actors.merging).
             weights = memory.resident(self.widest, 0, self.layout, self.precision)["weights"]
             parts["original of merged weights"] = devices * weights
@@ -223,7 +221,7 @@ class PlanEstimate:
             moments["starting"] = memory.starting(self.widest, self.layout, self.precision)
         if engine is not None:
             moments["refitting"] = memory.refitting(self.widest, self.layout, self.precision, engine)
-            if self.adapts:
+            if self.adapts and engine.taken is None:
                 moments["refitting"] = {**moments["refitting"], "weight being merged": self._merged_in_fp32()}
             if not engine.unloaded:
                 moments["learning"] = {**moments["learning"], "engine": moments["refitting"]["engine"]}
@@ -235,12 +233,16 @@ class PlanEstimate:
         return 8.0 * largest / self.world.tp
 
     def engine(self) -> EngineMemory | None:
-        """The TensorRT-LLM engine of a rank, or None without."""
+        """The engine of a rank, or None where the actors decode themselves."""
         options = self.cfg.generation
-        if not options.trt_llm.enable:
+        if options.engine == NATIVE:
             return None
         limits = {role: self.cfg.actors.of(role).length_params for role in self.roles}
         rooms = [limits[role].prompt_room(model.encoder_seq_length) for role, model in self.roles.items()]
+        if options.engine == VLLM:
+            taken = options.vllm.gpu_memory_utilization * self.hardware.memory_gib * memory.GIB
+            response = max(limit.max_length for limit in limits.values())
+            return EngineMemory(options.batch_size, max(rooms), response, reshard=True, unloaded=True, taken=taken)
         return EngineMemory(
             options.batch_size,
             options.trt_llm.max_input_len or max(rooms),
@@ -277,10 +279,11 @@ class PlanEstimate:
                 to_generate = game.batch_size * game.max_turns * prefetch_steps
             parts[f"generate_{role}"] = self.generation(role, to_generate) / prefetch_steps
             refits += game.max_turns / prefetch_steps if prefetch_steps > 1 or not game.self_play else 0
-        if cfg.generation.trt_llm.enable:
+        if cfg.generation.engine != NATIVE:
             refits = 1.0 if game.self_play else refits
             size = self.mean[learner].rank_parameters * self.precision.weight
-            merge = seconds.merge(size / self.world.pp, hardware) if self.roles[learner].peft.is_lora else 0.0
+            merges = self.roles[learner].peft.is_lora and cfg.generation.engine == TRT_LLM
+            merge = seconds.merge(size / self.world.pp, hardware) if merges else 0.0
             parts["refit"] = refits * (seconds.refit(size, hardware) + merge)
         shapes, microbatches = self.mean[learner], self.microbatches * self.updates * game.max_turns
         has_reference, tp = cfg.grpo.kl_beta > 0, self.world.tp
@@ -304,8 +307,13 @@ class PlanEstimate:
         """Seconds to generate ``rows`` responses of ``role`` over all ranks."""
         options, hardware, shapes = self.cfg.generation, self.hardware, self.mean[role]
         prompt, response = self._mean(role)
-        native = not options.trt_llm.enable
-        resharded = not native and options.trt_llm.reshard
+        native, engine = options.engine == NATIVE, self.engine()
+        resharded = engine is not None and engine.reshard
+        at_once = options.batch_size
+        if engine is not None and engine.taken is not None:
+            # Rows take as many blocks of the cache as they are long.
+            free = engine.taken - shapes.rank_parameters * self.precision.weight
+            at_once = max(1, min(at_once, int(free / ((prompt + response) * self.kv_bytes(role)))))
         engines = self.world.dp * (self.world.pp if resharded else 1)
         # Without an engine Python launches every layer.
         slower = ADAPTED_DECODING if self.roles[role].peft.is_lora else 1.0
@@ -314,7 +322,8 @@ class PlanEstimate:
         pp = 1 if resharded else self.world.pp
         return seconds.decoding(
             rows=-(-rows // engines),
-            at_once=options.batch_size,
+            at_once=at_once,
+            refilled=options.engine == VLLM,
             prompt=prompt,
             response=response,
             longest=max(response, self.cfg.plan.longest * self._actor(role).length_params.max_length),

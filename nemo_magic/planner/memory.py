@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from nemo_magic.model_config import ModelConfig
 from nemo_magic.planner.shapes import Shapes
 
 GIB = float(1 << 30)
@@ -21,12 +22,14 @@ FORWARD_LOGIT_BYTES = 18
 @dataclass(frozen=True)
 class Precision:
     """Bytes per parameter: of the weight, of the gradient, and of optimizer state that data-parallel ranks shard
-    (``shared``) or that each has in full (``own``)."""
+    (``shared``) or that each has in full (``own``). ``keeps_gradients``: a role that does not learn keeps the buffer of
+    its gradients."""
 
     weight: int
     gradient: int
     shared: int
     own: int
+    keeps_gradients: bool
 
     @property
     def saved(self) -> int:
@@ -34,27 +37,40 @@ class Precision:
         return self.weight + 12 if self.weight == 2 else self.weight + 8
 
 
-def precision_of(optimizer: str, half: bool) -> Precision:
-    """Bytes per parameter of NeMo's optimizers.
-
-    apex's distributed Adam keeps fp32 gradients in one buffer and, of 16-bit weights, only the 16 bits that fp32
-    weights have beyond them; others keep an fp32 copy.
-    """
+def _of_nemo_aligner(model: ModelConfig, bf16: bool) -> Precision:
+    """apex's distributed Adam keeps fp32 gradients in one buffer and, of 16-bit weights, only the 16 bits that fp32
+    weights have beyond them; others keep an fp32 copy."""
+    half, optimizer = bf16 and model.megatron_amp_O2, model.optim.name
     weight = 2 if half else 4
     if optimizer == "distributed_fused_adam":
-        return Precision(weight, 4, (2 if half else 0) + 8, 0)
+        return Precision(weight, 4, (2 if half else 0) + 8, 0, keeps_gradients=True)
     if optimizer == "mcore_distributed_optim":
-        return Precision(weight, 4, (4 if half else 0) + 8, 0)
-    return Precision(weight, 4, 0, (4 if half else 0) + 8)
+        return Precision(weight, 4, (4 if half else 0) + 8, 0, keeps_gradients=False)
+    return Precision(weight, 4, 0, (4 if half else 0) + 8, keeps_gradients=False)
+
+
+def _of_megatron(model: ModelConfig, bf16: bool) -> Precision:
+    """Megatron-core sums gradients in an fp32 buffer of each role, whatever the optimizer; its distributed optimizer
+    has both names."""
+    weight, state = (2, 12) if bf16 else (4, 8)
+    if model.optim.name in ("distributed_fused_adam", "mcore_distributed_optim"):
+        return Precision(weight, 4, state, 0, keeps_gradients=True)
+    return Precision(weight, 4, 0, state, keeps_gradients=True)
+
+
+PRECISIONS: Mapping[str, Callable[[ModelConfig, bool], Precision]] = {
+    "nemo_aligner": _of_nemo_aligner,
+    "megatron": _of_megatron,
+}
+"""``backend`` → what it keeps of each parameter, given the model and whether the run computes in bf16."""
 
 
 @dataclass(frozen=True)
 class Layout:
     """Parallel sizes and batch shape.
 
-    ``rows``: of a microbatch; ``tokens``: of its longest row; ``microbatches``: on a rank, in an optimizer step;
-    ``keeps_gradients``: a role that does not learn keeps the buffer of its gradients. ``shares_base``: the roles'
-    frozen weights are there once.
+    ``rows``: of a microbatch; ``tokens``: of its longest row; ``microbatches``: on a rank, in an optimizer step.
+    ``shares_base``: the roles' frozen weights are there once.
     """
 
     tp: int
@@ -63,15 +79,15 @@ class Layout:
     rows: int
     tokens: int
     microbatches: int
-    keeps_gradients: bool
     shares_base: bool = False
 
 
 @dataclass(frozen=True)
 class EngineMemory:
-    """A TensorRT-LLM engine: rows decoded at once, and the most tokens of a prompt and of a response.
+    """An engine: rows decoded at once, and the most tokens of a prompt and of a response.
 
     ``reshard``: a rank's engine has the layers of all pipeline stages. ``unloaded``: it is freed while a role learns.
+    ``taken``: bytes that it takes, weights included, whatever its rows need (vLLM); None: as many as they need.
     """
 
     rows: int
@@ -79,6 +95,7 @@ class EngineMemory:
     response: int
     reshard: bool
     unloaded: bool
+    taken: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +131,7 @@ def _without_adapters(parameters: int, trainable: int) -> int:
 
 
 def starting(models: Mapping[str, Shapes], layout: Layout, precision: Precision) -> BytesByPart:
-    """While a second role is built that will share the first one's base: NeMo allocates one of its own before that."""
+    """While a second role is built that will share the first one's base: it has one of its own before that."""
     alone = [resident({name: m}, 0, layout, precision) for name, m in models.items()]
     return {"weights": sum(parts["weights"] for parts in alone)}
 
@@ -136,7 +153,7 @@ def training(
         )
         return {
             **resident(models, stage, layout, precision),
-            "gradients": (sum(m.trainable(stage) for m in models.values()) if layout.keeps_gradients else parameters)
+            "gradients": (sum(m.trainable(stage) for m in models.values()) if precision.keeps_gradients else parameters)
             * precision.gradient,
             "optimizer": parameters * (precision.shared / layout.dp + precision.own),
             "activations": in_flight * shapes.kept(stage),
@@ -160,7 +177,7 @@ def generating(
     held = {
         **resident(models, stage, layout, precision),
         "gradients": sum(m.trainable(stage) for m in models.values()) * precision.gradient
-        if layout.keeps_gradients
+        if precision.keeps_gradients
         else 0.0,
         "optimizer": max(m.trainable(stage) for m in models.values()) * (precision.shared / layout.dp + precision.own),
     }
@@ -169,16 +186,18 @@ def generating(
     share = 1 if engine.reshard else layout.pp
     merged = [_without_adapters(m.rank_parameters, m.rank_trainable) for m in models.values()]
     largest = max(merged) * precision.weight / share
-    tokens = engine.prompt + engine.response
-    return held | {
-        "engine": largest,
-        "keys and values": engine.rows * tokens * kv_bytes / share,
-    }
+    row = (engine.prompt + engine.response) * kv_bytes / share
+    # vLLM does not start with less than what one row takes.
+    kept = engine.rows * row if engine.taken is None else max(engine.taken - largest, row)
+    return held | {"engine": largest, "keys and values": kept}
 
 
 def refitting(models: Mapping[str, Shapes], layout: Layout, precision: Precision, engine: EngineMemory) -> BytesByPart:
-    """While weights are gathered from the pipeline stages, converted, and installed in an engine."""
+    """While weights are gathered from the pipeline stages, converted, and installed in an engine; into vLLM they are
+    streamed, a tensor at a time, and its cache is there already."""
     parts = dict(generating(models, layout, precision, engine, 0.0, 0))
+    if engine.taken is not None:
+        return parts
     del parts["keys and values"]
     return parts | {"gathered weights": parts["engine"]}
 

@@ -226,6 +226,7 @@ def _generation(step: PublishedStep, hardware: HardwareConfig) -> float:
     return seconds.decoding(
         rows=rows,
         at_once=step.together or min(rows, int(room / kv_bytes / held)),
+        refilled=False,
         prompt=step.prompt,
         response=step.response,
         longest=longest,

@@ -61,6 +61,7 @@ def decoding(
     *,
     rows: int,
     at_once: int,
+    refilled: bool,
     prompt: float,
     response: float,
     longest: float,
@@ -71,7 +72,8 @@ def decoding(
     forward_flops_per_token: float,
     hardware: HardwareConfig,
 ) -> float:
-    """Seconds to decode ``rows`` responses on one engine, in batches of ``at_once`` that wait for their ``longest``.
+    """Seconds to decode ``rows`` responses on one engine, in batches of ``at_once`` that wait for their ``longest``;
+    with ``refilled`` a new row takes the place of each that ends, and only the last ones are waited for.
 
     A step reads the weights, and the keys and values of all unfinished rows. ``prompt``, ``response`` and ``longest``
     are tokens. ``weight_bytes``, ``kv_bytes`` (per token) and ``forward_flops_per_token`` are of one rank and all its
@@ -84,11 +86,12 @@ def decoding(
     read = hardware.memory_gb_s * hardware.memory_reached * GIGA
     compute = hardware.tflops * hardware.flops_reached * 1e12
     prefill = batch * prompt * forward_flops_per_token / compute
+    steps = longest + (batches - 1) * (response if refilled else longest)
     fixed = pp * weight_bytes / read + layers * hardware.decode_layer_us * 1e-6
     # Rows finish on the way: over all steps, each reads keys and values for its own length.
     kv_reads = batch * response * (prompt + response / 2) * kv_bytes * pp / read
     computed = batch * response * forward_flops_per_token / compute
-    return batches * (prefill + longest * fixed + kv_reads + computed)
+    return batches * (prefill + kv_reads + computed) + steps * fixed
 
 
 def refit(weight_bytes: float, hardware: HardwareConfig) -> float:

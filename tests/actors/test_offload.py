@@ -86,6 +86,17 @@ def test_the_main_parameters_of_nemos_wrapper_travel_too() -> None:
     assert torch.equal(main.data, torch.arange(4.0))
 
 
+def test_the_main_weights_of_the_backend_megatron_travel_too() -> None:
+    optimizer, away = stepped(), Offload(on_host=lambda tensor: False)
+    main = torch.arange(4.0)
+    both = SimpleNamespace(main_weights=[main], state=optimizer.state)
+    pointers = [main.data_ptr(), *(m.data_ptr() for m in moments(optimizer))]
+    away.send(both)
+    assert not set(pointers) & {main.data_ptr(), *(m.data_ptr() for m in moments(optimizer))}
+    away.fetch(both)
+    assert torch.equal(main, torch.arange(4.0))
+
+
 def test_the_shards_of_apexs_distributed_adam_travel_too() -> None:
     bucket = SimpleNamespace(
         params_shard=torch.ones(3), param_remainders_shard=None, exp_avg_shard=torch.zeros(3), exp_avg_sq_shard=None

@@ -141,7 +141,7 @@ def test_a_whole_game_is_played_through_the_engine(folder: Path) -> None:
     # Without an intent gate, which the attacks of an attacker with random weights would all fail: nobody would learn.
     overrides = [
         "trainer.devices=1", f"sandbox.folder={folder / 'sandbox'}", f"exp_manager.explicit_log_dir={folder / 'run'}",
-        f"generation.trt_llm.engine_dir={folder / 'engines'}", "generation.trt_llm.enable=true",
+        f"generation.trt_llm.engine_dir={folder / 'engines'}", "generation.engine=trt_llm",
         "generation.trt_llm.unload_engine_train=true", "generation.trt_llm.max_input_len=26",
         "generation.batch_size=32", "game=paper", "game.batch_size=8", "game.group_size=4",
         "game.max_steps=4", "game.schedule.freq=2", "game.val_check_interval=4",
@@ -272,5 +272,5 @@ def test_what_tensorrt_llm_has_not_is_refused(overrides: list[str], said: str) -
 
 
 def test_without_a_gpu_it_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"generation\.trt_llm\.enable=true needs a GPU"):
-        compose("magic_sandbox", ["generation.trt_llm.enable=true"])
+    with pytest.raises(ConfigError, match=r"generation\.engine=trt_llm needs a GPU"):
+        compose("magic_sandbox", ["generation.engine=trt_llm"])

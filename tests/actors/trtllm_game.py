@@ -12,10 +12,10 @@ double.install()
 # ruff: noqa: E402
 from nemo_magic import cli
 from nemo_magic.compat import cpu
-from nemo_magic.config import validation
+from nemo_magic.config import engines
 
 if __name__ == "__main__":
-    install, refuse = cpu.install, validation._trt_llm
+    install, refuse = cpu.install, engines.trt_llm_problems
 
     def install_with_double(**options: bool) -> None:
         install(**options)
@@ -24,5 +24,5 @@ if __name__ == "__main__":
 
     cpu.install = install_with_double
     # Everything but this is refused as ever.
-    validation._trt_llm = lambda *args: (text for text in refuse(*args) if "needs a GPU" not in text)
+    engines.trt_llm_problems = lambda *args: (text for text in refuse(*args) if "needs a GPU" not in text)
     sys.exit(cli.main(sys.argv[1:]))

@@ -67,7 +67,7 @@ def test_an_optimizer_that_adapters_cannot_learn_by_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         compose(
             "magic_8b",
-            [*BASE, "generation.trt_llm.enable=false", "data.train_files=[/s]", "judge.urls=[http://j]"],
+            [*BASE, "generation.engine=native", "data.train_files=[/s]", "judge.urls=[http://j]"],
             command="plan",
         )
     assert "cannot learn by model.optim.name=distributed_fused_adam, set it to fused_adam" in str(caught.value)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from nemo_magic.config import ConfigError, compose
+from nemo_magic.config import ConfigError, compose, describe
 
 REFUSED = {
-    "generation.trt_llm.enable=true": "backend=megatron with generation.trt_llm.enable=true: TensorRT-LLM's exporter",
+    "generation.engine=trt_llm": "backend=megatron with generation.engine=trt_llm: its exporter is NeMo's; set it to",
     "model.tokenizer.library=sentencepiece": "backend=megatron with model.tokenizer.library=sentencepiece: set it to",
     "model.name=other": "backend=megatron with model.name=other: not there yet",
-    "model.sequence_parallel=true": "backend=megatron with model.sequence_parallel=true: not there yet",
     "model.optim.name=mcore_distributed_optim": "backend=megatron with model.optim.name=mcore_distributed_optim and",
 }
 
@@ -38,6 +37,39 @@ def test_what_megatron_does_not_have_yet_is_refused_by_name(override: str) -> No
     assert REFUSED[override] in str(refused.value)
 
 
-def test_the_planner_refuses_a_backend_that_it_does_not_know() -> None:
-    with pytest.raises(ConfigError, match="backend=megatron: nemo-magic plan estimates the other backend only"):
-        compose("magic_8b", ["backend=megatron"], command="plan")
+def test_a_plan_may_name_either_backend() -> None:
+    overrides = ["backend=megatron", "generation.engine=native"]
+    assert compose("magic_8b", overrides, command="plan").backend == "megatron"
+
+
+EXPERTS = ["model.num_moe_experts=4"]
+REFUSED_WITH_EXPERTS = {
+    "model.transformer_engine=true": "model.num_moe_experts=4 with model.transformer_engine=true: not there yet",
+    "model.bias=true": "model.num_moe_experts=4 with model.bias=true: not there yet",
+    "model.sequence_parallel=true": "model.num_moe_experts=4 with model.sequence_parallel=true: not there yet",
+    "model.activation=gelu": "model.num_moe_experts=4 with model.activation=gelu: experts are gated",
+    "model.moe_router_topk=5": "model.moe_router_topk=5 is more than model.num_moe_experts=4",
+    "model.moe_router_topk=1": "model.moe_router_topk=1 with model.moe_router_pre_softmax=false: the one expert",
+    "model.moe_router_topk=0": "model.moe_router_topk=0 must be",
+    "model.moe_ffn_hidden_size=33": "model.moe_ffn_hidden_size=33 is not divisible by model.tensor_model_parallel_size",
+    "model.peft.peft_scheme=lora": "model.num_moe_experts=4 with adapters on mlp_fc1 and mlp_fc2: experts have none",
+}
+
+
+@pytest.mark.parametrize("override", REFUSED_WITH_EXPERTS)
+def test_what_experts_cannot_have_is_refused_by_name(override: str) -> None:
+    layout = ["trainer.devices=2", "model.tensor_model_parallel_size=2"]
+    with pytest.raises(ConfigError) as refused:
+        compose("magic_sandbox", ["backend=megatron", *EXPERTS, *layout, override])
+    assert REFUSED_WITH_EXPERTS[override] in str(refused.value)
+
+
+def test_experts_are_megatrons_alone_and_not_planned() -> None:
+    with pytest.raises(
+        ConfigError, match="model.num_moe_experts=4 with backend=nemo_aligner: .* take backend=megatron"
+    ):
+        compose("magic_sandbox", EXPERTS)
+    with pytest.raises(ConfigError, match="model.num_moe_experts=4: nemo-magic plan knows no mixtures of experts"):
+        compose("magic_sandbox", ["backend=megatron", *EXPERTS], command="plan")
+    cfg = compose("magic_sandbox", ["backend=megatron", *EXPERTS])
+    assert "layers × 96, 2 of 4 experts, from" in describe(cfg)

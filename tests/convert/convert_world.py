@@ -69,7 +69,7 @@ def start(folder: Path, checkpoint: str, weights: Path, tp: int, pp: int, more: 
 
     cfg = compose("own", [*overrides(folder, checkpoint, weights, tp, pp), *more], str(folder / "conf"))
     model = role_model(cfg, Role.DEFENDER)
-    return build_policy(Role.DEFENDER, model, cfg.actors.defender, cfg.trainer, 5), cfg
+    return build_policy(Role.DEFENDER, model, cfg.actors.defender, cfg.trainer, 5, backend=cfg.backend), cfg
 
 
 def overrides(folder: Path, checkpoint: str, weights: Path, tp: int, pp: int) -> list[str]:
@@ -93,7 +93,6 @@ def overrides(folder: Path, checkpoint: str, weights: Path, tp: int, pp: int) ->
 def logits_of(actor: Any, tokens: torch.Tensor) -> torch.Tensor | None:
     """[b, S, padded vocabulary] on ranks of the last pipeline stage."""
     from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
-    from nemo_aligner.utils.train_utils import set_eval
 
     from nemo_magic.rl.batch import Row, microbatches
 
@@ -104,7 +103,7 @@ def logits_of(actor: Any, tokens: torch.Tensor) -> torch.Tensor | None:
         output = actor._forward(model, next(iterator))
         return output, lambda logits, non_loss_data=True: gather_from_tensor_model_parallel_region(logits)
 
-    set_eval(actor)
+    actor._evaluate()
     with torch.no_grad():
         found = actor._schedule(batches, step, forward_only=True, collect_non_loss_data=True)
     return found[0] if found else None

@@ -11,7 +11,7 @@ from nemo_magic import cli
 from nemo_magic.config import ConfigError, compose
 from nemo_magic.config.validation import models
 from nemo_magic.convert.compatibility import refuse_other_models
-from nemo_magic.convert.families import model_yaml
+from nemo_magic.hf_format.families import model_yaml
 
 OVERRIDES = ["actors.attacker.restore_from_path=null", "judge.launch=false", "judge.urls=[http://127.0.0.1:9]"]
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from sentencepiece import SentencePieceTrainer
 
-from nemo_magic.convert.errors import ConvertError
 from nemo_magic.convert.hf_to_nemo import hf_to_nemo
 from nemo_magic.convert.nemo_to_hf import nemo_to_hf
+from nemo_magic.hf_format.errors import ConvertError
 from tests.convert.tiny_hf import make
 
 

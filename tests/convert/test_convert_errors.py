@@ -16,11 +16,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from nemo_magic.convert import sources, torch_dist
-from nemo_magic.convert.errors import ConvertError
 from nemo_magic.convert.hf_to_nemo import hf_to_nemo
-from nemo_magic.convert.mapping import Block
 from nemo_magic.convert.nemo_to_hf import nemo_to_hf
 from nemo_magic.convert.safetensors_folder import INDEX, SafetensorsFolder
+from nemo_magic.hf_format.errors import ConvertError
+from nemo_magic.hf_format.mapping import Block
 from tests.convert.tiny_hf import edit_config, make, tensors
 
 ONE = "model.safetensors"

@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from transformers import LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import LlamaConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
-from nemo_magic.convert.errors import ConvertError
-from nemo_magic.convert.families import config_of, difference, model_of, model_yaml, padded_rows, vocabulary_multiple
+from nemo_magic.hf_format.errors import ConvertError
+from nemo_magic.hf_format.families import config_of, difference, model_of, model_yaml, padded_rows, vocabulary_multiple
 from nemo_magic.model_config import ModelConfig
-from tests.convert.tiny_hf import LLAMA31_ROPE, SHAPE
+from tests.convert.tiny_hf import EXPERTS, LLAMA31_ROPE, SHAPE
 from tests.presets import model_preset
 
 LLAMA31: dict[str, Any] = {
@@ -91,6 +91,7 @@ PUBLISHED = {
     "qwen25_72b": QWEN25 | shape(80, 8192, 29568, 64, 8),
 }
 TINY = {"model_type": "llama"} | SHAPE
+MOE = {"model_type": "qwen3_moe", "head_dim": 8} | EXPERTS
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -133,7 +134,18 @@ def test_the_vocabulary_is_padded_to_the_published_rows_or_just_beyond(
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"model_type": "gemma2"}, "model_type='gemma2' is not known; known are: llama, mistral, qwen2, qwen3"),
+        (
+            {"model_type": "gemma2"},
+            "model_type='gemma2' is not known; known are: llama, mistral, qwen2, qwen3, qwen3_moe",
+        ),
+        (
+            {"model_type": "gemma3_text"},
+            "model_type='gemma3_text' cannot be represented: Megatron-core 0.16 has no norms",
+        ),
+        (
+            {"model_type": "gpt_oss"},
+            "model_type='gpt_oss' cannot be represented: its experts have biases, which Megatron",
+        ),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' cannot be represented, only 'silu'"),
         ({"attention_bias": True}, "attention_bias=True cannot be represented, only False"),
         ({"mlp_bias": True}, "mlp_bias=True cannot be represented, only False"),
@@ -156,6 +168,20 @@ def test_the_vocabulary_is_padded_to_the_published_rows_or_just_beyond(
         ({"model_type": "mistral"}, "sliding_window is missing"),
         ({"model_type": "qwen3"}, "head_dim is missing"),
         ({"model_type": "qwen3", "head_dim": 8, "attention_bias": True}, "attention_bias=True cannot be represented"),
+        (
+            {"model_type": "qwen3_moe", "head_dim": 8},
+            "num_experts, num_experts_per_tok, moe_intermediate_size, norm_to",
+        ),
+        (
+            MOE | {"decoder_sparse_step": 2},
+            "decoder_sparse_step=2 cannot be represented, only 1: every layer has experts",
+        ),
+        (MOE | {"mlp_only_layers": [0]}, "mlp_only_layers=[0] cannot be represented, only []: every layer has experts"),
+        (MOE | {"num_experts_per_tok": 7}, "num_experts_per_tok=7 is more than num_experts=6"),
+        (
+            MOE | {"num_experts_per_tok": 1},
+            "norm_topk_prob=True with num_experts_per_tok=1: the router would decide no",
+        ),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "rope_scaling.low_freq_factor=None is not 1"),
         ({"rope_theta": 10000.5}, "rope_theta=10000.5 is not a whole number"),
         ({"num_key_value_heads": 3}, "num_attention_heads=8 is not divisible by num_key_value_heads=3"),
@@ -197,7 +223,7 @@ def test_a_tokenizer_that_is_larger_than_the_embedding_is_another_models() -> No
         model_of(TINY, tokens=302)
 
 
-@pytest.mark.parametrize("kind", [LlamaConfig, Qwen2Config, Qwen3Config])
+@pytest.mark.parametrize("kind", [LlamaConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig])
 def test_a_configuration_made_from_a_model_describes_that_model(kind: Any) -> None:
     scaling = {"rope_scaling": LLAMA31_ROPE | {"factor": 32.0}} if kind is LlamaConfig else {}
     published = kind(**SHAPE, rope_theta=500000.0, tie_word_embeddings=True, **scaling).to_dict()
@@ -246,3 +272,14 @@ def test_two_models_differ_by_name_and_value_and_not_by_spelling() -> None:
     model = model_of(TINY)
     assert difference(model, model_of(TINY | {"rms_norm_eps": 1e-5})) == ["layernorm_epsilon=1e-06, not 1e-05"]
     assert difference(model, model_of(TINY | {"head_dim": 8})) == []
+
+
+def test_experts_are_part_of_what_a_model_is() -> None:
+    model = model_of(TINY | MOE)
+    assert (model.num_moe_experts, model.moe_ffn_hidden_size, model.moe_router_topk) == (6, 48, 2)
+    assert not model.moe_router_pre_softmax
+    other = model_of(TINY | MOE | {"num_experts": 8, "norm_topk_prob": False})
+    assert difference(model, other) == ["num_moe_experts=6, not 8", "moe_router_pre_softmax=False, not True"]
+    assert "num_moe_experts=6, not None" in difference(model, model_of(TINY | {"model_type": "qwen3", "head_dim": 8}))
+    with pytest.raises(ConvertError, match="num_moe_experts=6 has no place in LlamaForCausalLM"):
+        config_of(replace(model, qk_layernorm=False), 10, {})

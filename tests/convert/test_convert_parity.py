@@ -12,10 +12,10 @@ import torch
 from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForCausalLM
 
-from nemo_magic.convert.errors import ConvertError
 from nemo_magic.convert.hf_to_nemo import hf_to_nemo
 from nemo_magic.convert.nemo_to_hf import nemo_to_hf
 from nemo_magic.convert.peft_to_nemo import peft_to_nemo
+from nemo_magic.hf_format.errors import ConvertError
 from tests import zygote
 from tests.convert.tiny_hf import CHECKPOINTS, LLAMA31_ROPE, ROWS, SHAPE, make, tensors
 from tests.convert.tiny_peft import make_peft

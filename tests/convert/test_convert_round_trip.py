@@ -15,11 +15,11 @@ import yaml
 from transformers import AutoTokenizer
 
 from nemo_magic import cli
-from nemo_magic.convert.errors import ConvertError
 from nemo_magic.convert.hf_to_nemo import hf_to_nemo
 from nemo_magic.convert.nemo_to_hf import nemo_to_hf
 from nemo_magic.convert.safetensors_folder import INDEX
-from tests.convert.tiny_hf import CHECKPOINTS, TEMPLATE, TOKENS, make, tensors
+from nemo_magic.hf_format.errors import ConvertError
+from tests.convert.tiny_hf import CHECKPOINTS, MEGATRON_ONLY, TEMPLATE, TOKENS, make, tensors
 
 
 def there_and_back(source: Path, tmp_path: Path, middle: str = "nemo", **options: str) -> Path:
@@ -28,11 +28,10 @@ def there_and_back(source: Path, tmp_path: Path, middle: str = "nemo", **options
     return tmp_path / "back"
 
 
-OURS = ("llama32", "qwen3")
+ALL = (*CHECKPOINTS, *MEGATRON_ONLY)
+OURS = ("llama32", "qwen3", *MEGATRON_ONLY)
 """Checkpoints that NeMo by itself would build otherwise."""
-MIDDLES = [
-    (name, middle) for middle in ("nemo", "packed.nemo") for name in CHECKPOINTS if middle == "nemo" or name not in OURS
-]
+MIDDLES = [(name, middle) for middle in ("nemo", "packed.nemo") for name in ALL if middle == "nemo" or name not in OURS]
 
 
 @pytest.mark.slow
@@ -53,7 +52,7 @@ def test_a_nemo_file_that_nemo_would_open_as_another_model_is_refused(tmp_path: 
     assert not (tmp_path / "packed.nemo").exists()
 
 
-@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize("name", ALL)
 def test_configuration_and_tokenizer_come_back_as_they_were(tmp_path: Path, name: str) -> None:
     source = make(tmp_path / "hf", name)
     back = there_and_back(source, tmp_path)

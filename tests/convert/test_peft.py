@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 from nemo_magic import cli
 from nemo_magic.actors.adapter_card import ADAPTER_CARD, AdapterCard
-from nemo_magic.convert.errors import ConvertError
 from nemo_magic.convert.hf_to_nemo import hf_to_nemo
 from nemo_magic.convert.nemo_to_hf import nemo_to_hf
 from nemo_magic.convert.peft_to_nemo import peft_to_nemo
+from nemo_magic.hf_format.errors import ConvertError
 from tests.convert.tiny_hf import make, tensors
 from tests.convert.tiny_peft import ALPHA, RANK, make_peft, merged
 

@@ -18,6 +18,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 TOKENS, ROWS = 285, 301
@@ -56,11 +58,28 @@ CHECKPOINTS: dict[str, tuple[type, dict[str, Any]]] = {
     "qwen": (Qwen2ForCausalLM, {"rope_theta": 1e6}),
     "qwen_tied": (Qwen2ForCausalLM, {"rope_theta": 1e6, "tie_word_embeddings": True}),
 }
+EXPERTS: dict[str, Any] = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "norm_topk_prob": True,
+}
+MEGATRON_ONLY: dict[str, tuple[type, dict[str, Any]]] = {
+    "qwen3_moe": (Qwen3MoeForCausalLM, {"rope_theta": 1e6, "head_dim": 16} | EXPERTS),
+    "qwen3_moe_tied": (
+        Qwen3MoeForCausalLM,
+        {"rope_theta": 1e6, "head_dim": 16, "tie_word_embeddings": True} | EXPERTS | {"norm_topk_prob": False},
+    ),
+}
+"""The same of families that only ``backend=megatron`` has."""
 CONFIGS: dict[type, type] = {
     LlamaForCausalLM: LlamaConfig,
     MistralForCausalLM: MistralConfig,
     Qwen2ForCausalLM: Qwen2Config,
     Qwen3ForCausalLM: Qwen3Config,
+    Qwen3MoeForCausalLM: Qwen3MoeConfig,
 }
 
 
@@ -68,7 +87,7 @@ def make(
     folder: Path, name: str = "qwen", dtype: torch.dtype = torch.float32, shard: str = "100KB", **own: Any
 ) -> Path:
     """Write the checkpoint ``name`` to ``folder/name``; ``own`` keys of its config.json differ."""
-    kind, keys = CHECKPOINTS[name]
+    kind, keys = (CHECKPOINTS | MEGATRON_ONLY)[name]
     config = CONFIGS[kind](**SHAPE | keys | own)
     torch.manual_seed(len(name))
     model = kind(config)

@@ -18,7 +18,7 @@ LENGTHS = ((7, 5), (3, 9), (12, 4), (5, 1), (9, 9), (4, 2))
 
 def main(out: Path, overrides: list[str]) -> None:
     cfg = compose("magic_sandbox", overrides)
-    prepare_process(cfg.backend, "cpu", with_trtllm=False)
+    prepare_process(cfg.backend, "cpu")
     from nemo_magic.actors.distributed import World, destroy
     from nemo_magic.actors.generation import NativeGenerator
     from nemo_magic.actors.protocol import Objective
@@ -52,6 +52,10 @@ def main(out: Path, overrides: list[str]) -> None:
         return Objective(outputs.loss, outputs.metrics)
 
     found: dict[str, Any] = {"before": scores(actor.token_logprobs)}
+    if cfg.backend == "megatron":
+        policy.optimizer.zero_grad()
+        actor.accumulate(policy.microbatches(own, world), loss)
+        found["gradients"] = [parameter.main_grad.clone() for parameter in actor.learning_parameters()]
     updates = [policy.learn(policy.microbatches(own, world), loss, observe=True) for _ in range(3)]
     found["updates"] = [(update.metrics, update.grad_norm) for update in updates]
     skipped = policy.learn(policy.microbatches(own, world), loss, skip_norm=1e-9)

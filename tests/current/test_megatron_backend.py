@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
@@ -44,6 +46,7 @@ ARCHITECTURES = {
     ],
 }  # fmt: skip
 LORA = ["model.peft.peft_scheme=lora", "model.peft.lora_tuning.adapter_dim=8", "model.optim.lr=3e-3"]
+SPLIT = "model.sequence_parallel=true"
 OTHER = {"nemo_aligner": "megatron", "megatron": "nemo_aligner"}
 STEPS = 10
 WHAT_SPEED_IS = ("timers/", "memory/", "throughput/", "judge")
@@ -96,23 +99,23 @@ def played(home: Path, request: pytest.FixtureRequest) -> Any:
 def measured(home: Path) -> Any:
     """(backend, layout) → what ``tests.current.measure`` found there, of all weights or of adapters on them, or of
     random weights of another architecture."""
-    done: dict[tuple[str, str, str | None, str | None], dict[str, Any]] = {}
+    done: dict[tuple[str, str, str | None, str | None, str | None], dict[str, Any]] = {}
 
     def found_by(
-        backend: str, layout: str, adapters: str | None = None, architecture: str | None = None
+        backend: str, layout: str, adapters: str | None = None, architecture: str | None = None, more: str | None = None
     ) -> dict[str, Any]:
-        key = backend, layout, adapters, architecture
+        key = backend, layout, adapters, architecture, more
         if key not in done:
             out = home / f"measured_{'_'.join(map(str, key))}.pt"
             start: Path | str = home / "defender" / "weights"
             if architecture is not None:
                 # What is drawn for a gated layer at TP=2 is arranged in another order: begin with what PP=2 left.
-                start = "null" if layout == "pp2" else home / f"measured_megatron_pp2_None_{architecture}.weights"
+                start = "null" if layout == "pp2" else home / f"measured_megatron_pp2_None_{architecture}_None.weights"
                 assert layout == "pp2" or found_by("megatron", "pp2", None, architecture)
             words = [
                 str(out), f"backend={backend}", f"sandbox.folder={home / 'sandbox'}", *SMALL, *LAYOUTS[layout],
                 *(f"actors.{role}.restore_from_path={start}" for role in ("attacker", "defender")),
-                *([] if architecture is None else ARCHITECTURES[architecture]),
+                *([] if architecture is None else ARCHITECTURES[architecture]), *([] if more is None else [more]),
                 *([] if adapters is None else [*LORA, f"model.peft.restore_from_path={home / adapters / 'weights'}"]),
             ]  # fmt: skip
             lanes.run_ranks(backend, "tests.current.measure", words, 1 if layout == "tp1" else 2)
@@ -179,7 +182,7 @@ def test_a_backend_whose_packages_are_elsewhere_is_refused_by_name(home: Path, t
 
 def test_a_plan_is_refused_where_its_megatron_is_not() -> None:
     said = lanes.run("megatron", "plan", "-cn", "magic_8b", status=2)
-    assert "a plan asks the Megatron-core of backend=nemo_aligner for the shapes" in said
+    assert "a plan asks the backend's Megatron-core for the shapes: backend=nemo_aligner" in said
 
 
 # --- the same numbers
@@ -216,6 +219,19 @@ def test_a_gradient_that_is_too_long_is_not_used(measured: Any, layout: str) -> 
     made, norm, skipped = measured("megatron", layout)["skipped"]
     assert (made, skipped) == (False, 1)
     assert math.isfinite(norm)
+
+
+@pytest.mark.parametrize("architecture", [None, "qwen3"])
+def test_sequences_split_over_tensor_parallel_ranks_change_nothing(measured: Any, architecture: str | None) -> None:
+    whole = measured("megatron", "tp2", architecture=architecture)
+    split = measured("megatron", "tp2", architecture=architecture, more=SPLIT)
+    for key in ("before", "after", "reference"):
+        assert (flat(whole[key]) - flat(split[key])).abs().max() < 2e-6
+    for one, other in zip(whole["gradients"], split["gradients"], strict=True):
+        assert (one - other).abs().max() < 2e-6
+    assert max(gradient.abs().max() for gradient in whole["gradients"]) > 1e-3
+    # Decoding has whole ones: a new token cannot be split.
+    assert [ids for ids, _ in whole["completions"]] == [ids for ids, _ in split["completions"]]
 
 
 @pytest.mark.parametrize("layout", ["pp2", "tp2"])
@@ -301,3 +317,41 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(home: Path, played: Any, layou
         torch.load(run / FOLDER / f"step_{STEPS:06d}" / "rng" / "rank_00000.pt") for run in (folder, unbroken)
     )
     assert torch.equal(one["torch"], other["torch"])
+
+
+# --- what measures and serves
+
+
+def test_an_evaluation_says_the_same_in_both_lanes_and_cross_play_and_the_server_run_in_the_new_one(
+    home: Path, played: Any, tmp_path: Path
+) -> None:
+    sandbox = [f"sandbox.folder={home / 'sandbox'}", *SMALL, *LAYOUTS["tp1"]]
+    weights = [f"actors.{role}.restore_from_path={home / role / 'weights'}" for role in ("attacker", "defender")]
+    files = []
+    for backend in BACKENDS:
+        folder = tmp_path / backend
+        lanes.run(
+            backend, "evaluate", "-cn", "eval_sandbox", f"backend={backend}", *sandbox, *weights,
+            f"exp_manager.explicit_log_dir={folder}", "eval.tasks.test.limit=8", "eval.tasks.validation.limit=4",
+        )  # fmt: skip
+        files.append({path.name: path.read_text() for path in (folder / "transcripts").iterdir()})
+    assert files[0] == files[1]
+    assert len(files[0]) == 2
+
+    run = tmp_path / "run"
+    shutil.copytree(played("megatron", "tp1"), run)
+    lanes.run("megatron", "cross-play", str(run), "game.crossplay.num_seeds=2")
+    assert list((run / "cross-play").iterdir())
+
+    words = ["serve", "-cn", "magic_sandbox", "backend=megatron", *sandbox, *weights, "serve.port=0"]
+    log = tmp_path / "serve.log"
+    serving = lanes.start("megatron", words, log)
+    while not (ready := re.search(r"on (http://\S+/v1), ready", log.read_text())):
+        assert serving.poll() is None, log.read_text()[-4000:]
+        time.sleep(0.05)
+    question = {"model": "defender", "messages": [{"role": "user", "content": "ka"}], "temperature": 0}
+    answer = httpx.post(f"{ready[1]}/chat/completions", json=question, timeout=60, trust_env=False)
+    serving.send_signal(signal.SIGTERM)
+    assert serving.wait(timeout=60) == 0
+    assert answer.status_code == 200
+    assert answer.json()["usage"]["completion_tokens"] > 0

@@ -1,4 +1,4 @@
-"""vLLM's own server on this machine's CPU, from the environment that ``make test-engines`` builds beside ours."""
+"""vLLM's own server on this machine's CPU, from the environment of the current lane."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.actors.chat_endpoint import free_url
 from tests.engines import guardian
 
 ROOT = Path(__file__).resolve().parents[2]
-VLLM = ROOT / ".venv-engines" / "bin" / "vllm"
+VLLM = ROOT / ".venv-current" / "bin" / "vllm"
 NAME, ADAPTED = "served", "adapted"
 PATIENCE = 600
 """Seconds until it answers: on two loaded cores, importing alone takes a minute."""

@@ -14,6 +14,7 @@ from nemo_magic.config.hardware import HardwareConfig
 from nemo_magic.game.episode import Role
 from nemo_magic.model_config import ModelConfig
 from nemo_magic.planner.estimate import Plan, plan_of
+from nemo_magic.planner.memory import GIB
 from nemo_magic.planner.published import (
     DECODE_STEPS,
     LLAMA_8B,
@@ -155,6 +156,56 @@ def test_more_data_parallel_ranks_share_the_optimizer_and_nothing_else() -> None
             k: v for k, v in before.items() if k != "optimizer"
         }
     assert two.checkpoint == one.checkpoint
+
+
+NATIVE = "generation.engine=native"
+
+
+def test_megatrons_gradients_of_both_roles_stay_on_the_device_whatever_the_optimizer() -> None:
+    for optimizer in ("distributed_fused_adam", "mcore_distributed_optim", "fused_adam"):
+        words = [NATIVE, f"model.optim.name={optimizer}", "model.activations_checkpoint_granularity=full"]
+        theirs, ours = planned("magic_8b", *words), planned("magic_8b", "backend=megatron", *words)
+        both = ours.memory["generating"]["weights"] / 2 * 4
+        for moment in ("generating", "learning"):
+            assert ours.memory[moment]["gradients"] == both
+        stays = optimizer == "distributed_fused_adam"
+        assert theirs.memory["generating"]["gradients"] == (both if stays else 0)
+        assert theirs.memory["learning"]["gradients"] == (both if stays else both / 2)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "shared", "own"),
+    [("distributed_fused_adam", 12, 0), ("mcore_distributed_optim", 12, 0), ("fused_adam", 0, 12)],
+)
+def test_megatrons_optimizers_hold_fp32_weights_and_both_moments(optimizer: str, shared: int, own: int) -> None:
+    # In bf16 whatever NeMo's key for it says.
+    words = ["backend=megatron", NATIVE, f"model.optim.name={optimizer}", "model.megatron_amp_O2=false"]
+    plan = planned("magic_8b", *words, "hardware.memory_gib=1000")
+    each = plan.memory["learning"]["weights"] / 4
+    assert plan.memory["learning"]["optimizer"] == each * (shared / plan.world.dp + own)
+    assert plan.host["frozen optimizers"] == 8 * plan.memory["learning"]["optimizer"]
+
+
+VLLM = ("backend=megatron", "generation.engine=vllm")
+
+
+def test_vllm_takes_its_share_of_the_device_and_leaves_while_a_role_learns() -> None:
+    device = "hardware.memory_gib=100"
+    native, plan = planned("magic_8b", "backend=megatron", NATIVE, device), planned("magic_8b", *VLLM, device)
+    assert plan.memory["learning"] == native.memory["learning"]
+    for moment in ("generating", "refitting"):
+        parts = plan.memory[moment]
+        assert parts["engine"] + parts["keys and values"] == pytest.approx(40 * GIB)
+        assert "gathered weights" not in parts
+    # At PP2 an engine has the layers of both stages, and each stage one of its own.
+    deep = planned("magic_8b", *VLLM, "model.pipeline_model_parallel_size=2")
+    assert deep.memory["generating"]["engine"] == pytest.approx(2 * deep.memory["generating"]["weights"] / 2, rel=0.1)
+
+
+def test_rows_that_take_the_place_of_those_that_ended_wait_for_the_longest_once() -> None:
+    few, many = (planned("magic_8b", *VLLM, f"generation.batch_size={rows}") for rows in (8, 512))
+    batched = planned("magic_8b", "generation.batch_size=8")
+    assert many.seconds["generate_defender"] < few.seconds["generate_defender"] < batched.seconds["generate_defender"]
 
 
 def test_a_checkpoint_of_two_roles_has_weights_and_fp32_state_of_both() -> None:
@@ -305,7 +356,7 @@ def test_impossible_assumptions_are_refused(override: str, said: str) -> None:
 @pytest.mark.parametrize("config", ["magic_sandbox", "magic_8b"])
 def test_a_plan_without_gpus_says_that_it_cannot(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     layout = ["model.tensor_model_parallel_size=1", "model.pipeline_model_parallel_size=1"]
-    status, out, err = ran(capsys, "-cn", config, "cluster=cpu", *layout, "generation.trt_llm.enable=false")
+    status, out, err = ran(capsys, "-cn", config, "cluster=cpu", *layout, "generation.engine=native")
     assert (status, out) == (2, "")
     assert "a plan counts GPUs (hardware.*), and trainer.accelerator=cpu has none" in err
 

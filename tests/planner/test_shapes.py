@@ -12,14 +12,12 @@ import torch
 from omegaconf import OmegaConf
 
 from nemo_magic.compat.meta import rank_of
-from nemo_magic.config import compose, role_model
-from nemo_magic.game.episode import Role
 from nemo_magic.model_config import LoraConfig, ModelConfig, PeftConfig
-from nemo_magic.planner.shapes import Shapes, measure, total_parameters
+from nemo_magic.planner.shapes import measure, total_parameters
 from nemo_magic.sandbox.corpus import prepare
 from nemo_magic.sandbox.world import SandboxConfig
 from tests import zygote
-from tests.planner.real_world import ROWS, TOKENS
+from tests.planner.worlds import ROWS, TOKENS, WORLDS, planned_model
 from tests.presets import model_preset
 
 PUBLISHED = {
@@ -37,12 +35,6 @@ PUBLISHED = {
     "qwen25_72b": 72_706_203_648,
 }
 """Parameters of the published checkpoints."""
-
-# name: (TP, PP, recompute)
-WORLDS = {
-    "tp2": (2, 1, "none"), "pp2": (1, 2, "full"), "tp1": (1, 1, "selective"),
-    "lora_tp2": (2, 1, "lora"), "lora_pp2": (1, 2, "lora full"),
-}  # fmt: skip
 
 
 def preset(name: str) -> ModelConfig:
@@ -138,32 +130,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.process
 @pytest.mark.parametrize("name", WORLDS)
 def test_a_real_ranks_parameters_and_kept_activations_are_the_plans(folder: Path, name: str) -> None:
-    tp, pp, recompute = WORLDS[name]
-    words = [str(folder), name, str(tp), str(pp), recompute]
+    tp, pp, _ = WORLDS[name]
+    words = [str(folder), name, "nemo_aligner"]
     run = zygote.run(zygote.script(Path(__file__).with_name("real_world.py"), *words, ranks=tp * pp), timeout=300)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
-    ranks: list[dict[str, Any]] = json.loads((folder / f"{name}.json").read_text())
-    shapes = _planned(tp, pp, recompute, ranks[0]["vocabulary"])
+    ranks: list[dict[str, Any]] = json.loads((folder / f"nemo_aligner-{name}.json").read_text())
+    shapes = measure(planned_model(name), ranks[0]["vocabulary"], tp, pp, ROWS, TOKENS, torch.float32)
     for rank in ranks:
         stage = rank["stage"]
         assert rank["parameters"] == shapes.parameters(stage)
         assert rank["optimizer"] == shapes.trainable(stage)
         assert rank["kept"] == shapes.kept(stage)
     assert ranks[-1]["output"] == [ROWS, TOKENS, shapes.logits // (ROWS * TOKENS)]
-
-
-def _planned(tp: int, pp: int, recompute: str, vocab_size: int) -> Shapes:
-    layout = [f"model.tensor_model_parallel_size={tp}", f"model.pipeline_model_parallel_size={pp}"]
-    own = ["model.num_layers=4", "model.num_query_groups=2", "model.qkv_bias=true", "model.qk_layernorm=true",
-           f"trainer.devices={tp * pp}"]  # fmt: skip
-    if recompute.startswith("lora"):
-        own += ["model.peft.peft_scheme=lora", "model.peft.lora_tuning.adapter_dim=8"]
-    model = role_model(compose("magic_sandbox", [*layout, *own], command="plan"), Role.DEFENDER)
-    full = recompute.endswith("full")
-    model = replace(
-        model,
-        activations_checkpoint_granularity=None if recompute in ("none", "lora") else recompute.split()[-1],
-        activations_checkpoint_method="uniform" if full else None,
-        activations_checkpoint_num_layers=1 if full else None,
-    )
-    return measure(model, vocab_size, tp, pp, ROWS, TOKENS, torch.float32)

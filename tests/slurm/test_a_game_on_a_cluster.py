@@ -105,7 +105,7 @@ def test_two_adapters_on_one_base_play_on_one_node_by_the_70b_configuration_made
     words = [
         "-cn", "magic_70b_lora", "model=tiny", "cluster=cpu", "data=sandbox", "judge=rules", "game=robust", *SMALL,
         "sandbox.folder=runs/sandbox", "model.tokenizer={library: huggingface, type: runs/sandbox/tokenizer}",
-        "model.optim.name=cpu_fused_adam", "generation.trt_llm.enable=false", "generation.batch_size=512",
+        "model.optim.name=cpu_fused_adam", "generation.engine=native", "generation.batch_size=512",
         "model.tensor_model_parallel_size=2", "model.encoder_seq_length=48", "model.micro_batch_size=16",
         "actors.attacker.length_params={max_length: 20, max_prompt_length: 28}",
         "actors.defender.length_params={max_length: 8, max_prompt_length: 40}",

@@ -125,6 +125,16 @@ def test_a_dry_run_shows_script_configuration_and_plan_and_submits_nothing(desk:
     assert not (desk.folder / "submitted").exists()
 
 
+def test_the_other_backend_goes_through_the_same_script(desk: Desk) -> None:
+    words = ["-cn", "magic_8b", "backend=megatron", "generation.engine=vllm", "data.train_files=[/seeds.jsonl]"]
+    words += ["actors.attacker.restore_from_path=/w/a", "actors.defender.restore_from_path=/w/d"]
+    text = desk.run("magic_8b.sh", "--dry-run", *words, site="CONTAINER_IMAGE=/images/current.sqsh\nMPI=none")
+    assert "backend: megatron\n" in text
+    # The plan is that backend's, whose Megatron-core this environment has not.
+    assert "nemo-magic plan ended with status 2" in text
+    assert not (desk.folder / "submitted").exists()
+
+
 def test_a_misspelt_key_is_refused_before_anything_is_submitted(desk: Desk) -> None:
     said = desk.run("magic_8b.sh", "--submit", *GAME, "game.max_step=4", status=2)
     assert "game.max_steps" in said

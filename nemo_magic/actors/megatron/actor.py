@@ -14,6 +14,7 @@ from megatron.core.distributed import (
 )
 from megatron.core.models.gpt import GPTModel
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+from megatron.core.transformer.utils import set_model_to_sequence_parallel
 
 from nemo_magic.actors.adapter_card import AdapterCard
 from nemo_magic.actors.adapters import is_adapter
@@ -49,6 +50,7 @@ class MegatronActor(GPTActor):
         self.with_distributed_adam = cfg.optim.name in SHARDED
         self._module, self._temperature = module, temperature
         self._optimizer: Optimizer | None = None
+        self._decodes_split_model = False
 
     def begin_learning(self, max_grad_norm: float) -> tuple[Optimizer, CosineSchedule]:
         """Its optimizer and learning-rate schedule."""
@@ -82,11 +84,17 @@ class MegatronActor(GPTActor):
     # --- decoding
 
     def prepare_for_inference(self) -> None:
-        """As ``Actor.prepare_for_inference``."""
+        """As ``Actor.prepare_for_inference``. A new token cannot be split over ranks: sequences are whole meanwhile."""
         self._evaluate()
+        self._decodes_split_model = bool(self._module.config.sequence_parallel)
+        if self._decodes_split_model:
+            set_model_to_sequence_parallel(self._module, set_to=False)
 
     def finish_inference(self) -> None:
         """As ``Actor.finish_inference``: the next training step leaves evaluation mode by itself."""
+        if self._decodes_split_model:
+            set_model_to_sequence_parallel(self._module, set_to=True)
+        self._decodes_split_model = False
 
     # --- weights
 

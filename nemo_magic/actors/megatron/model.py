@@ -20,7 +20,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import init_method_normal
 
 from nemo_magic.actors.errors import ModelError
+from nemo_magic.actors.megatron.experts import TensorParallelExperts
+from nemo_magic.actors.megatron.split_norm import with_split_norms
 from nemo_magic.compat.fused_attention import FusedDotProductAttention
+from nemo_magic.hf_format.families import padded_rows
 from nemo_magic.model_config import ModelConfig
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -42,8 +45,8 @@ def build_model(model: ModelConfig, vocabulary: int, precision: str) -> tuple[GP
     config = transformer_config(model, precision)
     bare = GPTModel(
         config,
-        _layer(model),
-        vocab_size=_padded(vocabulary, model),
+        with_split_norms(_layer(model), config) if _splits_locally(model, config) else _layer(model),
+        vocab_size=padded_rows(model, vocabulary),
         max_sequence_length=model.encoder_seq_length,
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
@@ -74,9 +77,15 @@ def transformer_config(model: ModelConfig, precision: str) -> TransformerConfig:
         kv_channels=model.kv_channels,
         tensor_model_parallel_size=model.tensor_model_parallel_size,
         pipeline_model_parallel_size=model.pipeline_model_parallel_size,
+        sequence_parallel=model.sequence_parallel and model.tensor_model_parallel_size > 1,
         # Microbatches are as wide as their own longest row; pipeline stages tell each other the shapes.
         variable_seq_lengths=model.pipeline_model_parallel_size > 1,
         moe_token_dispatcher_type="alltoall",  # the default one refuses that, also where there are no experts
+        num_moe_experts=model.num_moe_experts,
+        moe_ffn_hidden_size=model.expert_ffn_size if model.num_moe_experts is not None else None,
+        moe_router_topk=model.moe_router_topk,
+        moe_router_pre_softmax=model.moe_router_pre_softmax,
+        moe_router_load_balancing_type="none",
         deallocate_pipeline_outputs=True,
         params_dtype=dtype,
         pipeline_dtype=dtype,
@@ -113,16 +122,20 @@ def transformer_config(model: ModelConfig, precision: str) -> TransformerConfig:
 def _layer(model: ModelConfig) -> ModuleSpec:
     if not model.transformer_engine:
         spec = get_gpt_layer_local_spec(
-            qk_layernorm=model.qk_layernorm, normalization=_NORMALIZATIONS[model.normalization]
+            num_experts=model.num_moe_experts,
+            qk_layernorm=model.qk_layernorm,
+            normalization=_NORMALIZATIONS[model.normalization],
         )
         spec.submodules.self_attention.submodules.core_attention = FusedDotProductAttention
+        if model.num_moe_experts is not None:
+            spec.submodules.mlp.module = TensorParallelExperts
+            # With transformer_engine this norm is a layer of its own, and has its own name.
+            del spec.submodules.sharded_state_dict_keys_map["pre_mlp_layernorm."]
         return spec
     if importlib.util.find_spec("transformer_engine") is None:
         raise ModelError("model.transformer_engine=true, and transformer_engine is not installed: set it to false")
     return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=model.qk_layernorm)
 
 
-def _padded(vocabulary: int, model: ModelConfig) -> int:
-    """``make_vocab_size_divisible_by`` is the multiple at every tensor-parallel size."""
-    multiple = model.make_vocab_size_divisible_by
-    return -(-vocabulary // multiple) * multiple
+def _splits_locally(model: ModelConfig, config: TransformerConfig) -> bool:
+    return bool(config.sequence_parallel) and not model.transformer_engine

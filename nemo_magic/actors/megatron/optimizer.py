@@ -52,6 +52,14 @@ class Optimizer:
         """As torch's optimizers have it."""
         return self._megatron.state
 
+    @property
+    def main_weights(self) -> list[torch.Tensor]:
+        """What a step changes where the model computes in bf16: fp32 weights, this rank's share of sharded ones."""
+        name = (
+            "shard_fp32_from_float16_groups" if self._config.use_distributed_optimizer else "fp32_from_float16_groups"
+        )
+        return [weight for group in getattr(self._megatron, name, ()) for weight in group]
+
     def zero_grad(self) -> None:
         """Forget all gradients."""
         self._model.zero_grad_buffer()

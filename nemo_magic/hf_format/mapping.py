@@ -7,6 +7,7 @@ along a leading axis. A ``Block`` is a part of such a tensor that is made of who
 - ``linear_qkv``: rows are grouped by query group, ``[groups, heads / groups + 2, head size]``: the group's queries,
   then its key, then its value.
 - ``linear_fc1``: the gate's rows, then those of the up projection; two blocks, as Megatron itself writes them.
+- ``experts.linear_fc1`` and ``linear_fc2`` of a mixture of experts have the experts along a second leading axis.
 - The embedding and the output layer have rows of zeros beyond the published vocabulary where NeMo pads it.
 """
 
@@ -20,14 +21,15 @@ import torch
 from nemo_magic.model_config import ModelConfig
 
 Shape = tuple[int, ...]
-EXTRA_STATES = (
-    "self_attention.core_attention", "self_attention.linear_proj", "self_attention.linear_qkv", "mlp.linear_fc1",
-    "mlp.linear_fc2",
-)  # fmt: skip
+EXTRA_STATES = ("self_attention.core_attention", "self_attention.linear_proj", "self_attention.linear_qkv")
 """Modules of a layer whose ``_extra_state`` (fp8 scales; here none) an actor asks for. ``core_attention`` has one in
 transformer_engine only."""
 QUERY_KEY_NORMS = ("self_attention.q_layernorm", "self_attention.k_layernorm")
 """The same of a layer with these norms, in transformer_engine only."""
+_MLP = ("mlp.linear_fc1", "mlp.linear_fc2")
+_EXPERTS_NORM = ("pre_mlp_layernorm",)
+"""The same of a layer with experts, whose norm has one in transformer_engine only."""
+_EACH_EXPERT = ("mlp.experts.experts.linear_fc1", "mlp.experts.experts.linear_fc2")
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,21 @@ def blocks_of(model: ModelConfig, vocabulary: int, padded: int) -> list[list[Blo
 
 def extra_state_names(model: ModelConfig) -> list[str]:
     """Names of the (empty) fp8 states, as Megatron-core names objects that layers have: ``key/shard_<i>_<layers>``."""
-    layers = model.num_layers
-    modules = (*EXTRA_STATES, *(QUERY_KEY_NORMS if model.qk_layernorm else ()))
-    names = [f"model.decoder.layers.{what}._extra_state" for what in modules]
-    each = [f"{name}/shard_{i}_{layers}" for i in range(layers) for name in names]
+    layers, experts = model.num_layers, model.num_moe_experts
+    norms = QUERY_KEY_NORMS if model.qk_layernorm else ()
+    modules = (*EXTRA_STATES, *norms, *(_MLP if experts is None else _EXPERTS_NORM))
+    each = [f"{_state(what)}/shard_{i}_{layers}" for i in range(layers) for what in modules]
+    each += [
+        f"{_state(what)}/shard_{i}.{e}_{layers}.{experts}"
+        for i in range(layers)
+        for e in range(experts or 0)
+        for what in _EACH_EXPERT
+    ]
     return [*each, "model.decoder.final_layernorm._extra_state/shard_0_1"]
+
+
+def _state(module: str) -> str:
+    return f"model.decoder.layers.{module}._extra_state"
 
 
 def _single(key: str, shape: Shape, name: str, shapes: tuple[Shape, ...]) -> Block:
@@ -134,12 +146,36 @@ def layer_blocks(model: ModelConfig, number: int) -> list[Block]:
             block(f"self_attention.{one}_layernorm.weight", size, f"self_attn.{one}_norm.weight", ((size,),))
             for one in ("q", "k")
         ]
-    return [
-        *blocks,
-        block("self_attention.linear_proj.weight", hidden, "self_attn.o_proj.weight", ((hidden, q),)),
+    experts = model.num_moe_experts
+    mlp = [
         block("mlp.linear_fc1.weight", 2 * ffn, "mlp.gate_proj.weight", ((ffn, hidden),)),
         block("mlp.linear_fc1.weight", 2 * ffn, "mlp.up_proj.weight", ((ffn, hidden),), at=ffn),
         block("mlp.linear_fc2.weight", hidden, "mlp.down_proj.weight", ((hidden, ffn),)),
+    ]
+    if experts is not None:
+        mlp = [block("mlp.router.weight", experts, "mlp.gate.weight", ((experts, hidden),))]
+        mlp += [part for expert in range(experts) for part in _expert_blocks(model, number, expert)]
+    norm = "mlp.linear_fc1.layer_norm_weight" if experts is None else "pre_mlp_layernorm.weight"
+    return [
+        *blocks,
+        block("self_attention.linear_proj.weight", hidden, "self_attn.o_proj.weight", ((hidden, q),)),
+        *mlp,
         block("self_attention.linear_qkv.layer_norm_weight", hidden, "input_layernorm.weight", ((hidden,),)),
-        block("mlp.linear_fc1.layer_norm_weight", hidden, "post_attention_layernorm.weight", ((hidden,),)),
+        block(norm, hidden, "post_attention_layernorm.weight", ((hidden,),)),
+    ]
+
+
+def _expert_blocks(model: ModelConfig, layer: int, expert: int) -> list[Block]:
+    hidden, ffn = model.hidden_size, model.expert_ffn_size
+    here = f"model.layers.{layer}.mlp.experts.{expert}"
+
+    def block(what: str, rows: int, name: str, shape: Shape, at: int = 0) -> Block:
+        tensor_shape = (model.num_layers, model.num_moe_experts or 0, rows, shape[1])
+        key = f"model.decoder.layers.mlp.experts.experts.{what}.weight"
+        return Block(key, tensor_shape, (layer, expert, at, 0), (1, 1, *shape), (f"{here}.{name}.weight",), (shape,))
+
+    return [
+        block("linear_fc1", 2 * ffn, "gate_proj", (ffn, hidden)),
+        block("linear_fc1", 2 * ffn, "up_proj", (ffn, hidden), at=ffn),
+        block("linear_fc2", hidden, "down_proj", (hidden, ffn)),
     ]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemo_magic.convert.errors import ConvertError
+from nemo_magic.hf_format.errors import ConvertError
 from nemo_magic.model_config import ModelConfig, TokenizerConfig
 
 FAMILIES = {
@@ -20,8 +20,22 @@ FAMILIES = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
 }
 """``model_type`` → architecture. Qwen2.5 is ``qwen2``."""
+
+_WITHOUT_LAYERS = {
+    "gemma3_text": (
+        "Megatron-core 0.16 has no norms after attention and MLP, no second rotary base for the layers with a sliding "
+        "window, no scaled embedding, and without transformer_engine no RMSNorm by 1 + weight"
+    ),
+    "gemma3": "it reads pictures; of Gemma3ForCausalLM, the part that reads text, Megatron-core 0.16 lacks layers too",
+    "gpt_oss": (
+        "its experts have biases, which Megatron-core 0.16 does not cut over tensor-parallel ranks, and its published "
+        "weights are MXFP4"
+    ),
+}
+"""``model_type`` of a family that is known and cannot be represented → why."""
 
 # Of NeMo's scaling (scale_positional_embedding) only the factor is a number: 8 of Llama-3.1 and 3.3, 32 of 3.2.
 _LLAMA3_ROPE = {"low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}
@@ -34,11 +48,15 @@ _FIXED: dict[str, tuple[Any, str]] = {
     "use_sliding_window": (False, "attention here is over the whole sequence"),
     "use_mrope": (False, "positions here are of text only"),
     "partial_rotary_factor": (1.0, "the whole of a head is rotated"),
+    "decoder_sparse_step": (1, "every layer has experts, or none"),
+    "mlp_only_layers": ([], "every layer has experts, or none"),
     "quantization_config": (None, "give the unquantized checkpoint"),
 }
 _SHAPE = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 _ASSUMED = {"llama": (), "mistral": ("num_key_value_heads", "sliding_window"), "qwen2": ("num_key_value_heads",),
-            "qwen3": ("num_key_value_heads", "head_dim")}  # fmt: skip
+            "qwen3": ("num_key_value_heads", "head_dim"),
+            "qwen3_moe": ("num_key_value_heads", "num_experts", "num_experts_per_tok", "moe_intermediate_size",
+                          "norm_topk_prob")}  # fmt: skip
 """Keys of a family that transformers would assume where they are missing."""
 _LONGEST = 8192
 """``encoder_seq_length`` of a converted model is at most this, as in conf/model; a run sets its own."""
@@ -46,12 +64,15 @@ _LONGEST = 8192
 MODEL = "model.yaml"
 """The file of a converted folder with the keys of its model."""
 
+EXPERTS = ("num_moe_experts", "moe_ffn_hidden_size", "moe_router_topk", "moe_router_pre_softmax")
+"""Keys of a mixture of experts."""
+
 # Keys that have to agree for the weights of one model to be weights of another.
 ARCHITECTURE = (
     "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
     "normalization", "layernorm_epsilon", "bias", "qkv_bias", "qk_layernorm", "activation", "position_embedding_type",
     "rotary_percentage", "rotary_base", "rotary_interleaved", "scale_positional_embedding", "rope_scaling_factor",
-    "seq_len_interpolation_factor", "share_embeddings_and_output_weights",
+    "seq_len_interpolation_factor", "share_embeddings_and_output_weights", *EXPERTS,
 )  # fmt: skip
 
 
@@ -87,6 +108,14 @@ def model_of(config: Mapping[str, Any], tokens: int | None = None, tokenizer: st
     head_dim = config.get("head_dim") or hidden // heads
     positions = config["max_position_embeddings"]
     scaled = rope["rope_type"] == "llama3"
+    experts = {}
+    if config["model_type"] == "qwen3_moe":
+        experts = {
+            "num_moe_experts": config["num_experts"],
+            "moe_ffn_hidden_size": config["moe_intermediate_size"],
+            "moe_router_topk": config["num_experts_per_tok"],
+            "moe_router_pre_softmax": not config["norm_topk_prob"],
+        }
     return ModelConfig(
         tokenizer=TokenizerConfig(library="huggingface", type=tokenizer),
         num_layers=config["num_hidden_layers"],
@@ -103,7 +132,7 @@ def model_of(config: Mapping[str, Any], tokens: int | None = None, tokenizer: st
         layernorm_epsilon=config.get("rms_norm_eps", 1e-6),
         bias=False,
         qkv_bias=config["model_type"] == "qwen2",
-        qk_layernorm=config["model_type"] == "qwen3",
+        qk_layernorm=config["model_type"] in ("qwen3", "qwen3_moe"),
         activation="fast-swiglu",
         position_embedding_type="rope",
         rotary_base=int(rope["rope_theta"]),
@@ -112,6 +141,7 @@ def model_of(config: Mapping[str, Any], tokens: int | None = None, tokenizer: st
         share_embeddings_and_output_weights=config.get("tie_word_embeddings", False),
         init_method_std=config.get("initializer_range", 0.02),
         attention_dropout=config.get("attention_dropout", 0.0),
+        **experts,
     )
 
 
@@ -176,6 +206,13 @@ def config_of(model: ModelConfig, rows: int, special: Mapping[str, int | None]) 
     if model.qkv_bias and model.qk_layernorm:
         raise ConvertError("model.qkv_bias=True and model.qk_layernorm=True have no place in one architecture")
     kind = "qwen2" if model.qkv_bias else "qwen3" if model.qk_layernorm else "llama"
+    if model.num_moe_experts is not None:
+        if kind != "qwen3":
+            raise ConvertError(
+                f"model.num_moe_experts={model.num_moe_experts} has no place in {FAMILIES[kind]}: only "
+                "model.qk_layernorm=True, as Qwen3 has it, has an architecture with experts"
+            )
+        kind = "qwen3_moe"
     scaling = {"rope_type": "llama3", "factor": model.rope_scaling_factor, **_LLAMA3_ROPE}
     head_dim = model.kv_channels or model.hidden_size // model.num_attention_heads
     config: dict[str, Any] = {
@@ -199,6 +236,15 @@ def config_of(model: ModelConfig, rows: int, special: Mapping[str, int | None]) 
     }
     if kind == "llama":
         config |= {"attention_bias": False, "mlp_bias": False}
+    if kind == "qwen3_moe":
+        config |= {
+            "num_experts": model.num_moe_experts,
+            "moe_intermediate_size": model.expert_ffn_size,
+            "num_experts_per_tok": model.moe_router_topk,
+            "norm_topk_prob": not model.moe_router_pre_softmax,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        }
     return config | dict(special)
 
 
@@ -208,10 +254,11 @@ def model_yaml(model: ModelConfig) -> dict[str, Any]:
         "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
         "max_position_embeddings", "encoder_seq_length", "vocab_size", "make_vocab_size_divisible_by", "normalization",
         "layernorm_epsilon", "activation", "position_embedding_type", "rotary_base", "scale_positional_embedding",
-        "rope_scaling_factor", "bias", "qkv_bias", "qk_layernorm", "share_embeddings_and_output_weights",
+        "rope_scaling_factor", "bias", "qkv_bias", "qk_layernorm", "share_embeddings_and_output_weights", *EXPERTS,
     )  # fmt: skip
     tokenizer = {"library": model.tokenizer.library, "type": model.tokenizer.type}
-    unused = () if model.scale_positional_embedding else ("rope_scaling_factor",)
+    unused: tuple[str, ...] = () if model.scale_positional_embedding else ("rope_scaling_factor",)
+    unused += EXPERTS if model.num_moe_experts is None else ()
     return {"tokenizer": tokenizer} | {
         key: value for key in keys if key not in unused and (value := getattr(model, key)) is not None
     }
@@ -220,12 +267,14 @@ def model_yaml(model: ModelConfig) -> dict[str, Any]:
 def opens_in_nemo(model: ModelConfig) -> bool:
     """Whether NeMo by itself builds this model, and not one without what ``compat.nemo_model`` adds."""
     factor = model.rope_scaling_factor if model.scale_positional_embedding else ModelConfig.rope_scaling_factor
-    return not model.qk_layernorm and factor == ModelConfig.rope_scaling_factor
+    return not model.qk_layernorm and model.num_moe_experts is None and factor == ModelConfig.rope_scaling_factor
 
 
 def _unsupported(config: Mapping[str, Any]) -> list[str]:
     """One line for every key that Megatron cannot represent."""
     kind = config.get("model_type")
+    if kind in _WITHOUT_LAYERS:
+        return [f"model_type={kind!r} cannot be represented: {_WITHOUT_LAYERS[kind]}"]
     if kind not in FAMILIES:
         return [f"model_type={kind!r} is not known; known are: {', '.join(FAMILIES)}"]
     missing = [key for key in (*_SHAPE, "max_position_embeddings") if key not in config]
@@ -252,6 +301,14 @@ def _unsupported(config: Mapping[str, Any]) -> list[str]:
     if kind == "mistral" and window is not None and window < config["max_position_embeddings"]:
         problems.append(f"sliding_window={window} cannot be represented, only None: attention here is over the whole "
                         "sequence")  # fmt: skip
+    if kind == "qwen3_moe":
+        topk, experts = config["num_experts_per_tok"], config["num_experts"]
+        if topk > experts:
+            problems.append(f"num_experts_per_tok={topk} is more than num_experts={experts}")
+        if topk == 1 and config["norm_topk_prob"]:
+            problems.append(
+                "norm_topk_prob=True with num_experts_per_tok=1: the router would decide nothing to learn from"
+            )
     rope = _rope(config)
     if rope["rope_theta"] != int(rope["rope_theta"]):
         problems.append(f"rope_theta={rope['rope_theta']} is not a whole number, as model.rotary_base is")
@@ -285,4 +342,7 @@ def _with_defaults(model: ModelConfig) -> dict[str, Any]:
     keys["kv_channels"] = model.kv_channels or model.hidden_size // heads
     keys["activation"] = model.activation.removeprefix("fast-")
     keys["rope_scaling_factor"] = model.rope_scaling_factor if model.scale_positional_embedding else None
+    keys["moe_ffn_hidden_size"] = model.expert_ffn_size
+    if model.num_moe_experts is None:
+        keys |= dict.fromkeys(EXPERTS)
     return keys
