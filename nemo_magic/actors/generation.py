@@ -18,6 +18,7 @@ from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from nemo_magic.actors.cached_rotary import cached_rotary
 from nemo_magic.actors.config import GenerationConfig, LengthConfig, SamplingConfig
 from nemo_magic.actors.output_positions import output_from
+from nemo_magic.actors.plain_adapters import plain_adapters
 from nemo_magic.actors.sampling import (
     StopConditions,
     hits_stop_string,
@@ -142,7 +143,7 @@ class NativeGenerator:
         for cohort in self._cohorts([len(p) for p in prompts]):
             rows = [list(prompts[i]) for i in cohort]
             uniforms = uniform_draws([seeds[i] for i in cohort], lengths.max_length, device)
-            with cached_rotary(actor):
+            with cached_rotary(actor), plain_adapters(actor):
                 decoded = _decode(actor, rows, uniforms, sampling, lengths, stops)
             for i, completion in zip(cohort, decoded, strict=True):
                 completions[i] = completion

@@ -21,6 +21,7 @@ from nemo_magic.actors.entropy import next_token_entropy
 from nemo_magic.actors.errors import NotFiniteError
 from nemo_magic.actors.output_positions import output_from
 from nemo_magic.actors.protocol import LossFunction, Metrics
+from nemo_magic.compat import heap
 from nemo_magic.rl.batch import MicroBatch
 
 if TYPE_CHECKING:
@@ -80,6 +81,12 @@ class GPTActor:
 
         def step(iterator: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
             batch = next(iterator)
+            on_cpu = next(model.parameters()).is_cpu
+            if on_cpu:
+                heap.give_back()  # what the backward pass before freed
+            logits = self._forward(model, batch, batch.first)
+            if on_cpu:
+                heap.give_back()  # gaps between what the layers keep
 
             def loss_of(logits: torch.Tensor) -> tuple[torch.Tensor, dict[str, tuple[Any, Any]]]:
                 logprobs = self._token_logprobs(logits, batch.tokens)
@@ -88,7 +95,7 @@ class GPTActor:
                 observed = self._observed(logits, logprobs, batch, entropy) if observe else {}
                 return objective.loss * scale, objective.metrics | observed
 
-            return self._forward(model, batch, batch.first), loss_of
+            return logits, loss_of
 
         with self._training_step():
             parts = self._schedule(batches, step, forward_only=False)

@@ -369,23 +369,17 @@ class FusedAdam(torch.optim.AdamW):
         for group in self.param_groups:
             group["step"] = group.get("step", 0) + 1
             (beta1, beta2), count = group["betas"], group["step"]
-            params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
-            grads = [p.grad for p in params]
-            for p in params:
+            for p in group["params"]:  # one by one: all at once would hold another copy of all weights
+                if p.grad is None:
+                    continue
                 if not self.state[p]:
                     self.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-            first = [self.state[p]["exp_avg"] for p in params]
-            second = [self.state[p]["exp_avg_sq"] for p in params]
-            torch._foreach_lerp_(first, grads, 1 - beta1)
-            torch._foreach_mul_(second, beta2)
-            torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
-            scale = torch._foreach_div(second, 1 - beta2**count)
-            torch._foreach_sqrt_(scale)
-            torch._foreach_add_(scale, group["eps"])
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_addcdiv_(params, first, scale, -group["lr"] / (1 - beta1**count))
+                first, second = self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"]
+                first.lerp_(p.grad, 1 - beta1)
+                second.mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
+                scale = (second / (1 - beta2**count)).sqrt_().add_(group["eps"])
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.addcdiv_(first, scale, value=-group["lr"] / (1 - beta1**count))
         return loss
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -47,6 +49,7 @@ def main(_: list[str]) -> None:
         gradients.append(x.grad)
     found["equal"] = torch.allclose(*gradients)
     found["off"] = _switched_off()
+    found["asked"] = _asked()
     print(json.dumps(found))
 
 
@@ -73,6 +76,28 @@ def _switched_off() -> dict[str, bool]:
     with MagicActor.without_adapters(actor):  # type: ignore[arg-type]
         found["ours"] = layer.off
     return found | {"after": layer.off}
+
+
+def _asked() -> dict[str, int]:
+    """How often a layer asks OmegaConf to find its adapter, as NeMo made it and mended."""
+    from omegaconf import DictConfig, OmegaConf
+
+    class Layer(torch.nn.Module, importlib.import_module(lora._MIXINS).MCoreAdapterModuleMixin):  # type: ignore[misc]
+        config = SimpleNamespace(gated_linear_unit=False)
+
+    layer: Any = Layer()
+    layer.adapter_layer = torch.nn.ModuleDict({"lora": torch.nn.Identity()})
+    layer.adapter_cfg = OmegaConf.create({"lora": {"enabled": True}})
+    found, model = {}, torch.nn.Sequential(layer)
+    with mock.patch.object(DictConfig, "get", autospec=True, side_effect=DictConfig.get) as get:
+        assert layer.get_adapter_module("lora") is layer.adapter_layer["lora"]
+        found["theirs"] = get.call_count
+        lora.mend_model([model])
+        get.reset_mock()
+        assert layer.get_adapter_module("lora") is layer.adapter_layer["lora"]
+        found["ours"] = get.call_count
+    layer.set_enabled_adapters(enabled=False)
+    return found | {"enabled": int(layer.adapter_cfg["lora"]["enabled"])}
 
 
 if __name__ == "__main__":

@@ -32,3 +32,8 @@ def test_adapters_of_a_model_that_is_a_list_can_be_switched_off_and_nemo_aligner
 def test_the_backward_pass_of_a_frozen_layer_is_one_product_and_was_one_a_row(found: Any) -> None:
     assert (found["mended"], found["unmended"]) == (["mm"], ["bmm"])
     assert found["equal"]
+
+
+def test_a_layer_finds_its_adapter_without_omegaconf_and_asked_it_at_every_look(found: Any) -> None:
+    assert found["asked"]["theirs"] > 0
+    assert (found["asked"]["ours"], found["asked"]["enabled"]) == (0, 0)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from nemo.collections.nlp.parts.peft_config import LoraPEFTConfig
 from nemo_aligner.models.nlp.gpt.megatron_gpt_ppo_actor import MegatronGPTActorModel
@@ -131,6 +132,11 @@ class MagicActor(GPTActor, MegatronGPTActorModel):
         swap_dict(self, state, offload_onto_cpu=False, megatron_amp_O2=self.megatron_amp_O2)
 
     # --- what GPTActor asks of a backend
+
+    def allreduce_gradients(self) -> None:
+        """NeMo's mean over data-parallel ranks, which copies all gradients: not where there is one rank."""
+        if parallel_state.get_data_parallel_world_size(with_context_parallel=True) > 1:
+            super().allreduce_gradients()
 
     def _evaluate(self) -> None:
         set_eval(self)
