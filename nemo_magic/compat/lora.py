@@ -10,8 +10,7 @@
 5. The gate's and the up projection's rows of ``linear_fc1``'s adapter are not kept apart: loaded at another
    tensor-parallel size they are mixed up.
 6. The backward pass of a frozen linear layer multiplies a gradient that is not contiguous, row by row.
-7. Adapted layers ask OmegaConf which adapters they have, a dozen times in each call: at one new token that takes longer
-   than the adapters do.
+7. Adapted layers ask OmegaConf which adapters they have, a dozen times in each call.
 """
 
 from __future__ import annotations

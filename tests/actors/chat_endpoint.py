@@ -9,7 +9,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from nemo_magic.game.episode import Message
+from nemo_magic.game.episode import Completion, Message, NoAnswer
 
 Body = dict[str, Any]
 Answer = tuple[int, object] | tuple[int, object, dict[str, str]]
@@ -79,3 +79,9 @@ def chat(text: str) -> tuple[Message, ...]:
 def free_url() -> str:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+
+
+def text_of(completion: Completion | NoAnswer | None) -> str:
+    """Of a chat that was answered."""
+    assert isinstance(completion, Completion)
+    return completion.text
