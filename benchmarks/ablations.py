@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import yaml
 from arms import kept, last_defender
 from experiment_results import YARDSTICK
 from figures import table
 
+from nemo_magic.actors.adapter_card import AdapterCard
 from nemo_magic.actors.snapshots import SnapshotCache
 from nemo_magic.config import MagicConfig, compose
 from nemo_magic.data.seeds import load_seeds
@@ -82,10 +85,28 @@ def yardstick(runs: Sequence[Path], full: Sequence[Path], overrides: Sequence[st
             key = digest(known, weights_digest(last_defender(run)), ATTACKS_PER_SEED, list(YARDSTICK), overrides)
             there = _kept(run)
             if key not in there:
-                there[key] = measured(cfg, cast, reward_manager, openings, run, last_defender(run))
+                with tempfile.TemporaryDirectory() as scratch:
+                    weights = whole(last_defender(run), Path(scratch))
+                    there[key] = measured(cfg, cast, reward_manager, openings, run, weights)
                 write_durably(run / KEPT_FILE, json.dumps(there, indent=1) + "\n")
             found.after[run.name] = there[key]
     return found
+
+
+def whole(weights: Path, scratch: Path) -> Path:
+    """``weights``; where they are adapters, all weights with these merged into their base, in ``scratch``."""
+    if AdapterCard.read(weights) is None:
+        return weights
+    from nemo_magic.convert import torch_dist
+    from nemo_magic.convert.sources import open_source
+    from nemo_magic.hf_format.mapping import blocks_of, extra_state_names
+
+    source, target = open_source(weights, Role.DEFENDER, None, scratch), scratch / "weights"
+    dtype, rows = torch.float32, int(source.weights.tensors["model.embedding.word_embeddings.weight"].size[0])
+    target.mkdir()
+    files = blocks_of(source.model, rows, rows)
+    torch_dist.write(target, files, extra_state_names(source.model), dtype, source.weights.read)
+    return target
 
 
 def attacks(

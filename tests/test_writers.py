@@ -23,6 +23,7 @@ INTO_WHAT_IS_NEW = {
     "sandbox/corpus.py": "beside, and renamed",
     "sandbox/tokenizer.py": "a folder that world.json finishes",
     "convert": "a folder beside, and renamed (atomic_output)",
+    "actors/vllm.py": "a temporary folder of its own",
     "runtime/checkpoint_manager.py": "a folder beside, and renamed",
     "evaluation/transcripts.py": "those of before were removed first; a line counts once it is whole",
 }
