@@ -85,7 +85,7 @@ ADAPTERS = {
     "one_start": Arm("all weights, both roles begin with one model", SHARED_START),
     **{f"lora_{dim}": _lora(dim) for dim in (4, 16, 64)},
 }
-"""Arms of their own, which the page does not have yet: ``experiments.py --arms robust one_start lora_4 … --out FILE``.
+"""Arms of docs/adapters.md: ``experiments.py --arms robust one_start lora_4 … --out docs/experiments/adapters.json``.
 Adapters need one base, so that their measure is the full game from one warm-up of both roles."""
 
 EVERY = ARMS | ADAPTERS
