@@ -7,20 +7,19 @@ optimizer and libraries included. Prompts are the same on all sides: words of on
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
 import os
 import random
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from measure import Measure
 
 LEARNING_RATE = 1e-6
 
@@ -344,22 +343,6 @@ class TRL:
         """All steps, each measured."""
         self.trainer.train()
         return self.steps
-
-
-class Measure:
-    """Seconds and the highest memory of this process from here to ``result``."""
-
-    def __init__(self) -> None:
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the highest memory so far is forgotten
-        self._wall, self._cpu = time.perf_counter(), time.process_time()
-
-    def result(self) -> dict[str, Any]:
-        """``seconds``, ``cpu_seconds`` and ``peak_gib``."""
-        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
-        peak = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 2**20
-        return {"seconds": wall, "cpu_seconds": cpu, "peak_gib": peak}
 
 
 SIDES: dict[str, Callable[[Path, dict[str, int]], Any]] = {

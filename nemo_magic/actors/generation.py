@@ -79,6 +79,16 @@ class Generator(Protocol):
         """Free everything; nothing is decoded any more."""
 
 
+def refuse_too_long(actor: Actor, prompts: Sequence[Sequence[int]], lengths: LengthConfig) -> None:
+    """Raises ValueError when a prompt and ``lengths.max_length`` together exceed ``model.encoder_seq_length``."""
+    longest = max(map(len, prompts), default=0)
+    if longest + lengths.max_length > actor.cfg.encoder_seq_length:
+        raise ValueError(
+            f"a prompt of {longest} tokens and length_params.max_length={lengths.max_length} exceed "
+            f"model.encoder_seq_length={actor.cfg.encoder_seq_length}"
+        )
+
+
 class NativeGenerator:
     """Decoding by the Megatron model itself, with its key/value cache; works at any TP × PP.
 
@@ -131,12 +141,7 @@ class NativeGenerator:
             ValueError: when a prompt and ``lengths.max_length`` together exceed ``model.encoder_seq_length``.
         """
         actor = self._loaded()
-        longest = max(map(len, prompts), default=0)
-        if longest + lengths.max_length > actor.cfg.encoder_seq_length:
-            raise ValueError(
-                f"a prompt of {longest} tokens and length_params.max_length={lengths.max_length} exceed "
-                f"model.encoder_seq_length={actor.cfg.encoder_seq_length}"
-            )
+        refuse_too_long(actor, prompts, lengths)
         device = torch.cuda.current_device()
         stops = StopConditions.of(actor.chat, sampling.end_strings, device)
         completions: list[Completion | None] = [None] * len(prompts)

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from nemo_magic.actors.config import VLLM_RANKS, GenerationConfig, LengthConfig, SamplingConfig
 from nemo_magic.actors.distributed import World, share_among_stages
 from nemo_magic.actors.errors import ModelError
-from nemo_magic.actors.generation import StaleWeightsError
+from nemo_magic.actors.generation import StaleWeightsError, refuse_too_long
 from nemo_magic.actors.hf_weights import LiveWeights
 from nemo_magic.actors.random_state import random_states, set_random_states
 from nemo_magic.actors.sampling import StopConditions, refuse_not_finite, to_completion
@@ -121,18 +121,13 @@ class VLLMGenerator:
             ValueError: when a prompt and ``lengths.max_length`` together exceed ``model.encoder_seq_length``.
         """
         actor, engine = self._loaded()
-        longest = max(map(len, prompts), default=0)
-        if longest + lengths.max_length > actor.cfg.encoder_seq_length:
-            raise ValueError(
-                f"a prompt of {longest} tokens and length_params.max_length={lengths.max_length} exceed "
-                f"model.encoder_seq_length={actor.cfg.encoder_seq_length}"
-            )
+        refuse_too_long(actor, prompts, lengths)
         stops = StopConditions.of(actor.chat, sampling.end_strings, "cpu")
 
         def decode(rows: Sequence[int]) -> list[Completion]:
-            asked = [{"prompt_token_ids": list(prompts[i])} for i in rows]
+            requests = [{"prompt_token_ids": list(prompts[i])} for i in rows]
             params = [self._parameters(actor, stops, seeds[i], sampling, lengths) for i in rows]
-            answers = engine.llm.generate(asked, params, use_tqdm=False, lora_request=engine.adapter) if rows else []
+            answers = engine.llm.generate(requests, params, use_tqdm=False, lora_request=engine.adapter) if rows else []
             return [
                 self._completion(actor, list(prompts[i]), answer.outputs[0], stops)
                 for i, answer in zip(rows, answers, strict=True)
@@ -270,20 +265,21 @@ class VLLMGenerator:
         multiple = actor.cfg.tensor_model_parallel_size if actor.cfg.sequence_parallel else 1
         batch = microbatches([Row((ids[0],), tuple(ids[1:]))], 1, actor.chat.pad_id, pad_to_multiple=multiple)
         own = actor.token_logprobs(batch, temperature=1.0)[0][0].double().cpu()
-        asked = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        (answer,) = engine.llm.generate([{"prompt_token_ids": ids}], asked, use_tqdm=False, lora_request=engine.adapter)
+        scoring = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        row = [{"prompt_token_ids": ids}]
+        (answer,) = engine.llm.generate(row, scoring, use_tqdm=False, lora_request=engine.adapter)
         scored = zip(answer.prompt_logprobs[1:], ids[1:], strict=True)
         theirs = torch.tensor([position[index].logprob for position, index in scored], dtype=torch.float64)
         difference = (own[: len(theirs)] - theirs).abs().mean().reshape(1)
         difference = difference.nan_to_num(torch.inf).to(torch.cuda.current_device())
         torch.distributed.all_reduce(difference, torch.distributed.ReduceOp.MAX)
-        found, allowed = float(difference), _TOLERANCE[next(actor.get_model_module_list()[0].parameters()).dtype]
-        self._metrics["generation/refit_difference"] = max(self._metrics["generation/refit_difference"], found)
-        if found > allowed:
+        nats, tolerance = float(difference), _TOLERANCE[next(actor.get_model_module_list()[0].parameters()).dtype]
+        self._metrics["generation/refit_difference"] = max(self._metrics["generation/refit_difference"], nats)
+        if nats > tolerance:
             engine.holds = engine.adapter_of = None
             raise RefitError(
-                f"after a refit vLLM scores {count} tokens by {found:.3g} nats a token otherwise than the {actor.role} "
-                f"({allowed:g} is allowed): it holds other weights, or computes another model. "
+                f"after a refit vLLM scores {count} tokens by {nats:.3g} nats a token otherwise than the {actor.role} "
+                f"({tolerance:g} is allowed): it holds other weights, or computes another model. "
                 "generation.engine=native decodes with the actor itself"
             )
 

@@ -221,7 +221,7 @@ class PlanEstimate:
             moments["starting"] = memory.starting(self.widest, self.layout, self.precision)
         if engine is not None:
             moments["refitting"] = memory.refitting(self.widest, self.layout, self.precision, engine)
-            if self.adapts and engine.taken is None:
+            if self.adapts and engine.reserved is None:
                 moments["refitting"] = {**moments["refitting"], "weight being merged": self._merged_in_fp32()}
             if not engine.unloaded:
                 moments["learning"] = {**moments["learning"], "engine": moments["refitting"]["engine"]}
@@ -240,9 +240,14 @@ class PlanEstimate:
         limits = {role: self.cfg.actors.of(role).length_params for role in self.roles}
         rooms = [limits[role].prompt_room(model.encoder_seq_length) for role, model in self.roles.items()]
         if options.engine == VLLM:
-            taken = options.vllm.gpu_memory_utilization * self.hardware.memory_gib * memory.GIB
-            response = max(limit.max_length for limit in limits.values())
-            return EngineMemory(options.batch_size, max(rooms), response, reshard=True, unloaded=True, taken=taken)
+            return EngineMemory(
+                options.batch_size,
+                max(rooms),
+                max(limit.max_length for limit in limits.values()),
+                reshard=True,
+                unloaded=True,
+                reserved=options.vllm.gpu_memory_utilization * self.hardware.memory_gib * memory.GIB,
+            )
         return EngineMemory(
             options.batch_size,
             options.trt_llm.max_input_len or max(rooms),
@@ -310,9 +315,9 @@ class PlanEstimate:
         native, engine = options.engine == NATIVE, self.engine()
         resharded = engine is not None and engine.reshard
         at_once = options.batch_size
-        if engine is not None and engine.taken is not None:
+        if engine is not None and engine.reserved is not None:
             # Rows take as many blocks of the cache as they are long.
-            free = engine.taken - shapes.rank_parameters * self.precision.weight
+            free = engine.reserved - shapes.rank_parameters * self.precision.weight
             at_once = max(1, min(at_once, int(free / ((prompt + response) * self.kv_bytes(role)))))
         engines = self.world.dp * (self.world.pp if resharded else 1)
         # Without an engine Python launches every layer.

@@ -87,7 +87,7 @@ class EngineMemory:
     """An engine: rows decoded at once, and the most tokens of a prompt and of a response.
 
     ``reshard``: a rank's engine has the layers of all pipeline stages. ``unloaded``: it is freed while a role learns.
-    ``taken``: bytes that it takes, weights included, whatever its rows need (vLLM); None: as many as they need.
+    ``reserved``: bytes that it holds, weights included, whatever its rows need (vLLM); None: as many as they need.
     """
 
     rows: int
@@ -95,7 +95,7 @@ class EngineMemory:
     response: int
     reshard: bool
     unloaded: bool
-    taken: float | None = None
+    reserved: float | None = None
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def generating(
     largest = max(merged) * precision.weight / share
     row = (engine.prompt + engine.response) * kv_bytes / share
     # vLLM does not start with less than what one row takes.
-    kept = engine.rows * row if engine.taken is None else max(engine.taken - largest, row)
+    kept = engine.rows * row if engine.reserved is None else max(engine.reserved - largest, row)
     return held | {"engine": largest, "keys and values": kept}
 
 
@@ -196,7 +196,7 @@ def refitting(models: Mapping[str, Shapes], layout: Layout, precision: Precision
     """While weights are gathered from the pipeline stages, converted, and installed in an engine; into vLLM they are
     streamed, a tensor at a time, and its cache is there already."""
     parts = dict(generating(models, layout, precision, engine, 0.0, 0))
-    if engine.taken is not None:
+    if engine.reserved is not None:
         return parts
     del parts["keys and values"]
     return parts | {"gathered weights": parts["engine"]}

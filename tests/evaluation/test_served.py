@@ -13,19 +13,14 @@ from typing import Any
 import httpx
 import pytest
 import torch
-import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nemo_magic.actors.config import ActorConfig, LengthConfig, SamplingConfig
-from nemo_magic.game.episode import Message
-from nemo_magic.rollout.huggingface import HuggingFacePolicy
-from nemo_magic.sandbox.world import SandboxConfig, SandboxWorld
+from tests.evaluation.harness_tasks import CASES, write_tasks
 from tests.evaluation.served_world import POSITIONS, Evaluated, LlamaServer, ServedWorld, Server, evaluated
 
 pytestmark = pytest.mark.process
 
 Post = Callable[..., httpx.Response]
-CASES = 24
 
 
 @pytest.fixture(scope="module")
@@ -91,54 +86,6 @@ def test_the_served_model_gives_the_same_answers_and_the_same_table(
 # --- lm-evaluation-harness
 
 
-def write_tasks(world: ServedWorld, model: Any) -> Path:
-    """Two made-up tasks. Of the second, half of the right answers are what the model says, the other half it never
-    says."""
-    folder = world.home / "tasks"
-    folder.mkdir()
-    draw = torch.Generator().manual_seed(5)
-    words = SandboxWorld(SandboxConfig()).syllables
-
-    def some(count: int) -> str:
-        return " ".join(words[i] for i in torch.randint(len(words), (count,), generator=draw).tolist())
-
-    choices = [
-        {"question": some(3 + n % 5), "choices": [some(1 + n % 3), some(2), some(1)], "answer": n % 3}
-        for n in range(CASES)
-    ]
-    policy = HuggingFacePolicy(
-        world.hf, ActorConfig(length_params=LengthConfig(6, 0), sampling_params=SamplingConfig(end_strings=["ka"])), 8
-    )
-    replies = []
-    for n in range(CASES):
-        question = some(3 + n % 4)
-        said = policy.generate([(Message("user", question),)], [0], True)[0]
-        assert said is not None
-        replies.append({"question": question, "answer": said.text if n % 2 else "nobody says this"})
-    common = {
-        "dataset_path": "json", "test_split": "test", "doc_to_text": "{{question}}", "metadata": {"version": 1.0},
-    }  # fmt: skip
-    for name, rows, own in (
-        ("made_up_choice", choices, {
-            "output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "doc_to_target": "{{answer}}",
-            "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
-        }),
-        ("made_up_reply", replies, {
-            "output_type": "generate_until", "doc_to_target": "{{answer}}", "metric_list": [{"metric": "exact_match"}],
-            "filter_list": [{"name": "stripped", "filter": [
-                {"function": "regex", "regex_pattern": r"^\s*(.*?)\s*$"}, {"function": "take_first"},
-            ]}],
-            "generation_kwargs": {"until": ["ka"], "max_gen_toks": 6, "temperature": 0.0, "do_sample": False},
-        }),
-    ):  # fmt: skip
-        file = folder / f"{name}.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        given = {"data_files": {"test": str(file)}, "cache_dir": str(world.home / "cache")}
-        task = common | own | {"task": name, "dataset_kwargs": given}
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(task))
-    return folder
-
-
 @dataclass(frozen=True)
 class Harness:
     """What the harness said: rates by task and metric, and each case's responses."""
@@ -155,8 +102,8 @@ TASKS = {
 
 
 @pytest.fixture(scope="module")
-def tasks(world: ServedWorld, model: Any) -> Path:
-    return write_tasks(world, model)
+def tasks(world: ServedWorld) -> Path:
+    return write_tasks(world)
 
 
 @pytest.fixture(scope="module")
