@@ -61,7 +61,7 @@ def main() -> None:
         cfg = configured(f"sft_sandbox_{role}", warm, args.cpu)
         prepare(cfg.sandbox)
         if not (home / role / "weights").exists():
-            run_sft(cfg)
+            run_sft(cfg, Resume())
     weights = [f"actors.{role}.restore_from_path={home / role / 'weights'}" for role in ("attacker", "defender")]
     game = [*shared, *GAME, *weights, "name=game", f"exp_manager.explicit_log_dir={home / 'game'}"]
     cfg = configured("magic_sandbox", game, args.cpu)

@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"nemo-magic {command}: {error}: pip install 'nemo-magic[{EXTRAS[error.name]}]'", file=sys.stderr)
         return EXIT_CONFIG
     except _expected_errors() as error:
-        return _exit_status(command, error)
+        return _exit_status(command, error, anew=any(word.startswith("--resume") for word in argv))
     except KeyboardInterrupt:
         print(f"nemo-magic {command}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -138,8 +138,9 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     )  # fmt: skip
 
 
-def _exit_status(command: str, error: Exception) -> int:
-    """Print an expected error, and return the status that says what kind it is of."""
+def _exit_status(command: str, error: Exception, anew: bool) -> int:
+    """Print an expected error, and return the status that says what kind it is of. ``anew``: the same command would
+    begin where it began."""
     from nemo_magic.config import ConfigError
     from nemo_magic.runtime.errors import Preempted
     from nemo_magic.runtime.started_rank import is_rank_zero
@@ -149,7 +150,8 @@ def _exit_status(command: str, error: Exception) -> int:
         return EXIT_CONFIG
     # All ranks fail alike; the first one prints.
     if is_rank_zero():
-        goes_on = "; the same command goes on from there" if isinstance(error, Preempted) else ""
+        same = "the same command without --resume" if anew else "the same command"
+        goes_on = f"; {same} goes on from there" if isinstance(error, Preempted) else ""
         print(f"nemo-magic {command}: {error}{goes_on}", file=sys.stderr)
     return EXIT_PREEMPTED if isinstance(error, Preempted) else EXIT_RUNTIME
 

@@ -39,9 +39,14 @@ fi
 # --- arguments: Hydra's for nemo-magic, and after --judge those of the judge
 
 mode=run args=() judge_args=()
-parse() { # the script's arguments
-    local to=args word
+parse() { # the script's arguments. A requeued run goes on from its newest checkpoint, whatever its first attempt did
+    local to=args word before=''
     for word in "$@"; do
+        if ((${SLURM_RESTART_COUNT:-0})) && [[ $to == args && ($word == --resume* || $before == --resume) ]]; then
+            before=$word
+            continue
+        fi
+        before=''
         case $word in
             --submit | --dry-run) mode=${word#--} ;;
             --judge) to=judge_args ;;
@@ -120,9 +125,7 @@ submit() { # nemo-magic's command, whether the script needs judge nodes (yes or 
     [[ $command == sft ]] || full_args+=("${judge_elsewhere[@]}")
     compose "${full_args[@]}"
     ask_for "$nodes" "$devices" "$PARTITION"
-    first=("${options[@]}" "${SBATCH_EXTRA[@]}")
-    # A warm-up has no checkpoints, so an early signal is of no use.
-    [[ $command == sft ]] || first+=(--signal="B:USR1@$SIGNAL_AHEAD")
+    first=("${options[@]}" "${SBATCH_EXTRA[@]}" --signal="B:USR1@$SIGNAL_AHEAD")
     if [[ $needs_judge == yes && -n $JUDGE_FOLDER ]]; then
         # A shared judge: this job needs no judge nodes.
         script=$(mktemp "${TMPDIR:-/tmp}/${0##*/}.XXXXXX")

@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Warm-up (SFT) of one role: one node of eight GPUs unless the configuration says otherwise, and no judge. If it is
-# interrupted, it starts over:
+# Warm-up (SFT) of one role: one node of eight GPUs unless the configuration says otherwise, and no judge:
 #
 #   sbatch slurm/sft.sh -cn NAME [KEY=VALUE …]
 #   bash slurm/sft.sh --submit …     the same, with partition and account from slurm/site.sh and node counts from the config
@@ -12,6 +11,7 @@
 #SBATCH --exclusive
 #SBATCH --mem=0
 #SBATCH --time=08:00:00
+#SBATCH --signal=B:USR1@900
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
@@ -27,7 +27,6 @@ if [[ $mode != run ]]; then
     submit sft no "$@"
     exit
 fi
-MAX_FAILURES=0 # there is no checkpoint to resume from
 listen
 begin
 plan sft "${args[@]}"

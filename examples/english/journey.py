@@ -1,7 +1,7 @@
 """The whole journey of ``make english``: ``python journey.py [--steps 8] [--into runs/english] [--name full]``.
 
-A step that has its result is not done again, so that the same command goes on after a kill: a game from its newest
-checkpoint, an evaluation from its last answers, anything else from the step's beginning.
+A step that has its result is not done again, so that the same command goes on after a kill: a warm-up and a game from
+their newest checkpoint, an evaluation from its last answers, anything else from the step's beginning.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -129,8 +130,7 @@ def load_policies(trainable: Mapping[str, TrainablePolicy], folder: Path) -> Non
         state = dist_checkpointing.load(wanted, str(folder))
         for name, policy in trainable.items():
             _install_weights(policy.actor, state[name]["weights"])
-            policy.optimizer.load_state_dict(state[name]["optimizer"])
-            policy.scheduler.load_state_dict(state[name]["scheduler"])
+            _install_optimizer(policy, state[name]["optimizer"], state[name]["scheduler"])
             if policy.moves_reference:
                 install_reference(policy.actor, state[name]["reference"])
 
@@ -194,6 +194,20 @@ def _install_weights(actor: Actor, state: Mapping[str, Any]) -> None:
     else:
         put_adapters(actor, named)
     actor.weights_version += 1
+
+
+def _install_optimizer(policy: TrainablePolicy, optimizer: dict[str, Any], scheduler: Mapping[str, Any]) -> None:
+    """Take the moments and the count of steps; learning rate, schedule and decay are the configuration's, which may
+    have another rate where a run goes back to an earlier checkpoint."""
+    own = [{key: group[key] for key in group.keys() - {"params", "step"}} for group in policy.optimizer.param_groups]
+    policy.optimizer.load_state_dict(optimizer)
+    for group, options in zip(policy.optimizer.param_groups, own, strict=True):
+        group.update(options)
+    before = {key: scheduler[key] - 1 for key in ("last_epoch", "_step_count")}
+    policy.scheduler.load_state_dict(policy.scheduler.state_dict() | before)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of a step of the schedule before one of the optimizer
+        policy.scheduler.step()  # sets the rate
 
 
 def _bytes(values: Any) -> int:

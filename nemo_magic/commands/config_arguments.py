@@ -39,6 +39,16 @@ def add_trust_weights(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    """``--resume``, as ``runtime.resume.decide`` reads it."""
+    parser.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|never|FOLDER",
+        help="go on from the newest checkpoint of the run's folder (auto), from none, or from a given one",
+    )
+
+
 def trust_overrides(args: argparse.Namespace) -> list[str]:
     """The overrides that ``--trust-weights`` stands for."""
     trusts = getattr(args, "trust_weights", False)

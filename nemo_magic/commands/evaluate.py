@@ -19,6 +19,7 @@ from nemo_magic.config.inputs import missing, refuse_missing
 from nemo_magic.config.validation import models
 from nemo_magic.convert.compatibility import refuse_other_models
 from nemo_magic.evaluation.load_tasks import describe_contents
+from nemo_magic.evaluation.results import JSON_FILE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     refuse_missing(cfg, "evaluate")
     single_process = not needs_world(cfg)
     with own_folder(cfg) as owner:
-        refuse_results(cfg, "evaluate")
+        refuse_results(cfg, JSON_FILE)
         return run_on_ranks(
             args,
             cfg,

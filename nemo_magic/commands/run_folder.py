@@ -23,15 +23,16 @@ from nemo_magic.report.records import (
     STRATEGIES_FILE,
 )
 from nemo_magic.runtime.checkpoint_paths import FOLDER as CHECKPOINTS
-from nemo_magic.runtime.checkpoint_paths import SFT_WEIGHTS, SNAPSHOTS
+from nemo_magic.runtime.checkpoint_paths import SFT_WEIGHTS, SNAPSHOTS, committed_checkpoints, step_of
 from nemo_magic.runtime.folder_owner import FolderOwner
+from nemo_magic.runtime.resume import Resume
 
 _RESULTS = {
-    "sft": ("a warm-up", SFT_WEIGHTS),
-    "train": ("a game", CHECKPOINTS),
-    "evaluate": ("an evaluation", JSON_FILE),
+    SFT_WEIGHTS: "the results of a warm-up",
+    CHECKPOINTS: "a run's checkpoints",
+    JSON_FILE: "the results of an evaluation",
 }
-"""Command → what it leaves in its folder, which the folder's config.yaml describes, and its name there."""
+"""What a command leaves in its folder, which the folder's config.yaml describes, and what that is."""
 
 _SET_ASIDE = (
     METRICS_FILE, ALARMS_FILE, SAMPLES_DIR, "tensorboard", CROSSPLAY_FILE, PICTURE_FILE, REPORT_FILE, SNAPSHOTS,
@@ -65,26 +66,30 @@ def _owned(folder: Path) -> Iterator[FolderOwner]:
         yield owner
 
 
-def refuse_results(cfg: MagicConfig, goes_on_with: str | None) -> None:
-    """Refuse a folder whose results are of another command than ``goes_on_with``: its config.yaml describes them.
+def refuse_results(cfg: MagicConfig, goes_on_with: str) -> None:
+    """Refuse a folder with other results than ``goes_on_with``, a name of one of them: its config.yaml describes them.
 
     Raises:
         ConfigError: naming what it holds.
     """
     folder = Path(cfg.exp_manager.explicit_log_dir)
-    for command, (what, name) in _RESULTS.items():
-        if command != goes_on_with and (folder / name).exists():
+    for name, what in _RESULTS.items():
+        if name != goes_on_with and (folder / name).exists():
             raise ConfigError(
-                f"{folder} already holds the results of {what} ({name}): choose another name (name=...) or "
+                f"{folder} already holds {what} ({name}): choose another name (name=...) or "
                 "exp_manager.explicit_log_dir, or remove the folder"
             )
 
 
-def describe_run(cfg: MagicConfig, begins: bool = False) -> None:
-    """Write config.yaml and versions.json; where a run ``begins``, first set aside what an earlier one left."""
+def describe_run(cfg: MagicConfig, resume: Resume | None = None) -> None:
+    """Write config.yaml and versions.json, and first set aside what a run that begins, or goes back to an earlier
+    checkpoint, does not go on with."""
     folder = Path(cfg.exp_manager.explicit_log_dir)
-    if begins:
-        set_aside(folder)
+    if resume is not None:
+        if resume.checkpoint is None:
+            set_aside(folder)
+        elif not resume.newest:
+            set_later_aside(folder, resume.checkpoint)
     save_resolved(cfg, folder)
 
 
@@ -94,11 +99,28 @@ def set_aside(folder: Path) -> Path | None:
     outputs = [folder / name for name in _SET_ASIDE if (folder / name).exists()]
     if not outputs:
         return None
+    target = _new_previous(folder)
+    outputs += [folder / name for name in (CONFIG_FILE, VERSIONS_FILE) if (folder / name).exists()]
+    for path in outputs:
+        path.rename(target / path.name)
+    return target
+
+
+def set_later_aside(folder: Path, checkpoint: Path) -> None:
+    """Move the checkpoints of a run that are newer than its ``checkpoint`` to ``previous-NN/checkpoints/``: they are of
+    steps that are played anew, would be gone on from, and would outlive those that are saved now."""
+    later = [path for path in committed_checkpoints(folder / CHECKPOINTS) if step_of(path) > step_of(checkpoint)]
+    if later:
+        target = _new_previous(folder) / CHECKPOINTS
+        target.mkdir()
+        (folder / CHECKPOINTS / "best").unlink(missing_ok=True)  # it is linked anew at the next checkpoint
+        for path in later:
+            path.rename(target / path.name)
+
+
+def _new_previous(folder: Path) -> Path:
     number = 1
     while (target := folder / f"previous-{number:02d}").exists():
         number += 1
     target.mkdir()
-    outputs += [folder / name for name in (CONFIG_FILE, VERSIONS_FILE) if (folder / name).exists()]
-    for path in outputs:
-        path.rename(target / path.name)
     return target

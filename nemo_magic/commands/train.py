@@ -7,6 +7,7 @@ from functools import partial
 
 from nemo_magic.commands.config_arguments import (
     add_config_arguments,
+    add_resume,
     add_trust_weights,
     compose_config,
     print_dry_run,
@@ -17,6 +18,7 @@ from nemo_magic.config import MagicConfig, describe
 from nemo_magic.config.inputs import missing, refuse_missing
 from nemo_magic.config.validation import models
 from nemo_magic.convert.compatibility import refuse_other_models
+from nemo_magic.runtime.checkpoint_paths import FOLDER as CHECKPOINTS
 from nemo_magic.runtime.resume import decide, start_weights
 
 
@@ -24,12 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a configuration, ``--trust-weights`` and ``--resume``."""
     add_config_arguments(parser)
     add_trust_weights(parser)
-    parser.add_argument(
-        "--resume",
-        default="auto",
-        metavar="auto|never|FOLDER",
-        help="go on from the newest checkpoint of the run's folder (auto), from none, or from a given one",
-    )
+    add_resume(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
         return print_dry_run(cfg, describe(cfg, "train"), missing(cfg, "train"))
     refuse_other_models(cfg, models(cfg, "train"))
     with own_folder(cfg) as owner:
-        refuse_results(cfg, "train")
-        resume = decide(cfg, args.resume)
+        refuse_results(cfg, CHECKPOINTS)
+        resume = decide(cfg, args.resume, "train")
         refuse_missing(cfg, "train", starts=not start_weights(cfg, resume.checkpoint))
 
         def work(cfg: MagicConfig) -> None:
@@ -54,5 +51,5 @@ def run(args: argparse.Namespace) -> int:
             train(cfg, resume)
 
         modules = ["nemo_magic.training.coevolution"]
-        prepare = partial(describe_run, cfg, begins=resume.checkpoint is None)
+        prepare = partial(describe_run, cfg, resume)
         return run_on_ranks(args, cfg, work, needs_judge=True, prepare=prepare, modules=modules, owner=owner)

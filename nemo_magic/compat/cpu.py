@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 import torch
+from torch.optim.adamw import adamw
 from torch.utils._device import _device_constructors
 
 from nemo_magic.compat import lora, megatron, trtllm
@@ -367,19 +368,28 @@ class FusedAdam(torch.optim.AdamW):
         """One AdamW update of every parameter that has a gradient."""
         loss = closure() if closure is not None else None
         for group in self.param_groups:
-            group["step"] = group.get("step", 0) + 1
-            (beta1, beta2), count = group["betas"], group["step"]
-            for p in group["params"]:  # one by one: all at once would hold another copy of all weights
-                if p.grad is None:
-                    continue
+            done = group.get("step", 0)
+            group["step"] = done + 1
+            learning = [p for p in group["params"] if p.grad is not None]
+            for p in learning:
                 if not self.state[p]:
                     self.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-                first, second = self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"]
-                first.lerp_(p.grad, 1 - beta1)
-                second.mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
-                scale = (second / (1 - beta2**count)).sqrt_().add_(group["eps"])
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.addcdiv_(first, scale, value=-group["lr"] / (1 - beta1**count))
+            adamw(
+                learning,
+                [p.grad for p in learning],
+                [self.state[p]["exp_avg"] for p in learning],
+                [self.state[p]["exp_avg_sq"] for p in learning],
+                [],
+                [torch.tensor(float(done), device=p.device) for p in learning],
+                fused=True,
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+            )
         return loss
 
 

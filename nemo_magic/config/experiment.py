@@ -61,11 +61,11 @@ class WandbConfig(CheckedConfig):
 
 @dataclass
 class CheckpointConfig(CheckedConfig):
-    """Game checkpoints, in ``<run>/checkpoints``; NeMo's own key names where it has them.
+    """Checkpoints of a game or a warm-up, in ``<run>/checkpoints``; NeMo's own key names where it has them.
 
-    One is saved every ``every_n_train_steps`` steps and at the end, in the background (``async_save``), and counts once
-    it is durable. The last ``keep_last`` stay, and the one with the best value of the metric ``monitor`` (null: none;
-    ``mode``: min or max), to which the link ``best`` points.
+    One is saved every ``every_n_train_steps`` steps and at a game's end, in the background (``async_save``), and counts
+    once it is durable. The last ``keep_last`` stay, and the one with the best value of the metric ``monitor`` (null:
+    none; ``mode``: min or max), to which the link ``best`` points.
     """
 
     KEY: ClassVar[str] = "exp_manager.checkpoint_callback_params"

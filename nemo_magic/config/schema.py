@@ -63,7 +63,8 @@ class ActorsConfig:
 
 @dataclass
 class CrossPlayConfig(CheckedConfig):
-    """At the end of a run, every saved attacker against every saved defender on ``num_seeds`` held-out seeds.
+    """At the end of a run, every saved attacker against every saved defender on ``num_seeds`` held-out harmful seeds,
+    and at most as many benign ones; where there are fewer harmful ones, with several attacks on each.
 
     ``sample_defender``: defenders answer as in training instead of at temperature 0.
     """

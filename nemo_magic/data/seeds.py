@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from nemo_magic.config_checks import CheckedConfig, Fraction, PositiveInt
 from nemo_magic.data.cells import name_of
@@ -14,6 +14,8 @@ from nemo_magic.data.errors import DataError
 from nemo_magic.data.streams import read_table
 from nemo_magic.data.tables import DropReport, RowNames, Table, read_text
 from nemo_magic.game.episode import Label, Seed
+
+T = TypeVar("T")
 
 TEXT_COLUMNS = ("vanilla", "prompt", "question", "query", "seed", "text", "instruction")
 LABEL_COLUMNS = ("label", "data_type", "prompt_label", "prompt_harm_label", "harmful", "is_harmful")
@@ -71,7 +73,7 @@ def load_seeds(config: DataConfig) -> SeedSet:
     train = reader.split("train_files", config.train_files)
     if not config.validation_files:
         # Evenly spaced over each label: the same seeds whatever else is configured.
-        validation = [seed for label in Label for seed in _evenly_spaced(train, label, config.validation_fraction)]
+        validation = [seed for label in Label for seed in _share(train, label, config.validation_fraction)]
         held_out = {seed.text for seed in validation}
         train = [seed for seed in train if seed.text not in held_out]
     if not validation:
@@ -200,7 +202,12 @@ class _SeedReader:
                 yield Seed(self._names.of(name, f"{self._files}.{number}", report), text, label)
 
 
-def _evenly_spaced(seeds: Sequence[Seed], label: Label, fraction: float) -> list[Seed]:
+def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
+    """At most ``count`` of ``items``, in order: a file may be sorted by category."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def _share(seeds: Sequence[Seed], label: Label, fraction: float) -> list[Seed]:
     pool = [seed for seed in seeds if seed.label is label]
-    count = round(len(pool) * fraction)
-    return [pool[i * len(pool) // count] for i in range(count)]
+    return evenly_spaced(pool, round(len(pool) * fraction))

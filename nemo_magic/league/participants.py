@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nemo_magic.actors.adapter_card import weights_digest
 from nemo_magic.config import ConfigError, MagicConfig
 from nemo_magic.data.pools import read_rewrites
-from nemo_magic.data.seeds import SeedSet
+from nemo_magic.data.seeds import SeedSet, evenly_spaced
 from nemo_magic.game.episode import Label, Role, Seed
 from nemo_magic.game.payoff import NO_REWRITE
 from nemo_magic.rollout.conversation import RolloutSpec
@@ -65,24 +65,25 @@ class LeagueSeeds:
 
     @classmethod
     def of(cls, seeds: SeedSet, num_games: int) -> LeagueSeeds:
-        """About ``num_games`` games of a pair on harmful seeds, and at most as many seeds of either label.
+        """About ``num_games`` games of a pair on harmful seeds, and at most as many seeds of either label, evenly
+        spaced.
 
         Raises:
             ValueError: there is no harmful seed.
         """
         held_out = seeds.test or seeds.validation
-        harmful, benign = ([seed for seed in held_out if seed.label is label][:num_games] for label in Label)
+        harmful, benign = (evenly_spaced([s for s in held_out if s.label is label], num_games) for label in Label)
         numbered = list(enumerate(harmful + benign))
         return cls(numbered[: len(harmful)], numbered[len(harmful) :], _attacks_per_seed(num_games, len(harmful)))
 
     @classmethod
     def of_run(cls, seeds: Sequence[tuple[int, Seed]], num_games: int) -> LeagueSeeds:
-        """All ``(group, seed)`` of a run's test split, and about ``num_games`` games of a pair on harmful seeds.
+        """The same of ``(group, seed)`` of a run's test split, whose benign seeds are played as they are.
 
         Raises:
             ValueError: there is no harmful seed.
         """
-        harmful, benign = ([(group, seed) for group, seed in seeds if seed.label is label] for label in Label)
+        harmful, benign = (evenly_spaced([one for one in seeds if one[1].label is label], num_games) for label in Label)
         return cls(harmful, benign, _attacks_per_seed(num_games, len(harmful)), attack_benign=False)
 
     @property

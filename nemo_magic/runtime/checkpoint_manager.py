@@ -1,4 +1,4 @@
-"""One atomic checkpoint of the whole game, written while training goes on.
+"""One atomic checkpoint of a whole run, written while training goes on.
 
 A checkpoint is a folder ``step_XXXXXX`` with
 
@@ -71,7 +71,7 @@ class _Pending:
 
 
 class CheckpointManager:
-    """Saves, finds and restores the game's checkpoints in ``<run>/checkpoints``. All methods are for all ranks."""
+    """Saves, finds and restores a run's checkpoints in ``<run>/checkpoints``. All methods are for all ranks."""
 
     def __init__(self, world: World, run_dir: Path, config: CheckpointConfig, note: Callable[[str], None]) -> None:
         self.folder = run_dir / FOLDER

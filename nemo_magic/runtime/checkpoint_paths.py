@@ -18,6 +18,11 @@ def checkpoint_name(step: int) -> str:
     return f"step_{step:06d}"
 
 
+def step_of(checkpoint: Path) -> int:
+    """How many steps were done, by a checkpoint's name."""
+    return int(checkpoint.name[5:])
+
+
 def partial_path(folder: Path, step: int) -> Path:
     """Where a checkpoint is, while it is being written or removed."""
     return folder / f".{checkpoint_name(step)}.partial"
@@ -26,7 +31,7 @@ def partial_path(folder: Path, step: int) -> Path:
 def committed_checkpoints(folder: Path) -> list[Path]:
     """Committed checkpoints, newest first, without a look inside."""
     paths = [path for path in folder.glob("step_*") if path.name[5:].isdigit() and (path / COMMITTED).is_file()]
-    return sorted(paths, key=lambda path: int(path.name[5:]), reverse=True)
+    return sorted(paths, key=step_of, reverse=True)
 
 
 def best_checkpoint(paths: Sequence[Path], mode: str) -> Path | None:
@@ -49,8 +54,20 @@ def prune_checkpoints(folder: Path, keep_last: int, mode: str) -> None:
         link.symlink_to(best.name)
     for path in paths[keep_last:]:
         if path != best:
-            # Renamed first: half a folder must not look whole.
-            doomed = partial_path(folder, int(path.name[5:]))
-            shutil.rmtree(doomed, ignore_errors=True)
-            path.rename(doomed)
-            shutil.rmtree(doomed)
+            _remove(path)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove all checkpoints: the run's result is written elsewhere, and nothing will go on from here any more."""
+    (folder / "best").unlink(missing_ok=True)
+    for path in reversed(committed_checkpoints(folder)):
+        _remove(path)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Renamed first: half a folder must not look whole."""
+    doomed = partial_path(checkpoint.parent, step_of(checkpoint))
+    shutil.rmtree(doomed, ignore_errors=True)
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed)

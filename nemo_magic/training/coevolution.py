@@ -102,7 +102,7 @@ class Coevolution:
         while not self.is_over():
             phase, learner = self.state.schedule.phase, self.state.schedule.learner
             while self.state.schedule.phase == phase and not self.is_over():
-                self.run.before_step(self.state, self.save)
+                self.run.before_step(self.state.step, self.save, self.state.alarms.stop_reason(self.cfg.alarms))
                 with self.protected_step(learner):
                     metrics, scored = self.step(learner)
                     self.after_step(metrics, scored)
@@ -245,7 +245,7 @@ class Coevolution:
 
     def restore(self, resume: Resume) -> bool:
         """Take up the game where a checkpoint left it; whether there is one."""
-        path = self.run.checkpoints.newest() if resume.newest else resume.checkpoint
+        path = self.run.checkpoint_of(resume)
         if path is None:
             return False
         self.state = GameState.load(path, self.run.checkpoints, self.pair, self.prefetcher)

@@ -5,28 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Protocol
 
 from nemo_magic.actors.distributed import World
 from nemo_magic.config import MagicConfig
 from nemo_magic.config.secrets import masked
-from nemo_magic.game.alarms import Alarms
 from nemo_magic.runtime.checkpoint_manager import CheckpointManager
 from nemo_magic.runtime.errors import Preempted, TrainingError
 from nemo_magic.runtime.preemption import Preemption
+from nemo_magic.runtime.resume import Resume
 from nemo_magic.runtime.timers import Timers
 from nemo_magic.runtime.watchdog import Watchdog, host_of_process
 from nemo_magic.tracking.metric_logger import MetricLogger
-
-
-class RunState(Protocol):
-    """What is saved between two steps, as far as a run has to know it."""
-
-    alarms: Alarms
-
-    @property
-    def step(self) -> int:
-        """How many steps are done."""
 
 
 class Run:
@@ -82,8 +71,17 @@ class Run:
             self._note = self.logger.note
             yield
 
-    def before_step(self, state: RunState, save: Callable[[bool], None]) -> None:
-        """Between two steps: save where it is due, and end the run where it was asked to or an alarm says so.
+    def checkpoint_of(self, resume: Resume) -> Path | None:
+        """The checkpoint that the run goes on from, and None where it begins.
+
+        Raises:
+            CheckpointError: every checkpoint that there is, is damaged.
+        """
+        return self.checkpoints.newest() if resume.newest else resume.checkpoint
+
+    def before_step(self, done: int, save: Callable[[bool], None], alarm: str | None = None) -> None:
+        """After ``done`` steps and before the next: save where it is due, and end the run where it was asked to or
+        an ``alarm`` says so.
 
         Raises:
             Preempted: a signal was received, or the run's time is over; the state is saved.
@@ -91,14 +89,14 @@ class Run:
                 here too.
         """
         every = self._cfg.exp_manager.checkpoint_callback_params.every_n_train_steps
-        if state.step and state.step % every == 0:
+        if done and done % every == 0:
             save(False)
         if reason := self._preemption.reason():
             save(True)
-            raise Preempted(f"{reason}: saved after {state.step} of {self.total_steps} steps")
-        if reason := state.alarms.stop_reason(self._cfg.alarms):
+            raise Preempted(f"{reason}: saved after {done} of {self.total_steps} steps")
+        if alarm is not None:
             save(True)
-            raise TrainingError(f"{reason}; saved after {state.step} of {self.total_steps} steps")
+            raise TrainingError(f"{alarm}; saved after {done} of {self.total_steps} steps")
         self.checkpoints.poll()
 
 

@@ -64,6 +64,7 @@ class GameState:
             CheckpointError: on every rank, when it cannot be written.
         """
         state = {
+            "command": "train",
             "step": self.step,
             "schedule": self.schedule.to_dict(),
             "early_stop": self.early_stop.to_dict(),

@@ -7,7 +7,7 @@ import pytest
 from nemo_magic.config import ConfigError, MagicConfig, compose, role_model
 from nemo_magic.config.adapters import shares_base
 from nemo_magic.config.validation import models
-from nemo_magic.runtime.resume import differences
+from nemo_magic.runtime.resume import differences, may_differ
 
 BASE = [
     "model.peft.peft_scheme=lora", "actors.attacker.restore_from_path=/base", "actors.defender.restore_from_path=/base",
@@ -104,11 +104,12 @@ def test_short_names_of_layers_are_nemos() -> None:
 def test_a_run_may_go_on_from_where_its_adapters_are_now() -> None:
     here = {"model": {"peft": {"restore_from_path": "/a"}}, "actors": {"share_base": None}}
     there = {"model": {"peft": {"restore_from_path": "/b"}}, "actors": {"share_base": False}}
-    assert not list(differences(here, there))
+    assert not list(differences(here, there, may_differ("train")))
     own = {"actors": {"defender": {"model": {"peft": {"restore_from_path": "/a"}}}}}
-    assert not list(differences(own, {"actors": {"defender": {"model": {}}}}))
-    assert not list(differences({"actors": {"defender": {"model": {}}}}, own))
+    assert not list(differences(own, {"actors": {"defender": {"model": {}}}}, may_differ("train")))
+    assert not list(differences({"actors": {"defender": {"model": {}}}}, own, may_differ("train")))
     other = {"model": {"peft": {"lora_tuning": {"adapter_dim": 4}}}}
-    assert [key for key, *_ in differences({"model": {"peft": {"lora_tuning": {"adapter_dim": 8}}}}, other)] == [
-        "model.peft.lora_tuning.adapter_dim"
-    ]
+    assert [
+        key
+        for key, *_ in differences({"model": {"peft": {"lora_tuning": {"adapter_dim": 8}}}}, other, may_differ("train"))
+    ] == ["model.peft.lora_tuning.adapter_dim"]

@@ -383,7 +383,7 @@ def test_a_run_by_one_rank_installs_the_cpu_lane_first_and_then_trains(
     lane = SimpleNamespace(install=lambda **_: order.append("lane"), CudaAvailableError=RuntimeError)
     monkeypatch.setitem(sys.modules, "nemo_magic.compat.cpu", lane)
     monkeypatch.setattr("nemo_magic.compat.cpu", lane, raising=False)
-    sft = SimpleNamespace(run_sft=lambda cfg: order.append(f"sft {cfg.sft.role}"))
+    sft = SimpleNamespace(run_sft=lambda cfg, resume: order.append(f"sft {cfg.sft.role}"))
     loop = SimpleNamespace(train=lambda cfg, resume: order.append(f"train {cfg.judge.urls}"))
     monkeypatch.setitem(sys.modules, "nemo_magic.training.sft", sft)
     monkeypatch.setitem(sys.modules, "nemo_magic.training.coevolution", loop)

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from tests.slurm.playing import Playground, rows
+from tests.slurm.playing import SMALL, Playground, rows
 
 pytestmark = [pytest.mark.slurm, pytest.mark.process]
 
@@ -66,3 +66,15 @@ def test_when_a_node_dies_the_run_goes_on_on_those_that_are_left(playground: Pla
     assert rows(folder) == list(range(9))
     state = json.loads((folder / "checkpoints/step_000008/state.json").read_text())
     assert state["step"] == 8
+
+
+def test_a_warm_up_that_is_warned_saves_is_requeued_and_goes_on(playground: Playground) -> None:
+    short = ["trainer.devices=1", "sft.max_steps=150", "sft.batch_size=16", *SMALL]
+    job, folder = playground.submit("sft.sh", "-cn", "sft_sandbox_attacker", "name=warned", *short), "runs/warned"
+    job.until(lambda: 1 in rows(playground.folder / folder))
+    playground.cluster.run("scancel", "--signal=USR1", "--batch", job.number)
+    job.until_said("is requeued and goes on")
+    job.until_said("resumed from")
+    assert job.ended() == "COMPLETED", job.said()
+    assert rows(playground.folder / folder) == list(range(1, 151))
+    assert (playground.folder / folder / "weights/metadata.json").is_file()

@@ -213,6 +213,17 @@ node_address() { echo 127.0.0.1; }
 """
 
 
+@pytest.mark.parametrize("restarts", ["0", "1"])
+def test_a_requeued_run_goes_on_from_its_newest_checkpoint_whatever_it_was_told_at_first(
+    desk: Desk, restarts: str
+) -> None:
+    job = {"SLURM_JOB_ID": "41", "SLURM_JOB_NODELIST": "a1", "SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS": "2"}
+    words = ["-cn", "sft_sandbox_attacker", "--resume", "never", "sft.max_steps=1"]
+    desk.run("sft.sh", *words, **job, SLURM_RESTART_COUNT=restarts)
+    anew = "" if restarts == "1" else " --resume never"
+    assert (desk.folder / "told").read_text().count(f"cli sft -cn sft_sandbox_attacker{anew} sft.max_steps=1") == 2
+
+
 @pytest.mark.parametrize("pyxis", [True, False], ids=["pyxis", "bare"])
 def test_steps_run_in_the_container_where_srun_can_do_that_and_bare_where_it_cannot(desk: Desk, pyxis: bool) -> None:
     helps = "--container-image=[USER@][REGISTRY#]IMAGE[:TAG]" if pyxis else ""

@@ -182,12 +182,14 @@ def test_few_seeds_are_attacked_often_and_many_once(unbroken: Path) -> None:
         LeagueSeeds.of(replace(data, test=[s for s in data.test if s.label is Label.BENIGN]), 5)
 
 
-def test_the_end_of_a_run_plays_all_seeds_by_their_place_and_attacks_the_harmful_ones() -> None:
+def test_the_end_of_a_run_plays_seeds_by_their_place_and_attacks_the_harmful_ones() -> None:
     seeds = [Seed(str(i), "ask", Label.HARMFUL if i % 2 else Label.BENIGN) for i in range(6)]
     found = LeagueSeeds.of_run(list(enumerate(seeds)), 7)
     assert [group for group, _ in found.numbered] == [1, 3, 5, 0, 2, 4]
     assert [(spec.group, spec.sample) for spec in found.rollout_specs()] == [(g, i) for g in (1, 3, 5) for i in (0, 1)]
     assert found.attacks_per_pair == 6
+    few = LeagueSeeds.of_run(list(enumerate(seeds)), 2)
+    assert ([group for group, _ in few.numbered], few.per_seed) == ([1, 3, 0, 2], 1)
     with pytest.raises(ValueError, match="needs harmful test seeds"):
         LeagueSeeds.of_run([(0, seeds[0])], 7)
 

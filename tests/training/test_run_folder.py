@@ -12,6 +12,7 @@ import pytest
 from nemo_magic.commands.run_folder import describe_run, refuse_results, set_aside
 from nemo_magic.config import ConfigError, MagicConfig
 from nemo_magic.runtime.errors import CheckpointError
+from nemo_magic.runtime.resume import Resume
 from nemo_magic.training.state import GameState
 
 
@@ -44,28 +45,40 @@ def test_only_a_run_that_begins_sets_aside(tmp_path: Path) -> None:
     described = {"metrics.jsonl", "config.yaml", "versions.json"}
     describe_run(configured(tmp_path))
     assert {path.name for path in tmp_path.iterdir()} == described
-    describe_run(configured(tmp_path), begins=True)
+    describe_run(configured(tmp_path), Resume())
     assert {path.name for path in tmp_path.iterdir()} == {"previous-01", "config.yaml", "versions.json"}
     assert {path.name for path in (tmp_path / "previous-01").iterdir()} == described
 
 
-@pytest.mark.parametrize("goes_on_with", [None, "train", "evaluate"])
+@pytest.mark.process  # asks git and uname for the versions
+def test_a_run_that_goes_back_sets_its_later_checkpoints_aside(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    for step in (5, 15, 30):
+        (folder / f"step_{step:06d}").mkdir(parents=True)
+        (folder / f"step_{step:06d}" / "COMMITTED").touch()
+    (folder / "best").symlink_to("step_000030")
+    describe_run(configured(tmp_path), Resume(folder / "step_000030", newest=True))
+    assert len(list(folder.iterdir())) == 4
+    describe_run(configured(tmp_path), Resume(folder / "step_000015"))
+    assert {path.name for path in folder.iterdir()} == {"step_000005", "step_000015"}
+    assert [path.name for path in (tmp_path / "previous-01/checkpoints").iterdir()] == ["step_000030"]
+
+
+@pytest.mark.parametrize("goes_on_with", ["checkpoints", "results.json"])
 @pytest.mark.parametrize(
-    ("command", "name", "what"),
+    ("name", "what"),
     [
-        ("sft", "weights", "a warm-up"),
-        ("train", "checkpoints", "a game"),
-        ("evaluate", "results.json", "an evaluation"),
+        ("weights", "the results of a warm-up"),
+        ("checkpoints", "a run's checkpoints"),
+        ("results.json", "the results of an evaluation"),
     ],
 )
-def test_results_of_another_command_are_refused(
-    tmp_path: Path, goes_on_with: str | None, command: str, name: str, what: str
-) -> None:
+def test_other_results_are_refused(tmp_path: Path, goes_on_with: str, name: str, what: str) -> None:
     (tmp_path / name).mkdir()
-    if goes_on_with == command:
+    if goes_on_with == name:
         refuse_results(configured(tmp_path), goes_on_with)
         return
-    with pytest.raises(ConfigError, match=rf"already holds the results of {what} \({name}\): choose another name"):
+    with pytest.raises(ConfigError, match=rf"already holds {what} \({name}\): choose another name"):
         refuse_results(configured(tmp_path), goes_on_with)
 
 
