@@ -28,7 +28,7 @@ PYTEST_ARGS ?=
 TEST_WORKERS ?= 2
 EXPERIMENT ?=
 STEPS ?=
-# Further words of examples/english/journey.py, such as --adapters 16 --name adapters.
+# Further words of examples/english/journey.py, such as --adapters 16.
 JOURNEY ?=
 
 VENV := .venv

@@ -36,10 +36,11 @@ while [[ ${args[0]-} == --* && ${args[0]} != --config-name* ]]; do
 done
 
 if [[ -n $gather ]]; then
+    # However this ends, the sweep's own judge is no longer needed.
+    [[ $gather == --gather ]] || trap 'scancel --quiet "${gather#*=}"' EXIT
     begin
     mapfile -t runs <"$folder/runs"
     "${one_task[@]}" "${nemo_magic[@]}" sweep-table "${runs[@]}" --into "$folder"
-    [[ $gather == --gather ]] || scancel --quiet "${gather#*=}" # the sweep's own judge is no longer needed
     exit
 fi
 

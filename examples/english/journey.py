@@ -42,7 +42,7 @@ def main(words: Sequence[str]) -> None:
     )
     parser.add_argument("--into", type=Path, default=Path("runs/english"), help="where everything is put")
     parser.add_argument("--adapters", type=int, metavar="DIM", help="both roles are adapters on the published model")
-    parser.add_argument("--name", help="of the run's folder there (full, or taste-STEPS)")
+    parser.add_argument("--name", help="of the run's folder there (full, or taste-STEPS), and -adapters-DIM")
     args, overrides = parser.parse_known_args(words)
     if args.steps < 1:
         parser.error(f"--steps {args.steps} must be at least 1")
@@ -59,6 +59,8 @@ def journey(
     """The steps, from the registry to the dialogue; the run is in the folder ``name``. ``adapters``: the dimension of
     adapters that both roles are, on the published model."""
     run = into / (name or ("full" if steps >= FULL_STEPS else f"taste-{steps}"))
+    if adapters is not None:
+        run = run.with_name(f"{run.name}-adapters-{adapters}")
     size = Size.of(steps)
     packages, published_hf, published, data = (into / name for name in ("packages", "smollm2", "published", "data"))
     after_hf = run / "defender-hf"

@@ -101,6 +101,25 @@ def build_policy(
     return nemo_aligner.build_policy(role, model, actor, trainer, seed, keep_reference, moves_reference, base)
 
 
+def build_actor(
+    role: Role,
+    model: ModelConfig,
+    actor: ActorConfig,
+    trainer: TrainerConfig,
+    seed: int,
+    *,
+    backend: str = NEMO_ALIGNER,
+    base: Actor | None = None,
+) -> Actor:
+    """As ``build_policy``, of a role that does not learn. Of the backend megatron it has no gradients and no optimizer;
+    NeMo builds them with the model."""
+    if backend == MEGATRON:
+        from nemo_magic.actors.megatron import builder as megatron
+
+        return megatron.build_actor(role, model, actor, trainer, seed, base)
+    return build_policy(role, model, actor, trainer, seed, backend=backend, base=base).actor
+
+
 def build_generator(
     config: GenerationConfig, actors: Mapping[Role, Actor], options: Mapping[Role, ActorConfig]
 ) -> Generator:

@@ -33,6 +33,8 @@ class Offload:
         """Move the state to the host. Harmless when it is there."""
         if self._home:
             return
+        if hasattr(optimizer, "init_state"):
+            optimizer.init_state()  # a save would create them where it finds their weights: on the host
         for number, (tensor, put) in enumerate(_slots(optimizer)):
             if self._on_host(tensor):
                 continue

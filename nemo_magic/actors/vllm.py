@@ -133,7 +133,10 @@ class VLLMGenerator:
                 for i, answer in zip(rows, answers, strict=True)
             ]
 
-        return share_among_stages(len(prompts), decode)
+        completions = share_among_stages(len(prompts), decode)
+        # On all of them: a stage that raised alone would leave the others waiting.
+        refuse_not_finite(torch.tensor([value for one in completions for value in one.logprobs]), f"the {actor.role}")
+        return completions
 
     def pause(self) -> None:
         """The engine and its weights stay."""
@@ -334,8 +337,6 @@ class VLLMGenerator:
     def _completion(self, actor: Actor, prompt: list[int], answer: Any, stops: StopConditions) -> Completion:
         ids = list(answer.token_ids)
         logprobs = [] if answer.logprobs is None else list(answer.logprobs.logprobs)
-        if logprobs:
-            refuse_not_finite(torch.tensor(logprobs), f"the {actor.role}")
         end = stops.end_of(actor.chat, ids)
         size = len(ids) if end is None else end
         padded = [0.0] * len(prompt) + logprobs if logprobs else []

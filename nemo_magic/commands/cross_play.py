@@ -86,6 +86,7 @@ def play(args: argparse.Namespace, cfg: MagicConfig) -> None:
     """The work of one rank: play the missing games; rank 0 writes and prints the report.
 
     Raises:
+        ConfigError: an attacker's table has no rewrite of any seed that is played.
         JudgeFailed, RemoteError: on every rank; the games that were played are kept.
     """
     from nemo_magic.actors.distributed import DeviceMemory
@@ -103,6 +104,9 @@ def play(args: argparse.Namespace, cfg: MagicConfig) -> None:
     starts = {path.parent.parent.name: path.parent for path in args.run.glob(f"snapshots/*/{START}/metadata.json")}
     rows, columns = attackers(cfg, args.run, args.attacker), defenders(cfg, args.run)
     seeds = LeagueSeeds.of(load_seeds(cfg.data), cfg.game.crossplay.num_seeds)
+    notes = [one.report for one in rows if one.report] + [
+        seeds.covered_by(one) for one in rows if one.rewrites is not None
+    ]
     with (
         build_policies(cfg, starts) as pair,
         closing(RewardManager(pair.world, cfg.judge, cfg.rewards, cfg.game.extra_verdict_fields)) as reward_manager,
@@ -113,9 +117,8 @@ def play(args: argparse.Namespace, cfg: MagicConfig) -> None:
             if world.is_main:
                 print(text, flush=True)
 
-        for one in rows:
-            if one.report:
-                log(one.report)
+        for note in notes:
+            log(note)
         reward_manager.wait_ready(cfg.judge.give_up_after)
         log(f"{len(rows)} attackers × {len(columns)} defenders on {seeds}, judged by {reward_manager.guard}")
         rollouts = build_rollout_engine(cfg, pair.policies, Timers(DeviceMemory()))

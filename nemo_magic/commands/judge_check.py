@@ -39,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
         DataError: the file cannot be used.
         JudgeError: a judge does not answer.
     """
+    if args.parallel < 1:
+        raise ConfigError(f"--parallel {args.parallel} must be at least 1")
     if args.protocol is not None:
         if args.file is not None or args.judge:
             raise ConfigError("--protocol URL takes neither FILE nor --judge: it asks that judge texts of its own")
@@ -62,8 +64,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_protocol(args: argparse.Namespace) -> int:
-    if args.parallel < 1:
-        raise ConfigError(f"--parallel {args.parallel} must be at least 1")
     try:
         settings = _settings(args, args.protocol)
         settings.token()

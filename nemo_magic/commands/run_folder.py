@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -23,7 +26,7 @@ from nemo_magic.report.records import (
     STRATEGIES_FILE,
 )
 from nemo_magic.runtime.checkpoint_paths import FOLDER as CHECKPOINTS
-from nemo_magic.runtime.checkpoint_paths import SFT_WEIGHTS, SNAPSHOTS, committed_checkpoints, step_of
+from nemo_magic.runtime.checkpoint_paths import SFT_WEIGHTS, SNAPSHOTS, STATE, committed_checkpoints, step_of
 from nemo_magic.runtime.folder_owner import FolderOwner
 from nemo_magic.runtime.resume import Resume
 
@@ -90,6 +93,7 @@ def describe_run(cfg: MagicConfig, resume: Resume | None = None) -> None:
             set_aside(folder)
         elif not resume.newest:
             set_later_aside(folder, resume.checkpoint)
+            adopt_snapshots(folder, resume.checkpoint)
     save_resolved(cfg, folder)
 
 
@@ -107,15 +111,52 @@ def set_aside(folder: Path) -> Path | None:
 
 
 def set_later_aside(folder: Path, checkpoint: Path) -> None:
-    """Move the checkpoints of a run that are newer than its ``checkpoint`` to ``previous-NN/checkpoints/``: they are of
-    steps that are played anew, would be gone on from, and would outlive those that are saved now."""
+    """Move what a run has of the steps after its ``checkpoint`` to ``previous-NN/``, as they are played anew:
+    checkpoints, which would be gone on from and outlive those that are saved now, snapshots, and results of the end;
+    ``metrics.jsonl`` is copied."""
+    if checkpoint.parent != (folder / CHECKPOINTS).resolve():
+        return
+    kept = {f"{owner}/{name}" for owner, names in _snapshot_names(checkpoint).items() for name in names}
     later = [path for path in committed_checkpoints(folder / CHECKPOINTS) if step_of(path) > step_of(checkpoint)]
-    if later:
-        target = _new_previous(folder) / CHECKPOINTS
-        target.mkdir()
-        (folder / CHECKPOINTS / "best").unlink(missing_ok=True)  # it is linked anew at the next checkpoint
-        for path in later:
-            path.rename(target / path.name)
+    later += [path for path in (folder / SNAPSHOTS).glob("*/[!.]*") if f"{path.parent.name}/{path.name}" not in kept]
+    later += [path for name in (CROSSPLAY_FILE, STRATEGIES_FILE, PICTURE_FILE) if (path := folder / name).exists()]
+    if not later:
+        return
+    (folder / CHECKPOINTS / "best").unlink(missing_ok=True)  # it is linked anew at the next checkpoint
+    target = _new_previous(folder)
+    for path in later:
+        moved = target / path.relative_to(folder)
+        moved.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(moved)
+    if (folder / METRICS_FILE).exists():
+        shutil.copy2(folder / METRICS_FILE, target)
+
+
+def adopt_snapshots(folder: Path, checkpoint: Path) -> None:
+    """Give a run the snapshots that a ``checkpoint`` of another one names: linked where the file system can, else
+    copied."""
+    for owner, names in _snapshot_names(checkpoint).items():
+        for name in names:
+            source, target = (path / SNAPSHOTS / owner / name for path in (checkpoint.parent.parent, folder))
+            if not target.exists():
+                partial = target.with_name(f".{name}.partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                shutil.copytree(source, partial, copy_function=_link_or_copy)
+                partial.rename(target)
+
+
+def _snapshot_names(checkpoint: Path) -> Mapping[str, Sequence[str]]:
+    names: Mapping[str, Sequence[str]] = json.loads((checkpoint / STATE).read_text(encoding="utf-8")).get(
+        "snapshots", {}
+    )
+    return names
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _new_previous(folder: Path) -> Path:

@@ -55,10 +55,10 @@ def external_ranks(name: str) -> Iterator[None]:
     ExecutorWithExternalLauncher._distributed_args = lambda _: arguments
     try:
         yield
+        torch.distributed.barrier()  # all have it mapped; a rank that failed does not wait for those that wait for it
     finally:
         ExecutorWithExternalLauncher._distributed_args = theirs
         torch.set_num_threads = set_num_threads
-        torch.distributed.barrier()
-        # All have it mapped; a run that is killed would leave it behind.
+        # A run that is killed would leave it behind.
         for file in Path("/dev/shm").glob(f"*{name}*"):
             file.unlink(missing_ok=True)

@@ -14,6 +14,8 @@ SPLIT_ON_GPUS: Mapping[str, tuple[str, ...]] = {"nemo_aligner": ("sequence_paral
 
 _INSTEAD = "not there yet, take backend=nemo_aligner"
 
+_ON_CPU = ("cpu_fused_adam", "mcore_distributed_optim")
+
 
 def backend_problems(cfg: MagicConfig, roles: Mapping[Role, ModelConfig], planned: bool) -> Iterator[str]:
     """What ``cfg.backend`` does not have, or ``nemo-magic plan`` where it is ``planned``."""
@@ -33,10 +35,10 @@ def backend_problems(cfg: MagicConfig, roles: Mapping[Role, ModelConfig], planne
             yield from _of_model(model)
             if planned and model.num_moe_experts is not None:
                 yield f"model.num_moe_experts={model.num_moe_experts}: nemo-magic plan knows no mixtures of experts yet"
-            if cfg.trainer.accelerator == "cpu" and model.optim.name != "cpu_fused_adam":
+            if cfg.trainer.accelerator == "cpu" and model.optim.name not in _ON_CPU:
                 yield (
                     f"backend=megatron with model.optim.name={model.optim.name} and trainer.accelerator=cpu: set it to "
-                    "cpu_fused_adam"
+                    + " or ".join(_ON_CPU)
                 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 
 from nemo_magic.actors.config import TRT_LLM, VLLM, VLLM_CPU_HEADS, VLLM_RANKS
@@ -40,11 +41,25 @@ def _vllm(cfg: MagicConfig, roles: Models) -> Iterator[str]:
                     f"{one.top_k}, top_p={one.top_p}, min_length={shortest}: set top_k=0, top_p=1 and min_length=0, "
                     "or temperature=1 for both roles"
                 )
+    engines = set()
     for role, model in local.items():
+        told = cfg.actors.of(role).sampling_params
+        if not told.use_greedy and not 0.01 <= told.temperature <= 2:
+            yield (
+                f"{enabled}: actors.{role}.sampling_params.temperature={told.temperature} is not between 0.01 and 2, "
+                f"within which vLLM samples as it is told: {native}"
+            )
         try:
-            config_of(model, 1, {})
+            config = config_of(model, 1, {})
+            rank = next((rank for rank in VLLM_RANKS if rank >= model.peft.lora_tuning.adapter_dim), None)
+            engines.add(json.dumps([config, model.encoder_seq_length, model.peft.is_lora and rank], sort_keys=True))
         except ConvertError as error:
             yield f"{enabled}: the {role} has no architecture of Hugging Face, {error}: {native}"
+        if model.qkv_bias and model.kv_channels not in (None, model.hidden_size // model.num_attention_heads):
+            yield (
+                f"{enabled}: the {role} has model.qkv_bias=true, which is Qwen2 there, and model.kv_channels="
+                f"{model.kv_channels}, and Qwen2's heads have hidden_size / num_attention_heads numbers: {native}"
+            )
         head = model.kv_channels or model.hidden_size // model.num_attention_heads
         if cfg.trainer.accelerator == "cpu" and head not in VLLM_CPU_HEADS:
             key = "kv_channels" if model.kv_channels else "hidden_size / num_attention_heads"
@@ -60,6 +75,13 @@ def _vllm(cfg: MagicConfig, roles: Models) -> Iterator[str]:
                 f"{enabled}: actors.{role}.model.peft.lora_tuning.adapter_dim={model.peft.lora_tuning.adapter_dim} is "
                 f"more than {VLLM_RANKS[-1]}, the most that vLLM can run: {native}"
             )
+
+    if cfg.trainer.accelerator != "cpu" and len(engines) > 1:
+        yield (
+            f"{enabled}: on a GPU one engine plays both roles, and these differ in their shape, in "
+            "model.encoder_seq_length, in model.peft.peft_scheme or in what vLLM rounds adapter_dim up to "
+            f"({', '.join(map(str, VLLM_RANKS))}): make them alike, or {native}"
+        )
 
 
 def trt_llm_problems(cfg: MagicConfig, roles: Models) -> Iterator[str]:

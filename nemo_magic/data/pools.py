@@ -45,14 +45,14 @@ class ChatRow:
     response: str
 
 
-def read_attack_pool(path: str) -> tuple[list[AttackRow], DropReport]:
+def read_attack_pool(path: str, key: str = "sft.pool") -> tuple[list[AttackRow], DropReport]:
     """Rows of seed, label, reasoning, rewrite and, where there are such columns, strategy and history.
 
     Raises:
         DataError: a column is missing, or no row can be used.
     """
     report = DropReport()
-    table = read_table(path, report, "sft.pool")
+    table = read_table(path, report, key)
     text = table.column("seed query", ("seed", *TEXT_COLUMNS))
     label = table.column("label", LABEL_COLUMNS)
     rewrite = table.column("rewrite", REWRITE_COLUMNS)
@@ -100,7 +100,7 @@ def read_rewrites(path: str) -> tuple[dict[str, list[str]], DropReport]:
     return rewrites, report
 
 
-def read_chat_pool(path: str) -> tuple[list[ChatRow], DropReport]:
+def read_chat_pool(path: str, key: str = "sft.pool") -> tuple[list[ChatRow], DropReport]:
     """Rows of ``prompt`` and ``response``, or of ``messages`` that end with the assistant's. Prompt and response may be
     chats too.
 
@@ -108,7 +108,7 @@ def read_chat_pool(path: str) -> tuple[list[ChatRow], DropReport]:
         DataError: a column is missing, or no row can be used.
     """
     report = DropReport()
-    table = read_table(path, report, "sft.pool")
+    table = read_table(path, report, key)
     if table.has(("messages",)):
         column = table.column("messages", ("messages",))
         rows = [_of_chat(chat_of(row.get(column)), report) for row in table.rows]

@@ -209,5 +209,6 @@ def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
 
 
 def _share(seeds: Sequence[Seed], label: Label, fraction: float) -> list[Seed]:
+    """``fraction`` of the seeds of ``label``, and of two or more at least one."""
     pool = [seed for seed in seeds if seed.label is label]
-    return evenly_spaced(pool, round(len(pool) * fraction))
+    return evenly_spaced(pool, max(round(len(pool) * fraction), min(1, len(pool) - 1)))

@@ -150,7 +150,7 @@ def _build_local_policies(
     cfg: MagicConfig, roles: Mapping[Role, ActorConfig], resources: ExitStack
 ) -> tuple[RankGroup, dict[Role, Policy]]:
     """Megatron models of the roles that have one, for generation only."""
-    from nemo_magic.actors.builder import build_policy
+    from nemo_magic.actors.builder import build_actor
     from nemo_magic.actors.distributed import World
     from nemo_magic.actors.protocol import Actor
     from nemo_magic.rollout.local_policies import build_local_policies
@@ -160,10 +160,9 @@ def _build_local_policies(
     for number, role in enumerate(Role):
         if role in shapes:
             base = next(iter(actors.values()), None) if is_shared else None
-            policy = build_policy(
+            actors[role] = build_actor(
                 role, shapes[role], roles[role], cfg.trainer, cfg.seed + number, backend=cfg.backend, base=base
             )
-            actors[role] = policy.actor
     generator, policies = build_local_policies(cfg.generation, actors, roles)
     resources.callback(generator.close)
     return World.current(), dict(policies)

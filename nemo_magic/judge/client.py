@@ -171,7 +171,7 @@ class JudgeClient:
 
     def _accept(self, url: str, info: GuardInfo) -> None:
         self._check_guard(url, info.guard)
-        self._batch_size = min(self._cfg.batch_size, info.max_items)
+        self._batch_size = min(self._batch_size, info.max_items)
 
     def _read_info(self, url: str, response: httpx.Response) -> GuardInfo:
         self._check_token(url, response)

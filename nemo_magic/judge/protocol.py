@@ -147,8 +147,8 @@ class GuardInfo(_Wire):
 
     guard: str
     answers: tuple[Ask, ...]
-    max_items: int
-    max_chars: int
+    max_items: int = Field(ge=1)
+    max_chars: int = Field(ge=1)
 
 
 def to_request(episode: Episode, ask: Iterable[str]) -> JudgeItem:

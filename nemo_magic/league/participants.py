@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_magic.actors.adapter_card import weights_digest
 from nemo_magic.config import ConfigError, MagicConfig
+from nemo_magic.data.errors import DataError
 from nemo_magic.data.pools import read_rewrites
 from nemo_magic.data.seeds import SeedSet, evenly_spaced
 from nemo_magic.game.episode import Label, Role, Seed
@@ -69,7 +70,7 @@ class LeagueSeeds:
         spaced.
 
         Raises:
-            ValueError: there is no harmful seed.
+            DataError: there is no harmful seed.
         """
         held_out = seeds.test or seeds.validation
         harmful, benign = (evenly_spaced([s for s in held_out if s.label is label], num_games) for label in Label)
@@ -81,7 +82,7 @@ class LeagueSeeds:
         """The same of ``(group, seed)`` of a run's test split, whose benign seeds are played as they are.
 
         Raises:
-            ValueError: there is no harmful seed.
+            DataError: there is no harmful seed.
         """
         harmful, benign = (evenly_spaced([one for one in seeds if one[1].label is label], num_games) for label in Label)
         return cls(harmful, benign, _attacks_per_seed(num_games, len(harmful)), attack_benign=False)
@@ -95,6 +96,21 @@ class LeagueSeeds:
     def attacks_per_pair(self) -> int:
         """How many attacks on harmful seeds an attacker makes against every defender."""
         return len(self.harmful) * self.per_seed
+
+    def covered_by(self, attacker: Participant) -> str:
+        """How many of the harmful seeds an attacker's table has rewrites of, in words.
+
+        Raises:
+            ConfigError: of none.
+        """
+        rewrites = attacker.rewrites or {}
+        count = sum(bool(rewrites.get(seed.text)) for _, seed in self.harmful)
+        text = f"--attacker {attacker.name}: its table has rewrites of {count} of the {len(self.harmful)} harmful seeds"
+        if not count:
+            raise ConfigError(
+                f"{text} that are played (data.test_files, game.crossplay.num_seeds): seeds have to be equal"
+            )
+        return text
 
     def rollout_specs(self) -> list[RolloutSpec]:
         """What every attacker writes."""
@@ -153,7 +169,10 @@ def in_order(names: Sequence[str]) -> list[str]:
 
 def _attacks_per_seed(num_games: int, num_harmful: int) -> int:
     if not num_harmful:
-        raise ValueError("cross-play needs harmful test seeds: data.test_files or data.validation_files has none")
+        raise DataError(
+            "cross-play needs harmful test seeds: those of data.test_files, else of data.validation_files, else "
+            "data.validation_fraction of data.train_files have none. game.crossplay.enabled=false does without"
+        )
     return max(1, round(num_games / num_harmful))
 
 

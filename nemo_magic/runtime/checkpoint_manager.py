@@ -47,6 +47,7 @@ from nemo_magic.runtime.checkpoint_paths import (
     committed_checkpoints,
     partial_path,
     prune_checkpoints,
+    step_of,
 )
 from nemo_magic.runtime.errors import CheckpointError
 from nemo_magic.runtime.manifest import Checksums, checksums_of, find_corruption, write_manifest
@@ -136,7 +137,7 @@ class CheckpointManager:
     # --- restoring
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that is whole. Damaged ones are reported and set aside.
+        """The newest checkpoint that is whole, and need not be saved again. Damaged ones are reported and set aside.
 
         Raises:
             CheckpointError: when there are checkpoints and all of them are damaged.
@@ -146,6 +147,7 @@ class CheckpointManager:
         for path in paths:
             problems = self._problems_of(path)
             if not problems:
+                self._last_step = step_of(path)
                 return path
             self._note(f"checkpoint {path} is damaged ({'; '.join(problems[:3])}): set aside, going back further")
             self._run_on_all(functools.partial(self._set_aside, path))
@@ -173,7 +175,6 @@ class CheckpointManager:
                 f"{path} was saved at {state['layout']}, this run is {layout}: the ranks' random states are begun anew "
                 "(only dropout draws from them)"
             )
-        self._last_step = int(state["step"])
         return state
 
     # --- the parts of saving
@@ -242,10 +243,12 @@ class CheckpointManager:
         partial, target = pending.partial, self.folder / checkpoint_name(pending.step)
         sums = {path: entry for part in parts for path, entry in part.items()}
         write_manifest(partial, sums, {"step": pending.step, "value": pending.value})
-        if target.exists():  # an earlier save of the same step, e.g. of a run that was resumed from before it
-            shutil.rmtree(target)
+        replaced = partial_path(self.folder, pending.step).with_suffix(".replaced.partial")
+        if target.exists():  # an earlier save of the same step, of a run that goes back to it with other settings
+            target.rename(replaced)
         partial.rename(target)
         sync_folder(self.folder)
+        shutil.rmtree(replaced, ignore_errors=True)
         prune_checkpoints(self.folder, self._config.keep_last, self._config.mode)
 
     def _problems_of(self, path: Path) -> list[str]:

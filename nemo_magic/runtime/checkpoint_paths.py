@@ -18,6 +18,11 @@ def checkpoint_name(step: int) -> str:
     return f"step_{step:06d}"
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder has a checkpoint's name."""
+    return path.name.startswith("step_") and path.name[5:].isdecimal()
+
+
 def step_of(checkpoint: Path) -> int:
     """How many steps were done, by a checkpoint's name."""
     return int(checkpoint.name[5:])
@@ -30,7 +35,7 @@ def partial_path(folder: Path, step: int) -> Path:
 
 def committed_checkpoints(folder: Path) -> list[Path]:
     """Committed checkpoints, newest first, without a look inside."""
-    paths = [path for path in folder.glob("step_*") if path.name[5:].isdigit() and (path / COMMITTED).is_file()]
+    paths = [path for path in folder.glob("step_*") if is_checkpoint(path) and (path / COMMITTED).is_file()]
     return sorted(paths, key=step_of, reverse=True)
 
 
@@ -38,7 +43,10 @@ def best_checkpoint(paths: Sequence[Path], mode: str) -> Path | None:
     """The checkpoint with the best value in its manifest, ``mode`` min or max; of equals the newest; None without."""
     best: tuple[float, Path] | None = None
     for path in paths:
-        value = json.loads((path / COMMITTED).read_text(encoding="utf-8")).get("value")
+        try:
+            value = json.loads((path / COMMITTED).read_text(encoding="utf-8")).get("value")
+        except ValueError:  # damaged, and found to be when it is gone on from
+            continue
         if value is not None and (best is None or (value < best[0] if mode == "min" else value > best[0])):
             best = value, path
     return None if best is None else best[1]

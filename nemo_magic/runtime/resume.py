@@ -10,7 +10,7 @@ from typing import Any
 
 from nemo_magic.config import ConfigError, MagicConfig
 from nemo_magic.config.secrets import masked
-from nemo_magic.runtime.checkpoint_paths import COMMITTED, FOLDER, STATE, committed_checkpoints
+from nemo_magic.runtime.checkpoint_paths import COMMITTED, FOLDER, STATE, committed_checkpoints, is_checkpoint
 
 _LAYOUT = (
     "name",
@@ -83,13 +83,13 @@ def decide(cfg: MagicConfig, source: str, command: str) -> Resume:
         return Resume()
     own = committed_checkpoints(Path(cfg.exp_manager.explicit_log_dir) / FOLDER)
     if source != "auto":
-        path = Path(source)
-        if not (path / COMMITTED).is_file():
+        path = Path(source).resolve()
+        if not (path / COMMITTED).is_file() or not is_checkpoint(path):
             raise ConfigError(
                 f"--resume {source}: no committed checkpoint there; give auto, never, or a folder such as "
                 f"{cfg.exp_manager.explicit_log_dir}/checkpoints/step_000015"
             )
-        if own and path.resolve().parent != own[0].resolve().parent:
+        if own and path.parent != own[0].resolve().parent:
             raise ConfigError(
                 f"--resume {source}: {cfg.exp_manager.explicit_log_dir} has checkpoints of its own, up to "
                 f"{own[0].name}: go on from there (--resume auto), or give this run another name (name=...)"

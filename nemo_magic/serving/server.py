@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from types import FrameType, SimpleNamespace
 
-from nemo_magic.actors.builder import build_policy
+from nemo_magic.actors.builder import build_actor
 from nemo_magic.actors.config import SamplingConfig
 from nemo_magic.actors.distributed import World
 from nemo_magic.actors.generation import NativeGenerator
@@ -61,7 +61,7 @@ def _build(cfg: MagicConfig, role: Role) -> tuple[ServingEngine, World, object]:
     """The engine, the world, and a copy of the tokenizer for another thread."""
     # Served log-probabilities are the model's own, whatever temperature it was trained at.
     options = replace(cfg.actors.of(role), sampling_params=SamplingConfig())
-    actor = build_policy(role, models(cfg, "serve")[role], options, cfg.trainer, cfg.seed, backend=cfg.backend).actor
+    actor = build_actor(role, models(cfg, "serve")[role], options, cfg.trainer, cfg.seed, backend=cfg.backend)
     world = World.current()
     return ServingEngine(actor, NativeGenerator(cfg.generation), world), world, copy.deepcopy(actor.chat.wrapped)
 

@@ -19,7 +19,7 @@ from nemo_magic.game.metrics import Scored
 from nemo_magic.game.pool import GIB
 from nemo_magic.game.schedule import Schedule
 from nemo_magic.game.stopping import total_steps
-from nemo_magic.league.participants import START
+from nemo_magic.league.participants import START, LeagueSeeds
 from nemo_magic.report.records import StepRecord
 from nemo_magic.rollout.attack_prefetch import AttackPrefetcher
 from nemo_magic.rollout.engine import build_rollout_engine
@@ -72,6 +72,8 @@ class Coevolution:
         self.sampler = SeedSampler(data.train, cfg.game.batch_size, cfg.data.harmful_share, cfg.seed)
         self.held_out = interleaved(data.validation)[: cfg.game.num_val_samples]
         self.test = data.test or data.validation
+        if cfg.game.crossplay.enabled:  # refused now, and not at the end
+            LeagueSeeds.of_run(list(enumerate(self.test)), cfg.game.crossplay.num_seeds)
         total = total_steps(cfg.game.max_steps, cfg.game.max_epochs, cfg.game.batch_size, len(data.train))
         self.run = Run(cfg, self.world, self.timers, total, pair.preemption)
         self.run.note(str(data.report))
@@ -126,6 +128,8 @@ class Coevolution:
             with timers("judge_wait"):
                 scored = self.rewards.collect(pending)
             batch, scored, refilled = self.refill.complete(policy, learner, self.state.step, batch, scored)
+            unplayed |= self.measures.of_refill(unplayed, self.rollouts.take_unanswered())
+            self.pair.generator.release()
             with timers("update"):
                 metrics = self.trainer.update(policy, batch, scored)
         metrics |= unplayed | refilled
@@ -168,7 +172,7 @@ class Coevolution:
         if self.is_validated(done):
             metrics |= self.validate()
         metrics |= self.opponents.update_win_rates(before.learner, before.step, scored)
-        self.state.live_rows += metrics[LIVE_ROWS]
+        self.state.live_rows += metrics[LIVE_ROWS] * cfg.grpo.minibatches  # the metric is of one update
         phase_ends = before.ends_phase(cfg.game.schedule, metrics)
         is_known = phase_ends or done == self.run.total_steps
         known = metrics | ({PHASE_LIVE_ROWS: self.state.live_rows} if is_known else {})
@@ -222,6 +226,7 @@ class Coevolution:
             self.opponents.keep(role, START, -1)
         self.opponents.draw(self.state.schedule)
         self.state.metrics = self.validate()
+        self.pair.set_learner(self.state.schedule.learner)  # before a save, which wants every role's moments
         self.run.logger.record(StepRecord(0, "start", 0, None, self.state.metrics))
         self.save()
 
@@ -251,5 +256,5 @@ class Coevolution:
         self.state = GameState.load(path, self.run.checkpoints, self.pair, self.prefetcher)
         self.opponents.state = self.state
         self.trainer.baselines = self.state.baselines
-        self.run.note(f"resumed from {path}: {self.state.step} of {self.run.total_steps} steps are done")
+        self.run.has_resumed(resume, path, self.state.step, self.save)
         return True

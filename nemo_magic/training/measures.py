@@ -80,6 +80,12 @@ class Measures:
             )
         return {"train_rollouts/unplayed_share": share, "train_rollouts/unanswered": count}
 
+    def of_refill(self, unplayed: dict[str, float], unanswered: Counter[str]) -> dict[str, float]:
+        """The step's unanswered messages with those of its refills."""
+        name = "train_rollouts/unanswered"
+        (count,) = self._world.sum_data_parallel(sum(unanswered.values()))
+        return {name: unplayed[name] + count}
+
     def _game(self, prefix: str, scored: Sequence[Scored]) -> dict[str, float]:
         means = Ratios.merged(self._world.gather_data_parallel(rollout_metrics(scored))).means(prefix)
         rare = f"{prefix}ended_{Ending.NO_ATTACK}"

@@ -48,7 +48,10 @@ def clear_out(world: World, run: Path, snapshots: Mapping[str, Sequence[Snapshot
             return
         known = {(owner, kept.name) for owner, selves in snapshots.items() for kept in selves}
         for path in committed_checkpoints(run / CHECKPOINTS):
-            saved = json.loads((path / STATE).read_text(encoding="utf-8"))["snapshots"]
+            try:
+                saved = json.loads((path / STATE).read_text(encoding="utf-8"))["snapshots"]
+            except (ValueError, KeyError):  # damaged: nobody knows what it needs
+                return
             known |= {(owner, name) for owner, names in saved.items() for name in names}
         for folder in (run / "snapshots").glob("*/[!.]*"):
             if (folder.parent.name, folder.name) not in known:

@@ -71,6 +71,13 @@ class Run:
             self._note = self.logger.note
             yield
 
+    def has_resumed(self, resume: Resume, path: Path, done: int, save: Callable[[bool], None]) -> None:
+        """Say where the run goes on from. A checkpoint that is not its own newest one is saved as its own: whatever
+        ends the run now, the same command goes on."""
+        self.note(f"resumed from {path}: {done} of {self.total_steps} steps are done")
+        if not resume.newest:
+            save(True)
+
     def checkpoint_of(self, resume: Resume) -> Path | None:
         """The checkpoint that the run goes on from, and None where it begins.
 

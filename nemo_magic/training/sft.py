@@ -142,7 +142,7 @@ class WarmUp:
         if path is None:
             return False
         self.done = int(self.run.checkpoints.restore(path, {str(self.role): self.policy})["step"])
-        self.run.note(f"resumed from {path}: {self.done} of {self.run.total_steps} steps are done")
+        self.run.has_resumed(resume, path, self.done, self.save)
         return True
 
     def _pool(self, path: str | None, key: str, role: Role) -> list[Row]:
@@ -151,7 +151,7 @@ class WarmUp:
             raise DataError(f"{key} is not set: name a jsonl or parquet file of demonstrations")
         chat, limit = self.policy.actor.chat, self.policy.actor.cfg.encoder_seq_length
         neutralised = chat.neutralised
-        rows, report = attack_rows(self.cfg, path, chat) if role is Role.ATTACKER else chat_rows(path, chat)
+        rows, report = attack_rows(self.cfg, path, key, chat) if role is Role.ATTACKER else chat_rows(path, key, chat)
         fitting = [row for row in rows if len(row) <= limit]
         report.drop(f"longer than model.encoder_seq_length={limit}", len(rows) - len(fitting))
         if not fitting:
@@ -163,9 +163,9 @@ class WarmUp:
         return fitting
 
 
-def attack_rows(cfg: MagicConfig, path: str, chat: ChatTokenizer) -> tuple[list[Row], DropReport]:
+def attack_rows(cfg: MagicConfig, path: str, key: str, chat: ChatTokenizer) -> tuple[list[Row], DropReport]:
     """The attack pool as prompts and tagged completions."""
-    pool, report = read_attack_pool(path)
+    pool, report = read_attack_pool(path, key)
     return [
         Row(
             chat.prompt_ids(attacker_messages(cfg.game.prompts, row.seed, row.history, cfg.game.max_turns)),
@@ -175,9 +175,9 @@ def attack_rows(cfg: MagicConfig, path: str, chat: ChatTokenizer) -> tuple[list[
     ], report
 
 
-def chat_rows(path: str, chat: ChatTokenizer) -> tuple[list[Row], DropReport]:
+def chat_rows(path: str, key: str, chat: ChatTokenizer) -> tuple[list[Row], DropReport]:
     """A chat pool as prompts and answers."""
-    pool, report = read_chat_pool(path)
+    pool, report = read_chat_pool(path, key)
     return [Row(chat.prompt_ids(row.messages), chat.completion_ids(row.response)) for row in pool], report
 
 

@@ -92,7 +92,7 @@ class GameState:
         """
         saved: Mapping[str, Any] = checkpoints.restore(path, pair.unique)
         try:
-            return cls._of(saved, path, pair, prefetcher)
+            return cls._of(saved, path, checkpoints.folder.parent / SNAPSHOTS, pair, prefetcher)
         except KeyError as error:
             raise CheckpointError(
                 f"{path / STATE} has no {error}: another version of nemo-magic wrote it, and only that one goes on "
@@ -100,7 +100,9 @@ class GameState:
             ) from error
 
     @classmethod
-    def _of(cls, saved: Mapping[str, Any], path: Path, pair: PolicyPair, prefetcher: AttackPrefetcher) -> GameState:
+    def _of(
+        cls, saved: Mapping[str, Any], path: Path, snapshots: Path, pair: PolicyPair, prefetcher: AttackPrefetcher
+    ) -> GameState:
         from nemo_magic.actors.snapshots import Snapshot
 
         for name, policy in pair.unique.items():
@@ -108,14 +110,13 @@ class GameState:
             policy.reference_age = saved["reference_age"][name]
         rows = json.loads((path / PREFETCHED).read_text(encoding="utf-8"))
         prefetcher.from_rows(rows, lambda group: group % pair.world.dp_size == pair.world.dp_rank)
-        folder = path.parent.parent / SNAPSHOTS
         return cls(
             schedule=Schedule.from_dict(saved["schedule"]),
             early_stop=EarlyStop.from_dict(saved["early_stop"]),
             alarms=Alarms.from_dict(saved["alarms"]),
             pool=Pool.from_dict(saved["pool"]),
             snapshots={
-                name: [Snapshot(kept, folder / name / kept) for kept in names]
+                name: [Snapshot(kept, snapshots / name / kept) for kept in names]
                 for name, names in saved["snapshots"].items()
             },
             live_rows=saved["live_rows"],

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from nemo_magic.compat import cpu
+from nemo_magic.compat.adam import FusedAdam
 
 PACKAGE = Path(cpu.__file__).parents[1]
 
@@ -35,7 +36,7 @@ def test_fused_adam_is_adamw(weight_decay: float) -> None:
     start = [torch.randn(3, 4, generator=draw), torch.randn(5, generator=draw)]
     mine, theirs = ([p.clone().requires_grad_() for p in start] for _ in range(2))
     options = {"lr": 1e-2, "betas": (0.9, 0.98), "weight_decay": weight_decay}
-    first, second = cpu.FusedAdam(mine, **options), torch.optim.AdamW(theirs, **options)  # type: ignore[arg-type]
+    first, second = FusedAdam(mine, **options), torch.optim.AdamW(theirs, **options)  # type: ignore[arg-type]
     for _ in range(7):
         for a, b in zip(mine, theirs, strict=True):
             a.grad = torch.randn(a.shape, generator=draw)
@@ -61,6 +62,7 @@ def test_leaving_ends_what_process_groups_there_are_and_may_be_done_twice() -> N
 MAKE_ONE_OF_EACH = """
 import torch
 from nemo_magic.compat import cpu
+from nemo_magic.compat.adam import FusedAdam
 
 cpu.install(announce=False)
 given = {"arange": (3,), "eye": (2,), "linspace": (0, 1, 3), "randint": (3, (2,)), "randperm": (3,)}

@@ -24,6 +24,12 @@ def test_vllm_is_an_engine_of_the_backend_megatron() -> None:
         (["model.kv_channels=40"], r"heads have 40 numbers \(model\.kv_channels\)"),
         (["model.activation=gelu"], r"no architecture of Hugging Face.*model\.activation='gelu'"),
         (["model.num_moe_experts=4"], r"vLLM takes no new weights of experts there"),
+        (
+            ["actors.defender.sampling_params.temperature=3"],
+            r"actors\.defender.*temperature=3.* not between 0\.01 and 2",
+        ),
+        (["actors.attacker.sampling_params.temperature=0.001"], r"temperature=0\.001 is not between 0\.01 and 2"),
+        (["model.qkv_bias=true"], r"model\.qkv_bias=true, which is Qwen2 there, and model\.kv_channels=32"),
         (ASKS_FOR_LOGPROBS, r"grpo\.tis_clip=2.*actors\.attacker has temperature=0\.8.*min_length=1"),
         (
             [
@@ -38,6 +44,19 @@ def test_vllm_is_an_engine_of_the_backend_megatron() -> None:
 def test_what_vllm_cannot_do_is_refused_by_name(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         compose("magic_sandbox", [*BASE, *words])
+
+
+def test_on_a_gpu_one_engine_plays_both_roles() -> None:
+    words = [
+        "backend=megatron",
+        "generation.engine=vllm",
+        "model.transformer_engine=false",
+        "data.train_files=[/seeds.jsonl]",
+    ]
+    words += [f"actors.{role}.restore_from_path=/base" for role in ("attacker", "defender")]
+    assert compose("magic_8b_lora", words)
+    with pytest.raises(ConfigError, match=r"on a GPU one engine plays both roles, and these differ .*adapter_dim"):
+        compose("magic_8b_lora", [*words, "actors.attacker.model.peft.lora_tuning.adapter_dim=256"])
 
 
 def test_vllm_has_log_probabilities_where_nothing_restricts_sampling() -> None:

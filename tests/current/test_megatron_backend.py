@@ -319,6 +319,31 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(home: Path, played: Any, layou
     assert torch.equal(one["torch"], other["torch"])
 
 
+def test_a_distributed_optimizer_learns_the_same_and_is_saved_for_any_layout(home: Path) -> None:
+    two, sharded = ["trainer.devices=2"], ["model.optim.name=mcore_distributed_optim"]
+    for name, words in (("whole", two), ("sharded", [*two, *sharded])):
+        lanes.run("megatron", *game(home, "megatron", home / name, "tp1"), *words, "game.max_steps=6")
+    unbroken, whole = (figures(home / name) for name in ("sharded", "whole"))
+    assert largest_difference(unbroken, whole) < 1e-4
+    # The first checkpoint is of roles that have not learned yet, the second of both.
+    for step, words in ((0, []), (5, []), (5, ["model.tensor_model_parallel_size=2"])):
+        resumed = home / f"sharded_{step}_{len(words)}"
+        shutil.copytree(home / "sharded", resumed)
+        for path in (resumed / FOLDER).glob("step_*"):
+            if int(path.name[5:]) > step:
+                shutil.rmtree(path)
+        lanes.run("megatron", *game(home, "megatron", resumed, "tp1"), *two, *sharded, "game.max_steps=6", *words)
+        found = figures(resumed)
+        if words:  # what an update is made of is another share of the rollout there
+            played = {name for name in unbroken[6] if name.startswith("train_rollouts/")}
+            assert {name: found[6][name] for name in played} == pytest.approx(
+                {name: unbroken[6][name] for name in played}
+            )
+            assert len(played) > 5
+        else:
+            assert found == unbroken
+
+
 # --- what measures and serves
 
 

@@ -42,6 +42,12 @@ def test_every_command_of_the_journey_takes_its_configuration(tmp_path, commands
         assert cfg.judge.guard == "house:HouseRules"
 
 
+def test_adapters_have_a_folder_of_their_own(tmp_path):
+    for name, folder in ((None, "full-adapters-16"), ("current", "current-adapters-16")):
+        steps = journey.journey(tmp_path, journey.FULL_STEPS, name=name, adapters=16)
+        assert steps[-1].result == tmp_path / folder / "table.md"
+
+
 def step_of(path, log, seconds=60.0, fails=False):
     def work():
         log.append(path.name)

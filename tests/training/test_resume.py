@@ -58,6 +58,15 @@ def test_a_given_checkpoint_is_taken_whatever_its_settings(cfg: MagicConfig) -> 
         decide(cfg, str(given / "policies"), "train")
 
 
+def test_a_link_to_a_checkpoint_is_the_checkpoint_and_a_copy_under_another_name_is_none(cfg: MagicConfig) -> None:
+    given = checkpoint(cfg, 9)
+    (given.parent / "best").symlink_to(given.name)
+    assert decide(cfg, str(given.parent / "best"), "train") == Resume(given)
+    given.rename(given.with_name("step_000009-copy"))
+    with pytest.raises(ConfigError, match="no committed checkpoint there"):
+        decide(cfg, str(given.with_name("step_000009-copy")), "train")
+
+
 def test_a_given_checkpoint_whose_state_cannot_be_read_is_refused(cfg: MagicConfig) -> None:
     given = checkpoint(cfg, 9)
     (given / "state.json").write_text('{"step": 9, "conf')

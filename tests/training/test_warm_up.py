@@ -23,7 +23,8 @@ def words(game: Game, folder: Path, *overrides: str) -> list[str]:
         "sft", "-cn", "sft_sandbox_defender", f"exp_manager.explicit_log_dir={folder}", *SMALL,
         f"sandbox.folder={game.home / 'sandbox'}", f"sft.max_steps={STEPS}", "sft.batch_size=8", f"sft.val_pool={pool}",
         "sft.num_val_samples=8", "sft.val_check_interval=10", "model.hidden_dropout=0.1",
-        "exp_manager.checkpoint_callback_params.every_n_train_steps=5", *overrides,
+        "exp_manager.checkpoint_callback_params.every_n_train_steps=5",
+        "exp_manager.checkpoint_callback_params.keep_last=10", *overrides,
     ]  # fmt: skip
 
 
@@ -87,10 +88,13 @@ def test_with_another_pool_or_as_a_game_it_is_refused_and_anew_it_keeps_what_was
     earliest = min((folder / "checkpoints").glob("step_*"))
     done = int(earliest.name[5:])
     training = start(*words(game, folder, *lower), "--resume", str(earliest), log=log)
-    wait_for(lambda: "committed" in log.read_text().partition(f"resumed from {earliest}")[2], training, log)
+    # The checkpoint that it went back to, as its own, and the next one.
+    wait_for(lambda: log.read_text().partition(f"resumed from {earliest}")[2].count("committed") > 1, training, log)
     training.send_signal(signal.SIGUSR1)
     assert training.wait() == EXIT_PREEMPTED
     assert "the same command without --resume goes on from there" in log.read_text()
+    state = json.loads((earliest / "state.json").read_text())
+    assert state["config"]["actors"]["defender"]["model"]["optim"]["lr"] == 1e-4
     rates = [row["train_optim/lr"] for row in played(folder)]
     # In the hundred steps in which it rises, from one end to the other.
     assert rates == pytest.approx([(2e-3 if i < done else 1e-4) * (i + 2) / 101 for i in range(len(rates))])

@@ -36,6 +36,18 @@ def build_policy(
     base: Actor | None,
 ) -> TrainablePolicy:
     """As ``actors.builder.build_policy``."""
+    built = build_actor(role, model, actor, trainer, seed, base)
+    optimizer, scheduler = built.begin_learning(trainer.gradient_clip_val)
+    if keep_reference:
+        reference.keep_reference(built, moves_reference)
+    clip = trainer.gradient_clip_val
+    return TrainablePolicy(role, built, optimizer, scheduler, clip, moves_reference=moves_reference)
+
+
+def build_actor(
+    role: Role, model: ModelConfig, actor: ActorConfig, trainer: TrainerConfig, seed: int, base: Actor | None
+) -> MegatronActor:
+    """As ``actors.builder.build_actor``: without gradients, main weights and moments."""
     warnings.filterwarnings("ignore", module=r"(megatron|torch)(\..*)?")
     for name in ("megatron.core", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -60,11 +72,7 @@ def build_policy(
         built.add_adapters(card_of_base(path, model))
         if model.peft.restore_from_path is not None:
             load_weights(built, model.peft.restore_from_path)
-    optimizer, scheduler = built.begin_learning(trainer.gradient_clip_val)
-    if keep_reference:
-        reference.keep_reference(built, moves_reference)
-    clip = trainer.gradient_clip_val
-    return TrainablePolicy(role, built, optimizer, scheduler, clip, moves_reference=moves_reference)
+    return built
 
 
 def _tokenizer(role: Role, config: TokenizerConfig) -> Any:

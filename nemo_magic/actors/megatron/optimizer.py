@@ -38,6 +38,7 @@ class Optimizer:
         megatron = get_megatron_optimizer(config, [model])
         (self._megatron,) = megatron.chained_optimizers if isinstance(megatron, ChainedOptimizer) else (megatron,)
         self._model, self._config = model, config
+        self._is_sharded = config.use_distributed_optimizer
         for group in self.param_groups:
             group["weight_decay"] = optim.weight_decay * group["wd_mult"]
 
@@ -55,9 +56,7 @@ class Optimizer:
     @property
     def main_weights(self) -> list[torch.Tensor]:
         """What a step changes where the model computes in bf16: fp32 weights, this rank's share of sharded ones."""
-        name = (
-            "shard_fp32_from_float16_groups" if self._config.use_distributed_optimizer else "fp32_from_float16_groups"
-        )
+        name = "shard_fp32_from_float16_groups" if self._is_sharded else "fp32_from_float16_groups"
         return [weight for group in getattr(self._megatron, name, ()) for weight in group]
 
     def zero_grad(self) -> None:
@@ -77,22 +76,25 @@ class Optimizer:
         return True, norm
 
     def state_dict(self) -> dict[str, Any]:
-        """This rank's state."""
-        state: dict[str, Any] = self._megatron.state_dict()
-        return state
+        """All tensors of this rank's state."""
+        return {"state": list(self.state.values()), "main_weights": self.main_weights}
+
+    def init_state(self) -> None:
+        """Create the moments of a role that has not learned yet, zeros, where they are to be."""
+        self._megatron.init_state_fn(self._megatron.optimizer, self._config)
 
     def sharded_state_dict(self, weights: Mapping[str, Any], is_loading: bool) -> dict[str, Any]:
-        """This rank's state, described as ``weights``, those of the model, are."""
-        if not self._config.use_distributed_optimizer:
-            # A role that has not learned yet has moments, too: zeros.
-            self._megatron.init_state_fn(self._megatron.optimizer, self._config)
-        state: dict[str, Any] = self._megatron.sharded_state_dict(dict(weights), is_loading=is_loading)
+        """This rank's state, described as ``weights``, those of the model, are. That of a distributed optimizer is
+        written in the model's shapes, so that it can be read at another layout."""
+        self.init_state()
+        options = {"metadata": {"distrib_optim_sharding_type": "fully_reshardable"}} if self._is_sharded else {}
+        state: dict[str, Any] = self._megatron.sharded_state_dict(dict(weights), is_loading=is_loading, **options)
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take what a checkpoint held, of either backend. Of its parameter groups that is the count of steps; learning
         rates and decay are the configuration's."""
-        if self._config.use_distributed_optimizer or self._config.bf16:
+        if self._is_sharded or self._config.bf16:
             self._megatron.load_state_dict(state)
             return
         groups = self._megatron.state_dict()["param_groups"]
