@@ -10,7 +10,7 @@ REFUSED = {
     "generation.engine=trt_llm": "backend=megatron with generation.engine=trt_llm: its exporter is NeMo's; set it to",
     "model.tokenizer.library=sentencepiece": "backend=megatron with model.tokenizer.library=sentencepiece: set it to",
     "model.name=other": "backend=megatron with model.name=other: not there yet",
-    "model.optim.name=mcore_distributed_optim": "backend=megatron with model.optim.name=mcore_distributed_optim and",
+    "model.optim.name=fused_adam": "accelerator=cpu: set it to cpu_fused_adam or mcore_distributed_optim",
 }
 
 
@@ -35,6 +35,10 @@ def test_what_megatron_does_not_have_yet_is_refused_by_name(override: str) -> No
     with pytest.raises(ConfigError) as refused:
         compose("magic_sandbox", ["backend=megatron", override])
     assert REFUSED[override] in str(refused.value)
+
+
+def test_the_distributed_optimizer_runs_on_cpu_without_nemo() -> None:
+    assert compose("magic_sandbox", ["backend=megatron", "model.optim.name=mcore_distributed_optim"])
 
 
 def test_a_plan_may_name_either_backend() -> None:

@@ -47,12 +47,8 @@ def test_what_vllm_cannot_do_is_refused_by_name(words: list[str], message: str) 
 
 
 def test_on_a_gpu_one_engine_plays_both_roles() -> None:
-    words = [
-        "backend=megatron",
-        "generation.engine=vllm",
-        "model.transformer_engine=false",
-        "data.train_files=[/seeds.jsonl]",
-    ]
+    words = ["backend=megatron", "generation.engine=vllm", "model.transformer_engine=false"]
+    words += ["data.train_files=[/seeds.jsonl]", "judge.urls=[http://j:1]"]
     words += [f"actors.{role}.restore_from_path=/base" for role in ("attacker", "defender")]
     assert compose("magic_8b_lora", words)
     with pytest.raises(ConfigError, match=r"on a GPU one engine plays both roles, and these differ .*adapter_dim"):

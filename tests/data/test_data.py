@@ -211,3 +211,18 @@ def test_chat_pools_are_pairs_or_messages(tmp_path: Path) -> None:
     assert [(len(r.messages), r.response) for r in pairs] == [(1, "r")]
     assert [(len(r.messages), r.response) for r in chats] == [(2, "r")]
     assert sum(report.dropped.values()) == 1
+
+
+def test_a_seed_of_either_label_is_held_out_however_few_there_are(tmp_path: Path) -> None:
+    rows = [{"prompt": f"h{i}", "label": "harmful"} for i in range(5)]
+    rows += [{"prompt": f"b{i}", "label": "benign"} for i in range(300)] + [{"prompt": "alone", "label": "harmful"}]
+    found = load_seeds(DataConfig(train_files=[jsonl(tmp_path / "s.jsonl", rows)]))
+    assert Counter(seed.label for seed in found.validation) == {Label.HARMFUL: 1, Label.BENIGN: 6}
+    assert len(found.train) + len(found.validation) == 306
+
+
+def test_a_pool_that_is_no_table_is_named_by_its_own_key(tmp_path: Path) -> None:
+    (tmp_path / "val.jsonl").write_text("")
+    for read in (read_attack_pool, read_chat_pool):
+        with pytest.raises(DataError, match=r"sft\.val_pool: .*val\.jsonl"):
+            read(str(tmp_path / "val.jsonl"), "sft.val_pool")

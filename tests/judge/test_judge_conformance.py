@@ -219,6 +219,7 @@ def test_a_judge_that_is_not_there_is_said_in_two_lines(capsys: pytest.CaptureFi
         (["--protocol", "http://a", "--judge", "http://b"], "takes neither FILE nor --judge"),
         (["--protocol", "a"], "must start with one of: http://"),
         (["--protocol", "http://a", "--parallel", "0"], "--parallel 0 must be at least 1"),
+        (["rows.jsonl", "--judge", "http://a", "--parallel", "0"], "--parallel 0 must be at least 1"),
         (["--protocol", "http://a", "--token-env", "NO_SUCH"], "NO_SUCH: this environment variable is unset"),
         (["--judge", "http://a"], "give FILE and --judge URL, or --protocol URL"),
         (["file"], "give FILE and --judge URL, or --protocol URL"),

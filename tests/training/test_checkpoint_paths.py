@@ -5,12 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from nemo_magic.runtime.checkpoint_paths import best_checkpoint, committed_checkpoints, prune_checkpoints
+from nemo_magic.runtime.checkpoint_paths import (
+    best_checkpoint,
+    committed_checkpoints,
+    prune_checkpoints,
+    remove_checkpoints,
+)
 
 
 def checkpoint(folder: Path, step: int, value: float | None = None) -> Path:
     path = folder / f"step_{step:06d}"
-    path.mkdir()
+    path.mkdir(parents=True)
     (path / "COMMITTED").write_text(json.dumps({"step": step, "value": value}))
     return path
 
@@ -30,6 +35,23 @@ def test_the_best_one_stays_too_and_can_be_found_by_its_link(tmp_path: Path, mod
     prune_checkpoints(tmp_path, keep_last=1, mode=mode)
     assert [int(path.name[5:]) for path in committed_checkpoints(tmp_path)] == [25, best]
     assert (tmp_path / "best").resolve().name == f"step_{best:06d}"
+
+
+def test_a_damaged_one_is_not_the_best_and_ends_nothing(tmp_path: Path) -> None:
+    (checkpoint(tmp_path, 5, 0.1) / "COMMITTED").write_text("")
+    checkpoint(tmp_path, 10, 0.5)
+    checkpoint(tmp_path, 15, 0.7)
+    prune_checkpoints(tmp_path, keep_last=2, mode="min")
+    assert (tmp_path / "best").resolve().name == "step_000010"
+
+
+def test_all_go_once_the_result_is_written(tmp_path: Path) -> None:
+    for step in (5, 10):
+        checkpoint(tmp_path / "checkpoints", step)
+    (tmp_path / "checkpoints" / "best").symlink_to("step_000005")
+    remove_checkpoints(tmp_path / "checkpoints")
+    assert not (tmp_path / "checkpoints").exists()
+    remove_checkpoints(tmp_path / "checkpoints")
 
 
 def test_of_equals_the_newest_is_the_best(tmp_path: Path) -> None:

@@ -164,6 +164,14 @@ def test_a_table_without_rewrites_is_refused_with_its_columns(unbroken: Path, tm
     assert attackers(cfg, unbroken, [str(table)])[-1].rewrites == {"a": ["b", "c"]}
 
 
+def test_a_table_without_a_rewrite_of_any_seed_is_refused_before_anything_is_played() -> None:
+    seeds = LeagueSeeds([(0, Seed("a", "ask", Label.HARMFUL)), (1, Seed("b", "tell", Label.HARMFUL))], [], 1)
+    table = Participant("pairs", "x", rewrites={"ask": ["please"], "other": ["no"]})
+    assert seeds.covered_by(table) == "--attacker pairs: its table has rewrites of 1 of the 2 harmful seeds"
+    with pytest.raises(ConfigError, match=r"--attacker pairs: .* 0 of the 2 .*data\.test_files"):
+        seeds.covered_by(replace(table, rewrites={"Ask": ["please"]}))
+
+
 @pytest.mark.process
 def test_a_run_that_kept_nobody_is_no_league(unbroken: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no weights"):
