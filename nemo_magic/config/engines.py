@@ -43,10 +43,10 @@ def _vllm(cfg: MagicConfig, roles: Models) -> Iterator[str]:
                 )
     engines = set()
     for role, model in local.items():
-        told = cfg.actors.of(role).sampling_params
-        if not told.use_greedy and not 0.01 <= told.temperature <= 2:
+        temperature = cfg.actors.of(role).sampling_params.temperature
+        if not cfg.actors.of(role).sampling_params.use_greedy and not 0.01 <= temperature <= 2:
             yield (
-                f"{enabled}: actors.{role}.sampling_params.temperature={told.temperature} is not between 0.01 and 2, "
+                f"{enabled}: actors.{role}.sampling_params.temperature={temperature} is not between 0.01 and 2, "
                 f"within which vLLM samples as it is told: {native}"
             )
         try:

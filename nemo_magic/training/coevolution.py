@@ -129,7 +129,6 @@ class Coevolution:
                 scored = self.rewards.collect(pending)
             batch, scored, refilled = self.refill.complete(policy, learner, self.state.step, batch, scored)
             unplayed |= self.measures.of_refill(unplayed, self.rollouts.take_unanswered())
-            self.pair.generator.release()
             with timers("update"):
                 metrics = self.trainer.update(policy, batch, scored)
         metrics |= unplayed | refilled
@@ -152,14 +151,18 @@ class Coevolution:
             return self.rollouts.defender_rollout(openings, step)
 
     def play_more(self, learner: Role, pairs: Sequence[tuple[int, Seed]]) -> list[Episode]:
-        """As ``collect`` for more seeds of this rank, whose attacks nobody has generated ahead."""
+        """As ``collect`` for more seeds of this rank, whose attacks nobody has generated ahead; what follows learns, so
+        that the generator gives its memory back."""
         step = self.state.step
         if learner is Role.ATTACKER:
             with self.opponents.opponent_for(learner, step):
-                return self.rollouts.attacker_rollout(pairs, step)
-        openings = self.opponents.defender_openings({step: pairs})[step]
-        with self.opponents.opponent_for(learner, step):
-            return self.rollouts.defender_rollout(openings, step)
+                episodes = self.rollouts.attacker_rollout(pairs, step)
+        else:
+            openings = self.opponents.defender_openings({step: pairs})[step]
+            with self.opponents.opponent_for(learner, step):
+                episodes = self.rollouts.defender_rollout(openings, step)
+        self.pair.generator.release()
+        return episodes
 
     def after_step(self, metrics: dict[str, float], scored: Sequence[Scored]) -> None:
         """Validate, watch for alarms, log, and move the schedule on.
